@@ -1,0 +1,92 @@
+"""From a TriLoRA adapter to the standard LoRA that equals it: factors (s B (T + rho I), A), no approximation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from h2tune.adapter.layer import TriLoraLayer
+
+
+def lora_tensors(model: PeftModel, adapter_name: str) -> tuple[dict[str, Tensor], int]:
+    """PEFT's LoRA state dict for one adapter, and its single rank.
+
+    Smaller ranks are padded with zeros: servers such as vLLM read one rank and one alpha for all modules.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, TriLoraLayer) and adapter_name in module.trilora_A
+    }
+    if not layers:
+        raise ValueError(f"The model has no TriLoRA adapter {adapter_name!r}.")
+    rank = max(layer.trilora_r[adapter_name] for layer in layers.values())
+    tensors = {}
+    with torch.no_grad():
+        for name, layer in layers.items():
+            missing = rank - layer.trilora_r[adapter_name]
+            a = torch.nn.functional.pad(layer.trilora_A[adapter_name].float(), (0, 0, 0, missing))
+            b = torch.nn.functional.pad(layer.left_factor(adapter_name).float(), (0, missing))
+            tensors[f"{name}.lora_A.weight"] = a.cpu().contiguous()
+            tensors[f"{name}.lora_B.weight"] = b.cpu().contiguous()
+    return tensors, rank
+
+
+def save_lora(model: PeftModel, path: str | Path, adapter_name: str = "default") -> Path:
+    """Write one adapter as a standard LoRA folder that PEFT loads without this package."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    config = model.peft_config[adapter_name]
+    tensors, rank = lora_tensors(model, adapter_name)
+    tensors |= _saved_modules(model, adapter_name)
+    names = {key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in tensors if ".lora_A." in key}
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=_target_modules(model, names),
+        modules_to_save=config.modules_to_save,
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        fan_in_fan_out=any(isinstance(m, TriLoraLayer) and isinstance(m.get_base_layer(), Conv1D) for m in model.modules()),
+        inference_mode=True,
+    )
+    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    lora.save_pretrained(str(path))
+    return path
+
+
+def _saved_modules(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
+    """The trained copies of whole modules (a classification head), under the names that PEFT gives them."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        copies = getattr(module, "modules_to_save", None)
+        if isinstance(copies, torch.nn.ModuleDict) and adapter_name in copies:
+            for key, value in copies[adapter_name].state_dict().items():
+                found[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
+    return found
+
+
+def _target_modules(model: PeftModel, adapted: set[str]) -> list[str]:
+    """The shortest endings that name exactly the adapted modules: servers expect ``q_proj``, not a path."""
+    everything = {
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D, TriLoraLayer)) and not name.endswith(".base_layer")
+    }
+    targets = set()
+    for name in adapted:
+        pieces = name.split(".")
+        for length in range(1, len(pieces) + 1):
+            ending = ".".join(pieces[-length:])
+            same = {other for other in everything if other == ending or other.endswith("." + ending)}
+            if same <= adapted:
+                targets.add(ending)
+                break
+    return sorted(targets)

@@ -1,0 +1,189 @@
+"""The TriLoRA layer: one formula, ``delta W = s B (T + rho I) A``, for forward, merge and export."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from h2tune.adapter.config import TriLoraConfig
+
+
+class Rows:
+    """Which output rows of a map belong to which of its parts (one part unless the map is fused).
+
+    Args:
+        sizes: rows of each part.
+        interleave: number of heads whose rows alternate between the parts; 0 if each part is contiguous.
+    """
+
+    def __init__(self, sizes: list[int], interleave: int = 0) -> None:
+        self.sizes = [int(s) for s in sizes]
+        self.order: Tensor | None = None
+        if interleave:
+            per_head = [s // interleave for s in self.sizes]
+            rows = torch.arange(sum(self.sizes)).view(interleave, sum(per_head))
+            self.order = torch.cat([part.reshape(-1) for part in rows.split(per_head, dim=1)])
+            self.inverse = torch.argsort(self.order)
+
+    def split(self, b: Tensor) -> list[Tensor]:
+        """The rows of ``b`` (d_out x ...), part by part."""
+        if self.order is not None:
+            b = b.index_select(0, self.order.to(b.device))
+        return list(b.split(self.sizes))
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Inverse of `split`."""
+        b = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return b if self.order is None else b.index_select(0, self.inverse.to(b.device))
+
+
+class TriLoraLayer(BaseTunerLayer):
+    """What every adapted module has: per adapter A (r x d_in), B (d_out x r) and T (parts x r x r)."""
+
+    adapter_layer_names = ("trilora_A", "trilora_B", "trilora_T")
+    other_param_names = ("trilora_r", "trilora_scaling", "trilora_rho", "trilora_rows", "trilora_dropout")
+
+    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+        self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(
+            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self.trilora_A = nn.ParameterDict()
+        self.trilora_B = nn.ParameterDict()
+        self.trilora_T = nn.ParameterDict()
+        self.trilora_dropout = nn.ModuleDict()
+        self.trilora_r: dict[str, int] = {}
+        self.trilora_scaling: dict[str, float] = {}
+        self.trilora_rho: dict[str, float] = {}
+        self.trilora_rows: dict[str, Rows] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True
+        in_features, out_features = _get_in_out_features(self.get_base_layer())
+        if in_features is None or out_features is None:
+            raise TypeError(f"TriLoRA cannot adapt a {type(base_layer).__name__}.")
+        self.in_features, self.out_features = in_features, out_features
+
+    def update_layer(
+        self, adapter_name: str, config: TriLoraConfig, parts: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Add an adapter to this module, or replace the one of that name."""
+        layout = parts or {"sizes": [self.out_features]}
+        if sum(layout["sizes"]) != self.out_features:
+            raise ValueError(f"The parts {layout['sizes']} do not add up to the {self.out_features} output rows.")
+        r = config.r
+        self.trilora_r[adapter_name] = r
+        self.trilora_scaling[adapter_name] = config.scaling
+        self.trilora_rho[adapter_name] = float(config.residual)
+        self.trilora_rows[adapter_name] = Rows(**layout)
+        self.trilora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.trilora_A[adapter_name] = nn.Parameter(torch.empty(r, self.in_features))
+        self.trilora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, r))
+        self.trilora_T[adapter_name] = nn.Parameter(torch.zeros(len(layout["sizes"]), r, r))
+        if config.init_weights:
+            self.reset_parameters(adapter_name)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=kwargs.get("inference_mode", False))
+
+    def reset_parameters(self, adapter_name: str) -> None:
+        """A model starts unchanged: B = 0 with the residual (then T moves nothing yet), T = 0 without it."""
+        nn.init.kaiming_uniform_(self.trilora_A[adapter_name], a=math.sqrt(5))
+        nn.init.zeros_(self.trilora_T[adapter_name])
+        if self.trilora_rho[adapter_name]:
+            nn.init.zeros_(self.trilora_B[adapter_name])
+        else:
+            nn.init.normal_(self.trilora_B[adapter_name], std=self.trilora_r[adapter_name] ** -0.5)
+
+    def left_factor(self, adapter_name: str) -> Tensor:
+        """``s B (T + rho I)``, d_out x r: the B of the standard LoRA that equals this adapter exactly."""
+        b, t = self.trilora_B[adapter_name], self.trilora_T[adapter_name]
+        rho, scaling = self.trilora_rho[adapter_name], self.trilora_scaling[adapter_name]
+        rows = self.trilora_rows[adapter_name]
+        if rho:
+            t = t + rho * torch.eye(t.shape[-1], dtype=t.dtype, device=t.device)
+        if scaling != 1.0:
+            t = t * scaling
+        return rows.join([part @ middle for part, middle in zip(rows.split(b), t.unbind(), strict=True)])
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """``s B (T + rho I) A`` in the shape of the base weight (transposed for Conv1D)."""
+        delta = self.left_factor(adapter_name) @ self.trilora_A[adapter_name]
+        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
+
+    def scale_layer(self, scale: float) -> None:
+        for name in self.active_adapters:
+            if name in self.trilora_scaling:
+                self.trilora_scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        if scale is None:
+            warnings.warn("TriLoRA keeps no history of scales: pass the scale to undo.", stacklevel=2)
+            return
+        self.scale_layer(1 / scale)
+
+
+class TriLoraLinear(nn.Module, TriLoraLayer):
+    """A linear map (``nn.Linear``, ``Conv1D`` or a quantised one) with TriLoRA adapters."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: TriLoraConfig, **kwargs: Any) -> None:
+        super().__init__()
+        TriLoraLayer.__init__(self, base_layer, **kwargs)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, **kwargs)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters' deltas to the base weight; ``safe_merge`` refuses a result that is not finite."""
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.trilora_A:
+                weight = self.get_base_weight()
+                merged = (weight.float() + self.get_delta_weight(name).float()).to(weight.dtype)
+                if safe_merge and not torch.isfinite(merged).all():
+                    raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken.")
+                self.set_base_weight(merged)
+                self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take the merged deltas out again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            if name in self.trilora_A:
+                weight = self.get_base_weight()
+                self.set_base_weight((weight.float() - self.get_delta_weight(name).float()).to(weight.dtype))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name not in self.trilora_A:
+                continue
+            a = self.trilora_A[name]
+            u = F.linear(self.trilora_dropout[name](self._cast_input_dtype(x, a.dtype)), a)
+            # T is folded into B: the same factor as in merge and export, and no activation to keep for it.
+            result = result + F.linear(u, self.left_factor(name))
+        return result.to(dtype)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return "trilora." + super().__repr__()
+
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)

@@ -1,0 +1,44 @@
+"""Where anchor text comes from: the sentences that ship with the package, the demo's, or a file."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from h2tune.core.anchors import AnchorError
+
+
+def load_anchors(source: str, words_file: str | None = None) -> list[str]:
+    """Sentences of an anchor source; with a file of the domain's words, sentences around them are added.
+
+    Raises:
+        AnchorError: if the source is missing or holds too little.
+    """
+    if source == "builtin":
+        sentences = _lines((files("h2tune.zoo") / "anchors.txt").read_text(encoding="utf-8"))
+    elif source == "demo":
+        from h2tune.tasks.demo import demo_anchors
+
+        sentences = demo_anchors()
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise AnchorError(f"anchors: there is no file {source}; use `builtin`, `demo`, or one sentence a line.")
+        sentences = _lines(path.read_text(encoding="utf-8"))
+    if words_file:
+        sentences += word_sentences(_lines(Path(words_file).read_text(encoding="utf-8")))
+    if len(sentences) < 20:
+        raise AnchorError(f"anchors: {source} holds {len(sentences)} sentences; frames need at least 20, better 300.")
+    return sentences
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+_AROUND = ("We wrote down {} today.", "They asked about {} and waited.", "The first one was {}.", "Then somebody {} it again.")
+
+
+def word_sentences(words: list[str]) -> list[str]:
+    """Plain sentences that hold the given words, each in several places."""
+    return [pattern.format(word) for word in words for pattern in _AROUND]

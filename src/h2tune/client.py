@@ -1,0 +1,262 @@
+"""One participant of a federation: its model, its data, its private state, and what it answers to the server.
+
+Read `handle` from top to bottom: join, describe, welcome, then round after round, and the result. Everything that
+comes in is decoded and judged by `wire`; everything that goes out is what the method packs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from h2tune import tasks
+from h2tune.adapter import TriLoraConfig
+from h2tune.config import ClientConfig, ConfigError, Experiment
+from h2tune.core.anchors import anchor_batch, coverage
+from h2tune.core.bases import Bases, describe
+from h2tune.core import budget
+from h2tune.methods import resolve_method
+from h2tune.models import Residents
+from h2tune.seeds import derive
+from h2tune.store import ClientStore
+from h2tune.tasks.prompts import encode
+from h2tune.training.batches import stream
+from h2tune.training.score import Score, score
+from h2tune.training.updates import NanLossError
+from h2tune.wire import Message, Payload, WireError, decode
+from h2tune.wire import encode as to_bytes
+
+
+class Client:
+    """A participant.
+
+    Args:
+        config: its own part of the experiment.
+        experiment: what all participants agree on.
+        residents: the base models of this process.
+        anchors: the public sentences, the same for everyone.
+        store: where its private state lives; None keeps nothing.
+        watch: called with client, phase, step, steps, loss after every update.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        experiment: Experiment,
+        residents: Residents,
+        anchors: Sequence[str] = (),
+        store: ClientStore | None = None,
+        watch: Callable[[str, int, str, int, int, float], None] | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.config, self.experiment, self.anchors, self.store, self.watch = config, experiment, anchors, store, watch
+        self.name, self.seed, self.rounds = config.name, experiment.seed, experiment.rounds
+        self.training, self.rank, self.data_seed = experiment.training, experiment.rank, config.name
+        self.task = tasks.build_task(config.task)
+        labels = len(self.task.labels) if self.task.kind == "classify" else None
+        self.resident = residents.get(
+            config.model, labels=labels, revision=config.revision, trust=config.trust_remote_code, slots=config.slots,
+            quantization=config.quantization,
+        )  # fmt: skip
+        self.layout, self.tokenizer = self.resident.layout, self.resident.tokenizer
+        self.accelerator = accelerator or make_accelerator(experiment, residents.device)
+        self._load_data()
+        self.keep = self._affordable() if config.keep == "auto" else float(config.keep)
+        method, settings = resolve_method(experiment.method)
+        self.method = method.client(self, settings)
+        self.run = ""
+
+    def _load_data(self) -> None:
+        config, seed = self.config, derive(self.seed, self.data_seed, "data")
+        train = tasks.load_examples(config.train, self.task, limit=config.n_train, seed=seed, columns=config.columns)
+        self.test = tasks.load_examples(config.test, self.task, limit=config.n_test, seed=seed, columns=config.columns)
+        self.leaked = tasks.overlap(train, self.test)
+        if config.validation:
+            validation = tasks.load_examples(config.validation, self.task, columns=config.columns)
+        else:
+            train, validation = tasks.split_validation(train, seed)
+        self.validation = validation[: self.experiment.evaluation.n_validation]
+        length = config.max_length or self.resident.context
+        encoded = [
+            encode(part, self.tokenizer, max_length=length, truncate=config.truncate)
+            for part in (train, self.validation, self.test)
+        ]
+        self.train_examples = train
+        self.train_data, self.validation_data, self.test_data = encoded
+
+    def _affordable(self) -> float:
+        """``keep: auto``; what was found once is kept, so that a resumed run has the same shapes."""
+        known = self.store.read_json("budget.json") if self.store else None
+        if known is None:
+            maps = self.resident.maps()
+            pairs = len(self.layout.slots) * min(self.experiment.depth or 2 * self.layout.depth, 2 * self.layout.depth)
+            limits = self.config.budget
+
+            def fits(rank: int) -> bool:
+                upload = limits.upload is None or budget.upload_bytes(pairs, rank) <= budget.parse_size(limits.upload)
+                memory = limits.memory is None or budget.adapter_bytes(maps, rank) <= budget.parse_size(limits.memory)
+                return upload and memory and (limits.step_ms is None or self._step_ms(rank) <= limits.step_ms)
+
+            try:
+                known = {"keep": budget.kept_share(self.rank, fits, f"rank 1 needs {budget.upload_bytes(pairs, 1)} bytes up"
+                                                   f" and {budget.adapter_bytes(maps, 1):,} bytes of memory")}  # fmt: skip
+            except ValueError as error:
+                raise ConfigError([f"{self.name}: {error}"]) from None
+            if self.store:
+                self.store.write_json("budget.json", known)
+        return known["keep"]
+
+    def _step_ms(self, rank: int) -> float:
+        """Median milliseconds of three training steps with a throw-away adapter of this rank."""
+        name, times = f"_probe{rank}", []
+        config = TriLoraConfig(r=rank, residual=False, target_modules=self.layout.targets, parts=self.layout.parts or None,
+                               task_type="SEQ_CLS" if self.task.kind == "classify" else "CAUSAL_LM")  # fmt: skip
+        self.resident.attach(name, config)
+        batches = stream(self.train_data, self.training.batch_size, self.tokenizer.pad_token_id, 0)
+        for _ in range(4):
+            batch = {k: v.to(self.accelerator.device) for k, v in next(batches)[0].items()}
+            begin = time.perf_counter()
+            self.resident.peft(**batch).loss.backward()
+            times.append(1000 * (time.perf_counter() - begin))
+        self.resident.peft.zero_grad()
+        self.resident.detach(name)
+        return sorted(times[1:])[1]
+
+    @contextmanager
+    def generator(self, *purpose: object) -> Iterator[None]:
+        """Torch's generators seeded for one purpose of this client, and restored afterwards."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(derive(self.seed, self.data_seed, *purpose))
+            yield
+
+    def describe_anchors(self, directions: int) -> Bases:
+        """Factors of this model's activations on the anchors; clients on one base share them."""
+        resident, key = self.resident, ("bases", directions, hash(tuple(self.anchors)))
+        if key not in resident.cache:
+            batch = anchor_batch(self.anchors, self.tokenizer, resident.context, resident.causal)
+            model = resident.model
+            if resident.peft is None:
+                resident.cache[key] = describe(model, self.layout, batch, directions)
+            else:
+                with resident.peft.disable_adapter():
+                    resident.cache[key] = describe(model, self.layout, batch, directions)
+        return resident.cache[key]
+
+    def handle(self, data: bytes) -> bytes:
+        """Answer one message of the server."""
+        message = decode(data, run=self.run or None)
+        self.run = message.run
+        actions: dict[str, Callable[[Message], tuple[str, Payload]]] = {
+            "join": self._join,
+            "describe": lambda m: ("described", self.method.describe()),
+            "welcome": self._welcome,
+            "resume": self._resume,
+            "round": self._round,
+            "finish": self._finish,
+        }
+        if message.kind not in actions:
+            raise WireError(f"{self.name} cannot answer a message of kind {message.kind!r}.")
+        try:
+            kind, payload = actions[message.kind](message)
+        except NanLossError as error:
+            kind, payload = "failure", Payload(meta={"reason": str(error)})
+        reply = Message(kind, message.run, message.round, self.name, message.method, payload, len(self.train_data))
+        return to_bytes(reply)
+
+    def _join(self, message: Message) -> tuple[str, Payload]:
+        base = self._score(self.test, self.test_data, bare=True)
+        payload = self.method.join()
+        covered, missing = coverage(self.anchors, [e.prompt + e.answer for e in self.train_examples])
+        if self.store:
+            # The words themselves are private text; only the share is told.
+            self.store.write_json("anchors.json", {"covered": covered, "missing": missing})
+        payload.meta |= {"base": base.plain(), "facts": self._facts() | {"anchor_coverage": covered}}
+        return "joined", payload
+
+    def _facts(self) -> dict[str, Any]:
+        golds = [e.gold for e in self.test]
+        return {
+            "model": self.config.model,
+            "family": self.resident.family,
+            "task": self.task.name,
+            "kind": self.task.kind,
+            "metric": self.task.metric,
+            "n_train": len(self.train_data),
+            "n_validation": len(self.validation),
+            "n_test": len(self.test),
+            "keep": self.keep,
+            "majority": max(map(golds.count, set(golds))) / len(golds),
+            "leaked": self.leaked,
+        }
+
+    def _welcome(self, message: Message) -> tuple[str, Payload]:
+        with self.generator("welcome"):
+            self.method.welcome(message.payload)
+        return "ready", Payload()
+
+    def _resume(self, message: Message) -> tuple[str, Payload]:
+        """Rebuild what a committed round left: the same objects, then the saved tensors."""
+        self.method.join(fresh=False)
+        self.method.welcome(message.payload, fresh=False)
+        if self.store is None or (state := self.store.load_state(message.round)) is None:
+            raise RuntimeError(f"{self.name} has no saved state for round {message.round}.")
+        self.method.load_state(state)
+        return "ready", Payload()
+
+    def _round(self, message: Message) -> tuple[str, Payload]:
+        begin = time.perf_counter()
+
+        def on_step(phase: str, step: int, steps: int, loss: float) -> None:
+            if self.watch:
+                self.watch(self.name, message.round, phase, step, steps, loss)
+
+        with self.generator(message.round, "train"):
+            payload, losses = self.method.train(message.round, message.payload, on_step)
+        record: dict[str, Any] = {"loss": losses, "validation": None, "test": None}
+        if message.payload.meta.get("evaluate"):
+            record["validation"] = self._score(self.validation, self.validation_data).plain()
+            if self.experiment.evaluation.curves:
+                record["test"] = self._score(self.test, self.test_data).plain()
+        record["seconds"] = time.perf_counter() - begin
+        payload.meta |= {"record": record}
+        if self.store:
+            self.store.save_state(message.round, self.method.state())
+        return "update", payload
+
+    def _finish(self, message: Message) -> tuple[str, Payload]:
+        """Take the last shared state, unless by validation the client's own last one is better."""
+        own = self._score(self.validation, self.validation_data)
+        kept = self.method.state()
+        self.method.receive(message.payload)
+        shared = self._score(self.validation, self.validation_data)
+        if own.nats < shared.nats:
+            self.method.load_state(kept)
+        final = self._score(self.test, self.test_data)
+        better = own if own.nats < shared.nats else shared
+        if self.store:
+            self.store.save_adapter(self.resident.peft, self.name)
+        result = final.plain() | {"validation": better.metric, "validation_nats": better.nats}
+        return "result", Payload(meta={"final": result, "report": self.method.report()})
+
+    def _score(self, examples: Sequence, encoded: Sequence, bare: bool = False) -> Score:
+        """Score the client's model, or with ``bare`` the untouched base model."""
+        resident, size = self.resident, self.experiment.evaluation.batch_size
+        args = (self.tokenizer, self.task, examples, encoded, size)
+        if bare:
+            if resident.peft is None:
+                return score(resident.model, *args)
+            with resident.peft.disable_adapter():
+                return score(resident.model, *args)
+        return score(resident.activate(self.name), *args)
+
+
+def make_accelerator(experiment: Experiment, device: str) -> Accelerator:
+    """One Accelerator for all clients of a process."""
+    precision = {"fp32": "no"}.get(experiment.training.precision, experiment.training.precision)
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+

@@ -1,0 +1,203 @@
+"""The experiment as typed, validated data: what a YAML file may say, with its defaults and their reasons."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class ConfigError(ValueError):
+    """One or more mistakes in a config; ``problems`` holds a line for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Budget(_Strict):
+    """What a client can afford; with ``keep: auto`` the share of the core is derived from it."""
+
+    upload: str | None = Field(None, description="most bytes that it sends in a round, for example 200KB")
+    memory: str | None = Field(None, description="most memory for adapter and optimiser, for example 2GB")
+    step_ms: float | None = Field(None, gt=0, description="most milliseconds for a training step, measured at the start")
+
+
+class ClientConfig(_Strict):
+    """One participant: its model, its task, its data."""
+
+    name: str = Field(description="name of the client, unique", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    model: str = Field(description="`zoo:` name, Hugging Face name, or local folder")
+    revision: str | None = Field(None, description="commit of a Hub model; without it the model may change under you")
+    trust_remote_code: bool = Field(False, description="run Python that the model's authors ship")
+    slots: dict[str, str] | None = Field(None, description="slot to module, for families that are not known")
+    quantization: Literal["none", "8bit", "4bit"] = Field("none", description="load the base in 8 or 4 bits (bitsandbytes)")
+    task: str | dict[str, Any] = Field(description="a preset (`h2tune tasks`), or a mapping")
+    train: str = Field(description="training data: a file, a folder, a dataset name or `demo:...`")
+    test: str = Field(description="test data, only used for scoring")
+    validation: str | None = Field(None, description="validation data; by default a tenth of `train`, at least 20 rows")
+    columns: dict[str, str] | None = Field(None, description="your column names, if they differ: {theirs: yours}")
+    n_train: int | None = Field(None, ge=1, description="use only so many training rows (a seeded sample)")
+    n_test: int | None = Field(None, ge=1, description="use only so many test rows (a seeded sample)")
+    keep: float | Literal["auto"] = Field(1.0, description="share of the core that it trains and sends, in (0, 1]")
+    budget: Budget | None = Field(None, description="for `keep: auto`")
+    max_length: int | None = Field(None, ge=8, description="longest example in tokens; by default the model's context")
+    truncate: bool = Field(False, description="cut longer examples instead of refusing them")
+    learning_rate: float | None = Field(None, gt=0, description="overrides `training.learning_rate`")
+
+    @field_validator("keep")
+    @classmethod
+    def _keep(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 < value <= 1:
+            raise ValueError(f"keep must lie in (0, 1], got {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _auto_needs_budget(self) -> ClientConfig:
+        if self.keep == "auto" and self.budget is None:
+            raise ValueError("keep: auto needs a budget: {upload: ..., memory: ..., step_ms: ...}")
+        return self
+
+
+class Training(_Strict):
+    """Local training, the same for every client unless it says otherwise."""
+
+    steps: int = Field(30, ge=1, description="optimiser updates per client and round")
+    batch_size: int = Field(16, ge=1, description="examples per batch")
+    accumulation: int = Field(1, ge=1, description="batches per update")
+    learning_rate: float = Field(2e-3, gt=0, description="for A, B and a head (and the whole adapter in `local`)")
+    core_learning_rate: float = Field(2e-2, gt=0, description="for S, P and M")
+    weight_decay: Literal[0] | float = Field(0.0, ge=0, description="for a head only; S, A and B have none")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="over all rounds")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of all updates in which the rate rises")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
+    checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the input of A")
+    head_steps: int = Field(30, ge=0, description="updates of a classification head before round 0")
+
+
+class Evaluation(_Strict):
+    """When and on how much data clients are scored."""
+
+    every: int = Field(1, ge=1, description="score validation every so many rounds")
+    curves: bool = Field(False, description="also score `test` then, for the curves; never used for a choice")
+    batch_size: int = Field(64, ge=1)
+    n_validation: int | None = Field(200, ge=1, description="at most so many validation rows")
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
+
+
+class Experiment(_Strict):
+    """A whole federation."""
+
+    name: Name = Field("federation", description="shown in reports; part of the run's identity")
+    seed: int = Field(0, ge=0, description="everything random is derived from it")
+    rounds: int = Field(5, ge=1, description="communication rounds")
+    method: str | dict[str, Any] = Field("h2tune", description="name, or {name: ..., and its own settings}")
+    rank: int = Field(16, ge=1, description="R, the side of the core's matrices")
+    depth: int | None = Field(None, ge=1, description="L, the core's depth; by default the deepest client's")
+    anchors: str = Field("builtin", description="`builtin`, `demo`, or a text file, one sentence a line")
+    anchor_words: str | None = Field(None, description="a file of the domain's words; sentences are built around them")
+    clients: list[ClientConfig] = Field(min_length=1, description="the participants")
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
+    participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
+    quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
+    patience: int | None = Field(None, ge=1, description="stop after so many rounds without a better mean validation")
+    baseline: Literal["none", "local"] = Field("none", description="`local` also trains every client alone")
+    select: Literal["federated", "best"] = Field("federated", description="`best` keeps the better by validation")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")
+    tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="also log metrics there")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        names = [client.name for client in self.clients]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"two clients have the name {twice[0]!r}; names must be unique")
+        if self.quorum > len(names):
+            raise ValueError(f"quorum {self.quorum} can never be met by {len(names)} clients")
+        if self.quorum > max(1, round(self.participation * len(names))):
+            raise ValueError(f"quorum {self.quorum} can never be met: a round selects {self.participation:.0%} of the clients")
+        if self.select == "best" and self.baseline != "local":
+            raise ValueError("select: best needs baseline: local")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path) -> Experiment:
+    """Read a YAML file; paths in it are relative to the file.
+
+    Raises:
+        ConfigError: with every mistake at once.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError([f"There is no config file {path}."])
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} is not valid YAML: {error}"]) from None
+    return parse_config(data, path.parent)
+
+
+def parse_config(data: Any, folder: Path | None = None) -> Experiment:
+    """Validate plain data; relative paths of clients' files are taken from ``folder``."""
+    if not isinstance(data, dict):
+        raise ConfigError(["The config must be a mapping with the key `clients`."])
+    if folder is not None:
+        data = _resolve_paths(data, folder)
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError([_explain(e) for e in error.errors()]) from None
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def resolve(value: Any) -> Any:
+        if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+            return str((folder / value).resolve())
+        return value
+
+    clients = data.get("clients")
+    if isinstance(clients, list):
+        keys = ("model", "train", "test", "validation")
+        clients = [
+            {k: resolve(v) if k in keys else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
+        ]
+    return data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"training": Training, "evaluation": Evaluation, "budget": Budget}
+
+
+def _explain(error: Any) -> str:
+    """One line for one pydantic error, in the words of the YAML file."""
+    place = list(error["loc"])
+    where = ".".join(str(p) for p in place) or "config"
+    if error["type"] == "extra_forbidden":
+        owner: type[BaseModel] = Experiment
+        for step in place[:-1]:
+            owner = _SECTIONS.get(str(step), ClientConfig if step == "clients" else owner)
+        near = difflib.get_close_matches(str(place[-1]), list(owner.model_fields), 1, 0.5)
+        hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(owner.model_fields)}."
+        return f"{where}: unknown key.{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        message = "is missing"
+    if error["type"] == "literal_error" and isinstance(error.get("input"), str):
+        choices = [c.strip(" '") for c in error["ctx"]["expected"].replace(" or ", ",").split(",")]
+        near = difflib.get_close_matches(error["input"], choices, 1, 0.5)
+        message += f", got {error['input']!r}." + (f" Did you mean `{near[0]}`?" if near else "")
+    return f"{where}: {message}"

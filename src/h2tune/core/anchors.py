@@ -1,0 +1,127 @@
+"""Anchor text: public sentences whose words are the rows on which models with different tokenizers agree.
+
+Rows are words, not tokens: every model averages its activations over the tokens of a word, so the same n rows come
+out of every tokenizer. The first word of a sentence is left out (its position is special in many models). One more row
+per sentence holds the place that a classification head reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import regex
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+# Word boundaries of Unicode's text segmentation (UAX 29).
+_BOUNDARY = regex.compile(r"(?w)\b")
+
+
+class AnchorError(ValueError):
+    """The anchors do not fit a model."""
+
+
+def words(text: str) -> list[tuple[int, int]]:
+    """Character spans of the words and punctuation marks of ``text``."""
+    cuts = sorted({0, len(text), *(m.start() for m in _BOUNDARY.finditer(text))})
+    spans = zip(cuts, cuts[1:], strict=False)
+    return [(a, b) for a, b in spans if not text[a:b].isspace()]
+
+
+def vocabulary(texts: Iterable[str]) -> Counter[str]:
+    """How often each word (lower case, with a letter in it) occurs."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        spelled = (text[a:b].lower() for a, b in words(text))
+        counts.update(word for word in spelled if any(c.isalpha() for c in word))
+    return counts
+
+
+def coverage(anchors: Sequence[str], texts: Iterable[str]) -> tuple[float, list[str]]:
+    """Share of the word occurrences in ``texts`` that the anchors hold, and the commonest words they lack."""
+    known, wanted = vocabulary(anchors), vocabulary(texts)
+    missing = Counter({w: n for w, n in wanted.items() if w not in known})
+    total = sum(wanted.values())
+    return (1 - sum(missing.values()) / total if total else 0.0), [w for w, _ in missing.most_common(20)]
+
+
+@dataclass(frozen=True)
+class AnchorBatch:
+    """All anchors as one padded batch, and how its tokens average into rows.
+
+    Attributes:
+        input_ids, attention_mask: sentences x tokens.
+        token, row, weight: triples of a sparse n x (sentences * tokens) averaging matrix.
+        rows: n.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    token: Tensor
+    row: Tensor
+    weight: Tensor
+    rows: int
+
+    def average(self, activations: Tensor) -> Tensor:
+        """Rows (n x d, float32) of activations (sentences x tokens x d)."""
+        flat = activations.reshape(-1, activations.shape[-1])
+        picked = flat.index_select(0, self.token.to(flat.device)).float()
+        out = torch.zeros(self.rows, flat.shape[-1], device=flat.device)
+        return out.index_add_(0, self.row.to(flat.device), picked * self.weight.to(flat.device)[:, None]).cpu()
+
+
+def anchor_batch(
+    anchors: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, causal: bool
+) -> AnchorBatch:
+    """Tokenise the anchors and assign tokens to words; n is the same for every tokenizer.
+
+    Raises:
+        AnchorError: for a tokenizer without character offsets, or a sentence longer than the model's context.
+    """
+    if not tokenizer.is_fast:
+        raise AnchorError("Frames need a fast tokenizer (it maps tokens to characters); this one is slow.")
+    encoded = tokenizer(list(anchors), return_offsets_mapping=True, return_special_tokens_mask=True)
+    longest = max(map(len, encoded["input_ids"]))
+    if longest > max_length:
+        raise AnchorError(f"An anchor has {longest} tokens, the model reads {max_length}: split long anchors.")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids = torch.full((len(anchors), longest), pad)
+    mask = torch.zeros_like(ids)
+    token, row, weight, rows = [], [], [], 0
+    for s, text in enumerate(anchors):
+        tokens = encoded["input_ids"][s]
+        ids[s, : len(tokens)] = torch.tensor(tokens)
+        mask[s, : len(tokens)] = 1
+        special = encoded["special_tokens_mask"][s]
+        groups = _tokens_of_words(words(text), encoded["offset_mapping"][s], special)[1:]
+        groups.append([len(tokens) - 1 if causal else 0])
+        for group in groups:
+            token += [s * longest + t for t in group]
+            row += [rows] * len(group)
+            weight += [1 / len(group)] * len(group)
+            rows += 1
+    return AnchorBatch(ids, mask, torch.tensor(token), torch.tensor(row), torch.tensor(weight), rows)
+
+
+def _tokens_of_words(
+    spans: list[tuple[int, int]], offsets: Sequence[tuple[int, int]], special: Sequence[int]
+) -> list[list[int]]:
+    """For every word the tokens that overlap it more than any other word; failing that, those that touch it."""
+    best: list[list[int]] = [[] for _ in spans]
+    touching: list[list[int]] = [[] for _ in spans]
+    for t, (start, end) in enumerate(offsets):
+        if special[t] or start == end:
+            continue
+        shares = [(min(end, b) - max(start, a), w) for w, (a, b) in enumerate(spans) if a < end and start < b]
+        for _, w in shares:
+            touching[w].append(t)
+        if shares:
+            best[max(shares, key=lambda item: (item[0], -item[1]))[1]].append(t)
+    for w, (some, any_) in enumerate(zip(best, touching, strict=True)):
+        # Position 0 carries a sink in many decoders; a word that shares its token with the first keeps it only if it must.
+        chosen = some or any_
+        best[w] = [t for t in chosen if t > 0] or chosen or [max(len(offsets) - 1, 0)]
+    return best

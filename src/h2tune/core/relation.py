@@ -1,0 +1,50 @@
+"""The layer relation matrix P: how the blocks of a model read the depths of the shared core."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def depth_relation(depth: int, blocks: int) -> Tensor:
+    """Relation by relative depth, L x L_i, columns sum to 1: a block between two depths has a share of both."""
+    relation = torch.zeros(depth, blocks)
+    for block in range(blocks):
+        place = block / (blocks - 1) * (depth - 1) if blocks > 1 else (depth - 1) / 2
+        low = min(int(place), depth - 1)
+        share = place - low
+        relation[low, block] += 1 - share
+        if share > 1e-9:
+            relation[low + 1, block] += share
+    return relation
+
+
+def nearest_relation(depth: int, blocks: int) -> Tensor:
+    """One depth for each block, the nearest."""
+    relation = depth_relation(depth, blocks)
+    return torch.nn.functional.one_hot(relation.argmax(0), depth).T.to(relation.dtype)
+
+
+def similarity_relation(similarity: Tensor, reach: float = 1.5, temperature: float = 0.1) -> Tensor:
+    """Relation from measured similarity (linear CKA, L x L_i) among the depths within ``reach`` of a block's own."""
+    depth, blocks = similarity.shape
+    places = torch.linspace(0, depth - 1, blocks) if blocks > 1 else torch.tensor([(depth - 1) / 2])
+    near = (torch.arange(depth)[:, None] - places[None]).abs() <= reach
+    return torch.softmax((similarity / temperature).masked_fill(~near, -torch.inf), dim=0)
+
+
+class Relation(nn.Module):
+    """P as trainable logits; the softmax down each column runs over the support that P started with."""
+
+    def __init__(self, start: Tensor, trainable: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("support", start > 0)
+        self.logits = nn.Parameter(start.clamp_min(1e-6).log(), requires_grad=trainable)
+
+    def forward(self) -> Tensor:
+        return torch.softmax(self.logits.masked_fill(~self.support, -torch.inf), dim=0)
+
+    @property
+    def covered(self) -> Tensor:
+        """Which depths some block reads, L booleans."""
+        return self.support.any(dim=1)

@@ -1,0 +1,155 @@
+"""From a config to a finished run: build the clients and the server, run, keep the figures.
+
+    from h2tune import run
+    metrics = run("federation.yaml", out="runs/first")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from h2tune.anchors import load_anchors
+from h2tune.client import Client, make_accelerator
+from h2tune.config import Experiment, load_config
+from h2tune.methods import resolve_method
+from h2tune.models import Residents
+from h2tune.server import Server
+from h2tune.store import RunStore
+from h2tune.transport.inprocess import InProcess
+from h2tune.version import __version__
+
+
+class Watcher(Protocol):
+    """Someone who shows progress; see `h2tune.report.live.Progress`."""
+
+    def start(self, clients: list[dict[str, Any]], rounds: int) -> None: ...
+    def step(self, client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None: ...
+    def client_done(self, client: str, round: int, metrics: dict, bytes_up: int, bytes_down: int) -> None: ...
+    def round_done(self, round: int, seconds: float) -> None: ...
+    def message(self, text: str, level: str = "info") -> None: ...
+
+
+class _WatchedStore(RunStore):
+    """A run store whose events the watcher also sees."""
+
+    def __init__(self, folder: Path, watcher: Watcher | None) -> None:
+        super().__init__(folder)
+        self.watcher = watcher
+
+    def event(self, event: str, text: str, **fields: Any) -> None:
+        super().event(event, text, **fields)
+        if self.watcher is None:
+            return
+        if event == "client_finished":
+            scores = fields.get("validation") or {}
+            self.watcher.client_done(fields["client"], fields["round"], scores, fields["bytes_up"], fields["bytes_down"])
+        elif event == "round_committed":
+            self.watcher.round_done(fields["round"], fields["seconds"])
+        elif event in ("client_excluded", "warning"):
+            self.watcher.message(text, "warning")
+        elif event == "frames":
+            self.watcher.message(text)
+
+
+def run(
+    experiment: Experiment | str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    changed: Sequence[str] = (),
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Run a federation in this process and return its metrics (as in ``metrics.json``).
+
+    Args:
+        experiment: the experiment or a path to its YAML.
+        out: run directory; must not hold another run.
+        resume: go on with the run in ``out``, from its last committed round.
+        changed: keys of the config that may differ from the run's when resuming.
+    """
+    begin = time.perf_counter()
+    if not isinstance(experiment, Experiment):
+        experiment = load_config(experiment)
+    method, settings = resolve_method(experiment.method)
+    store = _WatchedStore(Path(out), watcher)
+    continuing = resume and store.exists
+    residents = Residents(experiment.device)
+    if watcher:
+        watcher.start([{"name": c.name, "model": c.model, "task": _task_name(c.task)} for c in experiment.clients], experiment.rounds)
+        watcher.message("loading models and data")
+    identity = store.open(experiment, tuple(changed))[0] if continuing else None
+    anchors = load_anchors(experiment.anchors, experiment.anchor_words)
+    accelerator = make_accelerator(experiment, residents.device)
+    clients = {
+        c.name: Client(c, experiment, residents, anchors, store.client(c.name), watcher and watcher.step, accelerator)
+        for c in experiment.clients
+    }
+    identity = identity or store.create(experiment)
+    store.event("run_started", f"{method.name}, {len(clients)} clients, {experiment.rounds} rounds", resumed=continuing)
+    _warn(store, experiment, clients)
+    server = Server(experiment, identity, list(clients), InProcess(clients), store)
+    if continuing and (last := store.committed()):
+        server.resume(*last)
+    server.run()
+    metrics = collect(experiment, method.name, server, time.perf_counter() - begin)
+    store.write_metrics(metrics)
+    store.event("run_finished", "finished")
+    return metrics
+
+
+def _task_name(task: Any) -> str:
+    return task if isinstance(task, str) else str(task.get("preset") or task.get("kind"))
+
+
+def _warn(store: RunStore, experiment: Experiment, clients: dict[str, Client]) -> None:
+    """What deserves attention before training starts."""
+    for name, client in clients.items():
+        if client.leaked:
+            store.event("warning", f"{name}: {client.leaked} test examples occur in its training data", client=name)
+        config = client.config
+        if "/" in config.model and not Path(config.model).exists() and config.revision is None:
+            store.event("warning", f"{name}: {config.model} has no pinned revision; it may change under you", client=name)
+
+
+def collect(experiment: Experiment, method: str, server: Server, seconds: float) -> dict[str, Any]:
+    """All figures of a run as plain values."""
+    report = server.method.report()
+    clients = {}
+    for config in experiment.clients:
+        member = server.members[config.name]
+        facts = {k: v for k, v in member.facts.items() if k != "leaked"}
+        coverage = facts.pop("anchor_coverage", None)
+        clients[config.name] = facts | {
+            "rank": getattr(server.method, "ranks", {}).get(config.name, experiment.rank),
+            "base": member.base,
+            "local": None,
+            "final": member.final,
+            "kept": "federated" if member.final else None,
+            "status": member.status,
+            "rounds": member.rounds,
+            "relation": member.report.get("relation"),
+            "agreement": report.get("agreement"),
+            "anchor_coverage": None if coverage is None else {"words": coverage, "missing": []},
+            "setup_bytes": member.setup_bytes,
+        }
+    return {
+        "schema": 1,
+        "version": __version__,
+        "name": experiment.name,
+        "method": method,
+        "seed": experiment.seed,
+        "rounds": server.round,
+        "finished": True,
+        "seconds": seconds,
+        "clients": clients,
+        "mean": {key: _mean(clients, key) for key in ("base", "local", "final")},
+        "core": report.get("core"),
+    }
+
+
+def _mean(clients: dict[str, Any], key: str) -> float | None:
+    values = [c[key]["metric"] for c in clients.values() if c[key]]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,135 @@
+"""What a federated method answers, once for the client and once for the server.
+
+A method is one file with two classes. The client's half says which adapter it gets, what it says of itself, how it
+trains and what it sends; the server's half how the updates are combined and what goes back. Methods know the core and
+the adapter, and nothing of files, networks or the command line.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from h2tune.wire import Payload
+
+if TYPE_CHECKING:
+    from h2tune.client import Client
+    from h2tune.config import Experiment
+
+
+class MethodError(ValueError):
+    """A method cannot run on this federation; the text says which clients and why."""
+
+
+class Settings(BaseModel):
+    """A method's own settings, the keys beside ``name`` in ``method:``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+OnStep = Callable[[str, int, int, float], None]
+"""Called with phase, step, number of steps and loss after every update."""
+
+
+class ClientMethod(ABC):
+    """The client's half. ``client`` is the participant: model, data, seeds; see `h2tune.client.Client`."""
+
+    def __init__(self, client: Client, settings: Any) -> None:
+        self.client, self.settings = client, settings
+
+    @abstractmethod
+    def join(self, fresh: bool = True) -> Payload:
+        """Attach what is trained and introduce oneself. ``fresh`` is false where `load_state` will follow."""
+
+    def describe(self) -> Payload:
+        """Answer to the server's one question before the start, for example the bases of the anchors."""
+        return Payload()
+
+    def welcome(self, payload: Payload, fresh: bool = True) -> None:  # noqa: B027 - most methods need nothing
+        """Take the server's answer, before round 0. ``fresh`` is false where `load_state` will follow."""
+
+    @abstractmethod
+    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+        """One local round: what is sent up, and the mean loss of each phase."""
+
+    def receive(self, payload: Payload) -> None:  # noqa: B027
+        """Take the last state of what is shared, without training; once, at the end."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Private tensors to keep over a restart: adapter, head, optimisers, whatever the method trains."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `state`."""
+
+    def report(self) -> dict[str, Any]:
+        """Figures worth showing (a relation matrix, say); plain values, no private data."""
+        return {}
+
+
+class ServerMethod(ABC):
+    """The server's half."""
+
+    def __init__(self, experiment: Experiment, settings: Any) -> None:
+        self.experiment, self.settings = experiment, settings
+
+    def ask(self, joined: dict[str, Payload]) -> list[str]:
+        """Clients whose `describe` is wanted before the start."""
+        return []
+
+    @abstractmethod
+    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
+        """Set up what is shared; the answer for each client. Also called with late joiners only."""
+
+    @abstractmethod
+    def download(self, client: str) -> Payload:
+        """What a selected client gets for a round."""
+
+    @abstractmethod
+    def start_round(self) -> None:
+        """Forget the sums of the last round."""
+
+    @abstractmethod
+    def add(self, client: str, payload: Payload, weight: int) -> None:
+        """Fold one update in. Raises WireError if it is not what this client may send; then nothing has changed."""
+
+    @abstractmethod
+    def finish_round(self) -> None:
+        """Make the round's result what is shared."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Tensors to commit after a round."""
+
+    def plain_state(self) -> dict[str, Any]:
+        """Plain values to commit beside them: what `resume` needs."""
+        return {}
+
+    def fixed(self) -> dict[str, Tensor]:
+        """Tensors that never change after `open`; written once."""
+        return {}
+
+    @abstractmethod
+    def resume(self, tensors: dict[str, Tensor], plain: dict[str, Any], names: list[str]) -> dict[str, Payload]:
+        """Stand where `state` and `plain_state` were taken; the welcome, less anything that clients keep, for each."""
+
+    def report(self) -> dict[str, Any]:
+        """Figures worth showing; plain values."""
+        return {}
+
+
+class Method:
+    """A method's name, settings and halves, as found in the registry."""
+
+    registry: ClassVar[dict[str, Method]] = {}
+
+    def __init__(
+        self, name: str, settings: type[Settings], client: type[ClientMethod], server: type[ServerMethod], says: str
+    ) -> None:
+        self.name, self.settings, self.client, self.server, self.says = name, settings, client, server, says
+        self.registry[name] = self

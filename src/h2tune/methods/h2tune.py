@@ -1,0 +1,302 @@
+"""H2Tune: federated fine-tuning of different models on different tasks (arXiv 2507.22633), with aligned frames.
+
+    adapter          delta W = B T A, T written from the core             (triple matrix decomposition)
+    layer alignment  T[l, j] = sum_g P[g, l] (C[g, j] * S[g, j])          (relation-guided)
+    shared phase     A, B, head frozen; S, P, M on CE + mu/2 ||S - S0||^2
+    specific phase   S, P, M frozen; A, B, head on CE + lambda KL(z_shared || z)
+    aggregation      S <- sum_i w_i C_i S_i / sum_i w_i C_i, over the clients that cover an entry
+
+What the paper leaves open, and what makes the mean of S mean something, are the frames: before round 0 every client
+regresses its A and B on latent coordinates that all models share on public anchor text (`h2tune.core.frames`).
+Only covered entries of S ever leave a client, and once the left factors U of the anchors' activations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from h2tune.core import bases
+from h2tune.core.packing import pack_core, unpack_core
+from h2tune.core.relation import depth_relation, nearest_relation
+from h2tune.core.shared import ClientCore, CoreShape, CoreSum
+from h2tune.core.slots import SLOTS
+from h2tune.methods.adapted import AdapterClient
+from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
+from h2tune.training.batches import Batch
+from h2tune.wire import Payload, WireError
+
+
+class H2TuneSettings(Settings):
+    frames: Literal["anchor", "random"] = Field("anchor", description="`random`: no common frames (an ablation)")
+    share: bool = Field(True, description="`false`: frames and phases, but nothing is averaged (an ablation)")
+    alternation: Literal["step", "part", "joint"] = Field("step", description="phases by update, by part of a round, or none")
+    shared_part: float = Field(0.5, gt=0, lt=1, description="share of a round's updates that the shared phase gets")
+    relation: Literal["depth", "nearest", "similarity"] = Field("depth", description="start of P")
+    train_relation: bool = Field(True, description="train P with S")
+    depth_frames: Literal["procrustes", "none"] = Field("procrustes", description="common coordinates along depth")
+    mask: Literal["dims", "entries"] = Field("dims", description="what `keep` keeps: leading coordinates or learned entries")
+    proximal: float = Field(0.0, ge=0, description="mu, pull of the core towards the server's")
+    distill: float = Field(0.0, ge=0, description="lambda, pull of the specific phase towards the shared one's answers")
+    directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
+    train_factors: bool = Field(True, description="`false`: A and B stay at the frames, only the core (and a head) learn")
+
+
+class H2TuneClient(AdapterClient):
+    settings: H2TuneSettings
+
+    def join(self, fresh: bool = True) -> Payload:
+        client, settings = self.client, self.settings
+        rank = max(1, round(client.keep * client.rank)) if settings.mask == "dims" else client.rank
+        self.attach(rank, residual=False)
+        meta = self.introduction(rank) | {"keep": client.keep}
+        if settings.frames == "anchor" and fresh:
+            self.described = client.describe_anchors(settings.directions * client.rank)
+            meta["digest"] = self.described.digest
+        return Payload(meta=meta)
+
+    def describe(self) -> Payload:
+        return Payload(self.described.tensors())
+
+    def welcome(self, payload: Payload, fresh: bool = True) -> None:
+        client, settings = self.client, self.settings
+        self.shape = CoreShape(payload.meta["depth"], client.rank, tuple(payload.meta["slots"]))
+        start = nearest_relation if settings.relation == "nearest" else depth_relation
+        relation = start(self.shape.depth, client.layout.depth)
+        if settings.frames == "anchor" and fresh:
+            frames = bases.Frames.from_tensors(payload.tensors, self.shape)
+            if settings.relation == "similarity":
+                relation = self.described.relation(frames)
+            self._take_frames(frames, relation)
+            del self.described
+        self.core = ClientCore(
+            self.shape, client.layout, relation, client.keep, settings.mask, settings.train_relation
+        ).to(client.accelerator.device)
+        self.core.write(self.leaves)
+        if fresh:
+            self.warm_head()
+        self._make_groups()
+
+    def _take_frames(self, frames: bases.Frames, relation: Tensor) -> None:
+        """A_i and B_i by regression on the common coordinates; the leading r_i of them."""
+        factors = self.described.regress(frames, relation)
+        rank = self.leaves[0].shape[-1]
+        with torch.no_grad():
+            for layer, (a, b) in zip(self.layers, factors, strict=True):
+                layer.trilora_A[self.client.name].copy_(a[:rank])
+                layer.trilora_B[self.client.name].copy_(b[:, :rank])
+
+    def _make_groups(self) -> None:
+        client = self.client
+        updates = client.training.steps * client.rounds
+        shared = self.shared_updates(client.training.steps) * client.rounds
+        factors = self.factors if self.settings.train_factors else []
+        specific = [*factors, *self.head]
+        joint = self.settings.alternation == "joint"
+        self.groups = {"shared": self.group(list(self.core.parameters()), client.training.core_learning_rate, updates if joint else shared)}
+        if specific:
+            self.groups["specific"] = self.group(specific, self.rate, updates if joint else updates - shared)
+        for parameter in (*self.factors, *self.head):
+            parameter.requires_grad_(parameter in set(specific))
+
+    def shared_updates(self, steps: int) -> int:
+        return sum(phase == "shared" for phase in self.phases(steps))
+
+    def phases(self, steps: int) -> list[str]:
+        """The phase of each update of a round; the first is a shared one: at S = 0 nothing else has a gradient."""
+        if self.settings.alternation == "joint":
+            return ["joint"] * steps
+        share = self.settings.shared_part
+        if self.settings.alternation == "part":
+            cut = max(1, round(share * steps))
+            return ["shared"] * cut + ["specific"] * (steps - cut)
+        # Spread evenly: update n is shared whenever the count of shared updates falls behind its share.
+        return ["shared" if int((n + 1) * share + 1 - share) > int(n * share + 1 - share) else "specific" for n in range(steps)]
+
+    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+        self.activate()
+        if self.settings.share:
+            self.receive(payload)
+        self.start = self.core.S.detach().clone()
+        phases, batches = self.phases(self.client.training.steps), self.batches(round)
+        if "specific" not in self.groups:
+            phases = ["shared"] * len(phases)
+        losses: dict[str, list[float]] = {}
+        for step, phase in enumerate(phases):
+            if self.settings.distill and phase == "specific" and (step == 0 or phases[step - 1] != phase):
+                self.kept = [p.detach().clone() for p in self.factors]
+            loss = getattr(self, f"_{phase}")(batches)
+            losses.setdefault(phase, []).append(loss)
+            on_step(phase, step + 1, len(phases), loss)
+        self.core.write(self.leaves)
+        upload = Payload(self.pack(), {}) if self.settings.share else Payload()
+        return upload, {phase: sum(values) / len(values) for phase, values in losses.items()}
+
+    def _shared(self, batches: Any) -> float:
+        self._listen(core=True, factors=False)
+        self.core.write(self.leaves)
+        loss = self.updater.gradients(batches)
+        self._update_core()
+        return loss
+
+    def _specific(self, batches: Any) -> float:
+        self._listen(core=False, factors=True)
+        self.core.write(self.leaves)
+        return self.step(self.groups["specific"], batches, self._distillation() if self.settings.distill else None)
+
+    def _joint(self, batches: Any) -> float:
+        """Both groups from one backward pass (an ablation)."""
+        self._listen(core=True, factors=True)
+        self.core.write(self.leaves)
+        loss = self.updater.gradients(batches)
+        self._update_core()
+        self.updater.apply(self.groups["specific"])
+        return loss
+
+    def _update_core(self) -> None:
+        self.core.pull(self.leaves)
+        if self.settings.proximal:
+            self.core.S.grad.add_(self.core.S.detach() - self.start, alpha=self.settings.proximal)
+        self.updater.apply(self.groups["shared"])
+
+    def _listen(self, core: bool, factors: bool) -> None:
+        for leaf in self.leaves:
+            leaf.requires_grad_(core)
+        if "specific" in self.groups:
+            self.groups["specific"].trainable(factors)
+
+    def _distillation(self) -> Any:
+        """lambda KL(z_shared || z) over the asked positions, z_shared from A, B as the shared phase left them."""
+        kept, weight = self.kept, self.settings.distill
+
+        def penalty(batch: Batch, logits: Tensor) -> Tensor:
+            now = [p.data for p in self.factors]
+            for parameter, value in zip(self.factors, kept, strict=True):
+                parameter.data = value
+            with torch.no_grad():
+                self.client.resident.peft.eval()
+                before = self.client.resident.peft(**{k: v for k, v in batch.items() if k != "labels"}).logits
+                self.client.resident.peft.train()
+            for parameter, value in zip(self.factors, now, strict=True):
+                parameter.data = value
+            if batch["labels"].ndim == 2:
+                asked = batch["labels"][:, 1:] != -100
+                before, logits = before[:, :-1][asked], logits[:, :-1][asked]
+            return weight * kl_div(
+                log_softmax(logits.float(), -1), log_softmax(before.float(), -1), log_target=True, reduction="batchmean"
+            )
+
+        return penalty
+
+    def receive(self, payload: Payload) -> None:
+        if not self.settings.share:
+            return
+        core, coverage = unpack_core(payload.tensors, self.shape, self.core.rank)
+        with torch.no_grad():
+            self.core.S.copy_(torch.where(coverage.to(self.core.S.device), core.to(self.core.S.device), self.core.S))
+        self.core.write(self.leaves)
+
+    def pack(self) -> dict[str, Tensor]:
+        """What is sent: the kept entries of S and their coverage, nothing else."""
+        return pack_core(self.core.S, self.core.coverage, masked=self.core.scores is not None)
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {f"core.{k}": v.detach().clone() for k, v in self.core.state_dict().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        super().load_state(state)
+        self.core.load_state_dict({k.removeprefix("core."): v for k, v in state.items() if k.startswith("core.")})
+        self.core.write(self.leaves)
+
+    def report(self) -> dict[str, Any]:
+        return {"relation": self.core.relation().detach().cpu().tolist()}
+
+
+class H2TuneServer(ServerMethod):
+    settings: H2TuneSettings
+
+    def ask(self, joined: dict[str, Payload]) -> list[str]:
+        """One client for each distinct set of bases: clients on one model would send the same bytes."""
+        if self.settings.frames != "anchor":
+            return []
+        return list({payload.meta["digest"]: name for name, payload in reversed(joined.items())}.values())[::-1]
+
+    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
+        if not hasattr(self, "shape"):
+            depth = self.experiment.depth or max(p.meta["depth"] for p in joined.values())
+            held = {slot for p in joined.values() for slot in p.meta["slots"]}
+            self.shape = CoreShape(depth, self.experiment.rank, tuple(s for s in SLOTS if s in held))
+            self.S = self.shape.zeros()
+            self.ranks: dict[str, int] = {}
+            self.masked: dict[str, bool] = {}
+            self.frames = None
+            if self.settings.frames == "anchor":
+                sent = {name: payload.tensors for name, payload in described.items()}
+                self.frames = bases.agree(sent, self.shape, self.settings.depth_frames == "procrustes")
+            self.agreement = self.frames.agreement if self.frames else None
+        self.ranks |= {name: p.meta["rank"] for name, p in joined.items()}
+        self.masked |= {name: self.settings.mask == "entries" and p.meta["keep"] < 1 for name, p in joined.items()}
+        self.held = getattr(self, "held", {}) | {name: p.meta["slots"] for name, p in joined.items()}
+        meta = {"depth": self.shape.depth, "slots": list(self.shape.slots)}
+        tensors = self.frames.tensors() if self.frames else {}
+        return {name: Payload(tensors, meta) for name in joined}
+
+    def download(self, client: str) -> Payload:
+        if not self.settings.share:
+            return Payload()
+        r = self.ranks[client]
+        coverage = torch.zeros(self.shape.depth, len(self.shape.slots), r, r, dtype=torch.bool)
+        coverage[:, [self.shape.slots.index(s) for s in self.held[client]]] = True
+        return Payload(pack_core(self.S[:, :, :r, :r], coverage, masked=False))
+
+    def start_round(self) -> None:
+        self.sum = CoreSum(self.shape)
+
+    def add(self, client: str, payload: Payload, weight: int) -> None:
+        if not self.settings.share:
+            return
+        if payload.tensors.keys() != {"values", "pairs"} | ({"mask"} if self.masked[client] else set()):
+            raise WireError(f"the update of {client} holds other tensors than it may send")
+        try:
+            core, coverage = unpack_core(payload.tensors, self.shape, self.ranks[client])
+        except (ValueError, RuntimeError) as error:
+            raise WireError(f"the update of {client} is malformed: {error}") from None
+        self.sum.add(core, coverage, weight)
+
+    def finish_round(self) -> None:
+        if self.settings.share:
+            self.S = self.sum.mean(self.S)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"S": self.S}
+
+    def plain_state(self) -> dict[str, Any]:
+        shape = {"depth": self.shape.depth, "rank": self.shape.rank, "slots": list(self.shape.slots)}
+        held = {"ranks": self.ranks, "masked": self.masked, "held": self.held}
+        return {"shape": shape, "agreement": self.agreement} | held
+
+    def fixed(self) -> dict[str, Tensor]:
+        return self.frames.tensors() if self.frames else {}
+
+    def resume(self, tensors: dict[str, Tensor], plain: dict[str, Any], names: list[str]) -> dict[str, Payload]:
+        shape = plain["shape"]
+        self.shape = CoreShape(shape["depth"], shape["rank"], tuple(shape["slots"]))
+        self.S, self.frames, self.agreement = tensors["S"].clone(), None, plain["agreement"]
+        self.ranks, self.masked, self.held = plain["ranks"], plain["masked"], plain["held"]
+        return {name: Payload(meta={"depth": shape["depth"], "slots": shape["slots"]}) for name in names}
+
+    def report(self) -> dict[str, Any]:
+        shape = {"depth": self.shape.depth, "slots": list(self.shape.slots), "rank": self.shape.rank}
+        return {"core": shape | {"norms": self.S.flatten(2).norm(dim=-1).tolist()}, "agreement": self.agreement}
+
+
+class UnsharedSettings(H2TuneSettings):
+    share: bool = Field(False, description="nothing is averaged")
+
+
+Method("h2tune", H2TuneSettings, H2TuneClient, H2TuneServer, "frames from public text, a shared core, two phases")
+Method("h2tune-unshared", UnsharedSettings, H2TuneClient, H2TuneServer, "the same frames and phases, never averaged")

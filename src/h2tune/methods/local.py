@@ -1,0 +1,67 @@
+"""Local training: every client alone, with a plain LoRA of the same rank (Hu et al., arXiv 2106.09685, eq. 3).
+
+    delta W = s B A,  A and B trained jointly, nothing is sent.
+
+The baseline that a federation has to beat. It is TriLoRA with rho = 1 and T fixed at 0, which is LoRA exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from h2tune.methods.adapted import AdapterClient
+from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
+from h2tune.wire import Payload
+
+
+class LocalClient(AdapterClient):
+    def join(self, fresh: bool = True) -> Payload:
+        self.attach(self.client.rank, residual=True)
+        if fresh:
+            self.warm_head()
+        for leaf in self.leaves:
+            leaf.requires_grad_(False)
+        updates = self.client.training.steps * self.client.rounds
+        self.groups = {"adapter": self.group([*self.factors, *self.head], self.rate, updates)}
+        return Payload(meta=self.introduction(self.client.rank))
+
+    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+        self.activate()
+        group, batches, total = self.groups["adapter"], self.batches(round), 0.0
+        self.select(group)
+        steps = self.client.training.steps
+        for step in range(steps):
+            loss = self.step(group, batches)
+            total += loss
+            on_step("local", step + 1, steps, loss)
+        return Payload(), {"local": total / steps}
+
+
+class LocalServer(ServerMethod):
+    """Answers, but shares nothing."""
+
+    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
+        return {name: Payload() for name in joined}
+
+    def download(self, client: str) -> Payload:
+        return Payload()
+
+    def start_round(self) -> None:
+        return
+
+    def add(self, client: str, payload: Payload, weight: int) -> None:
+        return
+
+    def finish_round(self) -> None:
+        return
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def resume(self, tensors: dict[str, Tensor], plain: dict[str, Any], names: list[str]) -> dict[str, Payload]:
+        return {name: Payload() for name in names}
+
+
+Method("local", Settings, LocalClient, LocalServer, "every client alone, a LoRA of the same rank")

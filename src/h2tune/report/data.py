@@ -1,0 +1,135 @@
+"""What a report knows of a run, as typed values without behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Matrix = tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One evaluation: `metric` is a share between 0 and 1 (higher is better), `nats` per answer token (lower is)."""
+
+    metric: float | None = None
+    nats: float | None = None
+    validation: float | None = None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that left (`up`) and reached (`down`) one machine."""
+
+    up: int = 0
+    down: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.up + other.up, self.down + other.down)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one client did in one round."""
+
+    round: int
+    loss: Mapping[str, float | None]
+    validation: Score | None
+    test: Score | None
+    traffic: Traffic
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Mean R^2 of the frames on held-out anchor rows: blocks x slots, for inputs and for outputs."""
+
+    inputs: Matrix | None
+    outputs: Matrix | None
+    slots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Client:
+    """One participant and everything that is known about its result."""
+
+    name: str
+    model: str
+    family: str
+    task: str
+    kind: str
+    metric: str
+    n_train: int | None
+    n_validation: int | None
+    n_test: int | None
+    base: Score | None
+    local: Score | None
+    final: Score | None
+    majority: float | None
+    unigram_nats: float | None
+    kept: str | None
+    status: str
+    rounds: tuple[Round, ...]
+    relation: Matrix | None
+    agreement: Agreement | None
+    anchor_words: float | None
+    anchor_missing: tuple[str, ...]
+    setup: Traffic
+
+    def score(self, stage: str) -> Score:
+        """The result at "base", "local" or "final"; empty where there is none."""
+        return {"base": self.base, "local": self.local, "final": self.final}[stage] or Score()
+
+    def gain(self, over: str = "local") -> float | None:
+        """Difference of the federated result to `over` ("local" or "base"), as a share."""
+        before, after = self.score(over).metric, self.score("final").metric
+        return None if before is None or after is None else after - before
+
+    @property
+    def has_nats(self) -> bool:
+        return any(self.score(stage).nats is not None for stage in ("base", "local", "final"))
+
+    @property
+    def in_rounds(self) -> Traffic:
+        return sum((entry.traffic for entry in self.rounds), Traffic())
+
+
+@dataclass(frozen=True)
+class Core:
+    """Norms of the shared core, depth x slots."""
+
+    slots: tuple[str, ...]
+    norms: Matrix | None
+
+
+@dataclass(frozen=True)
+class Event:
+    time: str
+    event: str
+    round: int | None
+    client: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run directory says. `unreadable` counts event lines that could not be read."""
+
+    name: str
+    method: str
+    seed: int | None
+    rounds: int
+    finished: bool
+    seconds: float | None
+    version: str
+    clients: tuple[Client, ...]
+    core: Core | None
+    sent: tuple[str, ...]
+    never: tuple[str, ...]
+    events: tuple[Event, ...]
+    unreadable: int
+    config: str
+
+    @property
+    def rounds_done(self) -> int:
+        return max((entry.round for client in self.clients for entry in client.rounds), default=0)

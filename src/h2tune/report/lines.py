@@ -1,0 +1,151 @@
+"""Progress as lines: for a log file, for another program, or for nobody."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+from h2tune.report import words
+from h2tune.report.read import number
+
+if TYPE_CHECKING:
+    from h2tune.report.live import Row, State
+
+STEP_SECONDS = 1.0  # a program that reads JSON lines sees a step at most this often
+
+
+def clean(text: Any) -> str:
+    """Text without control or direction marks: names come from others and must not steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(str(text).split()))
+
+
+def plain(text: str) -> str:
+    """The same with nothing but ASCII for spaces and dashes: not every log and terminal knows the typographic ones."""
+    return text.translate({0x202F: " ", 0x2013: "-", 0x2212: "-"})
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """The one figure to show: the metric where there is one, else the nats; of validation data where there is both."""
+    for score in (metrics, metrics.get("validation"), metrics.get("test")):
+        if isinstance(score, Mapping):
+            if (metric := number(score.get("metric"))) is not None:
+                return words.percent(metric)
+            if (nats := number(score.get("nats"))) is not None:
+                return f"{words.decimal(nats)} nats"
+    return words.MISSING
+
+
+class _Writer:
+    """Writes whole lines at once and falls silent when nobody reads any more."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._open = True
+
+    def write(self, line: str) -> None:
+        if not self._open:
+            return
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except UnicodeEncodeError:  # a log in an old encoding
+            encoding = getattr(self._stream, "encoding", None) or "ascii"
+            self._stream.write(line.encode(encoding, errors="replace").decode(encoding) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._open = False
+
+
+class QuietView:
+    """Shows nothing; also the base of the views that show little."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._writer = _Writer(stream)
+
+    def started(self, state: State) -> None: ...
+
+    def moved(self, state: State, row: Row) -> None: ...
+
+    def client_done(self, state: State, row: Row, bytes_up: int, bytes_down: int) -> None: ...
+
+    def round_done(self, state: State, seconds: float) -> None: ...
+
+    def message(self, text: str, level: str) -> None: ...
+
+    def stopped(self, state: State) -> None: ...
+
+
+class PlainView(QuietView):
+    """One line for each client and round that is finished, flushed, for logs."""
+
+    def started(self, state: State) -> None:
+        clients = "1 client" if len(state.rows) == 1 else f"{len(state.rows)} clients"
+        self._writer.write(f"{clients}, {state.rounds} {'round' if state.rounds == 1 else 'rounds'}")
+
+    def client_done(self, state: State, row: Row, bytes_up: int, bytes_down: int) -> None:
+        parts = (
+            f"round {row.round}/{state.rounds}",
+            row.name,
+            f"loss {words.decimal(row.loss, 3)}",
+            headline(row.metrics),
+            f"up {words.size(bytes_up)}",
+            f"down {words.size(bytes_down)}",
+        )
+        self._writer.write(plain("  ".join(parts)))
+
+    def round_done(self, state: State, seconds: float) -> None:
+        done = f"round {state.round}/{state.rounds}  done in {words.duration(seconds)}"
+        left = (state.rounds - state.round) * seconds
+        self._writer.write(plain(done + (f"  about {words.duration(left)} left" if left else "")))
+
+    def message(self, text: str, level: str) -> None:
+        self._writer.write(text if level == "info" else f"{level}: {text}")
+
+
+class JsonView(QuietView):
+    """One JSON object per line and nothing else; what is not a finite number is null."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__(stream)
+        self._last: dict[str, tuple[int, int, float]] = {}
+
+    def started(self, state: State) -> None:
+        clients = [{"name": name, "model": row.model, "task": row.task} for name, row in state.rows.items()]
+        self._put("start", rounds=state.rounds, clients=clients)
+
+    def moved(self, state: State, row: Row) -> None:
+        """A phase that is new in its round at once; all else, phases that alternate too, at most once a second."""
+        round, phases, when = self._last.get(row.client, (0, 0, 0.0))
+        now = time.monotonic()
+        if (round, phases) == (row.round, len(row.phases)) and now - when < STEP_SECONDS:
+            return
+        self._last[row.client] = (row.round, len(row.phases), now)
+        step = {"step": row.step, "steps": row.steps, "loss": row.loss} if row.steps else {}
+        self._put("phase", client=row.client, round=row.round, phase=row.phase, **step)
+
+    def client_done(self, state: State, row: Row, bytes_up: int, bytes_down: int) -> None:
+        fields = {"loss": row.loss, "metrics": row.metrics, "bytes_up": bytes_up, "bytes_down": bytes_down}
+        self._put("client_done", client=row.client, round=row.round, **fields)
+
+    def round_done(self, state: State, seconds: float) -> None:
+        self._put("round_done", round=state.round, rounds=state.rounds, seconds=seconds)
+
+    def message(self, text: str, level: str) -> None:
+        self._put("message", level=level, text=text)
+
+    def stopped(self, state: State) -> None:
+        self._put("stop", rounds_done=state.rounds_done)
+
+    def _put(self, event: str, **fields: Any) -> None:
+        self._writer.write(json.dumps({"event": event, **_finite(fields)}, default=str))
+
+
+def _finite(value: Any) -> Any:
+    """The same value with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return number(value) if isinstance(value, float) else value

@@ -1,0 +1,242 @@
+"""One self-contained HTML page per run: no script, no external resource, and a policy in it that forbids both.
+
+Everything in a run directory is untrusted text. The template escapes all of it, pictures escape their own, and text is
+written so that no half character can break the page.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from h2tune.report import words
+from h2tune.report.data import Client, Event, Matrix, Run, Traffic
+from h2tune.report.plots import Level, Line, heatmap, line_chart
+from h2tune.report.plots import strip as result_strip
+from h2tune.report.read import read_run
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+SHOWN = 12  # clients with pictures; the tables always hold all
+EVENTS = 200  # notices on the page; the log holds all
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture and what stands above it."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The pictures of one client."""
+
+    name: str
+    note: str
+    figures: tuple[Figure, ...]
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write RUN/report.html from RUN's metrics, events and configuration, and return its path.
+
+    The page is written beside the old one and renamed, so that a browser never sees half of it. Raises `ReportError`
+    where the directory holds no readable metrics.
+    """
+    run_dir = Path(run_dir)
+    page = render(read_run(run_dir))
+    path, beside = run_dir / "report.html", run_dir / ".report.html.new"
+    beside.write_bytes(page.encode("utf-8", errors="replace"))
+    os.replace(beside, path)
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # kept out of the command line's start-up
+
+    env = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    env.filters |= {
+        name: getattr(words, name) for name in ("percent", "points", "decimal", "count", "size", "duration")
+    }
+    over = words.comparison(run)
+    shown = _shown(run, over)
+    return env.get_template("template.html").render(
+        run=run,
+        verdict=words.verdict(run),
+        over=over,
+        one_metric=len({client.metric for client in run.clients}) == 1,
+        tone=words.tone,
+        strip=_strip,
+        average=_average(run, over),
+        shown=shown,
+        curves=_curves(run, shown),
+        pictures=[panel for panel in (_pictures(client) for client in shown) if panel.figures or panel.note],
+        core=_core(run),
+        traffic=_traffic(run),
+        sent=run.sent or words.sent(run),
+        never=run.never or words.NEVER,
+        notices=_notices(run),
+        limit=EVENTS,
+    )
+
+
+def _shown(run: Run, over: str) -> tuple[Client, ...]:
+    """The clients that get pictures, in the order of the configuration: all, or those with the largest difference."""
+    if len(run.clients) <= SHOWN:
+        return run.clients
+    ranked = sorted(run.clients, key=lambda client: abs(client.gain(over) or 0.0), reverse=True)
+    chosen = {client.name for client in ranked[:SHOWN]}
+    return tuple(client for client in run.clients if client.name in chosen)
+
+
+def _strip(client: Client) -> Markup | None:
+    base, local, final = (client.score(stage).metric for stage in ("base", "local", "final"))
+    return result_strip(base, local, final, client.majority)
+
+
+def _average(run: Run, over: str) -> dict[str, Any]:
+    """The last row of the table: means over the clients that have the value; for the difference, both values."""
+    row: dict[str, Any] = {
+        stage: words.mean(client.score(stage).metric for client in run.clients) for stage in ("base", "local", "final")
+    }
+    row["gain"] = words.mean(client.gain(over) for client in run.clients)
+    return row
+
+
+def _curves(run: Run, shown: Iterable[Client]) -> list[Panel]:
+    panels = [_mean_curve(run)] if len(run.clients) > 1 else []
+    panels += [_client_curves(client, run.rounds) for client in shown]
+    return [panel for panel in panels if panel.figures]
+
+
+def _client_curves(client: Client, rounds: int) -> Panel:
+    """The metric over the rounds, or the nats where the task has no metric; and the losses of the phases."""
+    field = "metric" if _points(client, "validation", "metric") or _points(client, "test", "metric") else "nats"
+    lines = [
+        Line("validation", _points(client, "validation", field), "validation"),
+        Line("test", _points(client, "test", field), "test", "square"),
+    ]
+    levels: list[Level] = []
+    if client.local and field == "metric" and client.local.validation is not None and lines[0].points:
+        levels.append(Level("alone, validation", client.local.validation, "validation"))
+    if client.local and (value := getattr(client.local, field)) is not None:
+        levels.append(Level("alone, test", value, "test"))
+    if client.final and client.rounds and (value := getattr(client.final, field)) is not None:
+        lines.append(Line("final, test", [(client.rounds[-1].round, value)], "test", "diamond"))
+    title = client.metric if field == "metric" else "nats per answer token"
+    main = line_chart(lines, levels, rounds, f"{title} of {client.name} over the rounds", share=field == "metric")
+    losses = line_chart(_loss_lines(client), [], rounds, f"losses of {client.name} over the rounds", share=False)
+    return _panel(client.name, f"{client.task}, {client.model}", [(title, main), ("training loss", losses)])
+
+
+def _points(client: Client, split: str, field: str) -> list[tuple[int, float | None]]:
+    """(round, value) of every round that was scored; a score without this value breaks the curve."""
+    scored = [(entry.round, getattr(entry, split)) for entry in client.rounds]
+    points = [(position, getattr(score, field)) for position, score in scored if score]
+    return points if any(value is not None for _, value in points) else []
+
+
+def _loss_lines(client: Client) -> list[Line]:
+    phases = [("shared", "shared", "dot"), ("specific", "specific", "square")]
+    known = {phase for entry in client.rounds for phase in entry.loss} - {"shared", "specific"}
+    phases += [(phase, "other", "dot") for phase in sorted(known)]
+    return [
+        Line(phase, [(entry.round, entry.loss.get(phase)) for entry in client.rounds], style, marker)
+        for phase, style, marker in phases
+    ]
+
+
+def _mean_curve(run: Run) -> Panel:
+    """Means over all clients, of the metric and of the nats."""
+    measure = words.measure(run.clients)
+    charts = {"metric": f"mean {measure}", "nats": "mean nats per answer token"}
+    figures = [(title, _mean_chart(run, field, title)) for field, title in charts.items()]
+    return _panel("All clients", "mean of each client\u2019s latest value", figures)
+
+
+def _mean_chart(run: Run, field: str, title: str) -> Markup | None:
+    lines = [
+        Line("validation", _mean_points(run, "validation", field), "validation"),
+        Line("test", _mean_points(run, "test", field), "test", "square"),
+    ]
+    alone = words.mean(getattr(client.local, field) for client in run.clients if client.local)
+    levels = [] if alone is None else [Level("alone, test", alone, "test")]
+    return line_chart(lines, levels, run.rounds, f"{title} over the rounds", share=field == "metric")
+
+
+def _mean_points(run: Run, split: str, field: str) -> list[tuple[int, float | None]]:
+    """Every client counts with its latest value, since not all are scored in every round."""
+    curves = [dict(_points(client, split, field)) for client in run.clients]
+    latest: dict[int, float] = {}
+    points: list[tuple[int, float | None]] = []
+    for position in range(1, run.rounds_done + 1):
+        scored = {index: value for index, curve in enumerate(curves) if (value := curve.get(position)) is not None}
+        latest |= scored
+        if scored:
+            points.append((position, words.mean(latest.values())))
+    return points
+
+
+def _pictures(client: Client) -> Panel:
+    note = ""
+    if client.anchor_words is not None:
+        note = f"{words.percent(client.anchor_words)} of the anchor words are whole words to this client\u2019s data"
+        more = ", \u2026" if len(client.anchor_missing) > 8 else ""
+        note += f"; missing: {', '.join(client.anchor_missing[:8])}{more}." if client.anchor_missing else "."
+    figures: list[tuple[str, Markup | None]] = []
+    if client.relation:
+        columns = [str(block) for block in range(len(client.relation[0]))]
+        axes = ("row of the core", "the client\u2019s block")
+        figures.append(("layer relation", heatmap(client.relation, columns, f"relation of {client.name}", axes)))
+    if client.agreement:
+        for title, matrix in (("inputs", client.agreement.inputs), ("outputs", client.agreement.outputs)):
+            figures.append((f"frame agreement, {title}", _agreement(matrix, client, title)))
+    return _panel(client.name, note, figures)
+
+
+def _agreement(matrix: Matrix | None, client: Client, title: str) -> Markup | None:
+    slots = client.agreement.slots if client.agreement else ()
+    return heatmap(matrix, slots, f"agreement of {title} of {client.name}", ("block", "slot")) if matrix else None
+
+
+def _core(run: Run) -> Markup | None:
+    if run.core is None or run.core.norms is None:
+        return None
+    top = max((value for row in run.core.norms for value in row if value is not None), default=0.0)
+    return heatmap(run.core.norms, run.core.slots, "norms of the shared core", ("row of the core", "slot"), top)
+
+
+def _panel(name: str, note: str, figures: Iterable[tuple[str, Markup | None]]) -> Panel:
+    return Panel(name, note, tuple(Figure(title, svg) for title, svg in figures if svg is not None))
+
+
+def _traffic(run: Run) -> dict[str, Any]:
+    """Sums over clients, and one row per round: who sent how much when."""
+    rounds: dict[int, Traffic] = {}
+    senders: Counter[int] = Counter()
+    for client in run.clients:
+        for entry in client.rounds:
+            rounds[entry.round] = rounds.get(entry.round, Traffic()) + entry.traffic
+            senders[entry.round] += 1
+    setup = sum((client.setup for client in run.clients), Traffic())
+    per_round = [(position, senders[position], traffic) for position, traffic in sorted(rounds.items())]
+    return {"rounds": per_round, "in_rounds": sum(rounds.values(), Traffic()), "setup": setup}
+
+
+def _notices(run: Run) -> list[tuple[Event, int]]:
+    """Warnings and exclusions, the same text once with its count, in order of first appearance."""
+    kept = [event for event in run.events if event.event in ("warning", "client_excluded")]
+    counts = Counter((event.event, event.client, event.text) for event in kept)
+    first: dict[tuple[str, str | None, str], Event] = {}
+    for event in kept:
+        first.setdefault((event.event, event.client, event.text), event)
+    return [(event, counts[key]) for key, event in first.items()]

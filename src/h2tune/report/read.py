@@ -1,0 +1,195 @@
+"""A run directory as typed data, whatever state the run is in.
+
+A report is most wanted when something went wrong, so reading is forgiving: a missing, infinite or NaN value becomes
+`None`, a key that is not there becomes its empty value, and the last event may be cut in the middle. Only a directory
+that holds no metrics, or those of a newer version, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from h2tune.report.data import Agreement, Client, Core, Event, Matrix, Round, Run, Score, Traffic
+
+SCHEMA = 1
+
+
+class ReportError(ValueError):
+    """The directory cannot be reported on; the message says why in one line."""
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read RUN/metrics.json, RUN/events.jsonl and RUN/config.yaml; raises `ReportError`."""
+    path = run_dir / "metrics.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise ReportError(f"{run_dir} is not a run directory: {path.name} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{path} is damaged: {error}") from None
+    if not isinstance(data, dict):
+        raise ReportError(f"{path} is damaged: it holds no mapping")
+    schema = whole(data.get("schema")) or SCHEMA
+    if schema > SCHEMA:
+        raise ReportError(f"{path} was written by a newer version (schema {schema}, this one reads {SCHEMA})")
+    events, unreadable = _events(run_dir / "events.jsonl")
+    return Run(
+        name=_text(data.get("name")) or run_dir.resolve().name,
+        method=_text(data.get("method")),
+        seed=whole(data.get("seed")),
+        rounds=whole(data.get("rounds")) or 0,
+        finished=data.get("finished") is True,
+        seconds=number(data.get("seconds")),
+        version=_text(data.get("version")),
+        clients=tuple(_client(str(name), _map(entry)) for name, entry in _map(data.get("clients")).items()),
+        core=_core(data.get("core")),
+        sent=_texts(data.get("sent")),
+        never=_texts(data.get("never")),
+        events=events,
+        unreadable=unreadable,
+        config=_config(run_dir / "config.yaml"),
+    )
+
+
+def number(value: Any) -> float | None:
+    """A finite number of sane size, or None for everything else (beyond 1e100 even differences overflow)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) and abs(value) < 1e100 else None
+    except OverflowError:
+        return None
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, or None for everything else."""
+    read = number(value)
+    return None if read is None else int(read)
+
+
+def _client(name: str, data: Mapping[str, Any]) -> Client:
+    coverage = _map(data.get("anchor_coverage"))
+    rounds = [_round(_map(entry)) for entry in _list(data.get("rounds"))]
+    return Client(
+        name=name,
+        model=_text(data.get("model")),
+        family=_text(data.get("family")),
+        task=_text(data.get("task")),
+        kind=_text(data.get("kind")),
+        metric=_text(data.get("metric")) or "accuracy",
+        n_train=whole(data.get("n_train")),
+        n_validation=whole(data.get("n_validation")),
+        n_test=whole(data.get("n_test")),
+        base=_score(data.get("base")),
+        local=_score(data.get("local")),
+        final=_score(data.get("final")),
+        majority=number(data.get("majority")),
+        unigram_nats=number(data.get("unigram_nats")),
+        kept=_text(data.get("kept")) or None,
+        status=_text(data.get("status")) or "ok",
+        rounds=tuple(sorted((entry for entry in rounds if entry is not None), key=lambda entry: entry.round)),
+        relation=_matrix(data.get("relation")),
+        agreement=_agreement(data.get("agreement")),
+        anchor_words=number(coverage.get("words")),
+        anchor_missing=_texts(coverage.get("missing")),
+        setup=_traffic(_map(data.get("setup_bytes")), "up", "down"),
+    )
+
+
+def _round(data: Mapping[str, Any]) -> Round | None:
+    index = whole(data.get("round"))
+    if index is None:
+        return None
+    return Round(
+        round=index,
+        loss={str(phase): number(value) for phase, value in _map(data.get("loss")).items()},
+        validation=_score(data.get("validation")),
+        test=_score(data.get("test")),
+        traffic=_traffic(data, "bytes_up", "bytes_down"),
+        seconds=number(data.get("seconds")),
+    )
+
+
+def _score(value: Any) -> Score | None:
+    if not isinstance(value, dict):
+        return None
+    validation = value.get("validation")
+    if isinstance(validation, dict):
+        validation = validation.get("metric")
+    score = Score(number(value.get("metric")), number(value.get("nats")), number(validation))
+    return None if score == Score() else score
+
+
+def _traffic(data: Mapping[str, Any], up: str, down: str) -> Traffic:
+    return Traffic(whole(data.get(up)) or 0, whole(data.get(down)) or 0)
+
+
+def _agreement(value: Any) -> Agreement | None:
+    data = _map(value)
+    inputs, outputs = _matrix(data.get("in")), _matrix(data.get("out"))
+    return Agreement(inputs, outputs, _texts(data.get("slots"))) if inputs or outputs else None
+
+
+def _core(value: Any) -> Core | None:
+    data = _map(value)
+    norms = _matrix(data.get("norms"))
+    return Core(_texts(data.get("slots")), norms) if norms else None
+
+
+def _matrix(value: Any) -> Matrix | None:
+    rows = [[number(cell) for cell in row] for row in _list(value) if isinstance(row, list)]
+    width = max((len(row) for row in rows), default=0)
+    return tuple(tuple(row + [None] * (width - len(row))) for row in rows) if width else None
+
+
+def _events(path: Path) -> tuple[tuple[Event, ...], int]:
+    events: list[Event] = []
+    unreadable = 0
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in filter(str.strip, lines):
+                try:
+                    events.append(_event(json.loads(line)))
+                except (ValueError, AttributeError, RecursionError):
+                    unreadable += 1
+    except OSError:
+        pass
+    return tuple(events), unreadable
+
+
+def _event(data: Mapping[str, Any]) -> Event:
+    client = data.get("client")
+    return Event(
+        time=_text(data.get("time")),
+        event=_text(data.get("event")),
+        round=whole(data.get("round")),
+        client=None if client is None else str(client),
+        text=_text(data.get("text")),
+    )
+
+
+def _config(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(str(entry) for entry in _list(value))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,194 @@
+"""The run directory. Everything is written beside its place and renamed: a kill at any moment leaves the last commit.
+
+    RUN/config.yaml            the resolved experiment
+    RUN/run.json               identity, version, schema
+    RUN/events.jsonl           what happened, a line each
+    RUN/metrics.json           figures per client and round
+    RUN/server/core.safetensors    the committed round: shared tensors, records in its header
+    RUN/server/frames.safetensors  what never changes after the start
+    RUN/clients/NAME/          a client's own: state-*.safetensors, adapter/; on real clients this lies on their machine
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from h2tune.config import Experiment, parse_config
+from h2tune.version import __version__
+
+SCHEMA = 1
+
+
+class StoreError(RuntimeError):
+    """A run directory cannot be used as asked; the text says what to do."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file by new contents, or leave the old ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"{path} could not be written: {error.strerror}. Nothing committed was lost.") from error
+
+
+def _plain(value: Any) -> bytes:
+    return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
+
+
+class RunStore:
+    """A run's directory, seen by the coordinator."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "run.json").is_file()
+
+    def create(self, experiment: Experiment) -> str:
+        """Start a new run here; returns its identity.
+
+        Raises:
+            StoreError: if the folder holds a run or anything else.
+        """
+        if self.exists:
+            raise StoreError(f"{self.folder} holds a run already: go on with --resume, or choose another --out.")
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            raise StoreError(f"{self.folder} is not empty and holds no run: choose another --out.")
+        identity = uuid.uuid4().hex
+        write_atomic(self.folder / "config.yaml", experiment.to_yaml().encode())
+        write_atomic(self.folder / "run.json", _plain({"schema": SCHEMA, "run": identity, "version": __version__}))
+        return identity
+
+    def open(self, experiment: Experiment | None = None, allow: tuple[str, ...] = ()) -> tuple[str, Experiment]:
+        """Identity and experiment of the run here.
+
+        Args:
+            experiment: if given, it must equal the run's, but for the keys in ``allow``.
+        """
+        if not self.exists:
+            raise StoreError(f"{self.folder} holds no run.")
+        about = json.loads((self.folder / "run.json").read_text())
+        if about["schema"] > SCHEMA:
+            raise StoreError(f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update.")
+        stored = parse_config(yaml.safe_load((self.folder / "config.yaml").read_text()))
+        if experiment is None:
+            return about["run"], stored
+        changed = sorted(_differences(stored.model_dump(mode="json"), experiment.model_dump(mode="json")))
+        refused = [c for c in changed if not any(c == a or c.startswith(a + ".") for a in allow)]
+        if refused:
+            raise StoreError(
+                f"The config differs from the run's in {', '.join(refused[:8])}. Put it back, or say that you mean it:"
+                f" --changed {' --changed '.join(refused[:8])}"
+            )
+        if changed:
+            write_atomic(self.folder / "config.yaml", experiment.to_yaml().encode())
+            self.event("warning", f"resumed with a changed config: {', '.join(changed)}")
+        return about["run"], experiment
+
+    def event(self, event: str, text: str, **fields: Any) -> None:
+        """Append a line to events.jsonl and tell whoever watches."""
+        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, "round": None,
+                 "client": None, "text": text} | fields  # fmt: skip
+        with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors that never change."""
+        if tensors:
+            write_atomic(self.folder / "server" / f"{name}.safetensors", save(_ready(tensors)))
+
+    def commit(self, round: int, tensors: Mapping[str, Tensor], records: dict[str, Any]) -> None:
+        """Make a round the last one; tensors and records are one file, so they cannot disagree."""
+        header = {"round": str(round), "records": json.dumps(records, allow_nan=False)}
+        body = _ready(tensors) or {"_": torch.zeros(1)}
+        write_atomic(self.folder / "server" / "core.safetensors", save(body, metadata=header))
+
+    def committed(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """Round, tensors and records of the last commit; None before the first."""
+        path = self.folder / "server" / "core.safetensors"
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name != "_"}  # noqa: SIM118
+        return int(header["round"]), tensors, json.loads(header["records"])
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        write_atomic(self.folder / "metrics.json", _plain(metrics))
+
+    def client(self, name: str) -> ClientStore:
+        return ClientStore(self.folder / "clients" / name)
+
+
+class ClientStore:
+    """A client's own directory; on a real client it never leaves the machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _states(self) -> list[tuple[int, Path]]:
+        return sorted((int(p.stem.split("-")[1]), p) for p in self.folder.glob("state-*.safetensors"))
+
+    def save_state(self, round: int, state: Mapping[str, Tensor]) -> None:
+        """Keep the private state of a round, and that of the one before: the server may not have committed yet."""
+        write_atomic(self.folder / f"state-{round:06d}.safetensors", save(_ready(state)))
+        for _, path in self._states()[:-2]:
+            path.unlink()
+
+    def load_state(self, round: int) -> dict[str, Tensor] | None:
+        """The newest state that is not younger than a committed round."""
+        usable = [path for number, path in self._states() if number <= round]
+        return load_file(usable[-1]) if usable else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_atomic(self.folder / name, _plain(value))
+
+    def read_json(self, name: str) -> Any:
+        """A value written by `write_json`, or None."""
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def save_adapter(self, model: PeftModel, adapter: str) -> Path:
+        """Write one client's adapter as PEFT would, under ``adapter/``."""
+        tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+        folder = self.folder / "adapter"
+        write_atomic(folder / "adapter_model.safetensors", save(_ready(tensors), metadata={"format": "pt"}))
+        config = model.peft_config[adapter]
+        inference, config.inference_mode = config.inference_mode, True
+        config.save_pretrained(str(folder))
+        config.inference_mode = inference
+        return folder
+
+
+def _ready(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in _differences(a, b, f"{path}.{i}")]
+    return [] if old == new else [path]

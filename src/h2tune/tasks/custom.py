@@ -1,0 +1,210 @@
+"""Tasks by name or as a mapping: a preset with changes, or one's own columns and prompt."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, get_args
+
+from h2tune.tasks import scoring
+from h2tune.tasks.example import Example, Kind, Row, RowError, Task, TaskError
+from h2tune.tasks.glue import label_finder, label_scorer, solve_label
+from h2tune.tasks.presets import PRESETS, preset_task, run_gold_programs, solve_letter
+from h2tune.tasks.rows import Form, asker, cell, chat_form, fields, fill, spaced, split_options
+
+_COMMON = ("kind", "columns", "max_new_tokens", "name", "description")
+_PRESET_KEYS = ("preset", *_COMMON)
+_OWN_KEYS = (*_COMMON, "prompt", "answer", "options", "labels", "score")
+_SCORES: dict[str, Callable[[Example, str], bool]] = {
+    "number": scoring.score_number,
+    "text": scoring.score_text,
+    "choice": scoring.score_choice,
+    "program": scoring.score_program,
+}
+# Read in this order when a mapping of kind generate says no prompt.
+_USUAL = (("prompt", "answer"), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"),
+          ("instruction", "output"), ("instruction", "response"))  # fmt: skip
+
+
+def build_task(spec: str | Mapping[str, Any]) -> Task:
+    """A task from the name of a preset or from a mapping (see docs/tasks.md); ``TaskError`` says what is wrong."""
+    if isinstance(spec, str):
+        return preset_task(_known(spec, PRESETS, "task"))
+    if not isinstance(spec, Mapping):
+        raise TaskError(f"a task is the name of a preset or a mapping, not {spec!r}")
+    keys = _PRESET_KEYS if "preset" in spec else _OWN_KEYS
+    for key in spec:
+        _known(key, keys, "key of a task")
+    kind = spec.get("kind")
+    if kind is not None:
+        _known(kind, get_args(Kind), "kind of task")
+    if "preset" in spec:
+        task = preset_task(_known(spec["preset"], PRESETS, "task"), kind)
+    else:
+        task = _own_task(spec, kind)
+    return _changed(task, spec)
+
+
+def _known(name: object, known: Iterable[str], what: str) -> str:
+    known = list(known)
+    if isinstance(name, str) and name in known:
+        return name
+    near = difflib.get_close_matches(str(name).lower(), known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    raise TaskError(f"unknown {what} {name!r}; {hint}")
+
+
+def _changed(task: Task, spec: Mapping[str, Any]) -> Task:
+    changes: dict[str, Any] = {key: str(spec[key]) for key in ("name", "description") if key in spec}
+    if "max_new_tokens" in spec:
+        tokens = spec["max_new_tokens"]
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+            raise TaskError(f"max_new_tokens should be a whole number of 1 or more, not {tokens!r}")
+        changes["max_new_tokens"] = tokens
+    return with_columns(replace(task, **changes), spec.get("columns"))
+
+
+def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
+    """The task reading other columns: ``{name the task knows: name in the file}``."""
+    if columns is None:
+        return task
+    if not isinstance(columns, Mapping) or not all(isinstance(name, str) for pair in columns.items() for name in pair):
+        raise TaskError(f"columns should map names that the task knows to names in the file, not {columns!r}")
+
+    def renamed(row: Row) -> Row:
+        for column in columns.values():
+            if column not in row:
+                raise RowError(f"no column {column!r}")
+        # The file's column goes by its new name only: what was called so before is another thing.
+        kept = {name: value for name, value in row.items() if name not in columns.values()}
+        return kept | {known: row[column] for known, column in columns.items()}
+
+    return replace(
+        task,
+        read=lambda row: task.read(renamed(row)),
+        ask=lambda row: task.ask(renamed(row)),
+        accepts=lambda row: task.accepts({**row, **{k: row[c] for k, c in columns.items() if c in row}}),
+    )
+
+
+def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
+    if kind is None:
+        raise TaskError("a task needs a preset or a kind: generate, choice or classify")
+    for key in ("prompt", "answer"):
+        if key in spec and not isinstance(spec[key], str):
+            raise TaskError(f"{key}: should be text with columns in braces, such as '{{question}}', not {spec[key]!r}")
+    if kind != "generate" and not ("prompt" in spec and "answer" in spec):
+        raise TaskError(f"a task of kind {kind} needs prompt: and answer:")
+    if ("prompt" in spec) != ("answer" in spec):
+        raise TaskError(
+            "prompt: and answer: belong together; leave both out to read messages or prompt/answer columns"
+        )
+    if "prompt" in spec and not fields(spec["prompt"]):
+        raise TaskError(f"prompt: {spec['prompt']!r} names no column; write '{{column}}' where its text belongs")
+    if ("options" in spec) != (kind == "choice"):
+        raise TaskError(
+            "options: belongs to kind choice" if "options" in spec else "a task of kind choice needs options:"
+        )
+    labels, written = _labels(spec, kind)
+    name = str(spec.get("name", "own task"))
+    solve = _solver(spec, kind, name, labels, written)
+    forms = _forms(spec, solve)
+    return Task(
+        name=name, kind=kind, labels=labels, max_new_tokens=64 if kind == "generate" else 8, description="own data",
+        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=_scorer(spec, kind, labels),
+        finish=run_gold_programs if spec.get("score") == "program" else None,
+    )  # fmt: skip
+
+
+def _labels(spec: Mapping[str, Any], kind: Kind) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """Names of the labels, and how else the file writes them."""
+    given = spec.get("labels")
+    if given is None:
+        if kind == "classify":
+            raise TaskError(
+                "a task of kind classify needs labels: a list, or a mapping from what the file writes to names"
+            )
+        return (), ()
+    pairs = list(given.items()) if isinstance(given, Mapping) else [(label, label) for label in given or ()]
+    if isinstance(given, str) or len(pairs) < 2:
+        raise TaskError(f"labels: needs two or more, not {given!r}")
+    if any(isinstance(label, bool) for pair in pairs for label in pair):
+        raise TaskError('labels: YAML reads yes, no, on and off as true and false; write them in quotes, as "yes"')
+    names = list(dict.fromkeys(str(label) for _, label in pairs))
+    return tuple(names), tuple((str(value), names.index(str(label))) for value, label in pairs)
+
+
+def _scorer(spec: Mapping[str, Any], kind: Kind, labels: tuple[str, ...]) -> Callable[[Example, str], bool]:
+    if "score" in spec:
+        return _SCORES[_known(spec["score"], _SCORES, "score")]
+    if labels and kind != "choice":
+        return label_scorer(kind, labels)
+    return scoring.score_choice if kind == "choice" else scoring.score_text
+
+
+def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, ...], written: Any):
+    """What to do with the text of the answer."""
+    find = label_finder(name, labels, written) if labels else None
+
+    def solve(answer: str, example: Example) -> Example:
+        if kind == "choice":
+            return _pick(answer, example)
+        if find is not None:
+            return solve_label(kind, find(answer), example, labels)
+        gold = answer.strip()
+        if spec.get("score") == "number":
+            number = scoring.final_number(answer)
+            if number is None:
+                raise RowError(f"no number in the answer {answer[-60:]!r}")
+            gold = f"{number:.15g}"
+        return replace(example, answer=spaced(answer), gold="" if spec.get("score") == "program" else gold)
+
+    return solve
+
+
+def _pick(answer: str, example: Example) -> Example:
+    """The option that an answer is: by its text, or by its letter."""
+    for option in example.options:
+        if option.strip() == answer.strip():
+            return replace(example, answer=option, gold=option.strip())
+    lettered = replace(example, options=tuple(f" {letter}" for letter in "ABCDEFGHIJ"[: len(example.options)]))
+    index = "ABCDEFGHIJ".index(solve_letter(answer, lettered).gold)
+    return replace(example, answer=example.options[index], gold=example.options[index].strip())
+
+
+def _forms(spec: Mapping[str, Any], solve: Callable[[str, Example], Example]) -> list[Form]:
+    if "prompt" not in spec:
+        usual = [_usual_form(question, answer, solve) for question, answer in _USUAL]
+        return [chat_form(solve), *usual]
+    prompt, answer, options = spec["prompt"], spec["answer"], spec.get("options")
+
+    def ask(row: Row) -> Example:
+        return Example(fill(prompt, row).rstrip(), "", "", _options(options, row) if options is not None else ())
+
+    return [Form((), (), ask, lambda row, example: solve(fill(answer, row), example))]
+
+
+def _usual_form(question: str, answer: str, solve: Callable[[str, Example], Example]) -> Form:
+    def ask(row: Row) -> Example:
+        text = cell(row, question)
+        if question == "instruction" and row.get("input"):
+            text += f"\n{cell(row, 'input')}"
+        return Example(text if question == "prompt" else f"Question: {text}\nAnswer:", "", "")
+
+    return Form((question,), (answer,), ask, lambda row, example: solve(cell(row, answer), example))
+
+
+def _options(options: Any, row: Row) -> tuple[str, ...]:
+    """Options from one column that holds them all (``"{choices}"``), or from a list of texts and templates."""
+    if isinstance(options, str):
+        names = fields(options)
+        if len(names) != 1:
+            raise RowError(f"options: {options!r} should name one column, or be a list")
+        cell(row, names[0])
+        texts = split_options(row[names[0]])
+    else:
+        texts = [fill(str(option), row) for option in options]
+    if len(texts) < 2 or len(set(texts)) < len(texts):
+        raise RowError(f"options should be two or more different ones, not {texts}")
+    return tuple(spaced(text) for text in texts)

@@ -1,0 +1,123 @@
+"""From rows to examples: read, check, sample; hold out a validation set; count what train and test share."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+
+from h2tune.tasks.custom import with_columns
+from h2tune.tasks.example import Example, Row, RowError, Task, TaskError
+from h2tune.tasks.rows import fold
+from h2tune.tasks.sources import read_rows
+
+
+def load_examples(
+    source: str,
+    task: Task,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    answered: bool = True,
+) -> list[Example]:
+    """The examples of a source, in its order.
+
+    source: a .jsonl, .json, .csv, .tsv or .parquet file, the folder of a Hugging Face data set, ``hub:owner/name``
+    or ``demo:fill?seed=0&n=60&split=train``.
+    limit: a random sample of so many rows; the same seed takes the same rows, and fewer are some of the more.
+    columns: ``{name the task knows: name in the file}``.
+    answered: False reads the questions only, for prediction.
+    Raises ``TaskError`` naming the file, the row and the columns that are there.
+    """
+    if limit is not None and limit < 1:
+        raise TaskError(f"{source}: limit should be 1 or more, not {limit}")
+    task = with_columns(task, columns)
+    rows = read_rows(source, split)
+    if not rows:
+        raise TaskError(f"{source}: no rows")
+    numbered = [(number, row) for number, row in enumerate(rows, 1) if task.accepts(row)]
+    if not numbered:
+        raise TaskError(f"{source}: none of its {len(rows)} rows belongs to task {task.name}")
+    chosen = _sample(numbered, limit, seed)
+    examples = [_read(source, number, row, task, answered) for number, row in chosen]
+    if not answered:
+        return examples
+    examples = _finish(source, examples, task)
+    if task.labels and len({example.gold for example in examples}) < 2:
+        # A small sample may by chance hold one class; the data may not.
+        _require_classes(source, (_read(source, number, row, task, True) for number, row in numbered), task)
+    return examples
+
+
+def _require_classes(source: str, examples: Iterable[Example], task: Task) -> None:
+    found = {example.gold for example in examples}
+    if len(found) < 2:
+        raise TaskError(f"{source}: every row has the label {found.pop()!r}; {task.name} needs two or more")
+
+
+def _sample(rows: list[tuple[int, Row]], limit: int | None, seed: int) -> list[tuple[int, Row]]:
+    if limit is None or limit >= len(rows):
+        return rows
+    order = list(range(len(rows)))
+    random.Random(f"sample/{seed}").shuffle(order)
+    return [rows[index] for index in sorted(order[:limit])]
+
+
+def _read(source: str, number: int, row: Row, task: Task, answered: bool) -> Example:
+    try:
+        return task.read(row) if answered else task.ask(row)
+    except RowError as error:
+        there = ", ".join(str(name) for name in row)
+        raise TaskError(f"{source}: row {number}: {error}; columns there: {there}") from None
+
+
+def _finish(source: str, examples: list[Example], task: Task) -> list[Example]:
+    if task.finish is None:
+        return examples
+    done = [example for example in task.finish(examples) if example is not None]
+    if not done:
+        raise TaskError(f"{source}: none of the {len(examples)} reference programs runs in the sandbox")
+    if len(done) < len(examples):
+        left = len(examples) - len(done)
+        warnings.warn(f"{source}: {left} of {len(examples)} rows left out: their programs do not run", stacklevel=3)
+    return done
+
+
+def _key(example: Example) -> str:
+    return fold(example.prompt)
+
+
+def split_validation(
+    examples: Sequence[Example],
+    seed: int,
+    fraction: float = 0.1,
+    minimum: int = 20,
+    *,
+    test: Iterable[Example] = (),
+) -> tuple[list[Example], list[Example]]:
+    """Training and validation examples: a seeded tenth, at least ``minimum``, at most half of the prompts.
+
+    A prompt is on one side only: validation holds it once, and training no copy of it. Prompts of ``test`` never
+    get into validation.
+    """
+    taken = {_key(example) for example in test}
+    prompts = list(dict.fromkeys(_key(example) for example in examples))
+    if len(prompts) < 2:
+        raise TaskError(f"{len(prompts)} different examples are too few to hold some out for validation")
+    free = [prompt for prompt in prompts if prompt not in taken]
+    random.Random(f"validation/{seed}").shuffle(free)
+    size = min(max(minimum, round(fraction * len(examples))), len(prompts) // 2)
+    held = set(free[:size])
+    if not held:
+        raise TaskError("every training example is also in the test data; nothing is left for validation")
+    train = [example for example in examples if _key(example) not in held]
+    first = {_key(example): example for example in reversed(examples)}
+    return train, [first[prompt] for prompt in prompts if prompt in held]
+
+
+def overlap(train: Iterable[Example], test: Iterable[Example]) -> int:
+    """How many test examples have a prompt that is also in train, whatever its case and spacing."""
+    known = {_key(example) for example in train}
+    return sum(_key(example) in known for example in test)

@@ -1,0 +1,66 @@
+"""What a task is made of: one example, and the rules for reading and scoring it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+Kind = Literal["generate", "choice", "classify"]
+
+
+class TaskError(ValueError):
+    """Something about a task or its data that the user can put right; the message is one or two lines."""
+
+
+class RowError(TaskError):
+    """One row cannot be read. Says why; whoever reads the file adds the file, the row and its columns."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question and its answer.
+
+    prompt: what the model reads; for ``classify`` the text to classify.
+    answer: what it should write after the prompt, with its own leading space (``" 11"``); empty for ``classify``.
+    gold: what scoring compares: a number, a letter, a label or the value of a program, as text.
+    options: for ``choice``, the continuations to compare by likelihood; ``answer`` is one of them.
+    label: for ``classify``, the index in ``Task.labels``.
+    messages: when the row had a ``messages`` column, the chat up to the last assistant turn.
+    """
+
+    prompt: str
+    answer: str
+    gold: str
+    options: tuple[str, ...] = ()
+    label: int | None = None
+    messages: tuple[dict[str, str], ...] | None = None
+
+
+def _every_row(row: Row) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """How rows become examples and how answers are judged.
+
+    read: one row to an example; raises ``RowError``.
+    ask: the same without looking at the answer (``answer`` and ``gold`` stay empty), for prediction.
+    score: example and generated text (without the prompt) to right or wrong.
+    accepts: whether a row belongs to this task; the others of a mixed file are left out.
+    finish: a last step over all examples at once, for what is too slow row by row; None drops an example.
+    """
+
+    name: str
+    kind: Kind
+    max_new_tokens: int
+    description: str
+    read: Callable[[Row], Example]
+    ask: Callable[[Row], Example]
+    score: Callable[[Example, str], bool]
+    labels: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    accepts: Callable[[Row], bool] = _every_row
+    finish: Callable[[list[Example]], list[Example | None]] | None = None

@@ -1,0 +1,238 @@
+"""The tasks that come ready, each with one prompt for training and testing and the column sets it reads.
+
+Every preset also reads MathInstruct rows (``source``, ``instruction``, ``output``) or the rows of the authors'
+JSON files (``task``, ``qestion``, ``answer``: the key is misspelt there), where such rows exist for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from h2tune.tasks import scoring
+from h2tune.tasks.example import Example, Kind, Row, RowError, Task, TaskError
+from h2tune.tasks.glue import GLUE, glue_task
+from h2tune.tasks.rows import LETTERS, Form, asker, cell, chat_form, spaced, split_options
+from h2tune.tasks.sandbox import run_programs
+
+# What the `task` and `source` columns of mixed files say about rows of each task.
+_TASK_NAMES = {
+    "gsm8k": "blank_fill",
+    "aqua": "choice",
+    "program": "program",
+    "sst2": "ssc",
+    "qqp": "spc",
+    "qnli": "nli",
+}
+_SOURCES = {"gsm8k": "CoT/gsm", "aqua": "CoT/aqua", "program": "PoT/"}
+_WRITE_PROGRAM = re.compile(r"\s*Let's write a (?:Python )?program(?: to solve it)?\.?\s*$", re.IGNORECASE)
+_CHOICES = re.compile(r"\s*Answer Choices:\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A ready task: what it does by default, in which other ways it can be used, and how it is made."""
+
+    kinds: tuple[Kind, ...]
+    make: Callable[[str, Kind], Task]
+
+
+def _belongs(name: str) -> Callable[[Row], bool]:
+    """Rows of other tasks in a mixed file are passed over; rows that say nothing belong."""
+
+    def accepts(row: Row) -> bool:
+        task, source = row.get("task"), str(row.get("source", ""))
+        if task in _TASK_NAMES.values() and task != _TASK_NAMES.get(name):
+            return False
+        return not re.search(r"\b[CP]oT/", source) or _SOURCES.get(name, "\0") in source
+
+    return accepts
+
+
+def _question(text: str, ending: str = "Answer") -> Example:
+    return Example(f"Question: {text}\n{ending}:", "", "")
+
+
+def _form(question: str, answer: str, solve: Callable[[str, Example], Example], ask: Callable[[str], Example]) -> Form:
+    return Form(
+        (question,), (answer,), lambda row: ask(cell(row, question)), lambda row, e: solve(cell(row, answer), e)
+    )
+
+
+# Numbers.
+
+
+def _solve_number(answer: str, example: Example) -> Example:
+    answer = re.sub(r"<<[^<>]*>>", "", answer)
+    answer = re.sub(r"\s*####\s*", "\nThe answer is ", answer).strip()
+    number = scoring.final_number(answer)
+    if number is None:
+        raise RowError(f"no number in the answer {answer[-60:]!r}")
+    return replace(example, answer=spaced(answer), gold=f"{number:.15g}")
+
+
+def _svamp_question(row: Row) -> Example:
+    parts = [cell(row, column) for column in ("Body", "Question") if row.get(column)]
+    if len(parts) == 2 and not parts[0].endswith((".", "?", "!")):
+        # The body is the beginning of the sentence that the question ends.
+        parts = [parts[0].rstrip(",") + ",", parts[1][0].lower() + parts[1][1:]]
+    return _question(" ".join(parts))
+
+
+def _bare_number(row: Row, example: Example) -> Example:
+    return _solve_number(f"The answer is {cell(row, 'Answer')}", example)
+
+
+def _gsm8k(name: str, kind: Kind) -> Task:
+    forms = (
+        _form("question", "answer", _solve_number, _question),
+        Form(("Question",), ("Answer",), _svamp_question, _bare_number),
+        _form("qestion", "answer", _solve_number, _question),
+        _form("instruction", "output", _solve_number, _question),
+        chat_form(_solve_number),
+    )
+    return Task(
+        name=name, kind=kind, max_new_tokens=320, description="word problems with a number as the answer",
+        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=scoring.score_number, accepts=_belongs(name),
+    )  # fmt: skip
+
+
+# Letters.
+
+
+def _choice_prompt(question: str, options: list[str]) -> Example:
+    listed = " ".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
+    letters = tuple(f" {letter}" for letter in LETTERS[: len(options)])
+    return Example(f"Question: {question}\nChoices: {listed}\nAnswer:", "", "", letters)
+
+
+def _written_choices(text: str) -> Example:
+    question, *rest = _CHOICES.split(text, maxsplit=1)
+    if not rest:
+        raise RowError("the question has no 'Answer Choices: (A) ... (B) ...'")
+    return _choice_prompt(question, split_options(rest[0]))
+
+
+def solve_letter(answer: str, example: Example) -> Example:
+    """The letter that an answer names, checked against the options; ``c`` and a rationale ending in C both count."""
+    letters = "".join(option.strip() for option in example.options)
+    letter = answer.strip("() .").upper()
+    if len(letter) != 1:
+        letter = scoring.find_letter(answer, letters) or ""
+    if not letter or letter not in letters:
+        raise RowError(f"the answer {answer[-40:]!r} names none of the options {', '.join(letters)}")
+    return replace(example, answer=f" {letter}", gold=letter)
+
+
+def _options_form(question: str) -> Form:
+    def ask(row: Row) -> Example:
+        return _choice_prompt(cell(row, question), split_options(row["options"]))
+
+    return Form((question, "options"), ("correct",), ask, lambda row, e: solve_letter(cell(row, "correct"), e))
+
+
+def _aqua(name: str, kind: Kind) -> Task:
+    forms = (
+        _options_form("question"),
+        _options_form("Problem"),
+        _form("qestion", "answer", solve_letter, _written_choices),
+        _form("instruction", "output", solve_letter, _written_choices),
+    )
+    return Task(
+        name=name, kind=kind, max_new_tokens=8, description="multiple choice, the answer is a letter",
+        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=scoring.score_choice, accepts=_belongs(name),
+    )  # fmt: skip
+
+
+# Programs.
+
+
+def _ask_program(text: str) -> Example:
+    return _question(_WRITE_PROGRAM.sub("", text), "Program")
+
+
+def _solve_program(answer: str, example: Example) -> Example:
+    return replace(example, answer=spaced(answer))
+
+
+def _solve_with_value(row: Row, example: Example) -> Example:
+    return replace(_solve_program(cell(row, "output"), example), gold=cell(row, "value"))
+
+
+def run_gold_programs(examples: list[Example]) -> list[Example | None]:
+    """Fills in the value of every reference program that came without one; programs that fail are dropped."""
+    missing = [i for i, example in enumerate(examples) if not example.gold]
+    values = run_programs([examples[i].answer.strip() for i in missing])
+    done: list[Example | None] = list(examples)
+    for i, value in zip(missing, values, strict=True):
+        done[i] = None if value is None else replace(examples[i], gold=value)
+    return done
+
+
+def _program(name: str, kind: Kind) -> Task:
+    forms = (
+        Form(
+            ("instruction",),
+            ("output", "value"),
+            lambda row: _ask_program(cell(row, "instruction")),
+            _solve_with_value,
+        ),
+        _form("instruction", "output", _solve_program, _ask_program),
+        _form("qestion", "answer", _solve_program, _ask_program),
+        chat_form(lambda answer, example: replace(_solve_program(scoring.program_text(answer), example), gold="")),
+    )
+    return Task(
+        name=name, kind=kind, max_new_tokens=256, description="word problems answered by a short Python program",
+        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=scoring.score_program,
+        accepts=_belongs(name), finish=run_gold_programs,
+    )  # fmt: skip
+
+
+# The generated demo tasks: rows of tasks/demo.py, which bring their own prompts.
+
+
+def _demo(name: str, kind: Kind) -> Task:
+    scores = {
+        "demo-fill": scoring.score_number,
+        "demo-choice": scoring.score_choice,
+        "demo-program": scoring.score_program,
+    }
+
+    def ask(row: Row) -> Example:
+        options = tuple(spaced(str(option)) for option in row.get("options") or ())
+        if name == "demo-choice" and len(options) < 2:
+            raise RowError("needs a column 'options' with two or more options")
+        return Example(cell(row, "prompt"), "", "", options)
+
+    def solve(row: Row, example: Example) -> Example:
+        return replace(example, answer=spaced(cell(row, "answer")), gold=cell(row, "gold"))
+
+    forms = (Form(("prompt",), ("answer", "gold"), ask, solve),)
+    return Task(
+        name=name, kind=kind, max_new_tokens=24, description=f"generated word problems, {name.removeprefix('demo-')} format",
+        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=scores[name],
+    )  # fmt: skip
+
+
+def _glue(name: str, kind: Kind) -> Task:
+    return replace(glue_task(name, kind), accepts=_belongs(name))
+
+
+PRESETS: dict[str, Preset] = {
+    "gsm8k": Preset(("generate",), _gsm8k),
+    "aqua": Preset(("choice", "generate"), _aqua),
+    "program": Preset(("generate",), _program),
+    **{name: Preset(("classify", "generate", "choice"), _glue) for name in GLUE},
+    "demo-fill": Preset(("generate",), _demo),
+    "demo-choice": Preset(("choice", "generate"), _demo),
+    "demo-program": Preset(("generate",), _demo),
+}
+
+
+def preset_task(name: str, kind: Kind | None = None) -> Task:
+    """The task of a preset, in its default kind or another that it can take."""
+    preset = PRESETS[name]
+    if kind is not None and kind not in preset.kinds:
+        raise TaskError(f"task {name} cannot be of kind {kind!r}; it can be {' or '.join(preset.kinds)}")
+    return preset.make(name, kind or preset.kinds[0])

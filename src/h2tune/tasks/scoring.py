@@ -1,0 +1,163 @@
+"""Right or wrong: numbers compared as numbers, labels as whole words, letters as letters, programs by value.
+
+The released code of H2Tune compared strings (45 was not 45.0), looked for labels anywhere in the text ("no" was
+found in "know"), and took the article "a" for the option A. Every rule here has a test against one of these.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+
+from h2tune.tasks.example import Example
+from h2tune.tasks.rows import LETTERS, fold
+from h2tune.tasks.sandbox import run_program
+
+_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
+# A minus belongs to the number only where it cannot be a subtraction: "16-3" ends in 3, "= -3" in -3.
+_NUMBER = re.compile(rf"(?:(?<![\w.)\]%])[-\u2212]\s?)?\$?\s?-?{_DIGITS}(?:\s*/\s*{_DIGITS})?")
+_TRIGGER = re.compile(r"\banswer\s+is\b[\s:*]*|####\s*", re.IGNORECASE)
+_NEXT_QUESTION = re.compile(
+    r"\n\s*(?:(?:Question|Problem|Review|First|Instruction|USER|ASSISTANT)\s*\d*:|###(?!#)).*", re.DOTALL
+)
+_FENCE = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+def own_part(text: str) -> str:
+    """A generated text up to where the model goes on to invent the next question."""
+    return _NEXT_QUESTION.sub("", "\n" + text.strip()).strip()
+
+
+def parse_number(text: str) -> float | None:
+    """The value of a text that is one number: ``$1,000.``, ``45%``, ``1/3``, ``-2.5e3``; otherwise None."""
+    match = _NUMBER.fullmatch(text.strip().rstrip(".% ").strip())
+    if match is None:
+        return None
+    over, _, under = re.sub(r"[$,\s]", "", match[0]).replace("\u2212", "-").partition("/")
+    divisor = float(under or 1)
+    value = float(over) / divisor if divisor else math.inf
+    return value if math.isfinite(value) else None
+
+
+def same_number(a: float, b: float) -> bool:
+    """Whole numbers must be equal; others agree to one part in 10,000 (answers are rounded when written down)."""
+    if a == round(a) and b == round(b):
+        return a == b
+    return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-9)
+
+
+def final_number(text: str, *, first_line: bool = False) -> float | None:
+    """The number that a text ends on: after its last "The answer is", else the last one of the first paragraph.
+
+    first_line: look for it in the first line only, for tasks whose whole answer is one line.
+    """
+    triggers = list(_TRIGGER.finditer(text))
+    if triggers:
+        found = _NUMBER.search(text, triggers[-1].end())
+    else:
+        found = None
+        for found in _NUMBER.finditer(text.strip().split("\n" if first_line else "\n\n")[0]):
+            pass
+    return parse_number(found[0]) if found else None
+
+
+def score_number(example: Example, text: str) -> bool:
+    """Whether the text ends on the gold number."""
+    gold = parse_number(example.gold)
+    found = final_number(own_part(text), first_line="\n" not in example.answer.strip())
+    return gold is not None and found is not None and same_number(found, gold)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def leading_label(text: str, labels: tuple[str, ...]) -> str | None:
+    """The label that the text begins with, as whole words; the longest where several do."""
+    words = _words(re.sub(r"^\W*(?:the\s+)?answer\s+is\b", "", text.strip(), flags=re.IGNORECASE))
+    matching = [label for label in labels if _words(label) and words[: len(_words(label))] == _words(label)]
+    return max(matching, key=len, default=None)
+
+
+def score_label(labels: tuple[str, ...]):
+    """A scorer for answers that are one of some labels."""
+
+    def score(example: Example, text: str) -> bool:
+        return leading_label(text, labels) == example.gold
+
+    return score
+
+
+def score_text(example: Example, text: str) -> bool:
+    """Equal up to case, spacing and the final stop; an answer of one line is compared with the first line."""
+    if "\n" not in example.gold.strip():
+        text = text.strip().split("\n")[0]
+    return fold(text).rstrip(". ") == fold(example.gold).rstrip(". ")
+
+
+def find_letter(text: str, letters: str = "ABCDE") -> str | None:
+    """The option that an answer names: after "answer is", else at its start, in brackets, or standing alone.
+
+    A capital A before a lower-case word is an article and never counts, nor does a small a, unless in brackets.
+    """
+    text = text.strip()
+    small, verb = letters.lower(), r"(?:is|was|because|since|and|or)\b"
+    alone = rf"(?!A\s+(?!{verb})[a-z])([{letters}])(?![\w'\u2019])"
+    named = rf"\(?(?:{alone}|(?!a\s+(?!{verb})\w)([{small}])\b(?!['\u2019]))"
+    # A named option may be a small letter; the last "answer is" is the conclusion.
+    conclusions = re.findall(rf"\banswer(?:\s+is|\s*:)[\s:*]*(?:(?:option|choice)\s+)?{named}", text)
+    if conclusions:
+        return "".join(conclusions[-1]).upper()
+    for pattern in (
+        rf"\A\W*{alone}",
+        rf"\b(?:option|choice|answer)\s+{named}",
+        rf"\(\s*([{letters}{small}])\s*\)",
+        rf"(?<![\w'\u2019]){alone}\)",
+        rf"(?<![\w'\u2019]){alone}",
+    ):
+        found = re.search(pattern, text)
+        if found:
+            return next(group for group in found.groups() if group).upper()
+    return None
+
+
+def score_choice(example: Example, text: str) -> bool:
+    """Whether the text names the right option: by its letter where options are letters, else by its content."""
+    names = tuple(option.strip() for option in example.options)
+    if not names or all(len(name) == 1 and name in LETTERS for name in names):
+        return find_letter(own_part(text), "".join(names) or "ABCDE") == example.gold
+    if parse_number(example.gold) is not None:
+        return score_number(example, text)
+    return leading_label(text, names) == example.gold
+
+
+def program_text(text: str, *, one_line: bool = False) -> str:
+    """The program in a generated text: inside its fence if it has one, without what follows it.
+
+    What cannot be parsed is cut off line by line, since models go on writing after a finished program.
+    """
+    fenced = _FENCE.search(text)
+    body = fenced[1] if fenced else own_part(text)
+    lines = body.strip().split("\n")[: 1 if one_line else 60]
+    for end in range(len(lines), 0, -1):
+        source = "\n".join(lines[:end])
+        try:
+            ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        return source
+    return ""
+
+
+def score_program(example: Example, text: str) -> bool:
+    """Whether the program in the text, run in the sandbox, comes to the gold value."""
+    source = program_text(text, one_line="\n" not in example.answer.strip())
+    value = run_program(source) if source.strip() else None
+    gold = example.gold or run_program(example.answer.strip())
+    if value is None or gold is None:
+        return False
+    found, wanted = parse_number(value), parse_number(gold)
+    if found is None or wanted is None:
+        return value.strip() == gold.strip()
+    return same_number(found, wanted)

@@ -1,0 +1,182 @@
+"""Rows from wherever they are: files, Hugging Face data sets, the generated demo data."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from h2tune.tasks.demo import demo_rows
+from h2tune.tasks.example import Row, TaskError
+
+Rows = list[Row]
+
+
+def read_rows(source: str, split: str | None = None) -> Rows:
+    """All rows of a source (see ``load_examples``), as they are there; ``TaskError`` when they cannot be read."""
+    source = str(source)
+    if source.startswith("demo:"):
+        return _demo(source, split)
+    if source.startswith("hub:"):
+        return _hub(source, split)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(path, split)
+    reader = _READERS.get(path.suffix.lower())
+    if not path.exists():
+        raise TaskError(f"no file or folder {source}{_near(path)}")
+    if reader is None:
+        raise TaskError(
+            f"{source}: cannot read {path.suffix or 'a file without ending'}; known: {', '.join(_READERS)}"
+        )
+    if split is not None:
+        raise TaskError(f"{source}: a single file has no splits, but split {split!r} is asked for")
+    try:
+        return reader(path)
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{source}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise TaskError(f"{source}: {error.strerror or error}") from None
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor the folder {path.parent})"
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _json(path: Path) -> Rows:
+    text = path.read_text("utf-8-sig")
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            # Many files called .json hold one object a line.
+            return _json_lines(path)
+        raise TaskError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
+    if isinstance(data, dict):
+        lists = [value for value in data.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        data = lists[0] if len(lists) == 1 else [data]
+    if not isinstance(data, list):
+        raise TaskError(f"{path}: should hold a list of objects")
+    return [_object(row, path, index) for index, row in enumerate(data, 1)]
+
+
+def _json_lines(path: Path) -> Rows:
+    rows: Rows = []
+    # Not splitlines(): text may hold other line separators of Unicode.
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_object(json.loads(line), path, number))
+        except json.JSONDecodeError as error:
+            raise TaskError(f"{path}: line {number}: not JSON: {error.msg}") from None
+    return rows
+
+
+def _object(row: Any, path: Path, number: int) -> Row:
+    if not isinstance(row, dict):
+        raise TaskError(f"{path}: row {number}: should be an object with named columns, not {str(row)[:40]!r}")
+    return row
+
+
+def _tsv(path: Path) -> Rows:
+    """Tabs and line ends, nothing quoted and nothing taken for missing (``quoting=3``, ``keep_default_na=False``)."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = [line.rstrip("\r") for line in file.read().split("\n")]
+    return _table(path, [line.split("\t") for line in lines if line])
+
+
+def _csv(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            return _table(path, [cells for cells in csv.reader(file, strict=True) if cells])
+        except csv.Error as error:
+            raise TaskError(f"{path}: not CSV: {error}") from None
+
+
+def _table(path: Path, lines: list[list[str]]) -> Rows:
+    if not lines:
+        return []
+    header = [name.strip() for name in lines[0]]
+    for number, cells in enumerate(lines[1:], 1):
+        if len(cells) != len(header):
+            raise TaskError(f"{path}: row {number}: {len(cells)} cells where the header names {len(header)} columns")
+    return [dict(zip(header, cells, strict=True)) for cells in lines[1:]]
+
+
+def _parquet(path: Path) -> Rows:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise TaskError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow)") from None
+    try:
+        return parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
+
+
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet,
+}  # fmt: skip
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise TaskError("reading a Hugging Face data set needs the package datasets (pip install datasets)") from None
+    return datasets
+
+
+def _folder(path: Path, split: str | None) -> Rows:
+    datasets = _datasets()
+    saved = any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
+    try:
+        data = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+    except Exception as error:  # noqa: BLE001 - of many kinds, all of them the user's to read
+        raise TaskError(f"{path}: not a data set that can be read: {str(error).splitlines()[0]}") from None
+    return _one_split(data, split, str(path))
+
+
+def _hub(source: str, split: str | None) -> Rows:
+    name, _, query = source.removeprefix("hub:").partition("?")
+    options = dict(parse_qsl(query))
+    if not name or set(options) - {"config", "revision", "split"}:
+        raise TaskError(f"{source}: write hub:owner/name or hub:owner/name?config=...&revision=...&split=...")
+    try:
+        data = _datasets().load_dataset(name, options.get("config"), revision=options.get("revision"))
+    except TaskError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of many kinds, all of them the user's to read
+        raise TaskError(
+            f"{source}: cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
+    return _one_split(data, split or options.get("split"), source)
+
+
+def _one_split(data: Any, split: str | None, source: str) -> Rows:
+    if not hasattr(data, "keys"):
+        if split is not None:
+            raise TaskError(f"{source}: holds one split only, but split {split!r} is asked for")
+        return list(data)
+    names = list(data.keys())
+    wanted = split or (names[0] if len(names) == 1 else "train")
+    if wanted not in names:
+        raise TaskError(f"{source}: no split {wanted!r}; there are: {', '.join(names)}")
+    return list(data[wanted])
+
+
+def _demo(source: str, split: str | None) -> Rows:
+    form, _, query = source.removeprefix("demo:").partition("?")
+    options = {"seed": "0", "n": "60", "split": split or "train", **dict(parse_qsl(query))}
+    unknown = set(options) - {"seed", "n", "split"}
+    if unknown or not options["seed"].lstrip("-").isdigit() or not options["n"].isdigit():
+        raise TaskError(f"{source}: write demo:fill?seed=0&n=60&split=train")
+    return list(demo_rows(options["split"], form, int(options["n"]), int(options["seed"])))

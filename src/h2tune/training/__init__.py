@@ -1,0 +1,1 @@
+"""Local training: batches, updates of parameter groups, scoring."""

@@ -1,0 +1,41 @@
+"""Padded batches of encoded examples, in an order that a seed fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from h2tune.tasks.prompts import Encoded
+
+Batch = dict[str, Tensor]
+
+
+def collate(rows: Sequence[Encoded], pad: int) -> Batch:
+    """Right-padded ids, mask and labels (-100 where nothing is asked, or one class per row)."""
+    longest = max(len(row.input_ids) for row in rows)
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros_like(ids)
+    labels = torch.full((len(rows), longest), -100)
+    for i, row in enumerate(rows):
+        n = len(row.input_ids)
+        ids[i, :n] = torch.tensor(row.input_ids)
+        mask[i, :n] = 1
+        if row.label is None:
+            labels[i, :n] = torch.tensor(row.labels)
+    if rows[0].label is not None:
+        labels = torch.tensor([row.label for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def stream(data: Sequence[Encoded], size: int, pad: int, seed: int) -> Iterator[tuple[Batch, list[int]]]:
+    """Endless batches, shuffled anew every epoch, with the rows' numbers; the last batch of an epoch may be short."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(data), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            picked = order[start : start + size]
+            yield collate([data[i] for i in picked], pad), picked

@@ -1,0 +1,124 @@
+"""Tasks written as a mapping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from h2tune.tasks import RowError, TaskError, build_task
+
+
+def test_generate_with_a_number() -> None:
+    task = build_task({"kind": "generate", "prompt": "Q: {my question}\nA:", "answer": "{sol}", "score": "number"})
+    example = task.read({"my question": "How {many}?", "sol": "3 + 4 = 7"})
+    assert (example.prompt, example.answer, example.gold) == ("Q: How {many}?\nA:", " 3 + 4 = 7", "7")
+    assert task.score(example, "7.0")
+    assert task.ask({"my question": "x"}).prompt == "Q: x\nA:"
+
+
+def test_generate_with_labels() -> None:
+    task = build_task(
+        {"kind": "generate", "prompt": "{text}\nUrgent:", "answer": "{u}", "labels": {0: "no", 1: "yes"}}
+    )
+    example = task.read({"text": "fire", "u": "1"})
+    assert example.answer == " yes" and task.score(example, "Yes!") and not task.score(example, "yesterday")
+
+
+def test_classify() -> None:
+    task = build_task(
+        {"kind": "classify", "prompt": "{text}", "answer": "{y}", "labels": ["low", "high"], "name": "risk"}
+    )
+    example = task.read({"text": "fire", "y": "HIGH"})
+    assert (example.label, example.gold, example.answer) == (1, "high", "")
+    with pytest.raises(RowError, match="label 'mid' is not known to task risk, which knows low, high"):
+        task.read({"text": "fire", "y": "mid"})
+
+
+@pytest.mark.parametrize("answer", ["blue", "B", "b", "(B)"])
+def test_choice_from_a_column(answer: str) -> None:
+    task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": "{o}"})
+    example = task.read({"q": "Which?", "o": ["red", "blue"], "a": answer})
+    assert (example.options, example.answer, example.gold) == ((" red", " blue"), " blue", "blue")
+    assert task.score(example, " blue") and not task.score(example, " red")
+
+
+def test_choice_from_several_columns() -> None:
+    task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": ["{x}", "{y}", "neither"]})
+    assert task.read({"q": "Which?", "x": "1", "y": "2", "a": "neither"}).options == (" 1", " 2", " neither")
+    with pytest.raises(RowError, match="different"):
+        task.read({"q": "Which?", "x": "1", "y": "1", "a": "1"})
+
+
+def test_program() -> None:
+    task = build_task({"kind": "generate", "prompt": "{q}", "answer": "{code}", "score": "program"})
+    example = task.read({"q": "x", "code": "answer = 2 + 2"})
+    assert task.finish is not None
+    (done,) = task.finish([example])
+    assert done is not None and done.gold == "4" and task.score(done, "print(4.0)")
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"prompt": "Say", "completion": "this"}, "Say", " this"),
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, "Question: Add\n1 2\nAnswer:", " 3"),
+        ({"question": "Why?", "answer": "so"}, "Question: Why?\nAnswer:", " so"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "user: a\nassistant:", " b"),
+        ({"messages": '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'}, "user: a\nassistant:", " b"),
+    ],
+)  # fmt: skip
+def test_usual_columns_need_no_prompt(row: dict[str, Any], prompt: str, answer: str) -> None:
+    example = build_task({"kind": "generate"}).read(row)
+    assert (example.prompt, example.answer) == (prompt, answer)
+
+
+def test_a_chat_ends_at_its_last_assistant_turn() -> None:
+    turns = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    example = build_task({"kind": "generate"}).read(row)
+    assert example.messages is not None and len(example.messages) == 4 and example.answer == " d"
+    asked = build_task({"kind": "generate"}).ask(row)
+    assert asked.messages is not None and len(asked.messages) == 6 and asked.answer == ""
+
+
+def test_a_preset_with_changes() -> None:
+    task = build_task(
+        {"preset": "sst2", "name": "mood", "max_new_tokens": 9, "columns": {"sentence": "text", "label": "y"}}
+    )
+    assert (task.name, task.max_new_tokens) == ("mood", 9)
+    assert task.read({"text": "fine", "y": 1}).gold == "positive"
+    with pytest.raises(RowError, match="no column 'text'"):
+        task.read({"sentence": "fine", "y": 1})
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("sst", "unknown task 'sst'; did you mean 'sst2'"),
+        ("zzzzzz", "there are: gsm8k"),
+        ({"preset": "gsm8"}, "did you mean 'gsm8k'"),
+        ({"preset": "gsm8k", "kind": "classify"}, "gsm8k cannot be of kind 'classify'; it can be generate"),
+        ({"preset": "gsm8k", "prompt": "x"}, "unknown key of a task 'prompt'"),
+        ({"kind": "generat"}, "did you mean 'generate'"),
+        ({"kind": "generate", "promt": "{x}"}, "did you mean 'prompt'"),
+        ({"kind": "generate", "prompt": "{x}"}, "belong together"),
+        ({"kind": "generate", "prompt": "x", "answer": "{y}"}, "names no column"),
+        ({"kind": "generate", "prompt": 3, "answer": "{y}"}, "should be text"),
+        ({"kind": "generate", "score": "numbers"}, "did you mean 'number'"),
+        ({"kind": "generate", "max_new_tokens": 0}, "max_new_tokens"),
+        ({"kind": "generate", "options": ["a", "b"]}, "belongs to kind choice"),
+        ({"kind": "choice", "prompt": "{x}", "answer": "{y}"}, "needs options"),
+        ({"kind": "classify", "prompt": "{x}", "answer": "{y}"}, "needs labels"),
+        ({"kind": "classify", "labels": ["a", "b"]}, "needs prompt: and answer:"),
+        ({"kind": "classify", "prompt": "{x}", "answer": "{y}", "labels": [False, True]}, "in quotes"),
+        ({"kind": "classify", "prompt": "{x}", "answer": "{y}", "labels": ["a"]}, "two or more"),
+        ({"kind": "generate", "columns": ["a"]}, "columns should map"),
+        ({"prompt": "{x}"}, "needs a preset or a kind"),
+        (3, "name of a preset or a mapping"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(spec: Any, message: str) -> None:
+    with pytest.raises(TaskError, match=message) as error:
+        build_task(spec)
+    assert str(error.value).count("\n") <= 1

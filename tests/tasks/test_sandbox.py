@@ -1,0 +1,195 @@
+"""Programs that people and models write, and programs that attackers write."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from h2tune.tasks.allowlist import MAX_SOURCE
+from h2tune.tasks.sandbox import check_program, run_program, run_programs
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("answer = 3 * 4", "12"), ("print(1)\nprint(2, 3)", "2 3"), ("print(1)\nanswer = 5", "5"),
+        ("import math\nanswer = math.floor(math.sqrt(17))", "4"), ("from math import comb, pi\nprint(comb(5, 2))", "10"),
+        ("t = 0\nfor i in range(5):\n    if i % 2:\n        t += i\nanswer = t", "4"),
+        ("def f(n: int) -> int:\n    return 1 if n < 2 else n * f(n - 1)\nanswer = f(5)", "120"),
+        ("x = 2\nx **= 10\nanswer = x ** 0.5", "32.0"), ("answer = sum(i * i for i in [1, 2, 3])", "14"),
+        ("d = {'a': 1}\nd['b'] = 2\nanswer = max(d['a'], d['b'])", "2"), ("x = 7\nprint(f'{x / 2:.2f}')", "3.50"),
+        ("a, b = divmod(17, 5)\nwhile a:\n    a -= 1\nanswer = (a, b)", "(0, 2)"), ("answer = pow(3, 4, 5)", "1"),
+        ("answer = '\u00e9\u20ac'", "\u00e9\u20ac"), ("answer = round(2.567, ndigits=1)", "2.6"),
+    ],
+)  # fmt: skip
+def test_ordinary_programs(source: str, value: str) -> None:
+    assert check_program(source) is None
+    assert run_program(source) == value
+
+
+@pytest.mark.parametrize(
+    "source", ["", "x = 1", "answer = 1 / 0", "answer = None", "answer = y", "not python", "answer = f"]
+)
+def test_without_a_value(source: str) -> None:
+    assert run_program(source) is None
+
+
+REFUSED = {
+    "file": "open('/etc/passwd')",
+    "import": "import os\nos.system('true')",
+    "import with math": "import math, os",
+    "import as": "import math as m",
+    "import from": "from os import system",
+    "import from math": "from math import __loader__",
+    "import star": "from math import *",
+    "import relative": "from .math import pi",
+    "dunder import": "__import__('os').system('true')",
+    "builtins": "x = __builtins__",
+    "classes": "answer = ().__class__.__bases__[0].__subclasses__()",
+    "getattr": "getattr(1, '__class__')",
+    "format attributes": "answer = '{0.__class__}'.format(1)",
+    "f-string attributes": "answer = f'{(1).__class__}'",
+    "module of math": "import math\nanswer = math.__loader__",
+    "math unknown": "import math\nanswer = math.nope",
+    "math as a value": "import math\nx = math\nanswer = x.sqrt(4)",
+    "math replaced": "import math\nmath = 3",
+    "math set": "import math\nmath.pi = 3",
+    "eval": "eval('1')",
+    "eval kept": "e = eval\nprint(e)",
+    "exec": "exec('x = 1')",
+    "fork bomb": "import os\nwhile True:\n    os.fork()",
+    "fork by name": "fork()",
+    "lambda": "f = lambda: 1\nf()",
+    "variable called": "p = print\np(1)",
+    "call of a call": "def f():\n    return print\nf()(1)",
+    "call of a list": "[print][0](1)",
+    "decorator": "@print\ndef f():\n    return 1",
+    "class": "class A:\n    pass",
+    "try": "try:\n    x = 1\nexcept Exception:\n    pass",
+    "with": "with open('x') as f:\n    pass",
+    "delete": "x = 1\ndel x",
+    "global": "def f():\n    global x\n    x = 1",
+    "async": "async def f():\n    pass",
+    "yield": "def f():\n    yield 1",
+    "starred": "print(*[1, 2])",
+    "walrus": "print(x := 1)",
+    "shift": "answer = 1 << 10 ** 9",
+    "print to a file": "print(1, file=2)",
+    "keyword dictionary": "def f(a):\n    return a\nf(**{'a': 1})",
+    "key function": "answer = max([1], key=print)",
+    "power of own name": "_power = 1",
+    "full-width letters": "\uff45\uff56\uff41\uff4c('1')",
+    "italic dunder": "answer = ()._\uff3fclass_\uff3f",
+    "null byte": "answer = 1\0",
+    "surrogate": "answer = '\ud800'",
+    "encoding": "# -*- coding: utf-7 -*-\n+AG8-pen('x')",
+    "nesting": "answer = " + "(" * 500 + "1" + ")" * 500,
+    "signs": "answer = " + "-" * 5000 + "1",
+    "sums": "answer = 1" + "+1" * 4500,
+    "length": "#" * (MAX_SOURCE + 1),
+    "long number": "answer = " + "9" * 6000,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_anything_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert check_program(REFUSED[name])
+    assert run_program(REFUSED[name]) is None
+
+
+HOSTILE = {
+    "loop": "while True:\n    pass",
+    "power": "answer = 10 ** 10 ** 10",
+    "power function": "answer = pow(10, 10 ** 9)",
+    "power of bool": "answer = (True + 1) ** 10 ** 9",
+    "power in place": "x = 10\nx **= 10 ** 10\nanswer = x",
+    "squares": "x = 3\nwhile True:\n    x *= x",
+    "factorial": "import math\nanswer = math.factorial(10 ** 8)",
+    "combinations": "import math\nanswer = math.comb(10 ** 8, 5 * 10 ** 7)",
+    "list": "x = [0] * 10 ** 10",
+    "string": "answer = 'x' * 10 ** 10",
+    "comprehension": "x = [i for i in range(10 ** 10)]\nanswer = 1",
+    "format": "answer = f'{1:>4000000000}'",
+    "percent": "answer = '%4000000000d' % 1",
+    "recursion": "def f(n):\n    return f(n + 1)\nanswer = f(0)",
+    "digits": "answer = 9 ** 30000",
+    "printing": "while True:\n    print('x' * 10 ** 6)",
+    "deep list": "x = []\nfor i in range(10 ** 6):\n    x = [x]\nprint(x)",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_stopped_by_the_limits(name: str) -> None:
+    began = time.monotonic()
+    assert run_program(HOSTILE[name], timeout=0.5) is None
+    assert time.monotonic() - began < 5
+
+
+def test_output_is_bounded() -> None:
+    value = run_program("answer = 'x' * 10 ** 7")
+    assert value is not None and len(value) == 1000
+    value = run_program("for i in range(1000):\n    print('y' * 100000)")
+    assert value is not None and len(value) == 1000
+
+
+def test_the_child_knows_nothing_of_the_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Even code that got past the allow-list finds no environment, no files to write, no place to stay."""
+    monkeypatch.setenv("TOKEN", "secret")
+    monkeypatch.setattr("h2tune.tasks.sandbox.prepare", lambda source: source)
+    monkeypatch.setattr("h2tune.tasks.sandbox.CALLS", frozenset({"__import__", "open", "str", "len", "print"}))
+    assert run_program("answer = __import__('os').environ.get('TOKEN', 'nothing')") == "nothing"
+    assert run_program("answer = __import__('os').listdir('.')") == "[]"
+    target = tmp_path / "written"
+    assert run_program(f"f = open({str(target)!r}, 'w')\nf.write('x')\nf.flush()\nanswer = 1") is None
+    assert not target.exists() or not target.read_text()
+
+
+def test_a_child_that_writes_too_much_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("h2tune.tasks.sandbox.prepare", lambda source: source)
+    monkeypatch.setattr("h2tune.tasks.sandbox.CALLS", frozenset({"__import__"}))
+    assert run_program("o = __import__('os')\nwhile True:\n    o.write(1, b'x' * 65536)") is None
+
+
+def test_many_programs_keep_their_places() -> None:
+    sources = [
+        "answer = 1",
+        "import os",
+        "while True:\n    pass",
+        "x = 2\nanswer = x",
+        "answer = x",
+        "answer = '-'",
+        "print()",
+    ]
+    assert run_programs(sources, timeout=0.5) == ["1", None, None, "2", None, "-", ""]
+    assert run_programs([]) == []
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="counts processes in /proc")
+def test_no_process_is_left_behind() -> None:
+    run_program("while True:\n    pass", timeout=0.2)
+    mine = str(os.getpid())
+    stats = [path.read_text().rsplit(")", 1)[1].split() for path in _own_children(mine)]
+    assert all(fields[0] != "R" for fields in stats)
+
+
+def _own_children(parent: str) -> list[Path]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if path.read_text().rsplit(")", 1)[1].split()[1] == parent:
+                found.append(path)
+        except OSError:
+            continue
+    return found
+
+
+@given(st.text(alphabet="ab01+-*()=_.'\n \u00aa", max_size=60))
+def test_the_check_never_fails(source: str) -> None:
+    reason = check_program(source)
+    assert reason is None or "\n" not in reason

@@ -1,0 +1,144 @@
+"""Right or wrong. Names of the form row_NN are the rows of errors in the released code that they guard against."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from h2tune.tasks import build_task, scoring
+from h2tune.tasks.example import Example
+
+LETTERS = tuple(f" {letter}" for letter in "ABCDE")
+
+
+def number(gold: str, answer: str = " long\nThe answer is 1") -> Example:
+    return Example("q", answer, gold)
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("45", "45.0"), ("45", "45."), ("1000", "1,000"), ("1000", "$1,000.00"), ("50", "50%"), ("18", "$18"),
+        ("0.3333333333", "1/3"), ("1/3", "0.33333"), ("-3", "= -3"), ("-3", "\u22123"), ("1000", "1e3"),
+        ("3", "16-13 = 3"), ("13", "so 16-13"), ("0", "0"), ("2/35", "The answer is 0.0571428"),
+        ("7", "a is 3, b is 4.\nThe answer is 7"), ("7", "The answer is 5? No. The answer is: **7** of 9"),
+        ("7", "First, she has 3.\nThen 3+4=7 in all.\n\nQuestion: Tom has 9"), ("12", "they paid 3, 4 and 12"),
+        ("72", "48+24 = 72\n#### 72"), ("1200000", "1,200,000 people"),
+    ],
+)  # fmt: skip
+def test_row_24_numbers_are_compared_as_numbers(gold: str, text: str) -> None:
+    assert scoring.score_number(number(gold), text)
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("45", "46"), ("45", ""), ("45", "none"), ("70000", "70001"), ("0.3333", "0.33"), ("3", "1/0"), ("1000", "1,00"),
+        ("7", "The answer is"), ("7", "The answer is 5. 7"), ("3", "-3"), ("5", "5\n\nso 6\n\nThe answer is 6"),
+        ("1", "1e999"),
+    ],
+)  # fmt: skip
+def test_wrong_numbers(gold: str, text: str) -> None:
+    assert not scoring.score_number(number(gold), text)
+
+
+def test_an_answer_of_one_line_is_looked_for_in_the_first_line() -> None:
+    example = number("11", " 11")
+    assert scoring.score_number(example, " 11\nProblem: Tom has 5")
+    assert scoring.score_number(example, " 11\nTom has 5")
+    assert not scoring.score_number(example, " 5\n11")
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_every_way_to_write_a_whole_number(value: int) -> None:
+    for text in (f"{value}", f"{value:,}", f"{value}.0", f" {value}.", f"so\nThe answer is {value:,}."):
+        assert scoring.score_number(number(str(value)), text)
+    assert not scoring.score_number(number(str(value)), str(value + 1))
+
+
+@given(st.floats(-1e9, 1e9).filter(lambda x: abs(x) > 1e-3))
+def test_a_rounded_number_is_right_and_a_double_is_not(value: float) -> None:
+    assert scoring.same_number(value, float(f"{value:.7g}"))
+    assert not scoring.same_number(value, 2 * value)
+
+
+@settings(max_examples=200)
+@given(st.text())
+def test_no_text_breaks_a_scorer(text: str) -> None:
+    for found in (scoring.parse_number(text), scoring.final_number(text)):
+        assert found is None or math.isfinite(found)
+    assert scoring.find_letter(text) in (None, *"ABCDE")
+    assert scoring.leading_label(text, ("yes", "no")) in (None, "yes", "no")
+    scoring.program_text(text)
+
+
+@pytest.mark.parametrize("text", ["know", "not sure", "cannot", "I say no", "yes", "", "nothing", "eyes"])
+def test_row_22_a_label_is_not_found_inside_other_words(text: str) -> None:
+    assert not scoring.score_label(("no", "yes"))(Example("q", " no", "no"), text)
+
+
+@pytest.mark.parametrize("text", [" no", "No.", "NO, because", "\nno\nQuestion", "no way", "The answer is no"])
+def test_a_label_is_whole_words_at_the_start(text: str) -> None:
+    assert scoring.score_label(("no", "yes"))(Example("q", " no", "no"), text)
+
+
+def test_the_longest_label_counts() -> None:
+    labels = ("no", "no change")
+    assert scoring.leading_label("no change at all", labels) == "no change"
+    assert scoring.leading_label("no changes", labels) == "no"
+    assert scoring.leading_label("not_entailment", ("entailment", "not_entailment")) == "not_entailment"
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (" C", "C"), ("(C)", "C"), ("C) 600", "C"), ("answer is C", "C"), ("The answer is (c).", "C"), ("C.", "C"),
+        ("I think it is a trick, so option c", "C"), ("A train travels 5 miles, so C", "C"), ("a car. Then (D)", "D"),
+        ("A is wrong, B too. The answer is E", "E"), ("The answer is A", "A"), ("A because", "A"), ("(A)", "A"),
+        ("the answer is a", "A"), ("a train", None), ("A train", None), ("DAB", None), ("Bob's Dad", None), ("", None),
+        ("The answer is a multiple of 3: B", "B"), ("Answer: D", "D"), ("B\nThe other choice", "B"),
+    ],
+)  # fmt: skip
+def test_row_23_letters_and_never_the_article(text: str, letter: str | None) -> None:
+    assert scoring.find_letter(text) == letter
+    assert letter is None or scoring.score_choice(Example("q", f" {letter}", letter, LETTERS), text)
+
+
+def test_choices_by_content() -> None:
+    numbers = Example("q", " 7", "7", (" 7", " 17", " 60"))
+    assert scoring.score_choice(numbers, " 7\nProblem") and not scoring.score_choice(numbers, " 17")
+    words = Example("q", " red wine", "red wine", (" red", " red wine"))
+    assert scoring.score_choice(words, "Red wine.") and not scoring.score_choice(words, "red")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " n = 3\nanswer = n * 4", "```python\nn = 3\nprint(n * 4)\n```\nDone.", "answer = 12.0",
+        "answer = 24 / 2\nprint(answer)\n\nProblem: Tom has 5", "n = 12\nanswer = n\nand so we are done",
+    ],
+)  # fmt: skip
+def test_programs_are_scored_by_their_value(text: str) -> None:
+    assert scoring.score_program(Example("q", " a = 1\nanswer = 12", "12"), text)
+
+
+def test_row_27_a_program_is_never_run_here() -> None:
+    example = Example("q", " answer = 1", "1")
+    assert not scoring.score_program(example, "raise SystemExit")
+    assert not scoring.score_program(example, "import sys; sys.exit()")
+    assert scoring.score_program(Example("q", " answer = 8 + 3", ""), "answer = 11\nraise ValueError")
+
+
+def test_text_answers() -> None:
+    assert scoring.score_text(Example("q", " Paris", "Paris"), " paris.\nNext")
+    assert not scoring.score_text(Example("q", " Paris", "Paris"), "Paris Texas")
+
+
+@pytest.mark.parametrize("name", ["sst2", "qqp", "qnli", "mrpc"])
+def test_heads_are_scored_by_the_name_of_the_label(name: str) -> None:
+    task = build_task(name)
+    example = Example("q", "", task.labels[1], label=1)
+    assert task.score(example, task.labels[1]) and not task.score(example, task.labels[0])
