@@ -79,7 +79,7 @@ class Client:
         if config.validation:
             validation = tasks.load_examples(config.validation, self.task, columns=config.columns)
         else:
-            train, validation = tasks.split_validation(train, seed)
+            train, validation = tasks.split_validation(train, seed, test=self.test)
         self.validation = validation[: self.experiment.evaluation.n_validation]
         length = config.max_length or self.resident.context
         encoded = [
@@ -240,8 +240,10 @@ class Client:
         better = own if own.nats < shared.nats else shared
         if self.store:
             self.store.save_adapter(self.resident.peft, self.name)
+            # P is private: it is kept for the client's own report and not sent.
+            self.store.write_json("report.json", self.method.report())
         result = final.plain() | {"validation": better.metric, "validation_nats": better.nats}
-        return "result", Payload(meta={"final": result, "report": self.method.report()})
+        return "result", Payload(meta={"final": result})
 
     def _score(self, examples: Sequence, encoded: Sequence, bare: bool = False) -> Score:
         """Score the client's model, or with ``bare`` the untouched base model."""

@@ -93,6 +93,7 @@ class Evaluation(_Strict):
     n_validation: int | None = Field(200, ge=1, description="at most so many validation rows")
 
 
+Baseline = Literal["none", "local", "h2tune-unshared"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
 
 
@@ -114,7 +115,9 @@ class Experiment(_Strict):
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
     quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
     patience: int | None = Field(None, ge=1, description="stop after so many rounds without a better mean validation")
-    baseline: Literal["none", "local"] = Field("none", description="`local` also trains every client alone")
+    baseline: Baseline | list[Baseline] = Field(
+        "none", description="also train every client alone (`local`), or with frames but without averaging (`h2tune-unshared`)"
+    )
     select: Literal["federated", "best"] = Field("federated", description="`best` keeps the better by validation")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")
     tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="also log metrics there")
@@ -128,9 +131,15 @@ class Experiment(_Strict):
             raise ValueError(f"quorum {self.quorum} can never be met by {len(names)} clients")
         if self.quorum > max(1, round(self.participation * len(names))):
             raise ValueError(f"quorum {self.quorum} can never be met: a round selects {self.participation:.0%} of the clients")
-        if self.select == "best" and self.baseline != "local":
+        if self.select == "best" and "local" not in self.baselines:
             raise ValueError("select: best needs baseline: local")
         return self
+
+    @property
+    def baselines(self) -> list[str]:
+        """Methods to run beside the experiment's own."""
+        named = [self.baseline] if isinstance(self.baseline, str) else self.baseline
+        return [name for name in named if name != "none"]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

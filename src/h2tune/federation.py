@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,31 +75,95 @@ def run(
     begin = time.perf_counter()
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
-    method, settings = resolve_method(experiment.method)
-    store = _WatchedStore(Path(out), watcher)
-    continuing = resume and store.exists
-    residents = Residents(experiment.device)
+    resolve_method(experiment.method)
+    store, residents = _WatchedStore(Path(out), watcher), Residents(experiment.device)
     if watcher:
-        watcher.start([{"name": c.name, "model": c.model, "task": _task_name(c.task)} for c in experiment.clients], experiment.rounds)
         watcher.message("loading models and data")
-    identity = store.open(experiment, tuple(changed))[0] if continuing else None
-    anchors = load_anchors(experiment.anchors, experiment.anchor_words)
-    accelerator = make_accelerator(experiment, residents.device)
-    clients = {
-        c.name: Client(c, experiment, residents, anchors, store.client(c.name), watcher and watcher.step, accelerator)
-        for c in experiment.clients
-    }
-    identity = identity or store.create(experiment)
-    store.event("run_started", f"{method.name}, {len(clients)} clients, {experiment.rounds} rounds", resumed=continuing)
-    _warn(store, experiment, clients)
-    server = Server(experiment, identity, list(clients), InProcess(clients), store)
-    if continuing and (last := store.committed()):
-        server.resume(*last)
-    server.run()
-    metrics = collect(experiment, method.name, server, time.perf_counter() - begin)
+    if resume and store.exists:
+        identity, _ = store.open(experiment, tuple(changed))
+        clients = _build(experiment, store, residents, watcher)
+    else:
+        # Every mistake in models and data shows before anything is written.
+        clients = _build(experiment, store, residents, watcher)
+        identity = store.create(experiment)
+    beside = {name: _baseline(experiment, name, store.folder, residents, watcher) for name in experiment.baselines}
+    server = _federate(experiment, identity, store, clients, watcher)
+    metrics = collect(experiment, server, store, time.perf_counter() - begin)
+    _compare(metrics, experiment, beside, store)
     store.write_metrics(metrics)
     store.event("run_finished", "finished")
     return metrics
+
+
+def _federate(
+    experiment: Experiment, identity: str, store: RunStore, clients: dict[str, Client], watcher: Watcher | None
+) -> Server:
+    """Go on from the last commit if there is one, and run to the end."""
+    if watcher:
+        rows = [{"name": c.name, "model": c.model, "task": _task_name(c.task)} for c in experiment.clients]
+        watcher.start(rows, experiment.rounds)
+        watcher.message(f"method {_method_name(experiment)}")
+    last = store.committed()
+    store.event(
+        "run_started",
+        f"{_method_name(experiment)}, {len(clients)} clients, {experiment.rounds} rounds",
+        resumed=last is not None,
+    )
+    _warn(store, experiment, clients)
+    server = Server(experiment, identity, list(clients), InProcess(clients), store)
+    if last:
+        server.resume(*last)
+    server.run()
+    return server
+
+
+def _build(experiment: Experiment, store: RunStore, residents: Residents, watcher: Watcher | None) -> dict[str, Client]:
+    anchors = load_anchors(experiment.anchors, experiment.anchor_words)
+    accelerator = make_accelerator(experiment, residents.device)
+    return {
+        c.name: Client(c, experiment, residents, anchors, store.client(c.name), watcher and watcher.step, accelerator)
+        for c in experiment.clients
+    }
+
+
+def _baseline(
+    experiment: Experiment, method: str, folder: Path, residents: Residents, watcher: Watcher | None
+) -> dict[str, Any]:
+    """Metrics of the same experiment with another method, in a run directory of its own inside this one; cached."""
+    store = _WatchedStore(folder / "baselines" / method, watcher)
+    finished = store.folder / "metrics.json"
+    if finished.is_file():
+        return json.loads(finished.read_text())
+    changes = {"method": server.method_name, "baseline": "none", "select": "federated", "tracking": []}
+    beside = experiment.model_copy(update=changes)
+    identity = store.open(beside)[0] if store.exists else store.create(beside)
+    begin = time.perf_counter()
+    clients = _build(beside, store, residents, watcher)
+    metrics = collect(beside, _federate(beside, identity, store, clients, watcher), store, time.perf_counter() - begin)
+    store.write_metrics(metrics)
+    residents.release()
+    return metrics
+
+
+def _compare(metrics: dict[str, Any], experiment: Experiment, beside: dict[str, Any], store: RunStore) -> None:
+    """Put the baselines' figures beside the run's, and keep the better adapter if asked to."""
+    for method, other in beside.items():
+        key = method.removeprefix("h2tune-")
+        for name, client in metrics["clients"].items():
+            client[key] = other["clients"][name]["final"]
+        metrics["mean"][key] = other["mean"]["final"]
+    if experiment.select != "best":
+        return
+    for name, client in metrics["clients"].items():
+        # Validation decides; the test figures are only read afterwards.
+        if client["final"] is None or client["local"]["validation_nats"] < client["final"]["validation_nats"]:
+            source = store.folder / "baselines" / "local" / "clients" / name / "adapter"
+            shutil.copytree(source, store.client(name).folder / "adapter", dirs_exist_ok=True)
+            client["kept"] = "local"
+
+
+def _method_name(experiment: Experiment) -> str:
+    return resolve_method(experiment.method)[0].name
 
 
 def _task_name(task: Any) -> str:
@@ -114,7 +180,7 @@ def _warn(store: RunStore, experiment: Experiment, clients: dict[str, Client]) -
             store.event("warning", f"{name}: {config.model} has no pinned revision; it may change under you", client=name)
 
 
-def collect(experiment: Experiment, method: str, server: Server, seconds: float) -> dict[str, Any]:
+def collect(experiment: Experiment, server: Server, store: RunStore, seconds: float) -> dict[str, Any]:
     """All figures of a run as plain values."""
     report = server.method.report()
     clients = {}
@@ -122,6 +188,8 @@ def collect(experiment: Experiment, method: str, server: Server, seconds: float)
         member = server.members[config.name]
         facts = {k: v for k, v in member.facts.items() if k != "leaked"}
         coverage = facts.pop("anchor_coverage", None)
+        # In one process the clients' own files are at hand, so their owner's report may show what was never sent.
+        private = store.client(config.name).read_json("report.json") or {}
         clients[config.name] = facts | {
             "rank": getattr(server.method, "ranks", {}).get(config.name, experiment.rank),
             "base": member.base,
@@ -130,7 +198,7 @@ def collect(experiment: Experiment, method: str, server: Server, seconds: float)
             "kept": "federated" if member.final else None,
             "status": member.status,
             "rounds": member.rounds,
-            "relation": member.report.get("relation"),
+            "relation": private.get("relation"),
             "agreement": report.get("agreement"),
             "anchor_coverage": None if coverage is None else {"words": coverage, "missing": []},
             "setup_bytes": member.setup_bytes,
@@ -139,7 +207,7 @@ def collect(experiment: Experiment, method: str, server: Server, seconds: float)
         "schema": 1,
         "version": __version__,
         "name": experiment.name,
-        "method": method,
+        "method": server.method_name,
         "seed": experiment.seed,
         "rounds": server.round,
         "finished": True,

@@ -57,14 +57,17 @@ class Resident:
         offset = (config.pad_token_id + 1) if self.family in ("roberta", "xlm-roberta") else 0
         return int(min(positions - offset, self.tokenizer.model_max_length))
 
-    def maps(self) -> list[tuple[int, int, int]]:
-        """(d_in, smallest d_out of a part, parts) of every adapted map, in the order of `Layout.targets`."""
+    def maps(self, whole: bool = False) -> list[tuple[int, int, int]]:
+        """(d_in, d_out, parts) of every adapted map, in the order of `Layout.targets`.
+
+        d_out is that of a fused map's smallest part, or with ``whole`` that of the map.
+        """
         found = []
         for name in self.layout.targets:
             module = self.model.get_submodule(name)
             d_in, d_out = _get_in_out_features(module.get_base_layer() if isinstance(module, TriLoraLayer) else module)
             sizes = next((p["sizes"] for end, p in self.layout.parts.items() if name.endswith("." + end)), [d_out])
-            found.append((d_in, d_out if len(sizes) == 1 else min(sizes), len(sizes)))
+            found.append((d_in, d_out if whole else min(sizes), len(sizes)))
         return found
 
     def detach(self, adapter: str) -> None:
@@ -106,6 +109,12 @@ class Residents:
             donor = next((r for k, r in self._held.items() if k[0] == source and k[2:] == key[2:]), None)
             self._held[key] = self._load(source, labels, revision, trust, slots, quantization, donor)
         return self._held[key]
+
+    def release(self) -> None:
+        """Take all adapters off; the bases stay in memory."""
+        for resident in self._held.values():
+            for adapter in list(resident.peft.peft_config) if resident.peft else []:
+                resident.detach(adapter)
 
     def __len__(self) -> int:
         return len(self._held)

@@ -49,7 +49,6 @@ class Member:
     facts: dict[str, Any] = field(default_factory=dict)
     base: dict[str, float] | None = None
     final: dict[str, Any] | None = None
-    report: dict[str, Any] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     setup_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
     status: str = "ok"
@@ -139,7 +138,6 @@ class Server:
         requests = {name: self.method.download(name) for name in alive}
         for name, message in self._ask("finish", requests, self.round):
             self.members[name].final = message.payload.meta.get("final")
-            self.members[name].report = message.payload.meta.get("report", {})
 
     def resume(self, round: int, tensors: dict, records: dict) -> None:
         """Stand where a committed round left the federation."""

@@ -15,7 +15,7 @@ from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import encode, encode_options, encode_prompts, render
 
 TEXT = ["Question: how many nuts now?\nAnswer: 11", "the answer is 12", "abcdefghijklmnopqrstuvwxyz 0123456789"]
-TEMPLATE = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}<s>assistant\n"
+TEMPLATE = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}<s>assistant{{ '\n' }}"
 
 
 @functools.cache
@@ -89,7 +89,11 @@ def test_cutting_takes_the_beginning_of_the_prompt() -> None:
     assert len(cut.input_ids) == len(cut.labels) == 20
     assert cut.input_ids[0] == tok.bos_token_id and cut.input_ids[1:] == full.input_ids[-19:]
     (prompt,) = encode_prompts([long], tok, max_length=10, truncate=True)
-    assert len(prompt) == 10 and prompt[0] == tok.bos_token_id and prompt[1:] == cut.input_ids[:-3][-9:]
+    assert (
+        len(prompt) == 10
+        and prompt[0] == tok.bos_token_id
+        and prompt[1:] == cut.input_ids[: cut.labels.count(-100)][-9:]
+    )
 
 
 def test_an_answer_that_does_not_fit_alone_loses_its_end_but_stops() -> None:

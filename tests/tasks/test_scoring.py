@@ -59,7 +59,7 @@ def test_every_way_to_write_a_whole_number(value: int) -> None:
     assert not scoring.score_number(number(str(value)), str(value + 1))
 
 
-@given(st.floats(-1e9, 1e9).filter(lambda x: abs(x) > 1e-3))
+@given(st.floats(-1e9, 1e9).filter(lambda x: abs(x) > 1e-3 and not x.is_integer()))
 def test_a_rounded_number_is_right_and_a_double_is_not(value: float) -> None:
     assert scoring.same_number(value, float(f"{value:.7g}"))
     assert not scoring.same_number(value, 2 * value)

@@ -64,6 +64,7 @@ class Client:
     n_test: int | None
     base: Score | None
     local: Score | None
+    unshared: Score | None
     final: Score | None
     majority: float | None
     unigram_nats: float | None
@@ -77,8 +78,8 @@ class Client:
     setup: Traffic
 
     def score(self, stage: str) -> Score:
-        """The result at "base", "local" or "final"; empty where there is none."""
-        return {"base": self.base, "local": self.local, "final": self.final}[stage] or Score()
+        """The result at "base", "local", "unshared" or "final"; empty where there is none."""
+        return getattr(self, stage) or Score()
 
     def gain(self, over: str = "local") -> float | None:
         """Difference of the federated result to `over` ("local" or "base"), as a share."""

@@ -106,7 +106,8 @@ def _strip(client: Client) -> Markup | None:
 def _average(run: Run, over: str) -> dict[str, Any]:
     """The last row of the table: means over the clients that have the value; for the difference, both values."""
     row: dict[str, Any] = {
-        stage: words.mean(client.score(stage).metric for client in run.clients) for stage in ("base", "local", "final")
+        stage: words.mean(client.score(stage).metric for client in run.clients)
+        for stage in ("base", "local", "unshared", "final")
     }
     row["gain"] = words.mean(client.gain(over) for client in run.clients)
     return row
@@ -196,7 +197,12 @@ def _pictures(client: Client) -> Panel:
     if client.relation:
         columns = [str(block) for block in range(len(client.relation[0]))]
         axes = ("row of the core", "the client\u2019s block")
-        figures.append(("layer relation", heatmap(client.relation, columns, f"relation of {client.name}", axes)))
+        figures.append(
+            (
+                "layer relation",
+                heatmap(client.relation, columns, f"relation of {client.name}", axes, _top(client.relation)),
+            )
+        )
     if client.agreement:
         for title, matrix in (("inputs", client.agreement.inputs), ("outputs", client.agreement.outputs)):
             figures.append((f"frame agreement, {title}", _agreement(matrix, client, title)))
@@ -211,8 +217,13 @@ def _agreement(matrix: Matrix | None, client: Client, title: str) -> Markup | No
 def _core(run: Run) -> Markup | None:
     if run.core is None or run.core.norms is None:
         return None
-    top = max((value for row in run.core.norms for value in row if value is not None), default=0.0)
-    return heatmap(run.core.norms, run.core.slots, "norms of the shared core", ("row of the core", "slot"), top)
+    return heatmap(
+        run.core.norms, run.core.slots, "norms of the shared core", ("row of the core", "slot"), _top(run.core.norms)
+    )
+
+
+def _top(matrix: Matrix) -> float:
+    return max((value for row in matrix for value in row if value is not None), default=0.0)
 
 
 def _panel(name: str, note: str, figures: Iterable[tuple[str, Markup | None]]) -> Panel:

@@ -154,7 +154,7 @@ def heatmap(matrix: Matrix, columns: Sequence[str], label: str, axes: tuple[str,
         text = Markup('<text class="tick end" x="{}" y="{}">{}</text>')
         parts.append(text.format(left - 5, 6 + cell_h * (row + 0.5) + 4, row))
     longest = max(map(len, columns), default=1)
-    for column in range(0, min(width, len(columns)), math.ceil((6 * longest + 4) / cell_w)):
+    for column in range(0, min(width, len(columns)), math.ceil((7 * longest + 5) / cell_w)):
         text = Markup('<text class="tick mid" x="{}" y="{}">{}</text>')
         parts.append(text.format(left + cell_w * (column + 0.5), 6 + cell_h * rows + 14, columns[column]))
     middle = 6 + cell_h * rows / 2
@@ -198,6 +198,7 @@ def _shade(value: float | None, top: float) -> float:
 def _short(value: float | None) -> str:
     if value is None:
         return "\u2013"
+    value = value if abs(value) >= 0.005 else 0.0  # no minus before a zero
     text = decimal(value, 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0)
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
 

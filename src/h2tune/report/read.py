@@ -86,6 +86,7 @@ def _client(name: str, data: Mapping[str, Any]) -> Client:
         n_test=whole(data.get("n_test")),
         base=_score(data.get("base")),
         local=_score(data.get("local")),
+        unshared=_score(data.get("unshared")),
         final=_score(data.get("final")),
         majority=number(data.get("majority")),
         unigram_nats=number(data.get("unigram_nats")),

@@ -108,7 +108,7 @@ def verdict(run: Run) -> Verdict:
     sentence = _compare(run, compared, over) if compared else _alone(run)
     if not run.finished:
         sentence = f"Unfinished, {run.rounds_done} of {run.rounds} rounds: {sentence[0].lower()}{sentence[1:]}"
-    notes = (_chance(compared, over), _no_baseline(run, over), _kept(run), _nats(run))
+    notes = (_frames(run), _chance(compared, over), _no_baseline(run, over), _kept(run), _nats(run))
     return Verdict(sentence, tone(gain), tuple(note for note in notes if note))
 
 
@@ -186,6 +186,18 @@ def _no_baseline(run: Run, over: str) -> str:
     return (
         "No client was trained alone for comparison, so this page cannot say what federation was worth. "
         "Run with \u201cbaseline: local\u201d to find out."
+    )
+
+
+def _frames(run: Run) -> str:
+    """How much of the result the frames alone explain, where that was measured."""
+    both = [client for client in run.clients if client.gain("unshared") is not None]
+    if not both:
+        return ""
+    alone, gain = mean(client.score("unshared").metric for client in both), mean(client.gain("unshared") for client in both)
+    return (
+        f"The same frames and phases without averaging reach {percent(alone)}; averaging the core changed that by"
+        f" {points(gain)} points."
     )
 
 

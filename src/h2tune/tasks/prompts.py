@@ -78,7 +78,7 @@ def encode_options(
 
 
 def _plain(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def _start(tokenizer: Any) -> list[int]:
@@ -97,7 +97,7 @@ def _prompts(examples: Sequence[Example], tokenizer: Any) -> list[list[int]]:
 
 def _texts(examples: Sequence[Example], where: list[int], tokenizer: Any) -> list[tuple[int, list[int]]]:
     texts = [render(examples[i], tokenizer) for i in where]
-    return list(zip(where, tokenizer(texts)["input_ids"] if texts else [], strict=True))
+    return list(zip(where, tokenizer(texts, verbose=False)["input_ids"] if texts else [], strict=True))
 
 
 def _pairs(examples: Sequence[Example], where: list[int], tokenizer: Any) -> dict[int, tuple[list[int], list[int]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+from collections.abc import Callable
 
 from h2tune.tasks.example import Example
 from h2tune.tasks.rows import LETTERS, fold
@@ -16,7 +17,7 @@ from h2tune.tasks.sandbox import run_program
 
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 # A minus belongs to the number only where it cannot be a subtraction: "16-3" ends in 3, "= -3" in -3.
-_NUMBER = re.compile(rf"(?:(?<![\w.)\]%])[-\u2212]\s?)?\$?\s?-?{_DIGITS}(?:\s*/\s*{_DIGITS})?")
+_NUMBER = re.compile(rf"(?:(?<![\w.)\]%])[-\u2212]\s?)?(?:\$\s?-?)?{_DIGITS}(?:\s*/\s*{_DIGITS})?")
 _TRIGGER = re.compile(r"\banswer\s+is\b[\s:*]*|####\s*", re.IGNORECASE)
 _NEXT_QUESTION = re.compile(
     r"\n\s*(?:(?:Question|Problem|Review|First|Instruction|USER|ASSISTANT)\s*\d*:|###(?!#)).*", re.DOTALL
@@ -80,7 +81,7 @@ def leading_label(text: str, labels: tuple[str, ...]) -> str | None:
     return max(matching, key=len, default=None)
 
 
-def score_label(labels: tuple[str, ...]):
+def score_label(labels: tuple[str, ...]) -> Callable[[Example, str], bool]:
     """A scorer for answers that are one of some labels."""
 
     def score(example: Example, text: str) -> bool:

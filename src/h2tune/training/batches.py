@@ -24,7 +24,7 @@ def collate(rows: Sequence[Encoded], pad: int) -> Batch:
         n = len(row.input_ids)
         ids[i, :n] = torch.tensor(row.input_ids)
         mask[i, :n] = 1
-        if row.label is None:
+        if row.labels:
             labels[i, :n] = torch.tensor(row.labels)
     if rows[0].label is not None:
         labels = torch.tensor([row.label for row in rows])

@@ -45,10 +45,10 @@ def score(
     try:
         nats, right = _nats(model, encoded, tokenizer.pad_token_id, batch_size)
         if task.kind == "generate":
-            texts = generate(model, tokenizer, encoded, task.max_new_tokens, batch_size)
+            texts = generate(model, tokenizer, _prompts(encoded), task.max_new_tokens, batch_size)
             right = [task.score(e, text) for e, text in zip(examples, texts, strict=True)]
         elif task.kind == "choice":
-            chosen = choose(model, tokenizer, examples, encoded, batch_size)
+            chosen = choose(model, tokenizer, examples, batch_size)
             right = [task.score(e, text) for e, text in zip(examples, chosen, strict=True)]
         return Score(sum(right) / len(right), nats)
     finally:
@@ -59,16 +59,16 @@ def _device(model: PreTrainedModel) -> torch.device:
     return next(model.parameters()).device
 
 
-def _by_length(encoded: Sequence[Encoded], batch_size: int) -> list[list[int]]:
+def _by_length(rows: Sequence[list[int]], batch_size: int) -> list[list[int]]:
     """Batches of indices with little padding."""
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def _nats(model: PreTrainedModel, encoded: Sequence[Encoded], pad: int, size: int) -> tuple[float, list[bool]]:
     """Mean cross-entropy over all asked positions, and for classes whether the likeliest was right."""
     total, count, right = 0.0, 0, [False] * len(encoded)
-    for picked in _by_length(encoded, size):
+    for picked in _by_length([row.input_ids for row in encoded], size):
         batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
         labels = batch.pop("labels")
         logits = model(**batch).logits.float()
@@ -90,11 +90,15 @@ def _prompts(encoded: Sequence[Encoded]) -> list[list[int]]:
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded], new_tokens: int, size: int = 64
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    new_tokens: int,
+    size: int = 64,
 ) -> list[str]:
     """Greedy continuations of the prompts, as text without the prompt."""
-    prompts, texts = _prompts(encoded), [""] * len(encoded)
-    for picked in _by_length(encoded, size):
+    texts = [""] * len(prompts)
+    for picked in _by_length(prompts, size):
         longest = max(len(prompts[i]) for i in picked)
         ids = torch.full((len(picked), longest), tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -117,37 +121,30 @@ def generate(
 
 @torch.no_grad()
 def choose(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    encoded: Sequence[Encoded],
-    size: int = 64,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], size: int = 64
 ) -> list[str]:
-    """For every example the option that the model finds likeliest after the prompt."""
-    rows: list[tuple[int, list[int], int]] = []
-    for i, (example, prompt) in enumerate(zip(examples, _prompts(encoded), strict=True)):
-        for option in example.options:
-            ids = tokenizer(option, add_special_tokens=False)["input_ids"]
-            # The end token belongs to the option: " 1" must not win by being the start of " 15".
-            rows.append((i, [*prompt, *ids, tokenizer.eos_token_id], len(prompt)))
+    """For every example the option that the model finds likeliest after the prompt.
+
+    The end token belongs to an option: " 1" must not win by being the start of " 15".
+    """
+    from h2tune.tasks.prompts import encode_options
+
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    options = encode_options(examples, tokenizer, max_length=context, truncate=True)
+    rows = [(i, option) for i, several in enumerate(options) for option in several]
     scores: list[list[float]] = [[] for _ in examples]
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        for (i, _, _), value in zip(part, _likelihoods(model, part, tokenizer.pad_token_id), strict=True):
+        values = _likelihoods(model, [option for _, option in part], tokenizer.pad_token_id)
+        for (i, _), value in zip(part, values, strict=True):
             scores[i].append(value)
     return [e.options[max(range(len(s)), key=s.__getitem__)] for e, s in zip(examples, scores, strict=True)]
 
 
-def _likelihoods(model: PreTrainedModel, rows: list[tuple[int, list[int], int]], pad: int) -> list[float]:
-    longest = max(len(ids) for _, ids, _ in rows)
-    ids = torch.full((len(rows), longest), pad)
-    asked = torch.zeros_like(ids, dtype=torch.bool)
-    mask = torch.zeros_like(ids)
-    for r, (_, row, start) in enumerate(rows):
-        ids[r, : len(row)] = torch.tensor(row)
-        mask[r, : len(row)] = 1
-        asked[r, start : len(row)] = True
-    ids, asked = ids.to(_device(model)), asked.to(_device(model))
-    logits: Tensor = model(input_ids=ids, attention_mask=mask.to(ids.device)).logits
-    picked = log_softmax(logits[:, :-1].float(), -1).gather(-1, ids[:, 1:, None])[..., 0]
-    return (picked * asked[:, 1:]).sum(1).tolist()
+def _likelihoods(model: PreTrainedModel, rows: Sequence[Encoded], pad: int) -> list[float]:
+    """Log-likelihood of each row's asked tokens."""
+    batch = {k: v.to(_device(model)) for k, v in collate(rows, pad).items()}
+    labels = batch.pop("labels")[:, 1:]
+    logits: Tensor = model(**batch).logits
+    picked = log_softmax(logits[:, :-1].float(), -1).gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+    return (picked * (labels != -100)).sum(1).tolist()

@@ -1,0 +1,165 @@
+"""What a federation will cost and send, before anything is downloaded or trained, and every mistake at once.
+
+Models are built on the meta device: shapes without weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from h2tune import tasks
+from h2tune.anchors import load_anchors
+from h2tune.config import ClientConfig, Experiment
+from h2tune.core import budget
+from h2tune.core.masks import kept_rank
+from h2tune.core.relation import depth_relation, nearest_relation
+from h2tune.core.slots import layout_of
+from h2tune.methods import resolve_method
+from h2tune.methods.h2tune import H2TuneSettings
+from h2tune.models import ENCODERS, Resident, resolve_source
+
+
+@dataclass
+class ClientPlan:
+    """Figures of one client; bytes and parameters, None where the model's shape is not known yet."""
+
+    name: str
+    model: str
+    family: str = "?"
+    task: str = "?"
+    blocks: int | None = None
+    rank: int | None = None
+    base_parameters: int | None = None
+    adapter_parameters: int | None = None
+    training_memory: int | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+    lora_bytes: int | None = None
+    setup_bytes_up: int | None = None
+    setup_bytes_down: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Plan:
+    """A federation's figures, and what is wrong with its config."""
+
+    clients: list[ClientPlan]
+    problems: list[str]
+    warnings: list[str]
+    depth: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return {"depth": self.depth, "clients": [c.plain() for c in self.clients], "problems": self.problems,
+                "warnings": self.warnings}  # fmt: skip
+
+
+LEAVES = (
+    "once: the left factors U of the model's activations on the public anchors",
+    "each round: the kept entries of the core S, and which they are",
+    "each round: number of examples, mean losses, validation and test figures",
+)
+STAYS = "training, validation and test text; the base model; A, B, P, M and the head; optimiser states; predictions"
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """Check an experiment and work out its figures."""
+    plan = Plan([], [], [])
+    settings = _attempt(plan, lambda: resolve_method(experiment.method)[1])
+    anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
+    shapes = [_shape(plan, client) for client in experiment.clients]
+    depths = [s.layout.depth for s in shapes if s is not None]
+    plan.depth = experiment.depth or (max(depths) if depths else None)
+    slots = {slot for s in shapes if s is not None for slot in s.layout.slots}
+    for client, shape in zip(experiment.clients, shapes, strict=True):
+        row = ClientPlan(client.name, client.model)
+        _check_client(plan, client, row)
+        if shape is not None and plan.depth:
+            _figures(plan, experiment, settings, client, shape, row, len(anchors), len(slots))
+        plan.clients.append(row)
+    return plan
+
+
+def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:
+    try:
+        return action()
+    except (ValueError, OSError) as error:
+        plan.problems += [prefix + line for line in str(error).splitlines()[:4]]
+        return None
+
+
+def _check_client(plan: Plan, client: ClientConfig, row: ClientPlan) -> None:
+    where = f"{client.name}: "
+    task = _attempt(plan, lambda: tasks.build_task(client.task), where)
+    row.task = task.name if task else "?"
+    for part in ("train", "test", "validation"):
+        source = getattr(client, part)
+        if task and source:
+            _attempt(plan, lambda s=source: tasks.load_examples(s, task, columns=client.columns), f"{where}{part}: ")
+    if "/" in client.model and not Path(client.model).exists() and client.revision is None:
+        plan.warnings.append(f"{where}{client.model} has no pinned revision; it may change under you")
+    if client.budget:
+        for key in ("upload", "memory"):
+            if size := getattr(client.budget, key):
+                _attempt(plan, lambda s=size: budget.parse_size(s), f"{where}budget.{key}: ")
+
+
+def _shape(plan: Plan, client: ClientConfig) -> Resident | None:
+    """The client's model without weights; None (and a warning) if its config is not on this machine yet."""
+    source = _attempt(plan, lambda: resolve_source(client.model), f"{client.name}: ")
+    if source is None:
+        return None
+    try:
+        config = AutoConfig.from_pretrained(
+            source, revision=client.revision, trust_remote_code=client.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        if Path(source).is_dir():
+            plan.problems.append(f"{client.name}: {str(error).splitlines()[0]}")
+        else:
+            plan.warnings.append(f"{client.name}: {client.model} is not on this machine yet, so its figures are not known")
+        return None
+    family = config.get_text_config().model_type
+    auto = AutoModelForSequenceClassification if family in ENCODERS else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = _attempt(plan, lambda: auto.from_config(config), f"{client.name}: ")
+    layout = model is not None and _attempt(plan, lambda: layout_of(model, client.slots), f"{client.name}: ")
+    return Resident(client.model, model, None, layout, family, family not in ENCODERS) if layout else None
+
+
+def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: Resident, row: ClientPlan,
+             anchors: int, slots: int) -> None:  # fmt: skip
+    layout, maps = shape.layout, shape.maps(whole=True)
+    smallest = min(min(d_in, d_out) for d_in, d_out, _ in shape.maps())
+    row.family, row.blocks = shape.family, layout.depth
+    row.base_parameters = sum(p.numel() for p in shape.model.parameters())
+    shares = isinstance(settings, H2TuneSettings)
+    dims = not shares or settings.mask == "dims"
+    keep = 1.0 if client.keep == "auto" else float(client.keep)
+    row.rank = kept_rank(keep, experiment.rank) if dims and shares else experiment.rank
+    if row.rank > smallest:
+        plan.problems.append(f"{client.name}: rank {row.rank} is larger than its smallest map allows ({smallest})")
+    row.adapter_parameters = sum(row.rank * (i + o) + parts * row.rank**2 for i, o, parts in maps)
+    row.training_memory = budget.adapter_bytes(maps, row.rank)
+    row.lora_bytes = 4 * sum(experiment.rank * (i + o) for i, o, _ in maps)
+    if not shares or not settings.share:
+        row.bytes_up = row.bytes_down = 0
+        return
+    start = nearest_relation if settings.relation == "nearest" else depth_relation
+    covered = int((start(plan.depth, layout.depth) > 0).any(1).sum())
+    entries = row.rank**2 if dims else round(keep * experiment.rank**2)
+    row.bytes_up = covered * len(layout.slots) * (4 * entries + (0 if dims or keep == 1 else experiment.rank**2 // 8))
+    row.bytes_down = 4 * plan.depth * len(layout.slots) * row.rank**2
+    if settings.frames == "anchor":
+        # About twelve words and the sentence's own row, each in half precision.
+        rows, p = 13 * anchors, settings.directions * experiment.rank
+        row.setup_bytes_up = 2 * rows * sum(min(p, i) for i, _, _ in maps[:1]) * layout.depth * (len(layout.inputs) + len(layout.slots))
+        row.setup_bytes_down = 2 * rows * experiment.rank * plan.depth * (4 + slots)

@@ -1,0 +1,54 @@
+"""Small experiments that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from h2tune.config import Experiment, parse_config
+
+FORMATS = ("fill", "choice", "program")
+MODELS = ("zoo:llama", "zoo:gpt2", "zoo:qwen")
+
+
+def small(clients: int = 2, same_model: bool = False, **changes: Any) -> Experiment:
+    """A federation of zoo models on a few generated problems; seconds to run."""
+    rows = []
+    for i in range(clients):
+        kind = FORMATS[i % 3]
+        rows.append(
+            {
+                "name": f"c{i}",
+                "model": MODELS[0 if same_model else i % 3],
+                "task": f"demo-{kind}",
+                "train": f"demo:{kind}?split=train&n=16&seed={i}",
+                "validation": f"demo:{kind}?split=validation&n=8&seed={i}",
+                "test": f"demo:{kind}?split=test&n=8&seed={i}",
+            }
+        )
+    data = {"rounds": 3, "rank": 4, "anchors": "demo", "clients": rows, "device": "cpu", "name": "small"}
+    data["training"] = {"steps": 4, "batch_size": 4}
+    return parse_config(data | changes)
+
+
+def outcome(run: Path) -> dict[str, Tensor]:
+    """Every tensor that a run ends with: the core and all adapters."""
+    found = {f"core.{k}": v for k, v in load_file(run / "server" / "core.safetensors").items()}
+    for folder in sorted((run / "clients").iterdir()):
+        tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+        found |= {f"{folder.name}.{k}": v for k, v in tensors.items()}
+    return found
+
+
+class Tampering:
+    """A transport that lets a test change the answers on their way."""
+
+    def __init__(self, inner: Any, change: Any) -> None:
+        self.inner, self.change = inner, change
+
+    def exchange(self, requests: dict[str, bytes]) -> Iterator[tuple[str, Any]]:
+        yield from self.change(list(self.inner.exchange(requests)))

@@ -1,0 +1,291 @@
+"""Whole federations in one process: what METHOD 3 promises of rounds, resume and messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federations import Tampering, outcome, small
+
+from h2tune import federation
+from h2tune.client import Client, make_accelerator
+from h2tune.models import Residents
+from h2tune.server import QuorumError, Server
+from h2tune.store import ClientStore, RunStore, StoreError
+from h2tune.tasks.demo import demo_anchors
+from h2tune.transport.inprocess import InProcess
+from h2tune.wire import Message, Payload, decode, encode
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One undisturbed run that the others are compared with."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    federation.run(small(), out)
+    return out
+
+
+def test_run_directory_holds_what_it_should(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["rounds"] == 3 and set(metrics["clients"]) == {"c0", "c1"}
+    for name, client in metrics["clients"].items():
+        assert client["status"] == "ok" and len(client["rounds"]) == 3
+        assert 0 <= client["final"]["metric"] <= 1 and client["final"]["nats"] > 0
+        assert client["base"]["nats"] > 0
+        assert (finished / "clients" / name / "adapter" / "adapter_config.json").is_file()
+    events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events].count("round_committed") == 3
+    assert events[-1]["event"] == "run_finished"
+    assert RunStore(finished).open()[1] == small()
+
+
+def test_same_seed_same_result_and_other_seed_another(finished: Path, tmp_path: Path) -> None:
+    federation.run(small(), tmp_path / "again")
+    assert equal(outcome(finished), outcome(tmp_path / "again"))
+    federation.run(small(seed=1), tmp_path / "other")
+    assert not equal(outcome(finished), outcome(tmp_path / "other"))
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it, as nothing catches a kill."""
+
+
+KILLS = {
+    "before a commit": (RunStore, "commit", 2, "before"),
+    "after a commit": (RunStore, "commit", 1, "after"),
+    "before the first commit": (RunStore, "commit", 1, "before"),
+    "between two clients of a round": (ClientStore, "save_state", 4, "before"),
+    "after a client's own save": (ClientStore, "save_state", 3, "after"),
+    "while results are written": (ClientStore, "save_adapter", 1, "before"),
+}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_killed_and_resumed_equals_never_killed(
+    moment: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name, count, when = KILLS[moment]
+    original, calls = getattr(owner, name), []
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == count and when == "before":
+            raise Killed
+        result = original(*args, **kwargs)
+        if len(calls) == count:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dying)
+        with pytest.raises(Killed):
+            federation.run(small(), tmp_path / "run")
+    federation.run(small(), tmp_path / "run", resume=True)
+    assert equal(outcome(finished), outcome(tmp_path / "run"))
+
+
+def test_kill_9_of_the_process_and_resume(finished: Path, tmp_path: Path) -> None:
+    script = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from federations import small\nfrom h2tune import federation\n"
+        f"federation.run(small(), {str(tmp_path / 'run')!r})\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    core = tmp_path / "run" / "server" / "core.safetensors"
+    deadline = time.monotonic() + 120
+    while not core.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert core.exists()
+    federation.run(small(), tmp_path / "run", resume=True)
+    assert equal(outcome(finished), outcome(tmp_path / "run"))
+
+
+def test_interrupt_and_full_disk_lose_nothing_committed(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        if (tmp_path / "run" / "server" / "core.safetensors").exists():
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="No space left"):
+            federation.run(small(), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.partial"))
+    federation.run(small(), tmp_path / "run", resume=True)
+    assert equal(outcome(finished), outcome(tmp_path / "run"))
+
+
+def test_a_run_is_never_overwritten_nor_resumed_with_another_config(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds a run already"):
+        federation.run(small(), finished)
+    with pytest.raises(StoreError, match=r"differs from the run's in rank, training\.batch_size.*--changed rank"):
+        changed = small(rank=8, training={"steps": 4, "batch_size": 8})
+        federation.run(changed, finished, resume=True)
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 99, "run": "x", "version": "9.0"}))
+    with pytest.raises(StoreError, match="newer"):
+        RunStore(tmp_path).open()
+
+
+def test_more_rounds_may_be_added_when_said(finished: Path, tmp_path: Path) -> None:
+    federation.run(small(rounds=1, training={"steps": 4, "batch_size": 4, "schedule": "constant"}), tmp_path / "run")
+    longer = small(rounds=2, training={"steps": 4, "batch_size": 4, "schedule": "constant"})
+    metrics = federation.run(longer, tmp_path / "run", resume=True, changed=["rounds"])
+    assert metrics["rounds"] == 2
+
+
+def build(experiment: Any, folder: Path, change: Any = None) -> tuple[Server, dict[str, Client]]:
+    """Server and clients as `federation.run` makes them, with a hand on the transport."""
+    residents = Residents("cpu")
+    accelerator = make_accelerator(experiment, "cpu")
+    store = RunStore(folder)
+    identity = store.create(experiment)
+    anchors = demo_anchors(60)
+    clients = {
+        c.name: Client(c, experiment, residents, anchors, store.client(c.name), None, accelerator)
+        for c in experiment.clients
+    }
+    transport = InProcess(clients) if change is None else Tampering(InProcess(clients), change)
+    return Server(experiment, identity, list(clients), transport, store), clients
+
+
+def test_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
+    experiment = small(clients=3, rounds=2)
+    straight, _ = build(experiment, tmp_path / "a")
+    straight.run()
+    turned, _ = build(experiment, tmp_path / "b", lambda answers: reversed(answers))
+    turned.run()
+    assert torch.equal(straight.method.S, turned.method.S)
+    assert straight.method.S.abs().sum() > 0
+
+
+def test_equal_clients_aggregate_to_one_of_them(tmp_path: Path) -> None:
+    def twins(count: int, folder: Path) -> torch.Tensor:
+        experiment = small(clients=count, same_model=True, rounds=1)
+        rows = [c.model_copy(update={"name": f"c{i}"}) for i, c in enumerate([experiment.clients[0]] * count)]
+        server, clients = build(experiment.model_copy(update={"clients": rows}), folder)
+        for client in clients.values():
+            client.data_seed = "the same"
+        server.run()
+        return server.method.S
+
+    one, three = twins(1, tmp_path / "one"), twins(3, tmp_path / "three")
+    assert one.abs().sum() > 0
+    assert torch.equal(one, three)
+
+
+def test_upload_is_the_trained_core_bit_for_bit_and_nothing_else(tmp_path: Path) -> None:
+    sent: list[Message] = []
+
+    def watch(answers: list) -> list:
+        sent.extend(m for _, data in answers if (m := decode(data)).kind == "update")
+        return answers
+
+    server, clients = build(small(rounds=1), tmp_path / "run", watch)
+    server.run()
+    assert {m.client for m in sent} == {"c0", "c1"}
+    for message in sent:
+        assert message.payload.tensors.keys() == {"values", "pairs"}
+        assert set(message.payload.meta) == {"record"}
+        client = clients[message.client]
+        state = client.store.load_state(1)
+        core = state["core.S"]
+        covered = client.method.core.coverage
+        assert torch.equal(message.payload.tensors["values"], core[covered])
+        assert core.abs().sum() > 0
+        pairs = int(covered.flatten(2).any(-1).sum())
+        assert message.payload.tensors["values"].numel() == pairs * 4 * 4
+
+
+@pytest.mark.parametrize("damage", ["flip a byte", "foreign run", "not finite", "other tensors"])
+def test_a_bad_update_excludes_its_client_and_the_others_go_on(damage: str, tmp_path: Path) -> None:
+    def spoil(answers: list) -> list:
+        out = []
+        for name, data in answers:
+            message = decode(data)
+            if message.kind == "update" and name == "c1":
+                if damage == "flip a byte":
+                    data = data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
+                elif damage == "foreign run":
+                    message.run = "another"
+                    data = encode(message)
+                elif damage == "not finite":
+                    message.payload.tensors["values"][0] = torch.inf
+                    data = encode(message)
+                else:
+                    message.payload.tensors["extra"] = torch.zeros(1)
+                    data = encode(message)
+            out.append((name, data))
+        return out
+
+    server, _ = build(small(rounds=2), tmp_path / "run", spoil)
+    server.run()
+    assert server.round == 2
+    assert server.members["c1"].status.startswith("stopped: ")
+    assert server.members["c0"].final is not None
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert "client_excluded" in events
+
+
+def test_nan_loss_stops_that_client_only_and_quorum_counts(tmp_path: Path) -> None:
+    experiment = small(rounds=2)
+    rows = [experiment.clients[0], experiment.clients[1].model_copy(update={"learning_rate": 1e30})]
+    server, _ = build(experiment.model_copy(update={"clients": rows}), tmp_path / "a")
+    server.run()
+    assert "not a number" in server.members["c1"].status and "rows" in server.members["c1"].status
+    assert server.members["c0"].final is not None
+    strict = experiment.model_copy(update={"clients": rows, "quorum": 2})
+    server, _ = build(strict, tmp_path / "b")
+    with pytest.raises(QuorumError, match="quorum is 2"):
+        server.run()
+
+
+def test_clients_on_one_model_share_its_memory(tmp_path: Path) -> None:
+    _, clients = build(small(clients=6), tmp_path / "run")
+    models = {id(c.resident.model) for c in clients.values()}
+    assert len(models) == 3
+
+
+def test_generate_and_classify_share_frozen_tensors() -> None:
+    residents = Residents("cpu")
+    first, second = residents.get("zoo:llama"), residents.get("zoo:llama", labels=2)
+    mine, theirs = dict(first.model.named_parameters()), dict(second.model.named_parameters())
+    shared = [n for n in theirs if n in mine]
+    assert shared and all(mine[n].data_ptr() == theirs[n].data_ptr() for n in shared)
+
+
+def test_sampling_takes_the_asked_share_and_repeats() -> None:
+    experiment = small(clients=6, participation=0.5)
+    server = Server(experiment, "r", [c.name for c in experiment.clients], InProcess({}), None)
+    rounds = [server.select(n) for n in range(1, 8)]
+    assert all(len(r) == 3 for r in rounds)
+    assert rounds == [server.select(n) for n in range(1, 8)]
+    assert len(set(map(tuple, rounds))) > 1
+
+
+def test_patience_stops_early(tmp_path: Path) -> None:
+    rate = {"steps": 2, "batch_size": 4, "learning_rate": 1e-12, "core_learning_rate": 1e-12}
+    server, _ = build(small(rounds=6, patience=1, training=rate), tmp_path / "run")
+    server.run()
+    assert server.round < 6
+
+
+def test_wire_round_trip_of_a_message() -> None:
+    message = Message("update", "r", 3, "a", "h2tune", Payload({"x": torch.randn(2, 3)}, {"k": [1, "two"]}), 7)
+    back = decode(encode(message), run="r")
+    assert torch.equal(back.payload.tensors["x"], message.payload.tensors["x"])
+    assert (back.payload.meta, back.examples, back.round) == ({"k": [1, "two"]}, 7, 3)
