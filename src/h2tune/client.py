@@ -6,6 +6,7 @@ comes in is decoded and judged by `wire`; everything that goes out is what the m
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -215,18 +216,27 @@ class Client:
             if self.watch:
                 self.watch(self.name, message.round, phase, step, steps, loss)
 
-        with self.generator(message.round, "train"):
-            payload, losses = self.method.train(message.round, message.payload, on_step)
-        record: dict[str, Any] = {"loss": losses, "validation": None, "test": None}
-        if message.payload.meta.get("evaluate"):
-            record["validation"] = self._score(self.validation, self.validation_data).plain()
-            if self.experiment.evaluation.curves:
-                record["test"] = self._score(self.test, self.test_data).plain()
-        record["seconds"] = time.perf_counter() - begin
+        good = self.method.state()
+        try:
+            with self.generator(message.round, "train"):
+                payload, losses = self.method.train(message.round, message.payload, on_step)
+            record = self._scores(message) | {"loss": losses, "seconds": time.perf_counter() - begin}
+        except NanLossError:
+            self.method.load_state(good)
+            raise
         payload.meta |= {"record": record}
         if self.store:
             self.store.save_state(message.round, self.method.state())
         return "update", payload
+
+    def _scores(self, message: Message) -> dict[str, Any]:
+        """Validation (and for the curves test) figures of a round, where the server wants them."""
+        scores: dict[str, Any] = {"validation": None, "test": None}
+        if message.payload.meta.get("evaluate"):
+            scores["validation"] = self._score(self.validation, self.validation_data).plain()
+            if self.experiment.evaluation.curves:
+                scores["test"] = self._score(self.test, self.test_data).plain()
+        return scores
 
     def _finish(self, message: Message) -> tuple[str, Payload]:
         """Take the last shared state, unless by validation the client's own last one is better."""
@@ -249,12 +259,16 @@ class Client:
         """Score the client's model, or with ``bare`` the untouched base model."""
         resident, size = self.resident, self.experiment.evaluation.batch_size
         args = (self.tokenizer, self.task, examples, encoded, size)
-        if bare:
-            if resident.peft is None:
-                return score(resident.model, *args)
+        if bare and resident.peft is None:
+            found = score(resident.model, *args)
+        elif bare:
             with resident.peft.disable_adapter():
-                return score(resident.model, *args)
-        return score(resident.activate(self.name), *args)
+                found = score(resident.model, *args)
+        else:
+            found = score(resident.activate(self.name), *args)
+        if not math.isfinite(found.nats):
+            raise NanLossError("the loss on held-out rows is not a number")
+        return found
 
 
 def make_accelerator(experiment: Experiment, device: str) -> Accelerator:

@@ -1,4 +1,4 @@
-"""Messages as bytes: a safetensors body with one JSON header. Nothing in a message is code, nothing received is trusted.
+"""Messages as bytes: a safetensors body with one JSON header. Nothing in a message is code, nothing is trusted.
 
 A message is the safetensors format with the header under the metadata key ``h2tune``. `decode` reads and judges the
 plain JSON of that format before a single tensor is built.
@@ -58,8 +58,8 @@ class Message:
 
 def encode(message: Message) -> bytes:
     """Bytes of a message."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in message.payload.tensors.items()}
-    header = {
+    tensors = _separate(message.payload.tensors)
+    header: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": message.kind,
         "run": message.run,
@@ -68,11 +68,11 @@ def encode(message: Message) -> bytes:
         "method": message.method,
         "examples": message.examples,
         "meta": message.payload.meta,
-        "checksum": _checksum(tensors),
     }
+    header["checksum"] = _checksum(header, tensors)
     # A body always holds one tensor, so that the format's own checks apply to every message.
     body = {"_": torch.zeros(1, dtype=torch.uint8)} | tensors
-    return save(body, metadata={"h2tune": json.dumps(header, separators=(",", ":"), sort_keys=True, allow_nan=False)})
+    return save(body, metadata={"h2tune": _plain(header)})
 
 
 def decode(data: bytes, *, run: str | None = None, limit: int = 1 << 30) -> Message:
@@ -93,7 +93,7 @@ def decode(data: bytes, *, run: str | None = None, limit: int = 1 << 30) -> Mess
     except Exception as error:
         raise WireError(f"The message's tensors cannot be read: {error}") from None
     tensors.pop("_", None)
-    if _checksum(tensors) != header["checksum"]:
+    if _checksum({k: v for k, v in header.items() if k != "checksum"}, tensors) != header["checksum"]:
         raise WireError("The message was damaged on its way: its checksum is wrong.")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -116,6 +116,7 @@ def _judge(data: bytes, limit: int) -> dict[str, Any]:
     try:
         table = json.loads(data[8 : 8 + size])
         header = json.loads(table.pop("__metadata__")["h2tune"])
+        _plain(header)
         body = sum(_tensor_bytes(name, entry) for name, entry in table.items())
     except WireError:
         raise
@@ -152,8 +153,25 @@ def _check_header(header: Any) -> None:
         raise WireError("The message's header has a negative number where none can be.")
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _plain(header: dict[str, Any]) -> str:
+    """One text for equal headers; raises ValueError for numbers that are not finite."""
+    return json.dumps(header, separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, no two in the same memory (the format refuses that)."""
+    found: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in held else tensor
+        held.add(memory)
+    return found
+
+
+def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(_plain(header).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

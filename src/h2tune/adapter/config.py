@@ -40,9 +40,9 @@ class TriLoraConfig(PeftConfig):
         scaling: the factor s in front of B.
         dropout: dropout on the input of A.
         target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as in LoRA.
-        parts: for fused maps, by the end of the module's name: ``{"sizes": [rows of q, of k, of v], "interleave": h}``.
-            Each part has its own rows of B and its own T; A is shared. ``interleave`` is the number of heads whose rows
-            alternate q, k, v (GPT-NeoX); 0 means that the parts lie one after the other.
+        parts: for fused maps, by the end of the module's name: ``{"sizes": [rows of q, k, v], "interleave": h}``.
+            Each part has its own rows of B and its own T; A is shared. ``interleave`` is the number of heads (groups
+            of heads) whose rows alternate q, k, v (GPT-NeoX); 0 means that the parts lie one after the other.
     """
 
     r: int = field(default=16, metadata={"help": "Rank: rows of A, columns of B, side of T."})

@@ -50,11 +50,11 @@ def save_lora(model: PeftModel, path: str | Path, adapter_name: str = "default")
         r=rank,
         lora_alpha=rank,
         target_modules=_target_modules(model, names),
-        modules_to_save=config.modules_to_save,
+        modules_to_save=sorted(set(config.modules_to_save or ())) or None,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,
-        fan_in_fan_out=any(isinstance(m, TriLoraLayer) and isinstance(m.get_base_layer(), Conv1D) for m in model.modules()),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
         inference_mode=True,
     )
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})

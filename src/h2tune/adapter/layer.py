@@ -149,6 +149,14 @@ class TriLoraLinear(nn.Module, TriLoraLayer):
                     raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken.")
                 self.set_base_weight(merged)
                 self.merged_adapters.append(name)
+                self._report_rounding(merged)
+
+    def _report_rounding(self, merged: Tensor) -> None:
+        """A quantised base rounds the sum to its few bits again: say by how much."""
+        if self.quantization_backend is not None:
+            error = (self.get_base_weight().float() - merged.float()).norm() / merged.float().norm()
+            text = f"Merged into a quantised map: {100 * error:.1f} % of the sum was lost to rounding."
+            warnings.warn(f"{text} An export loses nothing.", stacklevel=3)
 
     def unmerge(self) -> None:
         """Take the merged deltas out again."""

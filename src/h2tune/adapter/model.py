@@ -47,3 +47,10 @@ class TriLoraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
         self._replace_module(parent, target_name, module, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put a layer in, or back; PEFT's own hands on a ``weight``, which a whole saved head (RoBERTa's) has not."""
+        if isinstance(new_module, TriLoraLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)

@@ -1,7 +1,7 @@
 """Anchor text: public sentences whose words are the rows on which models with different tokenizers agree.
 
-Rows are words, not tokens: every model averages its activations over the tokens of a word, so the same n rows come
-out of every tokenizer. The first word of a sentence is left out (its position is special in many models). One more row
+Rows are words, not tokens, so the same n rows come out of every tokenizer: an encoder averages its activations over the
+tokens of a word, a decoder takes the word's last token, the only one that has read the whole word. The first word of a sentence is left out (its position is special in many models). One more row
 per sentence holds the place that a classification head reads.
 """
 
@@ -97,6 +97,8 @@ def anchor_batch(
         mask[s, : len(tokens)] = 1
         special = encoded["special_tokens_mask"][s]
         groups = _tokens_of_words(words(text), encoded["offset_mapping"][s], special)[1:]
+        if causal:
+            groups = [group[-1:] for group in groups]
         groups.append([len(tokens) - 1 if causal else 0])
         for group in groups:
             token += [s * longest + t for t in group]

@@ -149,7 +149,10 @@ def agree(described: Mapping[str, Mapping[str, Tensor]], shape: CoreShape, rotat
         raise ValueError(f"the clients did not use the same anchors: they have {sorted(rows)} rows")
     sides: dict[str, dict[str, Tensor]] = {"in": {}, "out": {}}
     scores: dict[str, list[list[float]]] = {"in": [], "out": []}
+    # Where every client's `slots:` leaves some out, nobody reads or writes them.
+    held = {key[:2] for model in models for key in model}
     names = {"in": list(INPUTS), "out": list(shape.slots)}
+    names = {side: [key for key in keys if (side, key) in held] for side, keys in names.items()}
     for side, keys in names.items():
         for key in keys:
             per_depth = [_matching(models, side, key, depth, shape.depth) for depth in range(shape.depth)]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 HELD_OUT = 5  # every fifth row is held out where a choice or a figure is made
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+_MEAN_WEIGHT = 1e10  # of the row that holds the mean, in multiples of all others together
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,20 @@ def factorise(x: Tensor, p: int, seed: int = 0) -> Factor:
 
 def _by_gram(x: Tensor, p: int) -> tuple[Tensor, Tensor, Tensor]:
     wide = x.shape[1] > x.shape[0]
-    gram = (x @ x.T if wide else x.T @ x).double()
-    values, vectors = torch.linalg.eigh(gram)
+    # A Gram matrix squares the spectrum: in float32 all below 3e-4 of the largest value would be noise.
+    x = x.double()
+    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
     s = values.flip(0)[:p].clamp_min(0).sqrt()
     side = vectors.flip(1)[:, :p]
     inverse = torch.where(s > 1e-9 * s[0].clamp_min(1e-30), 1 / s.clamp_min(1e-30), 0.0)
-    other = (x.double().T @ side if wide else x.double() @ side) * inverse
+    other = (x.T @ side if wide else x @ side) * inverse
     u, v = (side, other) if wide else (other, side)
     return u.float(), s.float(), v.float()
 
 
-def _randomised(x: Tensor, p: int, seed: int, oversample: int = 16, iterations: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+def _randomised(
+    x: Tensor, p: int, seed: int, oversample: int = 16, iterations: int = 2
+) -> tuple[Tensor, Tensor, Tensor]:
     """Halko, Martinsson and Tropp (arXiv 0909.4061), algorithm 4.4; an own generator, so that runs repeat."""
     generator = torch.Generator().manual_seed(seed)
     y = x @ torch.randn(x.shape[1], min(p + oversample, *x.shape), generator=generator)
@@ -123,34 +127,26 @@ def similarity(factor: Factor, frames: Tensor) -> Tensor:
 
 
 def read_matrix(factor: Factor, target: Tensor) -> Tensor:
-    """A, r x d_in: ridge regression X -> G whose answer to the mean of X is exactly 0.
+    """A, r x d_in: ridge regression X -> G with a heavily weighted row that sends the mean of X to 0.
 
     A is applied to raw x; a constant that it answered to could not be exported as LoRA. The ridge is chosen on
     held-out rows.
     """
     held = torch.arange(target.shape[0]) % HELD_OUT == 0
     z, spectrum = (factor.u * factor.s).double(), factor.s.double().square()
-    centre = (factor.v.T @ factor.mean).double()
+    centre = factor.v.double().T @ factor.mean.double()
     y = target.double()
 
     def solve(rows: Tensor, ridge: float) -> Tensor:
         hessian = z[rows].T @ z[rows] + ridge * spectrum.mean() * torch.eye(z.shape[1], dtype=z.dtype)
         free = torch.linalg.solve(hessian, z[rows].T @ y[rows])
-        # Lagrange: the least change, in the metric of the regression, that takes the mean to 0.
+        # The heavy row (Sherman and Morrison). It is heavy, not infinite: a mean of rounding errors must not count.
         step = torch.linalg.solve(hessian, centre)
-        if (scale := centre @ step) > 0:
-            free = free - torch.outer(step, centre @ free) / scale
-        return free
+        return free - torch.outer(step, centre @ free) / (centre @ step + 1 / (_MEAN_WEIGHT * len(y)))
 
     errors = [float((z[held] @ solve(~held, ridge) - y[held]).square().sum()) for ridge in _RIDGES]
     best = _RIDGES[errors.index(min(errors))]
-    weights = solve(torch.ones_like(held), best)
-    a = (factor.v.double() @ weights).T
-    # V truncates x, so the mean may keep a part outside V's span: it is taken out in the full space.
-    mean = factor.mean.double()
-    if (norm := mean @ mean) > 0:
-        a = a - torch.outer(a @ mean, mean) / norm
-    return a.float()
+    return (factor.v.double() @ solve(torch.ones_like(held), best)).T.float()
 
 
 def write_matrix(factor: Factor, target: Tensor) -> Tensor:

@@ -28,7 +28,9 @@ def unpack_bits(data: Tensor, shape: tuple[int, ...]) -> Tensor:
     return bits.reshape(-1)[:count].view(shape).bool()
 
 
-def pack_core(core: Tensor, coverage: Tensor, *, masked: bool, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def pack_core(
+    core: Tensor, coverage: Tensor, *, masked: bool, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Tensors of the covered entries of S (depth x slots x r x r); ``masked`` says that single entries are dropped."""
     pairs = coverage.flatten(2).any(-1)
     tensors = {"values": core.detach().cpu()[coverage].to(dtype), "pairs": pack_bits(pairs)}
@@ -45,6 +47,8 @@ def unpack_core(tensors: dict[str, Tensor], shape: CoreShape, rank: int) -> tupl
     """
     if not 1 <= rank <= shape.rank:
         raise ValueError(f"rank {rank} does not fit a core of rank {shape.rank}.")
+    if tensors.keys() - {"mask"} != {"values", "pairs"}:
+        raise ValueError(f"a core is values, pairs and perhaps a mask, not {sorted(tensors)}.")
     pairs = unpack_bits(tensors["pairs"], (shape.depth, len(shape.slots)))
     coverage = pairs[..., None, None].expand(*pairs.shape, rank, rank).clone()
     if "mask" in tensors:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 def depth_relation(depth: int, blocks: int) -> Tensor:
     """Relation by relative depth, L x L_i, columns sum to 1: a block between two depths has a share of both."""
     relation = torch.zeros(depth, blocks)
+    steps = blocks - 1 if blocks > 1 else 2
     for block in range(blocks):
-        place = block / (blocks - 1) * (depth - 1) if blocks > 1 else (depth - 1) / 2
-        low = min(int(place), depth - 1)
-        share = place - low
-        relation[low, block] += 1 - share
-        if share > 1e-9:
-            relation[low + 1, block] += share
+        # In whole numbers: a place that is off by rounding would read a second depth. A lone block reads the middle.
+        low, rest = divmod((block if blocks > 1 else 1) * (depth - 1), steps)
+        relation[low, block] = 1 - rest / steps
+        if rest:
+            relation[low + 1, block] = rest / steps
     return relation
 
 

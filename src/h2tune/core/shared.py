@@ -100,14 +100,15 @@ class ClientCore(nn.Module):
         return [(block, columns) for block in range(self.layout.depth) for columns in per_module]
 
 
-_LIMBS, _LIMB_BITS = 4, 32
+_LIMBS, _LIMB_BITS = 6, 32
 
 
 class CoreSum:
     """Streaming mean of the clients' cores, entry by entry over the clients that cover it.
 
-    Sums are kept exactly, as integers in limbs of 32 bits from 2^31 down to 2^-96: neither the order of arrival nor
-    the number of clients changes the result or the memory, and equal clients have exactly their own core as mean.
+    Sums are kept exactly, as integers in limbs of 32 bits from 2^31 down to 2^-160, below the smallest float32:
+    neither the order of arrival nor the number of clients changes the result or the memory, and equal clients have
+    exactly their own core as mean. Entries beyond +-2^31 count as that; weights must sum to less than 2^31.
     """
 
     def __init__(self, shape: CoreShape) -> None:

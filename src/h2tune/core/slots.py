@@ -1,7 +1,8 @@
 """Slots: the kinds of linear map that a transformer block has, and where each family of models keeps them.
 
 Every family is a row of `FAMILIES`. A fused map fills several slots: ``"q+k+v"`` means that its output rows are
-those of q, then k, then v; ``"q/k/v"`` that they alternate head by head (GPT-NeoX).
+those of q, then k, then v; ``"q/k/v"`` that they alternate head by head (GPT-NeoX), or with grouped queries group by
+group: the q heads of a group, its k head, its v head.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 SLOTS = ("q", "k", "v", "o", "gate", "up", "down")
-_INPUT_OF = {"q": "attention", "k": "attention", "v": "attention", "o": "o", "gate": "mlp", "up": "mlp", "down": "down"}
+_INPUT_OF = dict.fromkeys("qkv", "attention") | {"o": "o", "gate": "mlp", "up": "mlp", "down": "down"}
 INPUTS = ("attention", "o", "mlp", "down")
 
 
@@ -42,13 +43,13 @@ _BERT = {
     "down": "output.dense",
 }
 FAMILIES: dict[str, dict[str, str]] = {
-    **{
-        name: _LLAMA
-        for name in (
+    **dict.fromkeys(
+        (
             "llama", "mistral", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "granite",
-            "cohere", "starcoder2",
-        )
-    },
+            "cohere",
+        ),
+        _LLAMA,
+    ),
     "phi3": {
         "blocks": "layers",
         "q+k+v": "self_attn.qkv_proj",
@@ -150,7 +151,8 @@ def layout_of(model: PreTrainedModel, mapping: Mapping[str, str] | None = None) 
     names = dict(mapping or FAMILIES.get(family) or {})
     if not names:
         raise UnknownFamilyError(_advice(model, family))
-    blocks_name, blocks = _find_blocks(model, names.pop("blocks", "layers"), family)
+    ending = names.pop("blocks", "layers")
+    blocks_name, blocks = _find_blocks(model, ending, set(names.values()), family)
     slots: dict[str, SlotRef] = {}
     parts: dict[str, dict] = {}
     for key, module_name in names.items():
@@ -164,17 +166,21 @@ def layout_of(model: PreTrainedModel, mapping: Mapping[str, str] | None = None) 
                 f"slots: a block of {family} has no {module_name!r}; it has {', '.join(_linears(blocks[0]))}."
             ) from None
         if len(fused) > 1:
-            heads = model.config.get_text_config().num_attention_heads if "/" in key else 0
-            parts[module_name] = {"sizes": _part_sizes(model, fused, _rows(module)), "interleave": heads}
+            parts[module_name] = _parts(model, key, fused, _rows(module))
         slots |= {slot: SlotRef(module_name, i) for i, slot in enumerate(fused)}
     return Layout(blocks_name, len(blocks), {s: slots[s] for s in SLOTS if s in slots}, parts)
 
 
-def _find_blocks(model: nn.Module, ending: str, family: str) -> tuple[str, nn.ModuleList]:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and (name == ending or name.endswith("." + ending)) and len(module):
-            return name, module
-    raise UnknownFamilyError(f"slots: this {family} model has no list of blocks called {ending!r}.")
+def _find_blocks(model: nn.Module, ending: str, maps: set[str], family: str) -> tuple[str, nn.ModuleList]:
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and (name == ending or name.endswith("." + ending)) and len(module)
+    ]
+    if not lists:
+        raise UnknownFamilyError(f"slots: this {family} model has no list of blocks called {ending!r}.")
+    # A vision tower may come first and call its blocks the same.
+    return next((item for item in lists if maps <= {name for name, _ in item[1][0].named_modules()}), lists[0])
 
 
 def _rows(module: nn.Module) -> int:
@@ -183,14 +189,18 @@ def _rows(module: nn.Module) -> int:
     return int(module.weight.shape[1])  # Conv1D keeps its weight as in x out
 
 
-def _part_sizes(model: PreTrainedModel, slots: list[str], rows: int) -> list[int]:
-    if slots[0] != "q":
-        return [rows // len(slots)] * len(slots)
+def _parts(model: PreTrainedModel, key: str, slots: list[str], rows: int) -> dict:
+    """Row layout of a fused map (`TriLoraConfig.parts`): heads of q, and of k and v, or equal parts."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    unit = rows // (heads + 2 * kv_heads)
-    return [heads * unit, kv_heads * unit, kv_heads * unit]
+    units = {"q": heads, "k": kv_heads, "v": kv_heads}
+    attention = {slot in units for slot in slots}
+    shares = [units.get(slot, 1) for slot in slots]
+    if len(attention) > 1 or ("/" in key and attention != {True}) or rows % sum(shares):
+        raise UnknownFamilyError(f"slots: {key!r} cannot lie together in the {rows} rows of one map.")
+    sizes = [share * (rows // sum(shares)) for share in shares]
+    return {"sizes": sizes, "interleave": kv_heads if "/" in key else 0}
 
 
 def _linears(block: nn.Module) -> list[str]:
@@ -207,7 +217,8 @@ def _advice(model: PreTrainedModel, family: str) -> str:
     name, blocks = max(lists, key=lambda item: len(item[1]))
     maps = ", ".join(_linears(blocks[0]))
     return (
-        f"The family {family!r} is not known. Say in the client's config which map is which (leave out what it lacks):\n"
+        f"The family {family!r} is not known. Say in the client's config which map is which (leave out what is not"
+        " there):\n"
         f"  slots: {{blocks: {name}, q: ..., k: ..., v: ..., o: ..., gate: ..., up: ..., down: ...}}\n"
         f"Its blocks hold: {maps}. Write 'q+k+v' for a fused map, 'q/k/v' if its heads alternate."
     )

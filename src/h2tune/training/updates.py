@@ -55,8 +55,11 @@ class Group:
                 states.setdefault(int(index), {})[name] = value
         self.optimiser.load_state_dict({"state": states, "param_groups": whole["param_groups"]})
         # The schedule is a function of the number of updates alone.
-        self.scheduler.last_epoch = int(flat["updates"]) - 1
-        self.scheduler.step()
+        self.scheduler.last_epoch = int(flat["updates"])
+        for group, base, shape in zip(
+            self.optimiser.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * shape(self.scheduler.last_epoch)
 
 
 class Updater:

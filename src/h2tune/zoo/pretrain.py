@@ -102,7 +102,7 @@ def build_tokenizer(kind: str, vocab_size: int, texts: list[str]) -> PreTrainedT
     )  # fmt: skip
 
 
-def _paragraphs(path: Path, books: slice) -> list[str]:
+def paragraphs(path: Path, books: slice) -> list[str]:
     """Pieces of a few hundred characters, from every ``books`` of the file."""
     pieces = []
     for book in path.read_text(encoding="utf-8").split(BOOK_SEPARATOR)[books]:
@@ -129,7 +129,7 @@ class Mixture:
     """Batches of rows that start where a document starts: half books, half generated text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, books: Path) -> None:
-        pieces = _paragraphs(books, recipe.books)
+        pieces = paragraphs(books, recipe.books)
         made = list(itertools.islice(generate(recipe.seed), 260_000))
         self.parts = [_encode(tokenizer, pieces), _encode(tokenizer, made)]
         self.recipe = recipe
@@ -156,7 +156,7 @@ def pretrain(recipe: Recipe, books: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sample = _paragraphs(books, recipe.books)
+    sample = paragraphs(books, recipe.books)
     random.Random(recipe.seed).shuffle(sample)
     tokenizer = build_tokenizer(
         recipe.tokenizer,

@@ -1,0 +1,175 @@
+"""Anchor rows are words: the same ones, in the same order, whatever the tokenizer cuts them into."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from families import build
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_tokenizers import KINDS, LINES, tokenizer
+
+from h2tune.core.anchors import AnchorError, anchor_batch, coverage, vocabulary, words
+
+EVERY = pytest.mark.parametrize(("kind", "special"), [(kind, special) for kind in KINDS for special in (True, False)])
+
+
+def spelled(text: str) -> list[str]:
+    return [text[a:b] for a, b in words(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("He didn't pay 3.50 for it.", ["He", "didn't", "pay", "3.50", "for", "it", "."]),
+        ("  Two  spaces\tand a tab ", ["Two", "spaces", "and", "a", "tab"]),
+        ("naïve café, résumé!", ["naïve", "café", ",", "résumé", "!"]),
+        ("(a+b)=c", ["(", "a", "+", "b", ")", "=", "c"]),
+        ("", []),
+        ("   ", []),
+    ],
+)
+def test_words_follow_unicode_and_leave_out_space(text: str, wanted: list[str]) -> None:
+    assert spelled(text) == wanted
+
+
+@given(st.text(max_size=60))
+def test_words_cover_every_character_but_space_once(text: str) -> None:
+    spans = words(text)
+    assert all(a < b for a, b in spans)
+    assert all(one[1] <= two[0] for one, two in pairwise(spans))
+    inside = {i for a, b in spans for i in range(a, b)}
+    assert all(text[i].isspace() for i in range(len(text)) if i not in inside)
+
+
+def rows_by_hand(kind: str, special: bool, causal: bool) -> list[list[int]]:
+    """Flat token positions behind each row: a word's tokens are those whose largest overlap is with it."""
+    made = tokenizer(kind, special)
+    found: list[list[int]] = []
+    longest = max(len(made(text)["input_ids"]) for text in LINES)
+    for s, text in enumerate(LINES):
+        coded = made(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        spans, groups = words(text), {}
+        for t, (start, end) in enumerate(coded["offset_mapping"]):
+            overlaps = [max(0, min(end, b) - max(start, a)) for a, b in spans]
+            if not coded["special_tokens_mask"][t] and max(overlaps) > 0:
+                groups.setdefault(overlaps.index(max(overlaps)), []).append(s * longest + t)
+        found += [groups[w] for w in range(1, len(spans))]
+        found.append([s * longest + (len(coded["input_ids"]) - 1 if causal else 0)])
+    return found
+
+
+@EVERY
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_row_is_the_mean_over_the_tokens_of_a_word(kind: str, special: bool, causal: bool) -> None:
+    batch = anchor_batch(LINES, tokenizer(kind, special), 512, causal)
+    activations = torch.randn(*batch.input_ids.shape, 5, generator=torch.Generator().manual_seed(0))
+    flat = activations.view(-1, 5)
+    wanted = torch.stack([flat[group].mean(0) for group in rows_by_hand(kind, special, causal)])
+    torch.testing.assert_close(batch.average(activations), wanted)
+
+
+@EVERY
+def test_every_tokenizer_has_the_same_rows(kind: str, special: bool) -> None:
+    """Give each token its characters as activation: rows then tell which characters they average, in any tokenizer."""
+    batch = anchor_batch(LINES, tokenizer(kind, special), 512, causal=True)
+    wanted = [word.strip(" ") for text in LINES for word in [*spelled(text)[1:], ""]]
+    assert batch.rows == len(wanted)
+    longest = batch.input_ids.shape[1]
+    reads: list[list[str]] = [[] for _ in range(batch.rows)]
+    for row, place in zip(batch.row.tolist(), batch.token.tolist(), strict=True):
+        s, t = divmod(place, longest)
+        a, b = tokenizer(kind, special)(LINES[s], return_offsets_mapping=True)["offset_mapping"][t]
+        reads[row].append(LINES[s][a:b])
+    for word, pieces in zip(wanted, reads, strict=True):
+        if word:
+            assert "".join(pieces).strip() == word
+    weights = torch.zeros(batch.rows).index_add_(0, batch.row, batch.weight)
+    torch.testing.assert_close(weights, torch.ones(batch.rows))
+
+
+@EVERY
+def test_first_words_special_tokens_and_padding_are_in_no_word(kind: str, special: bool) -> None:
+    made = tokenizer(kind, special)
+    batch = anchor_batch(LINES, made, 512, causal=True)
+    longest = batch.input_ids.shape[1]
+    last = {s * longest + int(n) - 1 for s, n in enumerate(batch.attention_mask.sum(1))}
+    counts = [len(spelled(text)) for text in LINES]
+    heads = {sum(counts[: s + 1]) - 1 for s in range(len(LINES))}  # one row a sentence is what a head reads
+    for row, place in zip(batch.row.tolist(), batch.token.tolist(), strict=True):
+        s, t = divmod(place, longest)
+        assert batch.attention_mask[s, t] == 1
+        if row in heads:
+            assert place in last
+        else:
+            assert int(batch.input_ids[s, t]) not in made.all_special_ids
+            assert made(LINES[s], return_offsets_mapping=True)["offset_mapping"][t][0] >= words(LINES[s])[0][1]
+
+
+def test_an_encoder_s_head_reads_the_first_place() -> None:
+    batch = anchor_batch(LINES[:1], tokenizer("wordpiece"), 512, causal=False)
+    assert batch.token[batch.row == batch.rows - 1].tolist() == [0]
+
+
+def test_a_word_that_shares_its_token_takes_that_token() -> None:
+    """One token for two words belongs to the one it overlaps most; the other still has a row."""
+    fast = SimpleNamespace(is_fast=True, pad_token_id=None)
+    coded = {
+        "input_ids": [[5, 6, 7]],
+        "offset_mapping": [[(0, 2), (3, 9), (9, 10)]],
+        "special_tokens_mask": [[0, 0, 0]],
+    }
+
+    class Fake(SimpleNamespace):
+        def __call__(self, texts: list[str], **options: Any) -> dict[str, Any]:
+            return coded
+
+    batch = anchor_batch(["ab cd efg."], Fake(**vars(fast)), 512, causal=True)
+    # words: ab | cd | efg | . ; the second token covers "cd efg"
+    assert batch.rows == 4
+    assert list(zip(batch.row.tolist(), batch.token.tolist(), strict=True)) == [(0, 1), (1, 1), (2, 2), (3, 2)]
+
+
+def test_anchors_that_do_not_fit_the_context_are_refused_not_cut() -> None:
+    longest = max(len(ids) for ids in tokenizer("bytes")(LINES)["input_ids"])
+    assert anchor_batch(LINES, tokenizer("bytes"), longest, True).input_ids.shape[1] == longest
+    with pytest.raises(AnchorError, match=rf"An anchor has {longest} tokens, the model reads {longest - 1}: split"):
+        anchor_batch(LINES, tokenizer("bytes"), longest - 1, True)
+
+
+def test_slow_tokenizers_are_refused() -> None:
+    with pytest.raises(AnchorError, match="fast tokenizer"):
+        anchor_batch(LINES, SimpleNamespace(is_fast=False), 512, True)
+
+
+def test_padding_changes_no_row() -> None:
+    """Rows of a sentence are the same alone and beside longer ones."""
+    model, made = build("llama"), tokenizer("characters")
+
+    def rows(lines: list[str]) -> torch.Tensor:
+        batch = anchor_batch(lines, made, 512, causal=True)
+        with torch.no_grad():
+            hidden = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        return batch.average(hidden)
+
+    short = "Two ships left."
+    alone = rows([short])
+    assert len(alone) == 4
+    torch.testing.assert_close(rows([short, LINES[1][:40]])[:4], alone, atol=1e-5, rtol=0)
+
+
+def test_coverage_by_hand() -> None:
+    anchors = ["The doctor wrote.", "Water boils"]
+    texts = ["The DOCTOR boils 3 eggs, the doctor's eggs.", "eggs!"]
+    # the doctor boils eggs the doctor's eggs eggs: 8 occurrences with letters; the, doctor, boils, the are known.
+    share, missing = coverage(anchors, texts)
+    assert share == pytest.approx(4 / 8)
+    assert missing == ["eggs", "doctor's"]
+    assert vocabulary(texts)["the"] == 2
+    assert coverage(anchors, []) == (0.0, [])
+    assert coverage(anchors, ["12 + 7"]) == (0.0, [])
+    assert coverage(texts, texts) == (1.0, [])
