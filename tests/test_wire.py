@@ -81,8 +81,8 @@ def message(**changes: Any) -> Message:
     payload = Payload(
         {"values": core, "pairs": torch.tensor([7], dtype=torch.uint8)}, {"rank": 4, "rate": 0.1, "slots": ["q"]}
     )
-    return Message(**{"kind": "update", "run": "a-run", "round": 3, "client": "c", "method": "h2tune", "payload": payload,
-                      "examples": 90} | changes)  # fmt: skip
+    known = {"kind": "update", "run": "a-run", "round": 3, "client": "c", "method": "h2tune", "examples": 90}
+    return Message(**known | {"payload": payload} | changes)
 
 
 @given(messages())

@@ -70,6 +70,7 @@ class Client:
         self.keep = self._affordable() if config.keep == "auto" else float(config.keep)
         method, settings = resolve_method(experiment.method)
         self.method = method.client(self, settings)
+        self.method.check()
         self.run = ""
 
     def _load_data(self) -> None:

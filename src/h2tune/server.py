@@ -18,6 +18,7 @@ from h2tune.methods import resolve_method
 from h2tune.seeds import derive
 from h2tune.wire import Message, Payload, WireError, decode, encode
 
+ENOUGH_WORDS = 0.5  # share of a client's word occurrences that the anchors should hold
 Reply = tuple[str, bytes | Exception]
 
 
@@ -85,6 +86,7 @@ class Server:
         for name, message in joined.items():
             self.members[name].facts = message.payload.meta.pop("facts", {})
             self.members[name].base = message.payload.meta.pop("base", None)
+            self._warn_of_strange_words(name)
         introductions = {name: message.payload for name, message in joined.items()}
         asked = self.method.ask(introductions)
         described = {n: m.payload for n, m in self._ask("describe", {n: Payload() for n in asked}, setup=True)}
@@ -96,6 +98,12 @@ class Server:
             pass
         self.log.keep("frames", self.method.fixed())
         self.log.event("frames", f"{len(joined)} clients joined; the shared state is set up")
+
+    def _warn_of_strange_words(self, name: str) -> None:
+        share = self.members[name].facts.get("anchor_coverage")
+        if share is not None and share < ENOUGH_WORDS:
+            text = f"{name}: only {share:.0%} of its training words occur in the anchors; add its domain's words to them"
+            self.log.event("warning", text, client=name)
 
     def one_round(self) -> None:
         """Select, send, collect, average, commit."""

@@ -212,7 +212,7 @@ def test_one_middle_matrix_does_the_same_in_both(family: str) -> None:
 
 
 def test_agreement_tells_one_model_from_strangers() -> None:
-    same, _ = agreed(list(PAIRS["llama"]()))
+    same, described = agreed(list(PAIRS["llama"]()))
     assert same.agreement is not None
     figures = torch.tensor(same.agreement["in"])
     assert figures.shape == (3, len(same.agreement["inputs"]))
@@ -223,10 +223,7 @@ def test_agreement_tells_one_model_from_strangers() -> None:
     for name in "ab":
         x = torch.randn(n, DIRECTIONS, generator=torch.Generator().manual_seed(ord(name)))
         u = torch.linalg.qr(x - x.mean(0))[0] * n**0.5
-        keys = [
-            k for k in bases.describe(build("llama"), layout_of(build("llama")), anchors(build("llama")), 4).tensors()
-        ]
-        strangers[name] = {key: u.half() for key in keys}
+        strangers[name] = {key: u.half() for key in described[0].tensors()}
     apart = bases.agree(strangers, SHAPE)
     assert apart.agreement is not None
     assert torch.tensor(apart.agreement["in"]).max() < 0.3

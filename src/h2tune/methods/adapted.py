@@ -24,7 +24,6 @@ class AdapterClient(ClientMethod):
     def attach(self, rank: int, residual: bool) -> None:
         """Put the adapter on the model; equal seeds give equal adapters, whatever was attached before."""
         client = self.client
-        self._check_rank(rank)
         config = TriLoraConfig(
             r=rank,
             residual=residual,
@@ -49,7 +48,13 @@ class AdapterClient(ClientMethod):
         ]
         self.updater = Updater(client.resident.peft, client.training, client.accelerator)
 
-    def _check_rank(self, rank: int) -> None:
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of this client's adapter."""
+        return self.client.rank
+
+    def check(self) -> None:
+        rank = self.adapter_rank
         for name, (d_in, d_out, _) in zip(self.client.layout.targets, self.client.resident.maps(), strict=True):
             if rank > min(d_in, d_out):
                 raise MethodError(

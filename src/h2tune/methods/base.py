@@ -41,6 +41,9 @@ class ClientMethod(ABC):
     def __init__(self, client: Client, settings: Any) -> None:
         self.client, self.settings = client, settings
 
+    def check(self) -> None:  # noqa: B027
+        """Raise MethodError if the method cannot run on this client; before anything is trained or written."""
+
     @abstractmethod
     def join(self, fresh: bool = True) -> Payload:
         """Attach what is trained and introduce oneself. ``fresh`` is false where `load_state` will follow."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from h2tune.core import bases
+from h2tune.core.masks import kept_rank
 from h2tune.core.packing import pack_core, unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.shared import ClientCore, CoreShape, CoreSum
@@ -49,11 +50,14 @@ class H2TuneSettings(Settings):
 class H2TuneClient(AdapterClient):
     settings: H2TuneSettings
 
+    @property
+    def adapter_rank(self) -> int:
+        return kept_rank(self.client.keep, self.client.rank) if self.settings.mask == "dims" else self.client.rank
+
     def join(self, fresh: bool = True) -> Payload:
         client, settings = self.client, self.settings
-        rank = max(1, round(client.keep * client.rank)) if settings.mask == "dims" else client.rank
-        self.attach(rank, residual=False)
-        meta = self.introduction(rank) | {"keep": client.keep}
+        self.attach(self.adapter_rank, residual=False)
+        meta = self.introduction(self.adapter_rank) | {"keep": client.keep}
         if settings.frames == "anchor" and fresh:
             self.described = client.describe_anchors(settings.directions * client.rank)
             meta["digest"] = self.described.digest

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 
+class ZooError(ValueError):
+    """There is no zoo model of that name."""
+
+
 def zoo_folder(name: str) -> Path:
-    """Folder of a zoo model; raises ValueError naming the nearest."""
+    """Folder of a zoo model; raises ZooError naming the nearest."""
     folder = Path(str(files("h2tune.zoo"))) / "weights" / name
     if not (folder / "config.json").is_file():
         known = zoo_names()
         near = difflib.get_close_matches(name, known, 1, 0.4)
-        raise ValueError(f"There is no zoo:{name}. " + (f"Did you mean zoo:{near[0]}?" if near else f"Known: {', '.join(known)}."))
+        hint = f"Did you mean zoo:{near[0]}?" if near else f"Known: {', '.join(known)}."
+        raise ZooError(f"There is no zoo:{name}. {hint}")
     return folder
 
 
