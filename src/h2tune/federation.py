@@ -134,7 +134,7 @@ def _baseline(
     finished = store.folder / "metrics.json"
     if finished.is_file():
         return json.loads(finished.read_text())
-    changes = {"method": server.method_name, "baseline": "none", "select": "federated", "tracking": []}
+    changes = {"method": method, "baseline": "none", "select": "federated", "tracking": []}
     beside = experiment.model_copy(update=changes)
     identity = store.open(beside)[0] if store.exists else store.create(beside)
     begin = time.perf_counter()

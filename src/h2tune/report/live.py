@@ -68,7 +68,8 @@ class State:
         self._phases = 2
 
     def start(self, clients: Sequence[Mapping[str, Any]], rounds: int) -> None:
-        self.rows = {}
+        # A baseline's rounds may have come before: every start counts afresh.
+        self.rows, self.round, self.rounds_done, self.first_round, self.done = {}, 0, 0, 1, set()
         for client in clients:
             name, model, task = (str(client.get(key, "")) for key in ("name", "model", "task"))
             self.rows[name] = Row(name, clean(name), clean(model), clean(task))
