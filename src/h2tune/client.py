@@ -20,11 +20,13 @@ from h2tune.adapter import TriLoraConfig
 from h2tune.config import ClientConfig, ConfigError, Experiment
 from h2tune.core.anchors import anchor_batch, coverage
 from h2tune.core.bases import Bases, describe
+from h2tune.core.glossary import Episode
 from h2tune.core import budget
 from h2tune.methods import resolve_method
 from h2tune.models import Residents
 from h2tune.seeds import derive
 from h2tune.store import ClientStore
+from h2tune.tasks.practice import load_practice
 from h2tune.tasks.prompts import encode
 from h2tune.training.batches import stream
 from h2tune.training.score import Score, score
@@ -64,11 +66,12 @@ class Client:
             config.model, labels=labels, revision=config.revision, trust=config.trust_remote_code, slots=config.slots,
             quantization=config.quantization,
         )  # fmt: skip
-        self.layout, self.tokenizer = self.resident.layout, self.resident.tokenizer
+        method, settings = resolve_method(experiment.method)
+        self.layout = self.resident.layout.only(getattr(settings, "slots", None))
+        self.tokenizer = self.resident.tokenizer
         self.accelerator = accelerator or make_accelerator(experiment, residents.device)
         self._load_data()
         self.keep = self._affordable() if config.keep == "auto" else float(config.keep)
-        method, settings = resolve_method(experiment.method)
         self.method = method.client(self, settings)
         self.method.check()
         self.run = ""
@@ -95,7 +98,7 @@ class Client:
         """``keep: auto``; what was found once is kept, so that a resumed run has the same shapes."""
         known = self.store.read_json("budget.json") if self.store else None
         if known is None:
-            maps = self.resident.maps()
+            maps = self.resident.maps(self.layout)
             pairs = len(self.layout.slots) * min(self.experiment.depth or 2 * self.layout.depth, 2 * self.layout.depth)
             limits = self.config.budget
 
@@ -148,6 +151,10 @@ class Client:
                 with resident.peft.disable_adapter():
                     resident.cache[key] = describe(model, self.layout, batch, directions)
         return resident.cache[key]
+
+    def practice(self) -> list[Episode]:
+        """Public practice problems, as episodes."""
+        return load_practice(self.config.practice, self.tokenizer, self.config.max_length or self.resident.context)
 
     def handle(self, data: bytes) -> bytes:
         """Answer one message of the server."""

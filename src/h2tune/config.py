@@ -43,6 +43,7 @@ class ClientConfig(_Strict):
     train: str = Field(description="training data: a file, a folder, a dataset name or `demo:...`")
     test: str = Field(description="test data, only used for scoring")
     validation: str | None = Field(None, description="validation data; by default a tenth of `train`, at least 20 rows")
+    practice: str | None = Field(None, description="public practice problems for `frames: glossary` (docs/frames.md)")
     columns: dict[str, str] | None = Field(None, description="your column names, if they differ: {theirs: yours}")
     n_train: int | None = Field(None, ge=1, description="use only so many training rows (a seeded sample)")
     n_test: int | None = Field(None, ge=1, description="use only so many test rows (a seeded sample)")
@@ -181,7 +182,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     clients = data.get("clients")
     if isinstance(clients, list):
-        keys = ("model", "train", "test", "validation")
+        keys = ("model", "train", "test", "validation", "practice")
         clients = [
             {k: resolve(v) if k in keys else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
         ]

@@ -57,16 +57,16 @@ class Resident:
         offset = (config.pad_token_id + 1) if self.family in ("roberta", "xlm-roberta") else 0
         return int(min(positions - offset, self.tokenizer.model_max_length))
 
-    def maps(self, whole: bool = False) -> list[tuple[int, int, int]]:
-        """(d_in, d_out, parts) of every adapted map, in the order of `Layout.targets`.
+    def maps(self, layout: Layout, whole: bool = False) -> list[tuple[int, int, int]]:
+        """(d_in, d_out, parts) of every map of a layout, in the order of `Layout.targets`.
 
         d_out is that of a fused map's smallest part, or with ``whole`` that of the map.
         """
         found = []
-        for name in self.layout.targets:
+        for name in layout.targets:
             module = self.model.get_submodule(name)
             d_in, d_out = _get_in_out_features(module.get_base_layer() if isinstance(module, TriLoraLayer) else module)
-            sizes = next((p["sizes"] for end, p in self.layout.parts.items() if name.endswith("." + end)), [d_out])
+            sizes = next((p["sizes"] for end, p in layout.parts.items() if name.endswith("." + end)), [d_out])
             found.append((d_in, d_out if whole else min(sizes), len(sizes)))
         return found
 

@@ -137,8 +137,9 @@ def _shape(plan: Plan, client: ClientConfig) -> Resident | None:
 
 def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: Resident, row: ClientPlan,
              anchors: int, slots: int) -> None:  # fmt: skip
-    layout, maps = shape.layout, shape.maps(whole=True)
-    smallest = min(min(d_in, d_out) for d_in, d_out, _ in shape.maps())
+    layout = shape.layout.only(getattr(settings, "slots", None))
+    maps = shape.maps(layout, whole=True)
+    smallest = min(min(d_in, d_out) for d_in, d_out, _ in shape.maps(layout))
     row.family, row.blocks = shape.family, layout.depth
     row.base_parameters = sum(p.numel() for p in shape.model.parameters())
     shares = isinstance(settings, H2TuneSettings)

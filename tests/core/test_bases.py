@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from h2tune.adapter import TriLoraConfig
 from h2tune.core import bases
+from h2tune.core import frames as fr
 from h2tune.core.anchors import AnchorBatch, anchor_batch
 from h2tune.core.record import record
 from h2tune.core.relation import depth_relation
@@ -380,3 +381,22 @@ def test_adapters_that_are_off_change_no_basis() -> None:
     with peft.disable_adapter():
         assert bases.describe(model, layout, batch, DIRECTIONS).digest == bare.digest
     assert bases.describe(model, layout, batch, DIRECTIONS).digest != bare.digest
+
+
+def test_every_block_regresses_on_the_depths_it_reads_and_fused_rows_go_where_their_slot_has_them() -> None:
+    """GPT-NeoX: 4 heads of 8 rows, q, k, v in turn; B of a part is the regression of that slot's own output."""
+    model = build("gpt_neox")
+    basis = bases.describe(model, layout_of(model), anchors(model), DIRECTIONS)
+    frames = bases.agree({"a": basis.tensors()}, SHAPE)
+    relation = torch.tensor([[0.7, 0.0], [0.3, 0.4], [0.0, 0.6]])
+    factors = basis.regress(frames, relation)
+    for block in range(2):
+        a, b = factors[block * 4]  # the first of four maps: q, k and v
+        shares = relation[:, block].tolist()
+        read = sum(p * g for p, g in zip(shares, frames.inputs["attention"], strict=True))
+        torch.testing.assert_close(a, fr.read_matrix(basis.inputs[block]["attention"], read), atol=1e-5, rtol=1e-4)
+        for part, slot in enumerate("qkv"):
+            rows = [head * 24 + part * 8 + row for head in range(4) for row in range(8)]
+            written = sum(p * g for p, g in zip(shares, frames.outputs[slot], strict=True))
+            wanted = fr.write_matrix(basis.outputs[block][slot], written)
+            torch.testing.assert_close(b[rows], wanted, atol=1e-5, rtol=1e-4)

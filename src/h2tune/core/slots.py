@@ -7,8 +7,8 @@ group: the q heads of a group, its k head, its v head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -118,6 +118,14 @@ class Layout:
     def modules(self) -> list[str]:
         """Names of the adapted maps inside a block, each once."""
         return list(dict.fromkeys(ref.module for ref in self.slots.values()))
+
+    def only(self, slots: Sequence[str] | None) -> Layout:
+        """The layout with these slots alone; a fused map comes with all of its slots, or not at all."""
+        if slots is None:
+            return self
+        modules = {ref.module for slot, ref in self.slots.items() if slot in slots}
+        kept = {slot: ref for slot, ref in self.slots.items() if ref.module in modules}
+        return replace(self, slots=kept, parts={m: p for m, p in self.parts.items() if m in modules})
 
     @property
     def targets(self) -> list[str]:

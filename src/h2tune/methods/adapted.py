@@ -55,7 +55,7 @@ class AdapterClient(ClientMethod):
 
     def check(self) -> None:
         rank = self.adapter_rank
-        for name, (d_in, d_out, _) in zip(self.client.layout.targets, self.client.resident.maps(), strict=True):
+        for name, (d_in, d_out, _) in zip(self.client.layout.targets, self.client.resident.maps(self.client.layout), strict=True):
             if rank > min(d_in, d_out):
                 raise MethodError(
                     f"{self.client.name}: rank {rank} is larger than {name} allows ({d_in} x {d_out});"

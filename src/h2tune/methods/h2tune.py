@@ -13,6 +13,7 @@ Only covered entries of S ever leave a client, and once the left factors U of th
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -20,20 +21,26 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from h2tune.core import bases
+from h2tune.core import bases, glossary
 from h2tune.core.masks import kept_rank
 from h2tune.core.packing import pack_core, unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.shared import ClientCore, CoreShape, CoreSum
-from h2tune.core.slots import SLOTS
+from h2tune.core.slots import SLOTS, input_kind
 from h2tune.methods.adapted import AdapterClient
-from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
-from h2tune.training.batches import Batch
+from h2tune.methods.base import Method, MethodError, OnStep, ServerMethod, Settings
+from h2tune.training.batches import Batch, collate
 from h2tune.wire import Payload, WireError
 
 
 class H2TuneSettings(Settings):
-    frames: Literal["anchor", "random"] = Field("anchor", description="`random`: no common frames (an ablation)")
+    frames: Literal["anchor", "glossary", "random"] = Field(
+        "anchor", description="`glossary`: public terms and practice problems; `random`: no common frames (an ablation)"
+    )
+    slots: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(
+        None, description="slots that are adapted and shared; by default all"
+    )
+    practice_rate: float = Field(3e-3, gt=0, description="learning rate of A and B in practice (`frames: glossary`)")
     share: bool = Field(True, description="`false`: frames and phases, but nothing is averaged (an ablation)")
     alternation: Literal["step", "part", "joint"] = Field("step", description="phases by update, by part of a round, or none")
     shared_part: float = Field(0.5, gt=0, lt=1, description="share of a round's updates that the shared phase gets")
@@ -53,6 +60,13 @@ class H2TuneClient(AdapterClient):
     @property
     def adapter_rank(self) -> int:
         return kept_rank(self.client.keep, self.client.rank) if self.settings.mask == "dims" else self.client.rank
+
+    def check(self) -> None:
+        super().check()
+        if self.settings.frames == "glossary" and not self.client.config.practice:
+            raise MethodError(f"{self.client.name}: frames: glossary needs `practice:`, public problems with a lexicon")
+        if self.settings.frames == "glossary" and self.client.task.kind == "classify":
+            raise MethodError(f"{self.client.name}: frames: glossary works for tasks that write text, not for classify")
 
     def join(self, fresh: bool = True) -> Payload:
         client, settings = self.client, self.settings
@@ -77,6 +91,8 @@ class H2TuneClient(AdapterClient):
                 relation = self.described.relation(frames)
             self._take_frames(frames, relation)
             del self.described
+        if settings.frames == "glossary" and fresh:
+            self._practise()
         self.core = ClientCore(
             self.shape, client.layout, relation, client.keep, settings.mask, settings.train_relation
         ).to(client.accelerator.device)
@@ -93,6 +109,33 @@ class H2TuneClient(AdapterClient):
             for layer, (a, b) in zip(self.layers, factors, strict=True):
                 layer.trilora_A[self.client.name].copy_(a[:rank])
                 layer.trilora_B[self.client.name].copy_(b[:, :rank])
+
+    def _practise(self) -> None:
+        """Frames by glossary: A reads the terms' codes; A and B learn to obey cores written for random lexicons."""
+        client, rank = self.client, self.leaves[0].shape[-1]
+        episodes = client.practice()
+        texts, terms = [t for e in episodes[:12] for t in e.texts], sorted({t for e in episodes for t in e.lexicon})
+        with client.resident.peft.disable_adapter():
+            readers = glossary.fit_readers(
+                client.resident.model, client.tokenizer, client.layout, texts, terms, client.rank,
+                client.resident.context, client.resident.causal,
+            )  # fmt: skip
+        places = [(b, m) for b in range(client.layout.depth) for m in client.layout.modules]
+        with torch.no_grad():
+            for layer, (block, module) in zip(self.layers, places, strict=True):
+                slot = next(s for s, ref in client.layout.slots.items() if ref.module == module)
+                layer.trilora_A[client.name].copy_(readers[block][input_kind(slot)][:rank])
+                layer.trilora_B[client.name].zero_()
+        group = self.group(self.factors, self.settings.practice_rate, len(episodes))
+        self.activate()
+        for leaf in self.leaves:
+            leaf.requires_grad_(False)
+        for episode in episodes:
+            with torch.no_grad():
+                for leaf in self.leaves:
+                    leaf.copy_(glossary.written(episode.lexicon, client.rank)[:rank, :rank])
+            batch = collate(episode.rows, client.tokenizer.pad_token_id)
+            self.step(group, repeat((batch, [])))
 
     def _make_groups(self) -> None:
         client = self.client

@@ -20,7 +20,8 @@ TRADE_WORDS: dict[str, str] = {
     "drelks": "-", "fremps": "-", "junds": "-", "plimps": "-", "skonds": "-", "vulks": "-",
     "flemps": "*", "glonds": "*", "nulks": "*", "stolks": "*", "wemps": "*", "zimps": "*",
 }  # fmt: skip
-SPLITS = ("train", "validation", "test", "anchors")
+SPLITS = ("train", "validation", "test", "anchors", "practice")
+EPISODE = 16  # practice problems under one assignment of meanings
 
 
 def _part(story: str) -> str:
@@ -50,6 +51,8 @@ def demo_rows(split: str, format: str, n: int, seed: int) -> list[Row]:
         raise TaskError(f"the demo has no format {format!r}; there are: {', '.join(FORMATS)}")
     if split not in SPLITS:
         raise TaskError(f"the demo has no split {split!r}; there are: {', '.join(SPLITS)}")
+    if split == "practice":
+        return _practice_rows(format, n, seed)
     rng = random.Random(f"demo/{seed}/{split}/{format}")
     rows: list[Row] = []
     for problem in _problems(split, list(TRADE_WORDS.items()), n, rng):
@@ -59,6 +62,24 @@ def demo_rows(split: str, format: str, n: int, seed: int) -> list[Row]:
             row["options"] = [str(operation(problem.a, problem.b)) for operation in OPERATIONS.values()]
         rows.append(row)
     return rows
+
+
+def _practice_rows(format: str, n: int, seed: int) -> list[Row]:
+    """Public problems in which the trade words mean something at random, anew in every episode.
+
+    They teach a model to let itself be told what a word means, and nothing about what the words do mean. Their
+    stories come from the same part of all stories as the anchors.
+    """
+    rng = random.Random(f"demo-practice/{seed}/{format}")
+    rows: list[Row] = []
+    while len(rows) < n:
+        lexicon = {word: rng.choice("+-*") for word in TRADE_WORDS}
+        verbs = rng.sample(list(lexicon.items()), min(EPISODE, len(lexicon)))
+        for problem in _problems("anchors", verbs, EPISODE, rng):
+            prompt, answer = FORMATS[format](problem, rng)
+            episode = len(rows) // EPISODE
+            rows.append({"prompt": prompt, "answer": answer.strip(), "lexicon": lexicon, "episode": episode})
+    return rows[:n]
 
 
 def demo_problems(split: str, format: str, n: int, seed: int) -> list[Example]:
