@@ -67,7 +67,9 @@ def test_json_for_machines(file: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in stdout.splitlines()]
     assert code == 0 and lines[-1]["event"] == "result" and lines[-1]["mean"]["final"] is not None
     assert all(isinstance(row["name"], str) for row in json.loads(call("models", "--json")[1]))
-    assert {"gsm8k", "aqua", "program", "sst2", "qqp", "qnli"} <= {r["name"] for r in json.loads(call("tasks", "--json")[1])}
+    assert {"gsm8k", "aqua", "program", "sst2", "qqp", "qnli"} <= {
+        r["name"] for r in json.loads(call("tasks", "--json")[1])
+    }
 
 
 def test_exports_equal_the_client_and_plain_peft_loads_them(finished: Path, tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_kill_9_of_the_process_and_resume(finished: Path, tmp_path: Path) -> Non
         "from federations import small\nfrom h2tune import federation\n"
         f"federation.run(small(), {str(tmp_path / 'run')!r})\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
     core = tmp_path / "run" / "server" / "core.safetensors"
     deadline = time.monotonic() + 120
     while not core.exists() and child.poll() is None and time.monotonic() < deadline:
@@ -289,3 +291,22 @@ def test_wire_round_trip_of_a_message() -> None:
     back = decode(encode(message), run="r")
     assert torch.equal(back.payload.tensors["x"], message.payload.tensors["x"])
     assert (back.payload.meta, back.examples, back.round) == ({"k": [1, "two"]}, 7, 3)
+
+
+def test_baselines_select_and_tracking(tmp_path: Path) -> None:
+    experiment = small(rounds=1, baseline=["local", "h2tune-unshared"], select="best", tracking=["tensorboard"])
+    metrics = federation.run(experiment, tmp_path / "run")
+    for name, client in metrics["clients"].items():
+        assert client["local"]["nats"] > 0 and client["unshared"]["nats"] > 0
+        better = client["local"]["validation_nats"] < client["final"]["validation_nats"]
+        assert client["kept"] == ("local" if better else "federated")
+        own = tmp_path / "run" / "clients" / name / "adapter" / "adapter_model.safetensors"
+        alone = tmp_path / "run" / "baselines" / "local" / "clients" / name / "adapter" / "adapter_model.safetensors"
+        assert (own.read_bytes() == alone.read_bytes()) == better
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_baseline_is_what_the_method_alone_gives(tmp_path: Path) -> None:
+    federation.run(small(rounds=2, method="local"), tmp_path / "alone")
+    federation.run(small(rounds=2, baseline="local"), tmp_path / "beside")
+    assert equal(outcome(tmp_path / "alone"), outcome(tmp_path / "beside" / "baselines" / "local"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from federations import small
 from test_federation import build
 from torch import Tensor
 
-from federations import small
 from h2tune.methods.base import ClientMethod, Method, OnStep, ServerMethod, Settings
 from h2tune.wire import Payload
 

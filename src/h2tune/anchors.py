@@ -36,7 +36,12 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-_AROUND = ("We wrote down {} today.", "They asked about {} and waited.", "The first one was {}.", "Then somebody {} it again.")
+_AROUND = (
+    "We wrote down {} today.",
+    "They asked about {} and waited.",
+    "The first one was {}.",
+    "Then somebody {} it again.",
+)
 
 
 def word_sentences(words: list[str]) -> list[str]:

@@ -55,8 +55,12 @@ def run(
     file: File,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last committed round.")] = False,
-    changed: Annotated[list[str] | None, typer.Option("--changed", help="A key that may differ from the run's when resuming.")] = None,
-    baseline: Annotated[bool | None, typer.Option("--baseline/--no-baseline", help="Also train every client alone.")] = None,
+    changed: Annotated[
+        list[str] | None, typer.Option("--changed", help="A key that may differ from the run's when resuming.")
+    ] = None,
+    baseline: Annotated[
+        bool | None, typer.Option("--baseline/--no-baseline", help="Also train every client alone.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the file's seed.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     as_json: Json = False,
@@ -108,7 +112,9 @@ def _print_result(metrics: dict[str, Any]) -> None:
         table.add_column(heading)
     columns = [c for c in ("base", "local", "unshared", "final") if any(m.get(c) for m in metrics["clients"].values())]
     for heading in columns:
-        table.add_column({"local": "alone", "unshared": "frames only", "final": "federated"}.get(heading, heading), justify="right")
+        table.add_column(
+            {"local": "alone", "unshared": "frames only", "final": "federated"}.get(heading, heading), justify="right"
+        )
     table.add_column("up / round", justify="right")
     for name, m in metrics["clients"].items():
         up = m["rounds"][-1]["bytes_up"] if m["rounds"] else 0
@@ -135,7 +141,9 @@ def plan(file: File, as_json: Json = False) -> None:
             typer.echo(json.dumps(found.plain(), indent=1))
         else:
             _print_plan(found)
-            typer.echo("\nleaves the machine   " + "\n                     ".join(LEAVES) + f"\nnever leaves         {STAYS}")
+            typer.echo(
+                "\nleaves the machine   " + "\n                     ".join(LEAVES) + f"\nnever leaves         {STAYS}"
+            )
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
         if found.problems:
@@ -157,7 +165,18 @@ def _print_plan(found: Any) -> None:
     from rich.table import Table
 
     table = Table(title=f"core depth {found.depth}", title_justify="left")
-    for heading in ("client", "model", "blocks", "rank", "adapter", "to train", "up / round", "down / round", "LoRA would send", "once up / down"):
+    for heading in (
+        "client",
+        "model",
+        "blocks",
+        "rank",
+        "adapter",
+        "to train",
+        "up / round",
+        "down / round",
+        "LoRA would send",
+        "once up / down",
+    ):
         table.add_column(heading, justify="left" if heading in ("client", "model") else "right")
     for c in found.clients:
         adapter = "?" if c.adapter_parameters is None else f"{c.adapter_parameters:,}"
@@ -275,7 +294,9 @@ def list_tasks(as_json: Json = False) -> None:
     """List the ready tasks; docs/tasks.md says how to write your own."""
     from h2tune.tasks import PRESETS, build_task
 
-    rows = [{"name": name, "kind": (task := build_task(name)).kind, "description": task.description} for name in PRESETS]
+    rows = [
+        {"name": name, "kind": (task := build_task(name)).kind, "description": task.description} for name in PRESETS
+    ]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
@@ -292,7 +313,11 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """See the class docstring of `app`."""
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from accelerate import Accelerator
 from h2tune import tasks
 from h2tune.adapter import TriLoraConfig
 from h2tune.config import ClientConfig, ConfigError, Experiment
+from h2tune.core import budget
 from h2tune.core.anchors import anchor_batch, coverage
 from h2tune.core.bases import Bases, describe
 from h2tune.core.glossary import Episode
-from h2tune.core import budget
 from h2tune.methods import resolve_method
 from h2tune.models import Residents
 from h2tune.seeds import derive
@@ -279,8 +280,8 @@ class Client:
         return found
 
 
-def make_accelerator(experiment: Experiment, device: str) -> Accelerator:
-    """One Accelerator for all clients of a process."""
+def make_accelerator(experiment: Experiment, device: str, folder: Path | None = None) -> Accelerator:
+    """One Accelerator for all clients of a process; its trackers, if any are asked for, write under ``folder``."""
     precision = {"fp32": "no"}.get(experiment.training.precision, experiment.training.precision)
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
-
+    trackers = list(experiment.tracking) if folder else None
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder)

@@ -27,7 +27,9 @@ class Budget(_Strict):
 
     upload: str | None = Field(None, description="most bytes that it sends in a round, for example 200KB")
     memory: str | None = Field(None, description="most memory for adapter and optimiser, for example 2GB")
-    step_ms: float | None = Field(None, gt=0, description="most milliseconds for a training step, measured at the start")
+    step_ms: float | None = Field(
+        None, gt=0, description="most milliseconds for a training step, measured at the start"
+    )
 
 
 class ClientConfig(_Strict):
@@ -38,11 +40,15 @@ class ClientConfig(_Strict):
     revision: str | None = Field(None, description="commit of a Hub model; without it the model may change under you")
     trust_remote_code: bool = Field(False, description="run Python that the model's authors ship")
     slots: dict[str, str] | None = Field(None, description="slot to module, for families that are not known")
-    quantization: Literal["none", "8bit", "4bit"] = Field("none", description="load the base in 8 or 4 bits (bitsandbytes)")
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="load the base in 8 or 4 bits (bitsandbytes)"
+    )
     task: str | dict[str, Any] = Field(description="a preset (`h2tune tasks`), or a mapping")
     train: str = Field(description="training data: a file, a folder, a dataset name or `demo:...`")
     test: str = Field(description="test data, only used for scoring")
-    validation: str | None = Field(None, description="validation data; by default a tenth of `train`, at least 20 rows")
+    validation: str | None = Field(
+        None, description="validation data; by default a tenth of `train`, at least 20 rows"
+    )
     practice: str | None = Field(None, description="public practice problems for `frames: glossary` (docs/frames.md)")
     columns: dict[str, str] | None = Field(None, description="your column names, if they differ: {theirs: yours}")
     n_train: int | None = Field(None, ge=1, description="use only so many training rows (a seeded sample)")
@@ -117,7 +123,8 @@ class Experiment(_Strict):
     quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
     patience: int | None = Field(None, ge=1, description="stop after so many rounds without a better mean validation")
     baseline: Baseline | list[Baseline] = Field(
-        "none", description="also train every client alone (`local`), or with frames but without averaging (`h2tune-unshared`)"
+        "none",
+        description="also train every client alone (`local`), or with frames but without averaging (`h2tune-unshared`)",
     )
     select: Literal["federated", "best"] = Field("federated", description="`best` keeps the better by validation")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")
@@ -131,7 +138,9 @@ class Experiment(_Strict):
         if self.quorum > len(names):
             raise ValueError(f"quorum {self.quorum} can never be met by {len(names)} clients")
         if self.quorum > max(1, round(self.participation * len(names))):
-            raise ValueError(f"quorum {self.quorum} can never be met: a round selects {self.participation:.0%} of the clients")
+            raise ValueError(
+                f"quorum {self.quorum} can never be met: a round selects {self.participation:.0%} of the clients"
+            )
         if self.select == "best" and "local" not in self.baselines:
             raise ValueError("select: best needs baseline: local")
         return self

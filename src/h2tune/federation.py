@@ -1,7 +1,7 @@
 """From a config to a finished run: build the clients and the server, run, keep the figures.
 
-    from h2tune import run
-    metrics = run("federation.yaml", out="runs/first")
+from h2tune import run
+metrics = run("federation.yaml", out="runs/first")
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+
+from accelerate import Accelerator
 
 from h2tune.anchors import load_anchors
 from h2tune.client import Client, make_accelerator
@@ -40,14 +43,19 @@ class _WatchedStore(RunStore):
     def __init__(self, folder: Path, watcher: Watcher | None) -> None:
         super().__init__(folder)
         self.watcher = watcher
+        self.track: Callable[..., None] | None = None
 
     def event(self, event: str, text: str, **fields: Any) -> None:
         super().event(event, text, **fields)
+        if self.track is not None and event == "client_finished":
+            self.track(_flat(fields), step=fields["round"])
         if self.watcher is None:
             return
         if event == "client_finished":
             scores = fields.get("validation") or {}
-            self.watcher.client_done(fields["client"], fields["round"], scores, fields["bytes_up"], fields["bytes_down"])
+            self.watcher.client_done(
+                fields["client"], fields["round"], scores, fields["bytes_up"], fields["bytes_down"]
+            )
         elif event == "round_committed":
             self.watcher.round_done(fields["round"], fields["seconds"])
         elif event in ("client_excluded", "warning"):
@@ -79,19 +87,28 @@ def run(
     store, residents = _WatchedStore(Path(out), watcher), Residents(experiment.device)
     if watcher:
         watcher.message("loading models and data")
+    accelerator = make_accelerator(experiment, residents.device, store.folder)
+    build = partial(_build, residents=residents, accelerator=accelerator, watcher=watcher)
     if resume and store.exists:
         identity, _ = store.open(experiment, tuple(changed))
-        clients = _build(experiment, store, residents, watcher)
+        clients = build(experiment, store)
     else:
         # Every mistake in models and data shows before anything is written.
-        clients = _build(experiment, store, residents, watcher)
+        clients = build(experiment, store)
         identity = store.create(experiment)
-    beside = {name: _baseline(experiment, name, store.folder, residents, watcher) for name in experiment.baselines}
+    beside = {}
+    for name in experiment.baselines:
+        beside[name] = _baseline(experiment, name, store.folder, build, watcher)
+        residents.release()
+    if experiment.tracking:
+        accelerator.init_trackers(experiment.name.replace(" ", "-"))
+        store.track = accelerator.log
     server = _federate(experiment, identity, store, clients, watcher)
     metrics = collect(experiment, server, store, time.perf_counter() - begin)
     _compare(metrics, experiment, beside, store)
     store.write_metrics(metrics)
     store.event("run_finished", "finished")
+    accelerator.end_training()
     return metrics
 
 
@@ -117,9 +134,10 @@ def _federate(
     return server
 
 
-def _build(experiment: Experiment, store: RunStore, residents: Residents, watcher: Watcher | None) -> dict[str, Client]:
+def _build(
+    experiment: Experiment, store: RunStore, residents: Residents, accelerator: Accelerator, watcher: Watcher | None
+) -> dict[str, Client]:
     anchors = load_anchors(experiment.anchors, experiment.anchor_words)
-    accelerator = make_accelerator(experiment, residents.device)
     return {
         c.name: Client(c, experiment, residents, anchors, store.client(c.name), watcher and watcher.step, accelerator)
         for c in experiment.clients
@@ -127,7 +145,7 @@ def _build(experiment: Experiment, store: RunStore, residents: Residents, watche
 
 
 def _baseline(
-    experiment: Experiment, method: str, folder: Path, residents: Residents, watcher: Watcher | None
+    experiment: Experiment, method: str, folder: Path, build: Callable[..., dict[str, Client]], watcher: Watcher | None
 ) -> dict[str, Any]:
     """Metrics of the same experiment with another method, in a run directory of its own inside this one; cached."""
     store = _WatchedStore(folder / "baselines" / method, watcher)
@@ -138,10 +156,9 @@ def _baseline(
     beside = experiment.model_copy(update=changes)
     identity = store.open(beside)[0] if store.exists else store.create(beside)
     begin = time.perf_counter()
-    clients = _build(beside, store, residents, watcher)
+    clients = build(beside, store)
     metrics = collect(beside, _federate(beside, identity, store, clients, watcher), store, time.perf_counter() - begin)
     store.write_metrics(metrics)
-    residents.release()
     return metrics
 
 
@@ -166,6 +183,15 @@ def _method_name(experiment: Experiment) -> str:
     return resolve_method(experiment.method)[0].name
 
 
+def _flat(fields: dict[str, Any]) -> dict[str, float]:
+    """Numbers of an event for a tracker, as client/loss/shared, client/validation/metric and so on."""
+    found: dict[str, float] = {}
+    for key, value in fields.items():
+        values = {f"/{k}": v for k, v in value.items()} if isinstance(value, dict) else {"": value}
+        found |= {f"{fields['client']}/{key}{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+    return found
+
+
 def _task_name(task: Any) -> str:
     return task if isinstance(task, str) else str(task.get("preset") or task.get("kind"))
 
@@ -177,7 +203,9 @@ def _warn(store: RunStore, experiment: Experiment, clients: dict[str, Client]) -
             store.event("warning", f"{name}: {client.leaked} test examples occur in its training data", client=name)
         config = client.config
         if "/" in config.model and not Path(config.model).exists() and config.revision is None:
-            store.event("warning", f"{name}: {config.model} has no pinned revision; it may change under you", client=name)
+            store.event(
+                "warning", f"{name}: {config.model} has no pinned revision; it may change under you", client=name
+            )
 
 
 def collect(experiment: Experiment, server: Server, store: RunStore, seconds: float) -> dict[str, Any]:

@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from h2tune import tasks
 from h2tune.adapter import save_lora
@@ -39,7 +44,10 @@ def load_client(run: Path, name: str) -> tuple[PeftModel, PreTrainedTokenizerBas
     if not (folder / "adapter_model.safetensors").is_file():
         raise StoreError(f"{run} has no finished adapter for {name}: let the run end first (h2tune run --resume).")
     task = tasks.build_task(client.task)
-    source, common = resolve_source(client.model), {"revision": client.revision, "trust_remote_code": client.trust_remote_code}
+    source, common = (
+        resolve_source(client.model),
+        {"revision": client.revision, "trust_remote_code": client.trust_remote_code},
+    )
     tokenizer = AutoTokenizer.from_pretrained(source, **common)
     options: dict[str, Any] = {"dtype": torch.float32}
     auto = AutoModelForCausalLM

@@ -194,4 +194,3 @@ def _load_advice(source: str, error: Exception) -> str:
         if not any(n.startswith(("tokenizer", "vocab", "spiece")) for n in names):
             return f"The model folder {source} holds no tokenizer."
     return f"The model {source} cannot be loaded: {text}"
-

@@ -125,7 +125,9 @@ def _shape(plan: Plan, client: ClientConfig) -> Resident | None:
         if Path(source).is_dir():
             plan.problems.append(f"{client.name}: {str(error).splitlines()[0]}")
         else:
-            plan.warnings.append(f"{client.name}: {client.model} is not on this machine yet, so its figures are not known")
+            plan.warnings.append(
+                f"{client.name}: {client.model} is not on this machine yet, so its figures are not known"
+            )
         return None
     family = config.get_text_config().model_type
     auto = AutoModelForSequenceClassification if family in ENCODERS else AutoModelForCausalLM
@@ -162,5 +164,7 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     if settings.frames == "anchor":
         # About twelve words and the sentence's own row, each in half precision.
         rows, p = 13 * anchors, settings.directions * experiment.rank
-        row.setup_bytes_up = 2 * rows * sum(min(p, i) for i, _, _ in maps[:1]) * layout.depth * (len(layout.inputs) + len(layout.slots))
+        row.setup_bytes_up = (
+            2 * rows * sum(min(p, i) for i, _, _ in maps[:1]) * layout.depth * (len(layout.inputs) + len(layout.slots))
+        )
         row.setup_bytes_down = 2 * rows * experiment.rank * plan.depth * (4 + slots)

@@ -102,7 +102,9 @@ class Server:
     def _warn_of_strange_words(self, name: str) -> None:
         share = self.members[name].facts.get("anchor_coverage")
         if share is not None and share < ENOUGH_WORDS:
-            text = f"{name}: only {share:.0%} of its training words occur in the anchors; add its domain's words to them"
+            text = (
+                f"{name}: only {share:.0%} of its training words occur in the anchors; add its domain's words to them"
+            )
             self.log.event("warning", text, client=name)
 
     def one_round(self) -> None:

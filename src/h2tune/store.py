@@ -1,12 +1,12 @@
 """The run directory. Everything is written beside its place and renamed: a kill at any moment leaves the last commit.
 
-    RUN/config.yaml            the resolved experiment
-    RUN/run.json               identity, version, schema
-    RUN/events.jsonl           what happened, a line each
-    RUN/metrics.json           figures per client and round
-    RUN/server/core.safetensors    the committed round: shared tensors, records in its header
-    RUN/server/frames.safetensors  what never changes after the start
-    RUN/clients/NAME/          a client's own: state-*.safetensors, adapter/; on real clients this lies on their machine
+RUN/config.yaml            the resolved experiment
+RUN/run.json               identity, version, schema
+RUN/events.jsonl           what happened, a line each
+RUN/metrics.json           figures per client and round
+RUN/server/core.safetensors    the committed round: shared tensors, records in its header
+RUN/server/frames.safetensors  what never changes after the start
+RUN/clients/NAME/          a client's own: state-*.safetensors, adapter/; on real clients this lies on their machine
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class RunStore:
             raise StoreError(f"{self.folder} holds no run.")
         about = json.loads((self.folder / "run.json").read_text())
         if about["schema"] > SCHEMA:
-            raise StoreError(f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update.")
+            raise StoreError(
+                f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update."
+            )
         stored = parse_config(yaml.safe_load((self.folder / "config.yaml").read_text()))
         if experiment is None:
             return about["run"], stored

@@ -296,3 +296,14 @@ def test_grouped_query_sizes_of_fused_maps(sizes: list[int], kv_heads: int, key:
         assert q == [s + i for s in starts for i in range(group - 16)]
     else:
         assert (q, k, v) == (list(range(32)), list(range(32, 48)), list(range(48, 64)))
+
+
+def test_a_choice_of_slots_keeps_fused_maps_whole() -> None:
+    whole = layout_of(build("phi3"))
+    some = whole.only(["q", "down"])
+    assert list(some.slots) == ["q", "k", "v", "down"]
+    assert some.parts == {"self_attn.qkv_proj": whole.parts["self_attn.qkv_proj"]}
+    assert some.targets == [f"model.layers.{i}.{m}" for i in range(2) for m in ("self_attn.qkv_proj", "mlp.down_proj")]
+    assert whole.only(None) is whole
+    alone = layout_of(build("llama")).only(["v", "up"])
+    assert (list(alone.slots), alone.inputs) == (["v", "up"], ["v", "up"])

@@ -120,7 +120,7 @@ def test_hostile_strings_stay_text(write_run: WriteRun) -> None:
     bad = ["<script>alert(1)</script>", '"><svg onload=alert(1)>', "</title></style></svg><img src=x onerror=1>"]
     clients = {name: client(index) for index, name in enumerate(bad)}
     for name, entry in clients.items():
-        entry |= {key: name for key in ("model", "family", "task", "kind", "metric", "status", "kept")}
+        entry |= dict.fromkeys(("model", "family", "task", "kind", "metric", "status", "kept"), name)
         entry["agreement"]["slots"] = [name] * 6
         entry["anchor_coverage"]["missing"] = [name]
         entry["rounds"][0]["loss"][name] = 1.0

@@ -1,8 +1,9 @@
 """Anchor text: public sentences whose words are the rows on which models with different tokenizers agree.
 
-Rows are words, not tokens, so the same n rows come out of every tokenizer: an encoder averages its activations over the
-tokens of a word, a decoder takes the word's last token, the only one that has read the whole word. The first word of a sentence is left out (its position is special in many models). One more row
-per sentence holds the place that a classification head reads.
+Rows are words, not tokens, so the same n rows come out of every tokenizer: an encoder averages its activations over
+the tokens of a word, a decoder takes the word's last token, the only one that has read the whole word. The first word
+of a sentence is left out (its position is special in many models). One more row per sentence holds the place that a
+classification head reads.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import regex
 import torch
@@ -27,8 +29,7 @@ class AnchorError(ValueError):
 def words(text: str) -> list[tuple[int, int]]:
     """Character spans of the words and punctuation marks of ``text``."""
     cuts = sorted({0, len(text), *(m.start() for m in _BOUNDARY.finditer(text))})
-    spans = zip(cuts, cuts[1:], strict=False)
-    return [(a, b) for a, b in spans if not text[a:b].isspace()]
+    return [(a, b) for a, b in pairwise(cuts) if not text[a:b].isspace()]
 
 
 def vocabulary(texts: Iterable[str]) -> Counter[str]:
@@ -123,7 +124,7 @@ def _tokens_of_words(
         if shares:
             best[max(shares, key=lambda item: (item[0], -item[1]))[1]].append(t)
     for w, (some, any_) in enumerate(zip(best, touching, strict=True)):
-        # Position 0 carries a sink in many decoders; a word that shares its token with the first keeps it only if it must.
+        # Position 0 carries a sink in many decoders; a word that shares a token with the first keeps it if it must.
         chosen = some or any_
         best[w] = [t for t in chosen if t > 0] or chosen or [max(len(offsets) - 1, 0)]
     return best

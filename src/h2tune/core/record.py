@@ -44,9 +44,7 @@ def record(model: PreTrainedModel, layout: Layout, batch: AnchorBatch, on_block:
         disabled = getattr(model, "disable_adapter", nullcontext)
         with disabled():
             kwargs = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-            backbone(
-                input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), **kwargs
-            )
+            backbone(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), **kwargs)
         model.train(training)
 
 

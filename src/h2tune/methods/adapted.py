@@ -55,7 +55,9 @@ class AdapterClient(ClientMethod):
 
     def check(self) -> None:
         rank = self.adapter_rank
-        for name, (d_in, d_out, _) in zip(self.client.layout.targets, self.client.resident.maps(self.client.layout), strict=True):
+        for name, (d_in, d_out, _) in zip(
+            self.client.layout.targets, self.client.resident.maps(self.client.layout), strict=True
+        ):
             if rank > min(d_in, d_out):
                 raise MethodError(
                     f"{self.client.name}: rank {rank} is larger than {name} allows ({d_in} x {d_out});"
@@ -73,7 +75,9 @@ class AdapterClient(ClientMethod):
     @property
     def head(self) -> list[nn.Parameter]:
         """Parameters of the client's own copy of the modules that PEFT saves whole."""
-        return [p for n, p in self.client.resident.model.named_parameters() if f"modules_to_save.{self.client.name}." in n]
+        return [
+            p for n, p in self.client.resident.model.named_parameters() if f"modules_to_save.{self.client.name}." in n
+        ]
 
     def group(self, parameters: list[nn.Parameter], rate: float, updates: int) -> Group:
         for parameter in parameters:

@@ -35,23 +35,32 @@ from h2tune.wire import Payload, WireError
 
 class H2TuneSettings(Settings):
     frames: Literal["anchor", "glossary", "random"] = Field(
-        "anchor", description="`glossary`: public terms and practice problems; `random`: no common frames (an ablation)"
+        "anchor",
+        description="`glossary`: public terms and practice problems; `random`: no common frames (an ablation)",
     )
     slots: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(
         None, description="slots that are adapted and shared; by default all"
     )
     practice_rate: float = Field(3e-3, gt=0, description="learning rate of A and B in practice (`frames: glossary`)")
     share: bool = Field(True, description="`false`: frames and phases, but nothing is averaged (an ablation)")
-    alternation: Literal["step", "part", "joint"] = Field("step", description="phases by update, by part of a round, or none")
+    alternation: Literal["step", "part", "joint"] = Field(
+        "step", description="phases by update, by part of a round, or none"
+    )
     shared_part: float = Field(0.5, gt=0, lt=1, description="share of a round's updates that the shared phase gets")
     relation: Literal["depth", "nearest", "similarity"] = Field("depth", description="start of P")
     train_relation: bool = Field(True, description="train P with S")
     depth_frames: Literal["procrustes", "none"] = Field("procrustes", description="common coordinates along depth")
-    mask: Literal["dims", "entries"] = Field("dims", description="what `keep` keeps: leading coordinates or learned entries")
+    mask: Literal["dims", "entries"] = Field(
+        "dims", description="what `keep` keeps: leading coordinates or learned entries"
+    )
     proximal: float = Field(0.0, ge=0, description="mu, pull of the core towards the server's")
-    distill: float = Field(0.0, ge=0, description="lambda, pull of the specific phase towards the shared one's answers")
+    distill: float = Field(
+        0.0, ge=0, description="lambda, pull of the specific phase towards the shared one's answers"
+    )
     directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
-    train_factors: bool = Field(True, description="`false`: A and B stay at the frames, only the core (and a head) learn")
+    train_factors: bool = Field(
+        True, description="`false`: A and B stay at the frames, only the core (and a head) learn"
+    )
 
 
 class H2TuneClient(AdapterClient):
@@ -64,9 +73,13 @@ class H2TuneClient(AdapterClient):
     def check(self) -> None:
         super().check()
         if self.settings.frames == "glossary" and not self.client.config.practice:
-            raise MethodError(f"{self.client.name}: frames: glossary needs `practice:`, public problems with a lexicon")
+            raise MethodError(
+                f"{self.client.name}: frames: glossary needs `practice:`, public problems with a lexicon"
+            )
         if self.settings.frames == "glossary" and self.client.task.kind == "classify":
-            raise MethodError(f"{self.client.name}: frames: glossary works for tasks that write text, not for classify")
+            raise MethodError(
+                f"{self.client.name}: frames: glossary works for tasks that write text, not for classify"
+            )
 
     def join(self, fresh: bool = True) -> Payload:
         client, settings = self.client, self.settings
@@ -111,7 +124,20 @@ class H2TuneClient(AdapterClient):
                 layer.trilora_B[self.client.name].copy_(b[:, :rank])
 
     def _practise(self) -> None:
-        """Frames by glossary: A reads the terms' codes; A and B learn to obey cores written for random lexicons."""
+        """Frames by glossary, once for all methods of a run: nothing private goes into them."""
+        client = self.client
+        held = client.resident.cache
+        key = ("practice", client.name, client.config.practice, client.seed, client.rank, self.adapter_rank,
+               tuple(client.layout.slots), self.settings.practice_rate)  # fmt: skip
+        if key not in held:
+            self._fit_and_practise()
+            held[key] = [p.detach().clone() for p in self.factors]
+        with torch.no_grad():
+            for parameter, value in zip(self.factors, held[key], strict=True):
+                parameter.copy_(value)
+
+    def _fit_and_practise(self) -> None:
+        """A reads the terms' codes; then A and B learn to obey cores written for random lexicons."""
         client, rank = self.client, self.leaves[0].shape[-1]
         episodes = client.practice()
         texts, terms = [t for e in episodes[:12] for t in e.texts], sorted({t for e in episodes for t in e.lexicon})
@@ -144,7 +170,11 @@ class H2TuneClient(AdapterClient):
         factors = self.factors if self.settings.train_factors else []
         specific = [*factors, *self.head]
         joint = self.settings.alternation == "joint"
-        self.groups = {"shared": self.group(list(self.core.parameters()), client.training.core_learning_rate, updates if joint else shared)}
+        self.groups = {
+            "shared": self.group(
+                list(self.core.parameters()), client.training.core_learning_rate, updates if joint else shared
+            )
+        }
         if specific:
             self.groups["specific"] = self.group(specific, self.rate, updates if joint else updates - shared)
         for parameter in (*self.factors, *self.head):
@@ -162,7 +192,10 @@ class H2TuneClient(AdapterClient):
             cut = max(1, round(share * steps))
             return ["shared"] * cut + ["specific"] * (steps - cut)
         # Spread evenly: update n is shared whenever the count of shared updates falls behind its share.
-        return ["shared" if int((n + 1) * share + 1 - share) > int(n * share + 1 - share) else "specific" for n in range(steps)]
+        return [
+            "shared" if int((n + 1) * share + 1 - share) > int(n * share + 1 - share) else "specific"
+            for n in range(steps)
+        ]
 
     def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
         self.activate()
@@ -234,7 +267,10 @@ class H2TuneClient(AdapterClient):
                 asked = batch["labels"][:, 1:] != -100
                 before, logits = before[:, :-1][asked], logits[:, :-1][asked]
             return weight * kl_div(
-                log_softmax(logits.float(), -1), log_softmax(before.float(), -1), log_target=True, reduction="batchmean"
+                log_softmax(logits.float(), -1),
+                log_softmax(before.float(), -1),
+                log_target=True,
+                reduction="batchmean",
             )
 
         return penalty

@@ -194,7 +194,10 @@ def _frames(run: Run) -> str:
     both = [client for client in run.clients if client.gain("unshared") is not None]
     if not both:
         return ""
-    alone, gain = mean(client.score("unshared").metric for client in both), mean(client.gain("unshared") for client in both)
+    alone, gain = (
+        mean(client.score("unshared").metric for client in both),
+        mean(client.gain("unshared") for client in both),
+    )
     return (
         f"The same frames and phases without averaging reach {percent(alone)}; averaging the core changed that by"
         f" {points(gain)} points."

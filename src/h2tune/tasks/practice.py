@@ -26,7 +26,9 @@ def load_practice(source: str, tokenizer: Any, max_length: int) -> list[Episode]
     episodes: dict[Any, list[Mapping[str, Any]]] = {}
     for number, row in enumerate(read_rows(source), 1):
         if missing := [c for c in _COLUMNS if c not in row]:
-            raise TaskError(f"{source}: row {number} has no column {missing[0]!r}; practice needs {', '.join(_COLUMNS)}")
+            raise TaskError(
+                f"{source}: row {number} has no column {missing[0]!r}; practice needs {', '.join(_COLUMNS)}"
+            )
         episodes.setdefault(row["episode"], []).append(row)
     return [_episode(source, rows, tokenizer, max_length) for _, rows in sorted(episodes.items())]
 

@@ -1,10 +1,10 @@
 """The two phases inside somebody else's trainer: Hugging Face's `Trainer`, TRL's `SFTTrainer`.
 
-    model = get_peft_model(base, TriLoraConfig(residual=False, ...))
-    phases = Alternation(model, core, core_learning_rate=5e-3)
-    trainer = Trainer(model, ..., optimizers=(phases.optimizer(learning_rate=1e-3), None), callbacks=[phases])
-    trainer.train()
-    upload = pack_core(core.S, core.coverage, masked=False)
+model = get_peft_model(base, TriLoraConfig(residual=False, ...))
+phases = Alternation(model, core, core_learning_rate=5e-3)
+trainer = Trainer(model, ..., optimizers=(phases.optimizer(learning_rate=1e-3), None), callbacks=[phases])
+trainer.train()
+upload = pack_core(core.S, core.coverage, masked=False)
 """
 
 from __future__ import annotations

@@ -168,7 +168,11 @@ def _same_question(rng: random.Random) -> str:
 def _answered(rng: random.Random) -> str:
     who, deed, thing, place = _event(rng)
     held = rng.random() < 0.5
-    told = (who, deed, thing, place) if held else (rng.choice(lx.OWNERS), rng.choice(lx.DEEDS), rng.choice(lx.THINGS), place)
+    told = (
+        (who, deed, thing, place)
+        if held
+        else (rng.choice(lx.OWNERS), rng.choice(lx.DEEDS), rng.choice(lx.THINGS), place)
+    )
     name = rng.choice(lx.NAMES)
     sentence = f"{name} says that the {told[0]} {told[1]} the {told[2]} in the {told[3]}."
     return f"Question: Who {deed} the {thing}?\nSentence: {sentence}\nAnswered: {'yes' if told[1:3] == (deed, thing) else 'no'}"

@@ -41,7 +41,9 @@ BAD = _words(
 WORKS = _words("film play story book song tale show movie plot cast ending script comedy drama acting dialogue")
 DEGREES = _words("very quite rather really so truly")
 OWNERS = _words("farmer baker sailor teacher doctor miller soldier painter singer king queen gardener hunter tailor")
-DEEDS = _words("carried painted cleaned opened closed washed found sold mended broke hid lost moved dropped kept burned")
+DEEDS = _words(
+    "carried painted cleaned opened closed washed found sold mended broke hid lost moved dropped kept burned"
+)
 
 ONSETS = _words("b br d dr f fl g gl h j k kl l m n p pl r s sk sn st t tr v w z")
 VOWELS = _words("a e i o u")

@@ -22,8 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
-from transformers import GPT2Config, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 from h2tune.zoo.corpus import generate
 
@@ -168,7 +174,9 @@ def pretrain(recipe: Recipe, books: Path, out: Path) -> None:
     model = AutoModelForCausalLM.from_config(recipe.config).to(device)
     size = sum(p.numel() for p in model.parameters())
     steps = recipe.tokens // recipe.batch_tokens
-    print(f"{recipe.name}: {size:,} parameters, vocabulary {len(tokenizer)}, {steps} steps, {recipe.tokens / size:.0f} tokens per parameter")
+    print(
+        f"{recipe.name}: {size:,} parameters, vocabulary {len(tokenizer)}, {steps} steps, {recipe.tokens / size:.0f} tokens per parameter"
+    )
 
     data = Mixture(tokenizer, recipe, books)
     decay = [p for p in model.parameters() if p.ndim > 1]

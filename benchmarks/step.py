@@ -1,0 +1,134 @@
+"""A training step with TriLoRA against one with PEFT's LoRA: same model, rank and batch; interleaved, median of pairs.
+
+Run as: python benchmarks/step.py
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import median_interval, write
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from h2tune.adapter import TriLoraConfig
+from h2tune.core.relation import depth_relation
+from h2tune.core.shared import ClientCore, CoreShape
+from h2tune.core.slots import layout_of
+
+BLOCKS, WIDTH, RANK, ROWS, TOKENS, PAIRS = 8, 512, 16, 8, 128, 50
+
+
+def base() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=2048, hidden_size=WIDTH, intermediate_size=1376, num_hidden_layers=BLOCKS, num_attention_heads=8
+        )
+    )
+
+
+def lora_step(batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    model = base()
+    targets = layout_of(model).targets
+    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+
+    def step() -> None:
+        model(**batch).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def trilora_steps(batch: dict[str, torch.Tensor]) -> dict[str, Callable[[], None]]:
+    """Joint, shared and specific updates of the same adapter and core."""
+    model = base()
+    layout = layout_of(model)
+    model = get_peft_model(model, TriLoraConfig(r=RANK, residual=False, target_modules=layout.targets))
+    core = ClientCore(CoreShape(BLOCKS, RANK), layout, depth_relation(BLOCKS, BLOCKS))
+    blocks = model.get_base_model().get_submodule(layout.blocks)
+    layers = [b.get_submodule(m) for b in blocks for m in layout.modules]
+    leaves = [layer.trilora_T["default"] for layer in layers]
+    factors = [p for layer in layers for p in (layer.trilora_A["default"], layer.trilora_B["default"])]
+    shared = torch.optim.AdamW(core.parameters(), fused=True)
+    specific = torch.optim.AdamW(factors, fused=True)
+
+    def gradients(listen_core: bool, listen_factors: bool, kl: bool = False) -> None:
+        for leaf in leaves:
+            leaf.requires_grad_(listen_core)
+        for factor in factors:
+            factor.requires_grad_(listen_factors)
+        core.write(leaves)
+        out = model(**batch)
+        loss = out.loss
+        if kl:
+            with torch.no_grad():
+                before = model(**batch).logits
+            loss = loss + torch.nn.functional.kl_div(
+                out.logits.log_softmax(-1).flatten(0, 1), before.log_softmax(-1).flatten(0, 1), log_target=True,
+                reduction="batchmean",
+            )  # fmt: skip
+        loss.backward()
+
+    def joint() -> None:
+        gradients(True, True)
+        core.pull(leaves)
+        for optimiser in (shared, specific):
+            optimiser.step()
+            optimiser.zero_grad()
+
+    def shared_step() -> None:
+        gradients(True, False)
+        core.pull(leaves)
+        shared.step()
+        shared.zero_grad()
+
+    def specific_step(kl: bool = False) -> None:
+        gradients(False, True, kl)
+        specific.step()
+        specific.zero_grad()
+
+    return {
+        "joint": joint,
+        "shared": shared_step,
+        "specific": specific_step,
+        "specific_kl": lambda: specific_step(True),
+    }
+
+
+def main() -> None:
+    ids = torch.randint(0, 2048, (ROWS, TOKENS))
+    batch = {"input_ids": ids, "labels": ids}
+    steps: dict[str, Callable[[], None]] = {"lora": lora_step(batch)} | trilora_steps(batch)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for pair in range(PAIRS + 2):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if pair >= 2:
+                times[name].append(time.perf_counter() - begin)
+    result: dict[str, Any] = {
+        "pairs": PAIRS,
+        "rank": RANK,
+        "batch": [ROWS, TOKENS],
+        "lora_seconds": median_interval(times["lora"]),
+    }
+    ratios = {
+        name: [a / b for a, b in zip(times[name], times["lora"], strict=True)] for name in steps if name != "lora"
+    }
+    ratios["alternating"] = [(a + b) / 2 for a, b in zip(ratios["shared"], ratios["specific"], strict=True)]
+    ratios["alternating_kl"] = [(a + b) / 2 for a, b in zip(ratios["shared"], ratios["specific_kl"], strict=True)]
+    print(f"{'update':<16} ratio to one LoRA step, median (95 % interval)")
+    for name, values in ratios.items():
+        result[name] = median_interval(values)
+        print("{:<16} {:.3f} ({:.3f} to {:.3f})".format(name, *result[name]))
+    write("step", result)
+
+
+if __name__ == "__main__":
+    main()
