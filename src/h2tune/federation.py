@@ -152,7 +152,10 @@ def _baseline(
     finished = store.folder / "metrics.json"
     if finished.is_file():
         return json.loads(finished.read_text())
-    changes = {"method": method, "baseline": "none", "select": "federated", "tracking": []}
+    own = experiment.method if isinstance(experiment.method, dict) else {}
+    # The same frames and phases, only never averaged; other methods have settings of their own.
+    spec = own | {"name": method, "share": False} if method == "h2tune-unshared" else method
+    changes = {"method": spec, "baseline": "none", "select": "federated", "tracking": []}
     beside = experiment.model_copy(update=changes)
     identity = store.open(beside)[0] if store.exists else store.create(beside)
     begin = time.perf_counter()
