@@ -30,7 +30,7 @@ from h2tune.store import ClientStore
 from h2tune.tasks.practice import load_practice
 from h2tune.tasks.prompts import encode
 from h2tune.training.batches import stream
-from h2tune.training.score import Score, score
+from h2tune.training.score import Score, score, unigram_nats
 from h2tune.training.updates import NanLossError
 from h2tune.wire import Message, Payload, WireError, decode
 from h2tune.wire import encode as to_bytes
@@ -200,6 +200,7 @@ class Client:
             "n_validation": len(self.validation),
             "n_test": len(self.test),
             "keep": self.keep,
+            "unigram_nats": unigram_nats(self.train_data, self.test_data, len(self.tokenizer)),
             "majority": max(map(golds.count, set(golds))) / len(golds),
             "leaked": self.leaked,
         }

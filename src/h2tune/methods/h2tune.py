@@ -13,7 +13,6 @@ Only covered entries of S ever leave a client, and once the left factors U of th
 
 from __future__ import annotations
 
-from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -21,15 +20,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from h2tune.core import bases, glossary
+from h2tune.core import bases
 from h2tune.core.masks import kept_rank
 from h2tune.core.packing import pack_core, unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.shared import ClientCore, CoreShape, CoreSum
-from h2tune.core.slots import SLOTS, input_kind
+from h2tune.core.slots import SLOTS
 from h2tune.methods.adapted import AdapterClient
 from h2tune.methods.base import Method, MethodError, OnStep, ServerMethod, Settings
-from h2tune.training.batches import Batch, collate
+from h2tune.methods.practice import practise
+from h2tune.training.batches import Batch
 from h2tune.wire import Payload, WireError
 
 
@@ -105,7 +105,7 @@ class H2TuneClient(AdapterClient):
             self._take_frames(frames, relation)
             del self.described
         if settings.frames == "glossary" and fresh:
-            self._practise()
+            practise(self, settings.practice_rate)
         self.core = ClientCore(
             self.shape, client.layout, relation, client.keep, settings.mask, settings.train_relation
         ).to(client.accelerator.device)
@@ -122,46 +122,6 @@ class H2TuneClient(AdapterClient):
             for layer, (a, b) in zip(self.layers, factors, strict=True):
                 layer.trilora_A[self.client.name].copy_(a[:rank])
                 layer.trilora_B[self.client.name].copy_(b[:, :rank])
-
-    def _practise(self) -> None:
-        """Frames by glossary, once for all methods of a run: nothing private goes into them."""
-        client = self.client
-        held = client.resident.cache
-        key = ("practice", client.name, client.config.practice, client.seed, client.rank, self.adapter_rank,
-               tuple(client.layout.slots), self.settings.practice_rate)  # fmt: skip
-        if key not in held:
-            self._fit_and_practise()
-            held[key] = [p.detach().clone() for p in self.factors]
-        with torch.no_grad():
-            for parameter, value in zip(self.factors, held[key], strict=True):
-                parameter.copy_(value)
-
-    def _fit_and_practise(self) -> None:
-        """A reads the terms' codes; then A and B learn to obey cores written for random lexicons."""
-        client, rank = self.client, self.leaves[0].shape[-1]
-        episodes = client.practice()
-        texts, terms = [t for e in episodes[:12] for t in e.texts], sorted({t for e in episodes for t in e.lexicon})
-        with client.resident.peft.disable_adapter():
-            readers = glossary.fit_readers(
-                client.resident.model, client.tokenizer, client.layout, texts, terms, client.rank,
-                client.resident.context, client.resident.causal,
-            )  # fmt: skip
-        places = [(b, m) for b in range(client.layout.depth) for m in client.layout.modules]
-        with torch.no_grad():
-            for layer, (block, module) in zip(self.layers, places, strict=True):
-                slot = next(s for s, ref in client.layout.slots.items() if ref.module == module)
-                layer.trilora_A[client.name].copy_(readers[block][input_kind(slot)][:rank])
-                layer.trilora_B[client.name].zero_()
-        group = self.group(self.factors, self.settings.practice_rate, len(episodes))
-        self.activate()
-        for leaf in self.leaves:
-            leaf.requires_grad_(False)
-        for episode in episodes:
-            with torch.no_grad():
-                for leaf in self.leaves:
-                    leaf.copy_(glossary.written(episode.lexicon, client.rank)[:rank, :rank])
-            batch = collate(episode.rows, client.tokenizer.pad_token_id)
-            self.step(group, repeat((batch, [])))
 
     def _make_groups(self) -> None:
         client = self.client

@@ -42,11 +42,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean R^2 of the frames on held-out anchor rows: blocks x slots, for inputs and for outputs."""
+    """Correlation of the models' coordinates on held-out anchor rows: depths x kinds of input, depths x slots."""
 
     inputs: Matrix | None
     outputs: Matrix | None
     slots: tuple[str, ...]
+    kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)

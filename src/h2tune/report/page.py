@@ -190,7 +190,9 @@ def _mean_points(run: Run, split: str, field: str) -> list[tuple[int, float | No
 def _pictures(client: Client) -> Panel:
     note = ""
     if client.anchor_words is not None:
-        note = f"{words.percent(client.anchor_words)} of the anchor words are whole words to this client\u2019s data"
+        note = (
+            f"The anchors hold {words.percent(client.anchor_words)} of the words in this client\u2019s training data"
+        )
         more = ", \u2026" if len(client.anchor_missing) > 8 else ""
         note += f"; missing: {', '.join(client.anchor_missing[:8])}{more}." if client.anchor_missing else "."
     figures: list[tuple[str, Markup | None]] = []
@@ -210,8 +212,10 @@ def _pictures(client: Client) -> Panel:
 
 
 def _agreement(matrix: Matrix | None, client: Client, title: str) -> Markup | None:
-    slots = client.agreement.slots if client.agreement else ()
-    return heatmap(matrix, slots, f"agreement of {title} of {client.name}", ("block", "slot")) if matrix else None
+    if not matrix or not client.agreement:
+        return None
+    names, axis = (client.agreement.kinds, "input") if title == "inputs" else (client.agreement.slots, "slot")
+    return heatmap(matrix, names, f"agreement of {title} of {client.name}", ("depth", axis))
 
 
 def _core(run: Run) -> Markup | None:

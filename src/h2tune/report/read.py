@@ -132,7 +132,10 @@ def _traffic(data: Mapping[str, Any], up: str, down: str) -> Traffic:
 def _agreement(value: Any) -> Agreement | None:
     data = _map(value)
     inputs, outputs = _matrix(data.get("in")), _matrix(data.get("out"))
-    return Agreement(inputs, outputs, _texts(data.get("slots"))) if inputs or outputs else None
+    if not (inputs or outputs):
+        return None
+    slots = _texts(data.get("slots"))
+    return Agreement(inputs, outputs, slots, _texts(data.get("inputs")) or slots)
 
 
 def _core(value: Any) -> Core | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +55,19 @@ def score(
         return Score(sum(right) / len(right), nats)
     finally:
         model.train(was_training)
+
+
+def unigram_nats(train: Sequence[Encoded], test: Sequence[Encoded], vocabulary: int) -> float | None:
+    """Nats per answer token of the training answers' token frequencies (add one): what knowing no context gives.
+
+    None for tasks whose answers are no text.
+    """
+    counts = Counter(t for row in train for t in row.labels if t != -100)
+    asked = [t for row in test for t in row.labels if t != -100]
+    if not asked:
+        return None
+    total = sum(counts.values()) + vocabulary
+    return -sum(math.log((counts[t] + 1) / total) for t in asked) / len(asked)
 
 
 def _device(model: PreTrainedModel) -> torch.device:

@@ -1,0 +1,73 @@
+"""Frames by glossary at the client: fit A to the terms' codes, then practise obeying cores that are written down.
+
+The mathematics is in `h2tune.core.glossary`; this is its training loop. Nothing private goes into it, so all methods of
+a run use the same result.
+"""
+
+from __future__ import annotations
+
+from itertools import repeat
+
+import torch
+
+from h2tune.core.glossary import Episode, fit_readers, written
+from h2tune.core.slots import input_kind
+from h2tune.methods.adapted import AdapterClient
+from h2tune.training.batches import collate
+
+FITTED_EPISODES = 12  # whose prompts A is fitted on
+
+
+def practise(method: AdapterClient, rate: float) -> None:
+    """Set the client's A and B to practised frames."""
+    client, held = method.client, method.client.resident.cache
+    key = ("practice", client.name, client.config.practice, client.seed, client.rank, method.adapter_rank,
+           tuple(client.layout.slots), rate)  # fmt: skip
+    if key not in held:
+        episodes = client.practice()
+        _fit(method, episodes)
+        _obey(method, episodes, rate)
+        held[key] = [p.detach().clone() for p in method.factors]
+    with torch.no_grad():
+        for parameter, value in zip(method.factors, held[key], strict=True):
+            parameter.copy_(value)
+
+
+def _fit(method: AdapterClient, episodes: list[Episode]) -> None:
+    """A reads the terms' codes, B writes nothing yet."""
+    client, rank = method.client, method.adapter_rank
+    texts = [text for episode in episodes[:FITTED_EPISODES] for text in episode.texts]
+    terms = sorted({term for episode in episodes for term in episode.lexicon})
+    resident = client.resident
+    with resident.peft.disable_adapter():
+        readers = fit_readers(
+            resident.model,
+            client.tokenizer,
+            client.layout,
+            texts,
+            terms,
+            client.rank,
+            resident.context,
+            resident.causal,
+        )
+    places = [(block, module) for block in range(client.layout.depth) for module in client.layout.modules]
+    with torch.no_grad():
+        for layer, (block, module) in zip(method.layers, places, strict=True):
+            slot = next(s for s, ref in client.layout.slots.items() if ref.module == module)
+            layer.trilora_A[client.name].copy_(readers[block][input_kind(slot)][:rank])
+            layer.trilora_B[client.name].zero_()
+
+
+def _obey(method: AdapterClient, episodes: list[Episode], rate: float) -> None:
+    """One update of A and B per episode, with the core that its lexicon asks for."""
+    client, rank = method.client, method.adapter_rank
+    group = method.group(method.factors, rate, len(episodes))
+    method.activate()
+    for leaf in method.leaves:
+        leaf.requires_grad_(False)
+    for episode in episodes:
+        with torch.no_grad():
+            core = written(episode.lexicon, client.rank)[:rank, :rank]
+            for leaf in method.leaves:
+                leaf.copy_(core)
+        method.step(group, repeat((collate(episode.rows, client.tokenizer.pad_token_id), [])))
