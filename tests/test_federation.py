@@ -273,6 +273,8 @@ def test_generate_and_classify_share_frozen_tensors() -> None:
 def test_sampling_takes_the_asked_share_and_repeats() -> None:
     experiment = small(clients=6, participation=0.5)
     server = Server(experiment, "r", [c.name for c in experiment.clients], InProcess({}), None)
+    for member in server.members.values():
+        member.status = "ok"
     rounds = [server.select(n) for n in range(1, 8)]
     assert all(len(r) == 3 for r in rounds)
     assert rounds == [server.select(n) for n in range(1, 8)]
@@ -310,3 +312,39 @@ def test_baseline_is_what_the_method_alone_gives(tmp_path: Path) -> None:
     federation.run(small(rounds=2, method="local"), tmp_path / "alone")
     federation.run(small(rounds=2, baseline="local"), tmp_path / "beside")
     assert equal(outcome(tmp_path / "alone"), outcome(tmp_path / "beside" / "baselines" / "local"))
+
+
+def with_late(experiment: Any, name: str = "c1", joins: int = 3) -> Any:
+    rows = [c.model_copy(update={"joins": joins}) if c.name == name else c for c in experiment.clients]
+    return experiment.model_copy(update={"clients": rows})
+
+
+def test_late_joiner_regresses_on_the_stored_frames_and_takes_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = with_late(small(rounds=4))
+    metrics = federation.run(experiment, tmp_path / "whole")
+    rounds = {name: [r["round"] for r in c["rounds"]] for name, c in metrics["clients"].items()}
+    assert rounds == {"c0": [1, 2, 3, 4], "c1": [3, 4]}
+    assert metrics["clients"]["c1"]["final"] is not None
+    original, calls = RunStore.commit, []
+
+    def dying(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 2:  # the round before it joins: the frames must come back from disk
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "commit", dying)
+        with pytest.raises(Killed):
+            federation.run(experiment, tmp_path / "run")
+    federation.run(experiment, tmp_path / "run", resume=True)
+    assert equal(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
+
+
+def test_late_joiner_with_slots_that_the_core_lacks_is_refused(tmp_path: Path) -> None:
+    from h2tune.wire import WireError
+
+    with pytest.raises(WireError, match="c0 joins late with slots that the core lacks: gate"):
+        federation.run(with_late(small(rounds=2), "c0", 2), tmp_path / "run")

@@ -35,7 +35,9 @@ class _ToyServer(ServerMethod):
     def state(self) -> dict[str, Tensor]:
         return {}
 
-    def resume(self, tensors: dict[str, Tensor], plain: dict[str, Any], names: list[str]) -> dict[str, Payload]:
+    def resume(
+        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
+    ) -> dict[str, Payload]:
         return {name: Payload() for name in names}
 
 

@@ -129,7 +129,7 @@ def _federate(
     _warn(store, experiment, clients)
     server = Server(experiment, identity, list(clients), InProcess(clients), store)
     if last:
-        server.resume(*last)
+        server.resume(*last, store.kept("frames"))
     server.run()
     return server
 

@@ -19,6 +19,7 @@ from h2tune.seeds import derive
 from h2tune.wire import Message, Payload, WireError, decode, encode
 
 ENOUGH_WORDS = 0.5  # share of a client's word occurrences that the anchors should hold
+WAITING = "not joined yet"
 Reply = tuple[str, bytes | Exception]
 
 
@@ -52,7 +53,7 @@ class Member:
     final: dict[str, Any] | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
     setup_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
-    status: str = "ok"
+    status: str = WAITING  # then "ok", or "stopped: " and the reason
 
 
 class Server:
@@ -69,6 +70,7 @@ class Server:
         self.method_name = method.name
         self.experiment, self.run_id, self.transport, self.log = experiment, run, transport, log
         self.members = {name: Member() for name in names}
+        self.joins = {client.name: client.joins for client in experiment.clients}
         self.round, self.best, self.waited = 0, math.inf, 0
 
     def run(self) -> None:
@@ -81,23 +83,29 @@ class Server:
 
     def open(self) -> None:
         """Once: who is there, what their models see in the anchors, the frames that follow."""
-        joined = {n: m for n, m in self._ask("join", {n: Payload() for n in self.members}, setup=True)}
-        self._need(len(joined))
-        for name, message in joined.items():
+        first = [name for name in self.members if self.joins[name] <= 1]
+        self._need(self._admit(first))
+        self.log.keep("frames", self.method.fixed())
+        self.log.event("frames", f"{len(first)} clients joined; the shared state is set up")
+
+    def _admit(self, names: list[str], number: int = 0) -> int:
+        """Let clients join, and hand them the frames; returns how many did."""
+        introductions = {}
+        for name, message, _ in self._ask("join", {n: Payload() for n in names}, number, setup=True):
             self.members[name].facts = message.payload.meta.pop("facts", {})
             self.members[name].base = message.payload.meta.pop("base", None)
             self._warn_of_strange_words(name)
-        introductions = {name: message.payload for name, message in joined.items()}
-        asked = self.method.ask(introductions)
-        described = {n: m.payload for n, m in self._ask("describe", {n: Payload() for n in asked}, setup=True)}
+            introductions[name] = message.payload
+        asked = {n: Payload() for n in self.method.ask(introductions)}
+        described = {n: m.payload for n, m, _ in self._ask("describe", asked, number, setup=True)}
         try:
             welcomes = self.method.open(introductions, described)
         except (ValueError, KeyError) as error:
             raise WireError(f"The clients do not fit together: {error}") from None
-        for _ in self._ask("welcome", welcomes, setup=True):
-            pass
-        self.log.keep("frames", self.method.fixed())
-        self.log.event("frames", f"{len(joined)} clients joined; the shared state is set up")
+        ready = [name for name, _, _ in self._ask("welcome", welcomes, number, setup=True)]
+        for name in ready:
+            self.members[name].status = "ok"
+        return len(ready)
 
     def _warn_of_strange_words(self, name: str) -> None:
         share = self.members[name].facts.get("anchor_coverage")
@@ -110,6 +118,8 @@ class Server:
     def one_round(self) -> None:
         """Select, send, collect, average, commit."""
         begin, number = time.perf_counter(), self.round + 1
+        if late := [n for n, m in self.members.items() if m.status == WAITING and self.joins[n] <= number]:
+            self._admit(late, number)
         selected = self.select(number)
         self.log.event("round_started", f"round {number}: {', '.join(selected)}", round=number)
         evaluate = number % self.experiment.evaluation.every == 0 or number == self.experiment.rounds
@@ -118,14 +128,14 @@ class Server:
             payload.meta["evaluate"] = evaluate
         self.method.start_round()
         taken = 0
-        for name, message in self._ask("round", requests, number):
+        for name, message, traffic in self._ask("round", requests, number):
             weight = message.examples if self.experiment.weights == "examples" else 1
             try:
                 self.method.add(name, message.payload, weight)
             except WireError as error:
                 self._exclude(name, str(error), number)
                 continue
-            self._record(name, number, message)
+            self._record(name, number, message, traffic)
             taken += 1
         self._need(taken)
         self.method.finish_round()
@@ -146,16 +156,16 @@ class Server:
         """Hand the last shared state to everyone and collect the results."""
         alive = [name for name, member in self.members.items() if member.status == "ok"]
         requests = {name: self.method.download(name) for name in alive}
-        for name, message in self._ask("finish", requests, self.round):
+        for name, message, _ in self._ask("finish", requests, self.round):
             self.members[name].final = message.payload.meta.get("final")
 
-    def resume(self, round: int, tensors: dict, records: dict) -> None:
+    def resume(self, round: int, tensors: dict, records: dict, fixed: dict) -> None:
         """Stand where a committed round left the federation."""
         self.round = round
         self.members = {name: Member(**record) for name, record in records["members"].items()}
         self.best, self.waited = records["best"] if records["best"] is not None else math.inf, records["waited"]
         alive = [name for name, member in self.members.items() if member.status == "ok"]
-        for _ in self._ask("resume", self.method.resume(tensors, records["method"], alive), round):
+        for _ in self._ask("resume", self.method.resume(tensors, records["method"], fixed, alive), round):
             pass
 
     def records(self) -> dict[str, Any]:
@@ -170,7 +180,7 @@ class Server:
         return self.experiment.patience is not None and self.waited >= self.experiment.patience
 
     def _ask(self, kind: str, payloads: dict[str, Payload], number: int = 0, setup: bool = False
-             ) -> Iterator[tuple[str, Message]]:  # fmt: skip
+             ) -> Iterator[tuple[str, Message, dict[str, int]]]:  # fmt: skip
         """Send one message to each client and yield the answers that pass every check."""
         requests = {
             name: encode(Message(kind, self.run_id, number, name, self.method_name, payload))
@@ -192,8 +202,7 @@ class Server:
             if setup:
                 self.members[name].setup_bytes["down"] += down
                 self.members[name].setup_bytes["up"] += up
-            message.payload.meta["_bytes"] = {"bytes_down": down, "bytes_up": up}
-            yield name, message
+            yield name, message, {"bytes_down": down, "bytes_up": up}
 
     def _exclude(self, name: str, reason: str, number: int) -> None:
         """A client that failed takes no further part; the others go on if the quorum allows."""
@@ -207,8 +216,8 @@ class Server:
                 " Nothing of this round was committed; see the reasons in events.jsonl."
             )
 
-    def _record(self, name: str, number: int, message: Message) -> None:
-        record = {"round": number} | message.payload.meta.get("record", {}) | message.payload.meta["_bytes"]
+    def _record(self, name: str, number: int, message: Message, traffic: dict[str, int]) -> None:
+        record = {"round": number} | message.payload.meta.get("record", {}) | traffic
         self.members[name].rounds.append(record)
         self.log.event("client_finished", f"{name} finished round {number}", client=name, **record)
 

@@ -120,6 +120,11 @@ class RunStore:
         if tensors:
             write_atomic(self.folder / "server" / f"{name}.safetensors", save(_ready(tensors)))
 
+    def kept(self, name: str) -> dict[str, Tensor]:
+        """Tensors written by `keep`; none if there were none."""
+        path = self.folder / "server" / f"{name}.safetensors"
+        return load_file(path) if path.is_file() else {}
+
     def commit(self, round: int, tensors: Mapping[str, Tensor], records: dict[str, Any]) -> None:
         """Make a round the last one; tensors and records are one file, so they cannot disagree."""
         header = {"round": str(round), "records": json.dumps(records, allow_nan=False)}

@@ -118,8 +118,13 @@ class ServerMethod(ABC):
         return {}
 
     @abstractmethod
-    def resume(self, tensors: dict[str, Tensor], plain: dict[str, Any], names: list[str]) -> dict[str, Payload]:
-        """Stand where `state` and `plain_state` were taken; the welcome, less anything that clients keep, for each."""
+    def resume(
+        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
+    ) -> dict[str, Payload]:
+        """Stand where `state`, `plain_state` and `fixed` were taken.
+
+        Returns the welcome for each of ``names``, less anything that clients keep themselves.
+        """
 
     def report(self) -> dict[str, Any]:
         """Figures worth showing; plain values."""

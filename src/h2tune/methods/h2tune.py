@@ -264,8 +264,8 @@ class H2TuneServer(ServerMethod):
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """One client for each distinct set of bases: clients on one model would send the same bytes."""
-        if self.settings.frames != "anchor":
-            return []
+        if self.settings.frames != "anchor" or hasattr(self, "shape"):
+            return []  # late joiners regress on the coordinates that there are
         return list({payload.meta["digest"]: name for name, payload in reversed(joined.items())}.values())[::-1]
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
@@ -281,6 +281,9 @@ class H2TuneServer(ServerMethod):
                 sent = {name: payload.tensors for name, payload in described.items()}
                 self.frames = bases.agree(sent, self.shape, self.settings.depth_frames == "procrustes")
             self.agreement = self.frames.agreement if self.frames else None
+        for name, payload in joined.items():
+            if strange := [s for s in payload.meta["slots"] if s not in self.shape.slots]:
+                raise ValueError(f"{name} joins late with slots that the core lacks: {', '.join(strange)}")
         self.ranks |= {name: p.meta["rank"] for name, p in joined.items()}
         self.masked |= {name: self.settings.mask == "entries" and p.meta["keep"] < 1 for name, p in joined.items()}
         self.held = getattr(self, "held", {}) | {name: p.meta["slots"] for name, p in joined.items()}
@@ -325,10 +328,13 @@ class H2TuneServer(ServerMethod):
     def fixed(self) -> dict[str, Tensor]:
         return self.frames.tensors() if self.frames else {}
 
-    def resume(self, tensors: dict[str, Tensor], plain: dict[str, Any], names: list[str]) -> dict[str, Payload]:
+    def resume(
+        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
+    ) -> dict[str, Payload]:
         shape = plain["shape"]
         self.shape = CoreShape(shape["depth"], shape["rank"], tuple(shape["slots"]))
-        self.S, self.frames, self.agreement = tensors["S"].clone(), None, plain["agreement"]
+        self.S, self.agreement = tensors["S"].clone(), plain["agreement"]
+        self.frames = bases.Frames.from_tensors(fixed, self.shape) if fixed else None
         self.ranks, self.masked, self.held = plain["ranks"], plain["masked"], plain["held"]
         return {name: Payload(meta={"depth": shape["depth"], "slots": shape["slots"]}) for name in names}
 

@@ -60,7 +60,9 @@ class LocalServer(ServerMethod):
     def state(self) -> dict[str, Tensor]:
         return {}
 
-    def resume(self, tensors: dict[str, Tensor], plain: dict[str, Any], names: list[str]) -> dict[str, Payload]:
+    def resume(
+        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
+    ) -> dict[str, Payload]:
         return {name: Payload() for name in names}
 
 
