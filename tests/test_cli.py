@@ -140,6 +140,15 @@ def test_plan_shows_figures_and_every_mistake_at_once(file: Path, tmp_path: Path
         assert expected in stderr
 
 
+def test_planned_set_up_bytes_are_those_that_travel(file: Path, finished: Path) -> None:
+    plan = json.loads(call("plan", str(file), "--json")[1])
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for row in plan["clients"]:
+        sent = metrics["clients"][row["name"]]["setup_bytes"]
+        assert 0 <= sent["up"] - row["setup_bytes_up"] < 16_000
+        assert 0 <= sent["down"] - row["setup_bytes_down"] < 16_000
+
+
 MISTAKES = {
     "unknown key": (lambda d: d.update(learnig=1), "learnig: unknown key"),
     "near key": (lambda d: d.update(round=3), "Did you mean `rounds`?"),

@@ -55,7 +55,9 @@ class ClientConfig(_Strict):
     n_test: int | None = Field(None, ge=1, description="use only so many test rows (a seeded sample)")
     keep: float | Literal["auto"] = Field(1.0, description="share of the core that it trains and sends, in (0, 1]")
     budget: Budget | None = Field(None, description="for `keep: auto`")
-    joins: int = Field(1, ge=1, description="first round that it takes part in; a late joiner starts from the current core")
+    joins: int = Field(
+        1, ge=1, description="first round that it takes part in; a late joiner starts from the current core"
+    )
     max_length: int | None = Field(None, ge=8, description="longest example in tokens; by default the model's context")
     truncate: bool = Field(False, description="cut longer examples instead of refusing them")
     learning_rate: float | None = Field(None, gt=0, description="overrides `training.learning_rate`")

@@ -17,9 +17,10 @@ from h2tune import tasks
 from h2tune.anchors import load_anchors
 from h2tune.config import ClientConfig, Experiment
 from h2tune.core import budget
+from h2tune.core.anchors import words
 from h2tune.core.masks import kept_rank
 from h2tune.core.relation import depth_relation, nearest_relation
-from h2tune.core.slots import layout_of
+from h2tune.core.slots import INPUTS, Layout, layout_of
 from h2tune.methods import resolve_method
 from h2tune.methods.h2tune import H2TuneSettings
 from h2tune.models import ENCODERS, Resident, resolve_source
@@ -83,7 +84,7 @@ def make_plan(experiment: Experiment) -> Plan:
         row = ClientPlan(client.name, client.model)
         _check_client(plan, client, row)
         if shape is not None and plan.depth:
-            _figures(plan, experiment, settings, client, shape, row, len(anchors), len(slots))
+            _figures(plan, experiment, settings, client, shape, row, anchors, len(slots))
         plan.clients.append(row)
     return plan
 
@@ -102,6 +103,8 @@ def _check_client(plan: Plan, client: ClientConfig, row: ClientPlan) -> None:
     row.task = task.name if task else "?"
     for part in ("train", "test", "validation"):
         source = getattr(client, part)
+        if task is None and source and not source.startswith(("demo:", "hub:")) and not Path(source).exists():
+            plan.problems.append(f"{where}{part}: no file or folder {source}")
         if task and source:
             _attempt(plan, lambda s=source: tasks.load_examples(s, task, columns=client.columns), f"{where}{part}: ")
     if "/" in client.model and not Path(client.model).exists() and client.revision is None:
@@ -138,7 +141,7 @@ def _shape(plan: Plan, client: ClientConfig) -> Resident | None:
 
 
 def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: Resident, row: ClientPlan,
-             anchors: int, slots: int) -> None:  # fmt: skip
+             anchors: list[str], slots: int) -> None:  # fmt: skip
     layout = shape.layout.only(getattr(settings, "slots", None))
     maps = shape.maps(layout, whole=True)
     smallest = min(min(d_in, d_out) for d_in, d_out, _ in shape.maps(layout))
@@ -162,9 +165,19 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     row.bytes_up = covered * len(layout.slots) * (4 * entries + (0 if dims or keep == 1 else experiment.rank**2 // 8))
     row.bytes_down = 4 * plan.depth * len(layout.slots) * row.rank**2
     if settings.frames == "anchor":
-        # About twelve words and the sentence's own row, each in half precision.
-        rows, p = 13 * anchors, settings.directions * experiment.rank
+        rows = sum(len(words(text)) for text in anchors)
         row.setup_bytes_up = (
-            2 * rows * sum(min(p, i) for i, _, _ in maps[:1]) * layout.depth * (len(layout.inputs) + len(layout.slots))
+            2 * rows * layout.depth * _directions(shape, layout, settings.directions * experiment.rank)
         )
-        row.setup_bytes_down = 2 * rows * experiment.rank * plan.depth * (4 + slots)
+        row.setup_bytes_down = 2 * rows * experiment.rank * plan.depth * (len(INPUTS) + slots)
+
+
+def _directions(shape: Resident, layout: Layout, p: int) -> int:
+    """Columns of all left factors of one block: of each distinct input and of each slot's output."""
+    sizes = dict(zip(layout.modules, shape.maps(layout), strict=False))
+    reads = sum(min(p, sizes[layout.slots[slot].module][0]) for slot in layout.inputs)
+    writes = 0
+    for ref in layout.slots.values():
+        fused = layout.parts.get(ref.module)
+        writes += min(p, fused["sizes"][ref.part] if fused else sizes[ref.module][1])
+    return reads + writes

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from h2tune.adapter.layer import Rows
 from h2tune.core import frames as fr
 from h2tune.core.anchors import AnchorBatch
 from h2tune.core.record import record
@@ -69,8 +70,6 @@ class Bases:
         return found
 
     def _join(self, module: str, parts: list[Tensor]) -> Tensor:
-        from h2tune.adapter.layer import Rows
-
         return Rows(**self.layout.parts[module]).join(parts) if module in self.layout.parts else parts[0]
 
     def relation(self, frames: Frames) -> Tensor:
