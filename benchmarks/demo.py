@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from common import paired_interval, write
 from h2tune.quiet import quiet_libraries
 
 
-def one(seed: int, folder: Path) -> dict[str, Any]:
+def one(seed: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(seed, Path(folder) / "run")
+
+
+def measure(seed: int, folder: Path) -> dict[str, Any]:
+    quiet_libraries()
     from h2tune.demo import demo_experiment
     from h2tune.federation import run
 
@@ -45,16 +51,17 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="demos at a time; more than one makes the times meaningless"
+    )
     args = parser.parse_args()
-    quiet_libraries()
     rows = []
-    for seed in range(args.seeds):
-        folder = Path(tempfile.mkdtemp())
-        rows.append(one(seed, folder / "run"))
-        shutil.rmtree(folder)
-        mean = rows[-1]["mean"]
-        print(f"seed {seed}: base {mean['base']:.3f}  alone {mean['local']:.3f}  frames only {mean['unshared']:.3f}"
-              f"  federated {mean['final']:.3f}  ({rows[-1]['seconds']:.0f} s)", flush=True)  # fmt: skip
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for row in pool.map(one, range(args.seeds)):
+            rows.append(row)
+            mean = row["mean"]
+            print(f"seed {row['seed']}: base {mean['base']:.3f}  alone {mean['local']:.3f}  frames only"
+                  f" {mean['unshared']:.3f}  federated {mean['final']:.3f}  ({row['seconds']:.0f} s)", flush=True)  # fmt: skip
     result: dict[str, Any] = {"seeds": rows}
     for other in ("local", "unshared"):
         result[f"over_{other}"] = paired_interval([row["mean"]["final"] - row["mean"][other] for row in rows])

@@ -348,3 +348,22 @@ def test_late_joiner_with_slots_that_the_core_lacks_is_refused(tmp_path: Path) -
 
     with pytest.raises(WireError, match="c0 joins late with slots that the core lacks: gate"):
         federation.run(with_late(small(rounds=2), "c0", 2), tmp_path / "run")
+
+
+def test_every_schedule_ends_with_the_last_round(tmp_path: Path) -> None:
+    """A rate that reached its end early would rise again: cosine schedules are periodic."""
+    for number, method in enumerate(
+        [
+            "h2tune",
+            {"name": "h2tune", "alternation": "joint"},
+            {"name": "h2tune", "train_factors": False},
+            {"name": "h2tune", "alternation": "part", "shared_part": 0.3},
+            "local",
+        ]
+    ):
+        server, clients = build(small(rounds=2, method=method), tmp_path / str(number))
+        server.run()
+        for client in clients.values():
+            for group in client.method.groups.values():
+                rates = [g["lr"] for g in group.optimiser.param_groups]
+                assert max(rates) < 1e-6, method

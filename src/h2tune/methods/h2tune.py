@@ -125,26 +125,21 @@ class H2TuneClient(AdapterClient):
 
     def _make_groups(self) -> None:
         client = self.client
-        updates = client.training.steps * client.rounds
-        shared = self.shared_updates(client.training.steps) * client.rounds
+        phases = self.phases(client.training.steps)
+        updates = {name: client.rounds * sum(p in (name, "joint") for p in phases) for name in ("shared", "specific")}
         factors = self.factors if self.settings.train_factors else []
         specific = [*factors, *self.head]
-        joint = self.settings.alternation == "joint"
-        self.groups = {
-            "shared": self.group(
-                list(self.core.parameters()), client.training.core_learning_rate, updates if joint else shared
-            )
-        }
+        core, rate = list(self.core.parameters()), client.training.core_learning_rate
+        self.groups = {"shared": self.group(core, rate, updates["shared"])}
         if specific:
-            self.groups["specific"] = self.group(specific, self.rate, updates if joint else updates - shared)
+            self.groups["specific"] = self.group(specific, self.rate, updates["specific"])
         for parameter in (*self.factors, *self.head):
             parameter.requires_grad_(parameter in set(specific))
 
-    def shared_updates(self, steps: int) -> int:
-        return sum(phase == "shared" for phase in self.phases(steps))
-
     def phases(self, steps: int) -> list[str]:
         """The phase of each update of a round; the first is a shared one: at S = 0 nothing else has a gradient."""
+        if not (self.settings.train_factors or self.head):
+            return ["shared"] * steps
         if self.settings.alternation == "joint":
             return ["joint"] * steps
         share = self.settings.shared_part
@@ -163,8 +158,6 @@ class H2TuneClient(AdapterClient):
             self.receive(payload)
         self.start = self.core.S.detach().clone()
         phases, batches = self.phases(self.client.training.steps), self.batches(round)
-        if "specific" not in self.groups:
-            phases = ["shared"] * len(phases)
         losses: dict[str, list[float]] = {}
         for step, phase in enumerate(phases):
             if self.settings.distill and phase == "specific" and (step == 0 or phases[step - 1] != phase):
