@@ -367,3 +367,28 @@ def test_every_schedule_ends_with_the_last_round(tmp_path: Path) -> None:
             for group in client.method.groups.values():
                 rates = [g["lr"] for g in group.optimiser.param_groups]
                 assert max(rates) < 1e-6, method
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bf16"}, {"accumulation": 2}, {"checkpointing": True}, {"dropout": 0.1, "schedule": "linear"}],
+    ids=str,
+)
+def test_training_options_train(changes: dict[str, Any], tmp_path: Path) -> None:
+    server, clients = build(small(rounds=2, training={"steps": 6, "batch_size": 4} | changes), tmp_path / "run")
+    server.run()
+    for client in clients.values():
+        first, last = (server.members[client.name].rounds[i]["validation"]["nats"] for i in (0, 1))
+        assert last < server.members[client.name].base["nats"]
+        assert first > 0
+    assert server.method.S.abs().sum() > 0
+
+
+def test_checkpointing_changes_no_result(tmp_path: Path) -> None:
+    cores = []
+    for flag in (False, True):
+        training = {"steps": 4, "batch_size": 4, "checkpointing": flag}
+        server, _ = build(small(clients=1, rounds=1, training=training), tmp_path / str(flag))
+        server.run()
+        cores.append(server.method.S)
+    assert torch.allclose(cores[0], cores[1], atol=1e-6)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from h2tune import tasks
 from h2tune.adapter import TriLoraConfig
@@ -285,4 +286,8 @@ def make_accelerator(experiment: Experiment, device: str, folder: Path | None = 
     """One Accelerator for all clients of a process; its trackers, if any are asked for, write under ``folder``."""
     precision = {"fp32": "no"}.get(experiment.training.precision, experiment.training.precision)
     trackers = list(experiment.tracking) if folder else None
+    state = AcceleratorState._shared_state
+    if state and state.get("_mixed_precision") != precision:
+        # Accelerate keeps one precision per process; a second run with another one is nothing unusual for us.
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder)
