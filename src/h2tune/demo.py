@@ -25,7 +25,7 @@ def demo_experiment(seed: int = 0, **changes: Any) -> Experiment:
             "train": f"demo:{name}?split=train&n=24&seed={seed}",
             "validation": f"demo:{name}?split=validation&n=60&seed={seed}",
             "test": f"demo:{name}?split=test&n=300&seed={seed}",
-            "practice": f"demo:{name}?split=practice&n=6400&seed={seed}",
+            "practice": f"demo:{name}?split=practice&n=8000&seed={seed}",
         }
         for name, model in FORMATS.items()
     ]
@@ -33,13 +33,13 @@ def demo_experiment(seed: int = 0, **changes: Any) -> Experiment:
     data: dict[str, Any] = {
         "name": "demo",
         "seed": seed,
-        "rounds": 15,
+        "rounds": 20,
         "method": method,
         "rank": 32,
         "anchors": "demo",
         "clients": clients,
         # The rate of local LoRA was chosen for it among 5e-4 to 5e-3.
-        "training": {"steps": 10, "batch_size": 8, "learning_rate": 1e-3, "core_learning_rate": 1e-2},
+        "training": {"steps": 10, "batch_size": 16, "learning_rate": 1e-3, "core_learning_rate": 1e-2},
         "evaluation": {"every": 5, "n_validation": 60},
         "baseline": ["local", "h2tune-unshared"],
         "device": "cpu",

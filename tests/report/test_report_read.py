@@ -43,7 +43,7 @@ def test_ragged_and_wrong_values_are_filled(write_run: WriteRun) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{", json.dumps({"schema": 2})])
 def test_damaged_or_newer_metrics_are_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.json").write_text(text)
-    with pytest.raises(ReportError, match="metrics.json"):
+    with pytest.raises(ReportError, match=r"metrics\.json"):
         read_run(tmp_path)
 
 
