@@ -180,7 +180,11 @@ class Client:
         return to_bytes(reply)
 
     def _join(self, message: Message) -> tuple[str, Payload]:
-        base = self._score(self.test, self.test_data, bare=True)
+        # Baselines of the same run ask again; the untouched model has not changed.
+        base = self.resident.cache.get(("base", self.name))
+        if base is None:
+            base = self._score(self.test, self.test_data, bare=True)
+            self.resident.cache["base", self.name] = base
         payload = self.method.join()
         covered, missing = coverage(self.anchors, [e.prompt + e.answer for e in self.train_examples])
         if self.store:

@@ -40,7 +40,7 @@ def demo_experiment(seed: int = 0, **changes: Any) -> Experiment:
         "clients": clients,
         # The rate of local LoRA was chosen for it among 5e-4 to 5e-3.
         "training": {"steps": 10, "batch_size": 16, "learning_rate": 1e-3, "core_learning_rate": 1e-2},
-        "evaluation": {"every": 5, "n_validation": 60},
+        "evaluation": {"every": 10, "n_validation": 60},
         "baseline": ["local", "h2tune-unshared"],
         "device": "cpu",
     }
