@@ -9,7 +9,8 @@ from federations import small
 from test_federation import build
 from torch import Tensor
 
-from h2tune.methods.base import ClientMethod, Method, OnStep, ServerMethod, Settings
+from h2tune.methods.base import ClientMethod, Method, OnStep, Settings
+from h2tune.methods.local import LocalServer
 from h2tune.wire import Payload
 
 
@@ -25,20 +26,11 @@ class _Toy(ClientMethod):
         self.seen = [None] * int(state["count"])
 
 
-class _ToyServer(ServerMethod):
-    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        return {name: Payload() for name in joined}
+class _ToyServer(LocalServer):
+    """Shares whatever a round summed up; all else as where nothing is shared."""
 
     def finish_round(self) -> None:
         self.shared = self.sum
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def resume(
-        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
-    ) -> dict[str, Payload]:
-        return {name: Payload() for name in names}
 
 
 class TextClient(_Toy):

@@ -64,8 +64,8 @@ class Plan:
 
 
 LEAVES = (
-    "once: the left factors U of the model's activations on the public anchors",
-    "each round: the kept entries of the core S, and which they are",
+    "once, with frames from anchors: the left factors U of the model's activations on the public anchors",
+    "each round, unless nothing is shared: the kept entries of the core S, and which they are",
     "each round: number of examples, mean losses, validation and test figures",
 )
 STAYS = "training, validation and test text; the base model; A, B, P, M and the head; optimiser states; predictions"

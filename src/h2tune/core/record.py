@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,8 @@ def record(model: PreTrainedModel, layout: Layout, batch: AnchorBatch, on_block:
             stack.callback(block.register_forward_hook(done).remove)
         training = model.training
         model.eval()
-        disabled = getattr(model, "disable_adapter", nullcontext)
-        with disabled():
-            kwargs = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-            backbone(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), **kwargs)
+        kwargs = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+        backbone(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), **kwargs)
         model.train(training)
 
 
