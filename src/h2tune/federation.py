@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from h2tune.anchors import load_anchors
 from h2tune.client import Client, make_accelerator
 from h2tune.config import Experiment, load_config
-from h2tune.methods import resolve_method
+from h2tune.methods import MethodError, resolve_method
 from h2tune.models import Residents
 from h2tune.server import Server
 from h2tune.store import RunStore
@@ -93,8 +93,9 @@ def run(
         identity, _ = store.open(experiment, tuple(changed))
         clients = build(experiment, store)
     else:
-        # Every mistake in models and data shows before anything is written.
+        # Every mistake in models, data and method shows before anything is written.
         clients = build(experiment, store)
+        check_method(experiment, clients)
         identity = store.create(experiment)
     beside = {}
     for name in experiment.baselines:
@@ -110,6 +111,16 @@ def run(
     store.event("run_finished", "finished")
     accelerator.end_training()
     return metrics
+
+
+def check_method(experiment: Experiment, clients: dict[str, Client]) -> None:
+    """Raise MethodError if the experiment's method cannot run on these clients."""
+    method, _ = resolve_method(experiment.method)
+    introductions = {name: client.method.introduction() for name, client in clients.items()}
+    try:
+        method.server.suits(experiment, introductions)
+    except MethodError as error:
+        raise MethodError(f"{method.name}: {error}") from None
 
 
 def _federate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ class Resident:
         # RoBERTa counts positions from padding_idx + 1.
         offset = (config.pad_token_id + 1) if self.family in ("roberta", "xlm-roberta") else 0
         return int(min(positions - offset, self.tokenizer.model_max_length))
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the base: the same for the same weights of the same architecture."""
+        if "fingerprint" not in self.cache:
+            name = self.layout.targets[0]
+            module = self.model.get_submodule(name)
+            weight = (module.get_base_layer() if isinstance(module, TriLoraLayer) else module).weight
+            digest = hashlib.sha256(f"{self.family} {self.layout.targets} {self.maps(self.layout)}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            self.cache["fingerprint"] = digest.hexdigest()[:16]
+        return self.cache["fingerprint"]
 
     def maps(self, layout: Layout, whole: bool = False) -> list[tuple[int, int, int]]:
         """(d_in, d_out, parts) of every map of a layout, in the order of `Layout.targets`.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from h2tune.config import Experiment
-from h2tune.methods import resolve_method
+from h2tune.methods import MethodError, resolve_method
 from h2tune.seeds import derive
 from h2tune.wire import Message, Payload, WireError, decode, encode
 
@@ -100,6 +100,8 @@ class Server:
         described = {n: m.payload for n, m, _ in self._ask("describe", asked, number, setup=True)}
         try:
             welcomes = self.method.open(introductions, described)
+        except MethodError:
+            raise
         except (ValueError, KeyError) as error:
             raise WireError(f"The clients do not fit together: {error}") from None
         ready = [name for name, _, _ in self._ask("welcome", welcomes, number, setup=True)]

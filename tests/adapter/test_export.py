@@ -156,3 +156,44 @@ def test_the_exported_maps_are_those_of_the_layout(tmp_path: Path) -> None:
         tensors, _ = lora_tensors(adapted(family), "default")
         names = {key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in tensors}
         assert names == set(layout_of(build(family)).targets)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "bert-cls"])
+def test_shift_and_offset_are_exported_saved_and_deleted(family: str, tmp_path: Path) -> None:
+    model = adapted(family, True, shift=True, offset=True)
+    before = logits(model)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, TriLoraLayer):
+                module.trilora_q["default"].normal_()
+                # Of rank 2: the export needs as many further directions, not a whole width.
+                n, m = module.trilora_offset["default"].shape
+                module.trilora_offset["default"].copy_(0.02 * torch.randn(n, 2) @ torch.randn(2, m))
+                assert not module.trilora_offset["default"].requires_grad
+    changed = logits(model)
+    assert (changed - before).abs().max() > 1e-3
+    assert lora_tensors(model, "default")[1] == model.peft_config["default"].r + 2
+    save_lora(model, tmp_path / "lora")
+    same(logits(PeftModel.from_pretrained(build(family), tmp_path / "lora").eval()), changed)
+    model.save_pretrained(tmp_path / "own")
+    again = PeftModel.from_pretrained(build(family), tmp_path / "own").eval()
+    same(logits(again), changed)
+    with pytest.raises(ValueError, match="constant"):
+        again.merge_and_unload()
+    model.add_adapter("other", model.peft_config["default"])
+    model.delete_adapter("default")
+    assert all("default" not in m.trilora_offset for m in model.modules() if isinstance(m, TriLoraLayer))
+
+
+def test_an_offset_is_merged_and_taken_out_again() -> None:
+    model = adapted("gpt2", True, offset=True)
+    plain = model.get_base_model().transformer.h[0].attn.c_attn.base_layer.weight.clone()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, TriLoraLayer):
+                module.trilora_offset["default"].normal_(std=0.02)
+    wanted = logits(model)
+    model.merge_adapter()
+    same(logits(model), wanted)
+    model.unmerge_adapter()
+    torch.testing.assert_close(model.get_base_model().transformer.h[0].attn.c_attn.base_layer.weight, plain)

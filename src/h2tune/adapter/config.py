@@ -39,6 +39,9 @@ class TriLoraConfig(PeftConfig):
         residual: ``True`` is rho = 1 (the published form; B starts at 0), ``False`` is rho = 0 (T starts at 0).
         scaling: the factor s in front of B.
         dropout: dropout on the input of A.
+        shift: a trained vector q beside T, ``y += s B q`` (Co-LoRA, arXiv 2506.11024).
+        offset: a frozen dense part W of this adapter, ``y += W x``, for methods that write into the base weights
+            (FLoRA, FedEx-LoRA): clients that share a base in memory each have their own.
         target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as in LoRA.
         parts: for fused maps, by the end of the module's name: ``{"sizes": [rows of q, k, v], "interleave": h}``.
             Each part has its own rows of B and its own T; A is shared. ``interleave`` is the number of heads (groups
@@ -49,6 +52,8 @@ class TriLoraConfig(PeftConfig):
     residual: bool = field(default=True, metadata={"help": "rho = 1 (B starts at 0) or rho = 0 (T starts at 0)."})
     scaling: float = field(default=1.0, metadata={"help": "The factor in front of B."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A."})
+    shift: bool = field(default=False, metadata={"help": "Train a vector q beside T."})
+    offset: bool = field(default=False, metadata={"help": "A frozen dense part beside the factors."})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "As in LoRA."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "As in LoRA."})
     target_parameters: list[str] | None = field(default=None, metadata={"help": "Not supported; must stay empty."})

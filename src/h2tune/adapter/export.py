@@ -1,4 +1,7 @@
-"""From a TriLoRA adapter to the standard LoRA that equals it: factors (s B (T + rho I), A), no approximation."""
+"""From a TriLoRA adapter to the standard LoRA that equals it: factors (s B (T + rho I), A), no approximation.
+
+An offset becomes further directions of the LoRA, by a singular value decomposition; a shift becomes LoRA's bias.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,30 @@ def lora_tensors(model: PeftModel, adapter_name: str) -> tuple[dict[str, Tensor]
     }
     if not layers:
         raise ValueError(f"The model has no TriLoRA adapter {adapter_name!r}.")
-    rank = max(layer.trilora_r[adapter_name] for layer in layers.values())
     tensors = {}
     with torch.no_grad():
-        for name, layer in layers.items():
-            missing = rank - layer.trilora_r[adapter_name]
-            a = torch.nn.functional.pad(layer.trilora_A[adapter_name].float(), (0, 0, 0, missing))
-            b = torch.nn.functional.pad(layer.left_factor(adapter_name).float(), (0, missing))
+        factors = {name: _factors(layer, adapter_name) for name, layer in layers.items()}
+        rank = max(a.shape[0] for a, _ in factors.values())
+        for name, (a, b) in factors.items():
+            missing = rank - a.shape[0]
+            a = torch.nn.functional.pad(a, (0, 0, 0, missing))
+            b = torch.nn.functional.pad(b, (0, missing))
             tensors[f"{name}.lora_A.weight"] = a.cpu().contiguous()
             tensors[f"{name}.lora_B.weight"] = b.cpu().contiguous()
+            if adapter_name in layers[name].trilora_q:
+                tensors[f"{name}.lora_B.bias"] = layers[name].constant(adapter_name).float().cpu()
     return tensors, rank
+
+
+def _factors(layer: TriLoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
+    """A and B of one map's standard LoRA."""
+    a, b = layer.trilora_A[adapter_name].float(), layer.left_factor(adapter_name).float()
+    if adapter_name in layer.trilora_offset:
+        u, s, vh = torch.linalg.svd(layer.trilora_offset[adapter_name].double(), full_matrices=False)
+        kept = s > 1e-6 * s[0].clamp_min(1e-30)  # beyond that it is rounding of float32
+        a = torch.cat([a, vh[kept].to(a)])
+        b = torch.cat([b, (u[:, kept] * s[kept]).to(b)], dim=1)
+    return a, b
 
 
 def save_lora(model: PeftModel, path: str | Path, adapter_name: str = "default") -> Path:
@@ -55,6 +72,7 @@ def save_lora(model: PeftModel, path: str | Path, adapter_name: str = "default")
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+        lora_bias=config.shift,
         inference_mode=True,
     )
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})

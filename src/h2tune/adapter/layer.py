@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
@@ -46,10 +47,15 @@ class Rows:
 
 
 class TriLoraLayer(BaseTunerLayer):
-    """What every adapted module has: per adapter A (r x d_in), B (d_out x r) and T (parts x r x r)."""
+    """What every adapted module has: per adapter A (r x d_in), B (d_out x r) and T (parts x r x r).
 
-    adapter_layer_names = ("trilora_A", "trilora_B", "trilora_T")
-    other_param_names = ("trilora_r", "trilora_scaling", "trilora_rho", "trilora_rows", "trilora_dropout")
+    Where the config asks for it also q (parts x r), and a frozen offset (d_out x d_in).
+    """
+
+    adapter_layer_names = ("trilora_A", "trilora_B", "trilora_T", "trilora_q")
+    other_param_names = (
+        "trilora_r", "trilora_scaling", "trilora_rho", "trilora_rows", "trilora_dropout", "trilora_offset",
+    )  # fmt: skip
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -59,6 +65,8 @@ class TriLoraLayer(BaseTunerLayer):
         self.trilora_A = nn.ParameterDict()
         self.trilora_B = nn.ParameterDict()
         self.trilora_T = nn.ParameterDict()
+        self.trilora_q = nn.ParameterDict()
+        self.trilora_offset = BufferDict({}, persistent=True)
         self.trilora_dropout = nn.ModuleDict()
         self.trilora_r: dict[str, int] = {}
         self.trilora_scaling: dict[str, float] = {}
@@ -88,6 +96,11 @@ class TriLoraLayer(BaseTunerLayer):
         self.trilora_A[adapter_name] = nn.Parameter(torch.empty(r, self.in_features))
         self.trilora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, r))
         self.trilora_T[adapter_name] = nn.Parameter(torch.zeros(len(layout["sizes"]), r, r))
+        if config.shift:
+            self.trilora_q[adapter_name] = nn.Parameter(torch.zeros(len(layout["sizes"]), r))
+        if config.offset:
+            weight = self.get_base_layer().weight
+            self.trilora_offset[adapter_name] = torch.zeros(self.out_features, self.in_features, device=weight.device)
         if config.init_weights:
             self.reset_parameters(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -113,9 +126,17 @@ class TriLoraLayer(BaseTunerLayer):
             t = t * scaling
         return rows.join([part @ middle for part, middle in zip(rows.split(b), t.unbind(), strict=True)])
 
+    def constant(self, adapter_name: str) -> Tensor:
+        """``s B q``, d_out: what the shift adds to every output."""
+        rows, scaling = self.trilora_rows[adapter_name], self.trilora_scaling[adapter_name]
+        parts = zip(rows.split(self.trilora_B[adapter_name]), self.trilora_q[adapter_name].unbind(), strict=True)
+        return scaling * rows.join([part @ q for part, q in parts])
+
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """``s B (T + rho I) A`` in the shape of the base weight (transposed for Conv1D)."""
+        """``s B (T + rho I) A``, and the offset, in the shape of the base weight (transposed for Conv1D)."""
         delta = self.left_factor(adapter_name) @ self.trilora_A[adapter_name]
+        if adapter_name in self.trilora_offset:
+            delta = delta + self.trilora_offset[adapter_name]
         return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
 
     def scale_layer(self, scale: float) -> None:
@@ -143,6 +164,8 @@ class TriLoraLinear(nn.Module, TriLoraLayer):
         """Add the adapters' deltas to the base weight; ``safe_merge`` refuses a result that is not finite."""
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.trilora_A:
+                if name in self.trilora_q:
+                    raise ValueError("An adapter with a shift adds a constant, which a weight cannot hold: export it.")
                 weight = self.get_base_weight()
                 merged = (weight.float() + self.get_delta_weight(name).float()).to(weight.dtype)
                 if safe_merge and not torch.isfinite(merged).all():
@@ -185,6 +208,10 @@ class TriLoraLinear(nn.Module, TriLoraLayer):
             u = F.linear(self.trilora_dropout[name](self._cast_input_dtype(x, a.dtype)), a)
             # T is folded into B: the same factor as in merge and export, and no activation to keep for it.
             result = result + F.linear(u, self.left_factor(name))
+            if name in self.trilora_q:
+                result = result + self.constant(name)
+            if name in self.trilora_offset:
+                result = result + F.linear(x, self.trilora_offset[name].to(x.dtype))
         return result.to(dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

@@ -8,7 +8,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from h2tune.methods import h2tune, local  # noqa: F401 - they register themselves
+from h2tune.methods import (  # noqa: F401 - they register themselves
+    fedex,
+    fedit,
+    fedprox,
+    fedsa,
+    ffa,
+    flexlora,
+    flora,
+    h2tune,
+    hetlora,
+    local,
+    lora_fair,
+    rolora,
+)
 from h2tune.methods.base import Method, MethodError, Settings
 
 __all__ = ["Method", "MethodError", "resolve_method"]

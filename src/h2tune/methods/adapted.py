@@ -21,12 +21,17 @@ class AdapterClient(ClientMethod):
 
     groups: dict[str, Group]
 
-    def attach(self, rank: int, residual: bool) -> None:
-        """Put the adapter on the model; equal seeds give equal adapters, whatever was attached before."""
+    def attach(self, rank: int, residual: bool, shift: bool = False, offset: bool = False) -> None:
+        """Put the adapter on the model; equal seeds give equal adapters, whatever was attached before.
+
+        See `TriLoraConfig` for the arguments.
+        """
         client = self.client
         config = TriLoraConfig(
             r=rank,
             residual=residual,
+            shift=shift,
+            offset=offset,
             dropout=client.training.dropout,
             target_modules=client.layout.targets,
             parts=client.layout.parts or None,
@@ -94,15 +99,28 @@ class AdapterClient(ClientMethod):
         return stream(client.train_data, client.training.batch_size, client.tokenizer.pad_token_id, seed)
 
     def select(self, *groups: Group) -> None:
-        """Let gradients flow to these groups only."""
-        everything = set(self.groups.values())
-        for group in everything:
-            group.trainable(group in groups)
+        """Let gradients flow to these groups only (PEFT lets them flow to all of an adapter that it activates)."""
+        for parameter in (*self.leaves, *self.factors, *self.head):
+            parameter.requires_grad_(False)
+        for group in groups:
+            group.trainable(True)
 
     def step(self, group: Group, batches: Iterator, penalty: Penalty | None = None) -> float:
         loss = self.updater.gradients(batches, penalty)
         self.updater.apply(group)
         return loss
+
+    def steps(self, group: Group, batches: Iterator, phase: str, on_step: OnStep, penalty: Penalty | None = None,
+              steps: int | None = None) -> float:  # fmt: skip
+        """A round's updates of one group (or the first ``steps`` of them); returns their mean loss."""
+        self.activate()
+        self.select(group)
+        total, steps = 0.0, steps or self.client.training.steps
+        for step in range(steps):
+            loss = self.step(group, batches, penalty)
+            total += loss
+            on_step(phase, step + 1, steps, loss)
+        return total / steps
 
     def warm_head(self, on_step: OnStep | None = None) -> None:
         """Train the new head alone before round 0, so that the first shared phase has something to listen to."""
@@ -125,7 +143,7 @@ class AdapterClient(ClientMethod):
     def state(self) -> dict[str, Tensor]:
         tensors = {f"adapter.{k}": v.detach().clone() for k, v in self._adapter_tensors()}
         for name, group in self.groups.items():
-            tensors |= {f"{name}.{k}": v for k, v in group.state().items()}
+            tensors |= {f"optimiser.{name}.{k}": v for k, v in group.state().items()}
         return tensors
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -133,16 +151,25 @@ class AdapterClient(ClientMethod):
             for name, tensor in self._adapter_tensors():
                 tensor.copy_(state[f"adapter.{name}"])
         for name, group in self.groups.items():
-            group.load_state({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
+            prefix = f"optimiser.{name}."
+            group.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
     def _adapter_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for index, layer in enumerate(self.layers):
-            for kind in ("A", "B", "T"):
-                yield f"{index}.{kind}", getattr(layer, f"trilora_{kind}")[self.client.name]
+            for kind in ("A", "B", "T", "q", "offset"):
+                held = getattr(layer, f"trilora_{kind}")
+                if self.client.name in held:
+                    yield f"{index}.{kind}", held[self.client.name]
         for index, parameter in enumerate(self.head):
             yield f"head.{index}", parameter
 
-    def introduction(self, rank: int) -> dict[str, Any]:
-        layout = self.client.layout
-        slots = [s for s in SLOTS if s in layout.slots]
-        return {"depth": layout.depth, "slots": slots, "rank": rank, "family": self.client.resident.family}
+    def introduction(self) -> dict[str, Any]:
+        layout, resident = self.client.layout, self.client.resident
+        return {
+            "depth": layout.depth,
+            "slots": [s for s in SLOTS if s in layout.slots],
+            "rank": self.adapter_rank,
+            "family": resident.family,
+            "fingerprint": resident.fingerprint,
+            "maps": [[d_in, d_out] for d_in, d_out, _ in resident.maps(layout, whole=True)],
+        }

@@ -44,6 +44,10 @@ class ClientMethod(ABC):
     def check(self) -> None:  # noqa: B027
         """Raise MethodError if the method cannot run on this client; before anything is trained or written."""
 
+    def introduction(self) -> dict[str, Any]:
+        """What the server may know of this client's model: sizes, family, identity of the base; no private data."""
+        return {}
+
     @abstractmethod
     def join(self, fresh: bool = True) -> Payload:
         """Attach what is trained and introduce oneself. ``fresh`` is false where `load_state` will follow."""
@@ -80,6 +84,10 @@ class ServerMethod(ABC):
 
     def __init__(self, experiment: Experiment, settings: Any) -> None:
         self.experiment, self.settings = experiment, settings
+
+    @classmethod
+    def suits(cls, experiment: Experiment, introductions: dict[str, dict[str, Any]]) -> None:
+        """Raise MethodError, naming clients and reason, if the method cannot run on this federation at all."""
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """Clients whose `describe` is wanted before the start."""
@@ -132,12 +140,29 @@ class ServerMethod(ABC):
 
 
 class Method:
-    """A method's name, settings and halves, as found in the registry."""
+    """A method's name, settings and halves, as found in the registry.
+
+    Attributes:
+        says: what it is, in a line.
+        sends: what leaves a client each round, in words.
+        source: the paper; a rule that could not be read in it is labelled a reconstruction in the method's file.
+        one_architecture: whether it only averages between clients of equal models.
+    """
 
     registry: ClassVar[dict[str, Method]] = {}
 
     def __init__(
-        self, name: str, settings: type[Settings], client: type[ClientMethod], server: type[ServerMethod], says: str
+        self,
+        name: str,
+        settings: type[Settings],
+        client: type[ClientMethod],
+        server: type[ServerMethod],
+        says: str,
+        *,
+        sends: str = "nothing",
+        source: str = "",
+        one_architecture: bool = False,
     ) -> None:
         self.name, self.settings, self.client, self.server, self.says = name, settings, client, server, says
+        self.sends, self.source, self.one_architecture = sends, source, one_architecture
         self.registry[name] = self

@@ -84,7 +84,7 @@ class H2TuneClient(AdapterClient):
     def join(self, fresh: bool = True) -> Payload:
         client, settings = self.client, self.settings
         self.attach(self.adapter_rank, residual=False)
-        meta = self.introduction(self.adapter_rank) | {"keep": client.keep}
+        meta = self.introduction() | {"keep": client.keep}
         if settings.frames == "anchor" and fresh:
             self.described = client.describe_anchors(settings.directions * client.rank)
             meta["digest"] = self.described.digest
@@ -340,5 +340,13 @@ class UnsharedSettings(H2TuneSettings):
     share: bool = Field(False, description="nothing is averaged")
 
 
-Method("h2tune", H2TuneSettings, H2TuneClient, H2TuneServer, "frames from public text, a shared core, two phases")
-Method("h2tune-unshared", UnsharedSettings, H2TuneClient, H2TuneServer, "the same frames and phases, never averaged")
+_SENDS = "covered entries of the core S; once, with anchor frames, left factors of activations on public text"
+_SOURCE = "Guo et al., arXiv 2507.22633; the frames are this project's"
+Method(
+    "h2tune", H2TuneSettings, H2TuneClient, H2TuneServer, "frames from public text, a shared core, two phases",
+    sends=_SENDS, source=_SOURCE,
+)  # fmt: skip
+Method(
+    "h2tune-unshared", UnsharedSettings, H2TuneClient, H2TuneServer, "the same frames and phases, never averaged",
+    source=_SOURCE,
+)  # fmt: skip

@@ -25,18 +25,10 @@ class LocalClient(AdapterClient):
             leaf.requires_grad_(False)
         updates = self.client.training.steps * self.client.rounds
         self.groups = {"adapter": self.group([*self.factors, *self.head], self.rate, updates)}
-        return Payload(meta=self.introduction(self.client.rank))
+        return Payload(meta=self.introduction())
 
     def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
-        self.activate()
-        group, batches, total = self.groups["adapter"], self.batches(round), 0.0
-        self.select(group)
-        steps = self.client.training.steps
-        for step in range(steps):
-            loss = self.step(group, batches)
-            total += loss
-            on_step("local", step + 1, steps, loss)
-        return Payload(), {"local": total / steps}
+        return Payload(), {"local": self.steps(self.groups["adapter"], self.batches(round), "local", on_step)}
 
 
 class LocalServer(ServerMethod):
@@ -66,4 +58,7 @@ class LocalServer(ServerMethod):
         return {name: Payload() for name in names}
 
 
-Method("local", Settings, LocalClient, LocalServer, "every client alone, a LoRA of the same rank")
+Method(
+    "local", Settings, LocalClient, LocalServer, "every client alone, a LoRA of the same rank",
+    source="Hu et al., arXiv 2106.09685",
+)  # fmt: skip

@@ -39,6 +39,10 @@ class Group:
         for parameter in self.parameters:
             parameter.requires_grad_(flag)
 
+    def forget(self) -> None:
+        """Drop the moments: the parameters mean something new. The schedule goes on."""
+        self.optimiser.state.clear()
+
     def state(self) -> dict[str, Tensor]:
         """The optimiser's and the schedule's state as plain tensors."""
         flat = {"updates": torch.tensor(self.scheduler.last_epoch)}

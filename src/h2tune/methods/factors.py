@@ -1,0 +1,248 @@
+"""What the methods that exchange LoRA factors share: groups of equal models, checks, who has which version.
+
+Factors A (r x d_in) and B (d_out x r) only fit between clients with the same base model, so the federation is
+divided into groups of equal bases and each method's rule is applied within a group. A client that is alone in its
+group trains locally; a federation of nothing but such clients is refused.
+
+A method is then one formula, `FactorServer.combine`, for one adapted map:
+
+    pairs = [(A_1, B_1), ...], weights p_k with sum 1   ->   the pair that the group shares
+
+Baselines keep a round's updates until it ends, in the order of the clients' names: their memory grows with the number of
+clients, which the exact streaming sum of H2Tune avoids.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from h2tune.core.masks import kept_rank
+from h2tune.methods.adapted import AdapterClient
+from h2tune.methods.base import MethodError, OnStep, ServerMethod
+from h2tune.seeds import derive
+from h2tune.training.updates import Penalty
+from h2tune.wire import Payload, WireError
+
+Pair = tuple[Tensor, Tensor]
+"""A (r x d_in) and B (d_out x r) of one map."""
+
+
+def mean(matrices: list[Tensor], weights: list[float]) -> Tensor:
+    """``sum_k p_k M_k`` in double precision; exactly M where all are equal to M."""
+    first = matrices[0].double()
+    total = sum(w * (m.double() - first) for m, w in zip(matrices, weights, strict=True))
+    return (first + total).to(matrices[0].dtype)
+
+
+def stack(pairs: list[Pair], weights: list[float]) -> Pair:
+    """One pair whose product is ``sum_k p_k B_k A_k`` exactly, of rank ``sum_k r_k``."""
+    return torch.cat([a for a, _ in pairs]), torch.cat(
+        [w * b for (_, b), w in zip(pairs, weights, strict=True)], dim=1
+    )
+
+
+class FactorClient(AdapterClient):
+    """A client with a plain LoRA (TriLoRA with rho = 1 and T = 0) whose factors travel."""
+
+    sends: ClassVar[tuple[str, ...]] = ("A", "B")
+    trains: ClassVar[tuple[str, ...]] = ("A", "B")
+    any_rank: ClassVar[bool] = False  # whether `keep` may give clients different ranks
+    offset: ClassVar[bool] = False  # whether the server's answers are also written into a frozen dense part
+
+    @property
+    def adapter_rank(self) -> int:
+        return kept_rank(self.client.keep, self.client.rank) if self.any_rank else self.client.rank
+
+    def join(self, fresh: bool = True) -> Payload:
+        self.attach(self.adapter_rank, residual=True, offset=self.offset)
+        self.common_start(0)
+        if fresh:
+            self.warm_head()
+        for leaf in self.leaves:
+            leaf.requires_grad_(False)
+        self.make_groups()
+        return Payload(meta=self.introduction())
+
+    def common_start(self, round: int) -> None:
+        """The same A in all clients of a group (a smaller rank has the leading rows), B = 0."""
+        with torch.no_grad():
+            for index, layer in enumerate(self.layers):
+                a = layer.trilora_A[self.client.name]
+                generator = torch.Generator().manual_seed(derive(self.client.seed, "factors", round, index))
+                bound = a.shape[1] ** -0.5
+                whole = torch.empty(self.client.rank, a.shape[1]).uniform_(-bound, bound, generator=generator)
+                a.copy_(whole[: a.shape[0]])
+                layer.trilora_B[self.client.name].zero_()
+
+    def factors_of(self, kinds: tuple[str, ...]) -> list[torch.nn.Parameter]:
+        return [getattr(layer, f"trilora_{kind}")[self.client.name] for layer in self.layers for kind in kinds]
+
+    def make_groups(self) -> None:
+        updates = self.client.training.steps * self.client.rounds
+        for parameter in self.factors:
+            parameter.requires_grad_(False)
+        self.groups = {"adapter": self.group([*self.factors_of(self.trains), *self.head], self.rate, updates)}
+
+    def penalty(self) -> Penalty | None:
+        """What is added to the loss; called when the shared factors have been received."""
+        return None
+
+    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+        self.receive(payload)
+        loss = self.steps(self.groups["adapter"], self.batches(round), "local", on_step, self.penalty())
+        return Payload(self.pack()), {"local": loss}
+
+    def pack(self) -> dict[str, Tensor]:
+        """What is sent: the method's factors, ``0.A`` and so on; nothing where nobody else has this base."""
+        if not self.shared:
+            return {}
+        return {f"{i}.{kind}": getattr(layer, f"trilora_{kind}")[self.client.name].detach().clone()
+                for i, layer in enumerate(self.layers) for kind in self.sends}  # fmt: skip
+
+    shared = True
+
+    def welcome(self, payload: Payload, fresh: bool = True) -> None:
+        self.shared = payload.meta["shared"]
+
+    def receive(self, payload: Payload) -> None:
+        with torch.no_grad():
+            for name, tensor in payload.tensors.items():
+                index, _, kind = name.partition(".")
+                own = getattr(self.layers[int(index)], f"trilora_{kind}")[self.client.name]
+                if own.shape != tensor.shape:
+                    raise WireError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
+                own.copy_(tensor)
+
+
+class FactorServer(ServerMethod):
+    """Groups, checks and versions; a method adds `combine`."""
+
+    client: ClassVar[type[FactorClient]] = FactorClient
+    whole_rounds: ClassVar[bool] = False  # whether a client that misses a round could not go on
+
+    @classmethod
+    def groups_of(cls, introductions: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+        """Clients by base model, in the order of their names."""
+        groups: dict[str, list[str]] = {}
+        for name in sorted(introductions):
+            groups.setdefault(introductions[name]["fingerprint"], []).append(name)
+        return groups
+
+    @classmethod
+    def suits(cls, experiment: Any, introductions: dict[str, dict[str, Any]]) -> None:
+        groups = cls.groups_of(introductions)
+        if all(len(names) == 1 for names in groups.values()):
+            raise MethodError(
+                "this method averages LoRA factors, which only fit between equal base models, and each of"
+                f" {', '.join(sorted(introductions))} has another: it would be local training"
+            )
+        for names in groups.values():
+            ranks = {name: introductions[name]["rank"] for name in names}
+            if not cls.client.any_rank and len(set(ranks.values())) > 1:
+                raise MethodError(f"this method needs one rank within a group, but there are {ranks}")
+        late = [c.name for c in experiment.clients if c.joins > 1]
+        if cls.whole_rounds and (late or experiment.participation < 1):
+            raise MethodError(
+                "this method rewrites the clients' base weights in every round, so nobody may miss one:"
+                + (f" {', '.join(late)} join late" if late else " participation is below 1")
+            )
+
+    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
+        self.known = getattr(self, "known", {}) | {name: dict(p.meta) for name, p in joined.items()}
+        self.suits(self.experiment, self.known)
+        self._form_groups()
+        return {name: Payload(meta={"shared": self.group_of.get(name) is not None}) for name in joined}
+
+    def _form_groups(self) -> None:
+        groups = self.groups_of(self.known)
+        expected = {c.name: c.joins for c in self.experiment.clients}
+        # A lone client whose twin joins later must be able to share: groups count those still to come as possible.
+        to_come = any(joins > 1 and name not in self.known for name, joins in expected.items())
+        self.group_of = {n: base for base, names in groups.items() if len(names) > 1 or to_come for n in names}
+        for attribute in ("factors", "version", "given"):
+            if not hasattr(self, attribute):
+                setattr(self, attribute, {})
+
+    def shapes(self, client: str, rank: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what a client with so many rows of A may send."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for index, (d_in, d_out) in enumerate(self.known[client]["maps"]):
+            shapes |= {f"{index}.{k}": ((rank, d_in) if k == "A" else (d_out, rank)) for k in self.client.sends}
+        return shapes
+
+    def start_round(self) -> None:
+        self.updates: dict[str, dict[str, Tensor]] = {}
+        self.weights: dict[str, int] = {}
+
+    def add(self, client: str, payload: Payload, weight: int) -> None:
+        if client not in self.group_of:
+            if payload.tensors:
+                raise WireError(f"{client} shares with nobody, but sent factors")
+            return
+        self.updates[client] = self.check(client, payload)
+        self.weights[client] = weight
+
+    def check(self, client: str, payload: Payload) -> dict[str, Tensor]:
+        rank = self.known[client]["rank"]
+        got, wanted = {k: tuple(t.shape) for k, t in payload.tensors.items()}, self.shapes(client, rank)
+        if got != wanted:
+            odd = sorted(got.items() ^ wanted.items())[:1]
+            raise WireError(f"the update of {client} does not hold the factors that it should: {odd}")
+        if not all(t.is_floating_point() for t in payload.tensors.values()):
+            raise WireError(f"the update of {client} holds something other than numbers")
+        return payload.tensors
+
+    def finish_round(self) -> None:
+        for base in sorted(set(self.group_of.values())):
+            names = sorted(n for n in self.updates if self.group_of[n] == base)
+            if not names:
+                continue
+            total = sum(self.weights[n] for n in names)
+            self.combine_group(base, names, [self.weights[n] / total for n in names])
+        self.updates = {}
+
+    def combine_group(self, base: str, names: list[str], weights: list[float]) -> None:
+        """Apply the rule to every map of a group, and count a new version of whatever was sent."""
+        for index in range(len(self.known[names[0]]["maps"])):
+            pairs = [tuple(self.updates[n].get(f"{index}.{kind}") for kind in "AB") for n in names]
+            result = self.combine(pairs, weights)  # type: ignore[arg-type]
+            for kind, tensor in zip("AB", result, strict=True):
+                if tensor is not None:
+                    key = f"{base}/{index}.{kind}"
+                    self.factors[key], self.version[key] = tensor, self.version.get(key, 0) + 1
+
+    def combine(self, pairs: list[Pair], weights: list[float]) -> Pair:
+        """The method's rule for one map; a factor that is not sent is None."""
+        raise NotImplementedError
+
+    def download(self, client: str) -> Payload:
+        """The group's factors, cut to the client's rank; only those that changed since it was last sent them."""
+        base, rank, tensors = self.group_of.get(client), self.known[client]["rank"], {}
+        given = self.given.setdefault(client, {})
+        for key, tensor in self.factors.items():
+            if base is not None and key.startswith(f"{base}/") and given.get(key) != self.version[key]:
+                name = key.removeprefix(f"{base}/")
+                tensors[name] = tensor[:rank] if name.endswith("A") else tensor[:, :rank]
+                given[key] = self.version[key]
+        return Payload(tensors)
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.factors)
+
+    def plain_state(self) -> dict[str, Any]:
+        return {"known": self.known, "version": self.version, "given": self.given}
+
+    def resume(
+        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
+    ) -> dict[str, Payload]:
+        self.known, self.factors = plain["known"], {k: v.clone() for k, v in tensors.items()}
+        self.version, self.given = plain["version"], plain["given"]
+        self._form_groups()
+        return {name: Payload(meta={"shared": name in self.group_of}) for name in names}
+
+    def report(self) -> dict[str, Any]:
+        alone = sorted(set(self.known) - set(self.group_of))
+        return {"groups": sorted(map(sorted, self.groups_of(self.known).values())), "alone": alone}

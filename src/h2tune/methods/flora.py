@@ -1,0 +1,63 @@
+"""FLoRA: stacked factors give the exact mean of the products, for any ranks (Wang et al., arXiv 2409.05976).
+
+    A = [A_1; ...; A_K],   B = [p_1 B_1, ..., p_K B_K],   B A = sum_k p_k B_k A_k
+
+Every client adds B A to its base weights and starts the next round with new factors. Here the sum goes into the
+adapter's frozen offset: clients that share a base in memory stay apart, and a client's result can still be exported.
+(The paper's server scales A by p_k; the product is the same.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from h2tune.methods.base import Method, OnStep, Settings
+from h2tune.methods.factors import FactorClient, FactorServer, Pair, stack
+from h2tune.wire import Payload, WireError
+
+
+class FloraClient(FactorClient):
+    any_rank = True
+    offset = True
+
+    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+        self.round = round
+        return super().train(round, payload, on_step)
+
+    round = 0
+
+    def receive(self, payload: Payload) -> None:
+        """Fold the stack of the last round into the base, and begin with new factors and a new optimiser."""
+        if not payload.tensors:
+            return
+        with torch.no_grad():
+            for index, layer in enumerate(self.layers):
+                a, b = payload.tensors[f"{index}.A"], payload.tensors[f"{index}.B"]
+                offset = layer.trilora_offset[self.client.name]
+                if (b.shape[0], a.shape[1]) != offset.shape or a.shape[0] != b.shape[1]:
+                    raise WireError(f"the server sent factors that do not fit map {index}")
+                offset += (b @ a).to(offset)
+        self.common_start(self.round)
+        self.groups["adapter"].forget()
+
+
+class FloraServer(FactorServer):
+    client = FloraClient
+    whole_rounds = True
+
+    def combine(self, pairs: list[Pair], weights: list[float]) -> Pair:
+        return stack(pairs, weights)
+
+    def download(self, client: str) -> Payload:
+        base = self.group_of.get(client)
+        return Payload({k.removeprefix(f"{base}/"): t for k, t in self.factors.items() if k.startswith(f"{base}/")})
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.factors)
+
+
+Method(
+    "flora", Settings, FloraClient, FloraServer, "stacked factors, folded into the base each round",
+    sends="A and B", source="Wang et al., arXiv 2409.05976", one_architecture=True,
+)  # fmt: skip

@@ -1,0 +1,205 @@
+"""Methods for equal models in whole federations: who shares, what travels, and that a kill loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federations import outcome, small
+from safetensors.torch import load_file
+from test_federation import build, equal
+
+from h2tune import federation
+from h2tune.client import Client
+from h2tune.methods import Method, MethodError
+from h2tune.store import RunStore
+from h2tune.wire import Payload
+
+NAMES = sorted(name for name, method in Method.registry.items() if method.one_architecture)
+
+
+def twins(clients: int = 2, **changes: Any) -> Any:
+    """Clients on one base model."""
+    settings = {
+        "rounds": 2,
+        "training": {"steps": 2, "batch_size": 4, "learning_rate": 0.01},
+        "evaluation": {"every": 9},
+    }
+    return small(clients=clients, same_model=True, **(settings | changes))
+
+
+def factors(client: Client) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in client.method.state().items() if k.startswith("adapter.") and k[-1] in "ABt"}
+
+
+def test_the_list_is_whole() -> None:
+    assert NAMES == [
+        "fedex",
+        "fedit",
+        "fedprox",
+        "fedsa",
+        "ffa",
+        "flexlora",
+        "flora",
+        "hetlora",
+        "lora-fair",
+        "rolora",
+    ]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "local"])
+def test_runs_and_survives_a_kill(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation.run(twins(method=name), tmp_path / "whole")
+    commits, commit = [], RunStore.commit
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: RunStore, *args: Any) -> None:
+        commit(self, *args)
+        commits.append(1)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "commit", dying)
+        with pytest.raises(Killed):
+            federation.run(twins(method=name), tmp_path / "killed")
+    metrics = federation.run(twins(method=name), tmp_path / "killed", resume=True)
+    assert equal(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
+    # A second stop starts from what the resumed run saved.
+    states = [load_file(p) for p in sorted((tmp_path / "killed").glob("clients/*/state-000002.safetensors"))]
+    wanted = [load_file(p) for p in sorted((tmp_path / "whole").glob("clients/*/state-000002.safetensors"))]
+    assert len(states) == 2 and all(equal(a, b) for a, b in zip(states, wanted, strict=True))
+    least = 0 if name == "local" else 10_000
+    assert all(c["final"]["nats"] > 0 and c["rounds"][-1]["bytes_up"] > least for c in metrics["clients"].values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_clients_stay_equal(name: str, tmp_path: Path) -> None:
+    """N clients with the same data and generators are the same at the end."""
+    experiment = twins(3, method=name)
+    server, clients = build(experiment, tmp_path / "run")
+    for client in clients.values():
+        other = clients["c0"]
+        client.data_seed = "same"
+        client.train_data, client.task = other.train_data, other.task
+        client.validation, client.validation_data = other.validation, other.validation_data
+    server.run()
+    states = [factors(c) for c in clients.values()]
+    assert equal(states[0], states[1]) and equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("name", ["fedit", "fedsa", "fedex"])
+def test_a_client_without_a_twin_trains_locally(name: str, tmp_path: Path) -> None:
+    """Beside twins it runs, sends nothing, and ends where local training from the same start ends."""
+    rows = twins(2).clients
+    lone = rows[0].model_copy(update={"name": "lone", "model": "zoo:gpt2"})
+    server, clients = build(twins(2, method=name).model_copy(update={"clients": [*rows, lone]}), tmp_path / "run")
+    server.open()
+    start = [p.detach().clone() for p in clients["lone"].method.factors]
+    server.one_round()
+    assert server.method.report()["alone"] == ["lone"]
+    assert server.members["lone"].rounds[-1]["bytes_up"] < 2_000 < server.members["c0"].rounds[-1]["bytes_up"]
+
+    alone, others = build(twins(2, method="local").model_copy(update={"clients": [lone]}), tmp_path / "local")
+    alone.open()
+    with torch.no_grad():
+        for parameter, value in zip(others["lone"].method.factors, start, strict=True):
+            parameter.copy_(value)
+    alone.one_round()
+    for ours, theirs in zip(clients["lone"].method.factors, others["lone"].method.factors, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_ffa_never_moves_a_and_rolora_alternates(tmp_path: Path) -> None:
+    for name in ("ffa", "rolora"):
+        server, clients = build(twins(2, method=name, rounds=4), tmp_path / name)
+        server.open()
+        moved: list[str] = []
+        for number in range(1, 5):
+            received: dict[str, dict[str, torch.Tensor]] = {}
+            for client in clients.values():
+                take = client.method.receive
+
+                def taking(payload: Payload, client: Client = client, take: Any = take) -> None:
+                    take(payload)
+                    received[client.name] = factors(client)
+
+                client.method.receive = taking
+            server.one_round()
+            # All clients start a round equal: the published FedLLM-Factory code resets the half that is trained.
+            assert equal(received["c0"], received["c1"])
+            after = factors(clients["c0"])
+            kinds = {k[-1] for k, v in after.items() if not torch.equal(v, received["c0"][k])}
+            moved.append("".join(sorted(kinds)))
+            for client in clients.values():
+                del client.method.receive
+            assert number == server.round
+        assert moved == (["B"] * 4 if name == "ffa" else ["B", "A", "B", "A"])
+
+
+def test_flora_folds_the_exact_mean_into_the_base(tmp_path: Path) -> None:
+    server, clients = build(twins(2, method="flora"), tmp_path / "run")
+    server.open()
+    server.one_round()
+    sent = {n: factors(c) for n, c in clients.items()}
+    weights = {n: len(c.train_data) for n, c in clients.items()}
+    server.one_round()
+    for client in clients.values():
+        state = factors(client)
+        for index in range(len(client.method.layers)):
+            want = sum(weights[n] * sent[n][f"adapter.{index}.B"].double() @ sent[n][f"adapter.{index}.A"].double()
+                       for n in sent) / sum(weights.values())  # fmt: skip
+            torch.testing.assert_close(state[f"adapter.{index}.offset"].double(), want, atol=1e-6, rtol=1e-4)
+
+
+def test_different_ranks(tmp_path: Path) -> None:
+    for name, runs in (("flora", True), ("flexlora", True), ("hetlora", True), ("fedit", True)):
+        experiment = twins(2, method=name)
+        unequal = [c.model_copy(update={"keep": k}) for c, k in zip(experiment.clients, (0.5, 1.0), strict=True)]
+        metrics = federation.run(experiment.model_copy(update={"clients": unequal}), tmp_path / name)
+        assert metrics["rounds"] == 2 and runs
+
+
+def test_hetlora_prunes_and_keeps_pruned(tmp_path: Path) -> None:
+    method = {"name": "hetlora", "prune": 10.0, "gamma": 0.5}
+    server, clients = build(twins(2, method=method, rounds=3), tmp_path / "run")
+    server.open()
+    for _ in range(3):
+        server.one_round()
+    client = clients["c0"]
+    assert int(client.method.ranks.min()) < 4
+    for layer, rank in zip(client.method.layers, client.method.ranks.tolist(), strict=True):
+        assert not layer.trilora_A["c0"][rank:].any() and not layer.trilora_B["c0"][:, rank:].any()
+
+
+def test_what_does_not_suit_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match=r"fedit: .*only fit between equal base models.* c0, c1"):
+        federation.run(small(method="fedit"), tmp_path / "a")
+    late = twins(3, method="flora")
+    late = late.model_copy(update={"clients": [*late.clients[:2], late.clients[2].model_copy(update={"joins": 2})]})
+    with pytest.raises(MethodError, match="nobody may miss one: c2 join late"):
+        federation.run(late, tmp_path / "b")
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", ["fedit", "ffa", "rolora", "flora"])
+def test_a_malformed_update_is_refused_and_the_round_goes_on(name: str, tmp_path: Path) -> None:
+    for change in (lambda t: t[:-1], lambda t: t.long()):
+        server, clients = build(twins(3, method=name), tmp_path / f"{name}{id(change)}")
+        train = clients["c1"].method.train
+
+        def tampering(*args: Any, train: Any = train, change: Any = change) -> Any:
+            payload, losses = train(*args)
+            key = next(iter(payload.tensors))
+            payload.tensors[key] = change(payload.tensors[key]).clone()
+            return payload, losses
+
+        clients["c1"].method.train = tampering
+        server.open()
+        server.one_round()
+        assert server.members["c1"].status.startswith("stopped: the update of c1")
+        assert server.members["c0"].status == server.members["c2"].status == "ok"
+        assert server.round == 1
