@@ -123,9 +123,9 @@ def test_ffa_never_moves_a_and_rolora_alternates(tmp_path: Path) -> None:
             for client in clients.values():
                 take = client.method.receive
 
-                def taking(payload: Payload, client: Client = client, take: Any = take) -> None:
+                def taking(payload: Payload, client: Client = client, take: Any = take, seen: dict = received) -> None:
                     take(payload)
-                    received[client.name] = factors(client)
+                    seen[client.name] = factors(client)
 
                 client.method.receive = taking
             server.one_round()

@@ -86,7 +86,7 @@ class ServerMethod(ABC):
         self.experiment, self.settings = experiment, settings
 
     @classmethod
-    def suits(cls, experiment: Experiment, introductions: dict[str, dict[str, Any]]) -> None:
+    def suits(cls, experiment: Experiment, introductions: dict[str, dict[str, Any]]) -> None:  # noqa: B027
         """Raise MethodError, naming clients and reason, if the method cannot run on this federation at all."""
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
