@@ -85,8 +85,8 @@ class ServerMethod(ABC):
     def __init__(self, experiment: Experiment, settings: Any) -> None:
         self.experiment, self.settings = experiment, settings
 
-    @classmethod
-    def suits(cls, experiment: Experiment, introductions: dict[str, dict[str, Any]]) -> None:  # noqa: B027
+    @classmethod  # noqa: B027 - most methods suit everybody
+    def suits(cls, experiment: Experiment, introductions: dict[str, dict[str, Any]]) -> None:
         """Raise MethodError, naming clients and reason, if the method cannot run on this federation at all."""
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
