@@ -70,12 +70,10 @@ def run(
     with _plain_errors():
         from h2tune.config import load_config
 
-        experiment = load_config(file)
+        experiment = load_config(file, seed=seed)
         update: dict[str, Any] = {}
         if baseline is not None:
             update["baseline"] = "local" if baseline else "none"
-        if seed is not None:
-            update["seed"] = seed
         if tensorboard and "tensorboard" not in experiment.tracking:
             update["tracking"] = [*experiment.tracking, "tensorboard"]
         experiment = experiment.model_copy(update=update)
@@ -148,6 +146,68 @@ def plan(file: File, as_json: Json = False) -> None:
             typer.echo(f"warning: {warning}", err=True)
         if found.problems:
             _fail("\n".join(found.problems))
+
+
+@app.command()
+def compare(
+    file: Annotated[
+        str, typer.Argument(help="A federation's YAML file, or `demo`. `{seed}` in a source is the run's seed.")
+    ],
+    methods: Annotated[
+        str, typer.Option(help="Names with commas between, or `all`; see `h2tune methods`.")
+    ] = "local,h2tune-unshared,h2tune",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, ...")] = 5,
+    out: Out = None,
+    n_train: Annotated[
+        str, typer.Option(help="Amounts of training data to sweep over, for example 60,500,5000.")
+    ] = "",
+    tune: Annotated[
+        str,
+        typer.Option(
+            help="Multiples of the file's learning rates, for example 0.3,1,3; each method takes its best"
+            " by validation, on a seed of its own."
+        ),
+    ] = "",
+    jobs: Annotated[int, typer.Option(help="Runs at a time; 0 is one for each core.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run methods side by side over seeds, and say which is better and how sure that is. Goes on where it stopped."""
+    with _plain_errors():
+        from h2tune.compare import CompareError, compare_names
+        from h2tune.compare import compare as run_compare
+        from h2tune.report.comparison import print_comparison
+
+        folder = out or Path("runs") / f"compare-{Path(file).stem}"
+        try:
+            sizes, rates = [int(n) for n in n_train.split(",") if n], [float(r) for r in tune.split(",") if r]
+        except ValueError as error:
+            raise CompareError(f"--n-train and --tune are numbers with commas between: {error}") from None
+        say = (lambda text: None) if as_json else typer.echo
+        result = run_compare(
+            file, compare_names(methods), seeds, folder, n_train=sizes, tune=rates, jobs=jobs, say=say
+        )
+        if as_json:
+            typer.echo(json.dumps(result))
+        else:
+            print_comparison(result)
+            typer.echo(f"\nreport   {folder / 'compare.html'}")
+        if result["failed"]:
+            raise typer.Exit(1)
+
+
+@app.command(name="methods")
+def list_methods(as_json: Json = False) -> None:
+    """List the federated methods; docs/methods.md has their rules."""
+    from h2tune.methods import Method
+
+    rows = [{"name": m.name, "description": m.says, "sends": m.sends, "source": m.source,
+             "one_architecture": m.one_architecture} for m in Method.registry.values()]  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        kind = "equal models" if row["one_architecture"] else "any models"
+        typer.echo(f"{row['name']:<16} {kind:<13} {row['description']}; sends {row['sends']}")
 
 
 def _size(value: int | None) -> str:

@@ -64,6 +64,7 @@ class Client:
         self.training, self.rank, self.data_seed = experiment.training, experiment.rank, config.name
         self.task = tasks.build_task(config.task)
         labels = len(self.task.labels) if self.task.kind == "classify" else None
+        self.residents = residents
         self.resident = residents.get(
             config.model, labels=labels, revision=config.revision, trust=config.trust_remote_code, slots=config.slots,
             quantization=config.quantization,
@@ -181,10 +182,10 @@ class Client:
 
     def _join(self, message: Message) -> tuple[str, Payload]:
         # Baselines of the same run ask again; the untouched model has not changed.
-        base = self.resident.cache.get(("base", self.name))
-        if base is None:
-            base = self._score(self.test, self.test_data, bare=True)
-            self.resident.cache["base", self.name] = base
+        key = ("base", hash(tuple(example.prompt for example in self.test)))
+        if key not in self.resident.cache:
+            self.resident.cache[key] = self._score(self.test, self.test_data, bare=True)
+        base = self.resident.cache[key]
         payload = self.method.join()
         covered, missing = coverage(self.anchors, [e.prompt + e.answer for e in self.train_examples])
         if self.store:

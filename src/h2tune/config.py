@@ -129,6 +129,9 @@ class Experiment(_Strict):
         "none",
         description="also train every client alone (`local`), or with frames but without averaging (`h2tune-unshared`)",
     )
+    methods: dict[str, dict[str, Any]] = Field(
+        {}, description="for `h2tune compare`: by method, its own settings and `learning_rate`, `core_learning_rate`"
+    )
     select: Literal["federated", "best"] = Field("federated", description="`best` keeps the better by validation")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")
     tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="also log metrics there")
@@ -158,8 +161,8 @@ class Experiment(_Strict):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_config(path: str | Path) -> Experiment:
-    """Read a YAML file; paths in it are relative to the file.
+def load_config(path: str | Path, seed: int | None = None) -> Experiment:
+    """Read a YAML file; paths in it are relative to the file, and ``seed`` overrides its seed.
 
     Raises:
         ConfigError: with every mistake at once.
@@ -171,19 +174,41 @@ def load_config(path: str | Path) -> Experiment:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path} is not valid YAML: {error}"]) from None
-    return parse_config(data, path.parent)
+    return parse_config(data, path.parent, seed)
 
 
-def parse_config(data: Any, folder: Path | None = None) -> Experiment:
-    """Validate plain data; relative paths of clients' files are taken from ``folder``."""
+def parse_config(data: Any, folder: Path | None = None, seed: int | None = None) -> Experiment:
+    """Validate plain data; relative paths of clients' files are taken from ``folder``.
+
+    ``{seed}`` in a client's data sources stands for the experiment's seed.
+    """
     if not isinstance(data, dict):
         raise ConfigError(["The config must be a mapping with the key `clients`."])
+    if seed is not None:
+        data = data | {"seed": seed}
+    data = _fill_in_seed(data)
     if folder is not None:
         data = _resolve_paths(data, folder)
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
         raise ConfigError([_explain(e) for e in error.errors()]) from None
+
+
+_SOURCES = ("train", "test", "validation", "practice")
+
+
+def _fill_in_seed(data: dict[str, Any]) -> dict[str, Any]:
+    def fill(value: Any) -> Any:
+        return value.replace("{seed}", str(data.get("seed", 0))) if isinstance(value, str) else value
+
+    clients = data.get("clients")
+    if not isinstance(clients, list):
+        return data
+    filled = [
+        {k: fill(v) if k in _SOURCES else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
+    ]
+    return data | {"clients": filled}
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -194,7 +219,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     clients = data.get("clients")
     if isinstance(clients, list):
-        keys = ("model", "train", "test", "validation", "practice")
+        keys = ("model", *_SOURCES)
         clients = [
             {k: resolve(v) if k in keys else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
         ]

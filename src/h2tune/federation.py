@@ -71,6 +71,7 @@ def run(
     resume: bool = False,
     changed: Sequence[str] = (),
     watcher: Watcher | None = None,
+    residents: Residents | None = None,
 ) -> dict[str, Any]:
     """Run a federation in this process and return its metrics (as in ``metrics.json``).
 
@@ -79,12 +80,13 @@ def run(
         out: run directory; must not hold another run.
         resume: go on with the run in ``out``, from its last committed round.
         changed: keys of the config that may differ from the run's when resuming.
+        residents: base models that are in memory already, without adapters (`Residents.release`).
     """
     begin = time.perf_counter()
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
     resolve_method(experiment.method)
-    store, residents = _WatchedStore(Path(out), watcher), Residents(experiment.device)
+    store, residents = _WatchedStore(Path(out), watcher), residents or Residents(experiment.device)
     if watcher:
         watcher.message("loading models and data")
     accelerator = make_accelerator(experiment, residents.device, store.folder)

@@ -152,7 +152,9 @@ class Residents:
             config.num_labels = labels
         auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
         try:
-            model = _load_weights(auto, folder, config, common, quantization)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)  # a new classification head is random, but the same in every run
+                model = _load_weights(auto, folder, config, common, quantization)
         except Exception as error:
             raise ModelError(_load_advice(source, error)) from None
         if quantization == "none":

@@ -9,10 +9,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from h2tune.methods import (  # noqa: F401 - they register themselves
+    celora,
+    colora,
     fedex,
     fedit,
+    fedmkt,
     fedprox,
     fedsa,
+    fedsb,
     ffa,
     flexlora,
     flora,
@@ -20,6 +24,8 @@ from h2tune.methods import (  # noqa: F401 - they register themselves
     hetlora,
     local,
     lora_fair,
+    pfedlora,
+    published,
     rolora,
 )
 from h2tune.methods.base import Method, MethodError, Settings

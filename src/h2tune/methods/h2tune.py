@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
+from transformers.pytorch_utils import Conv1D
 
 from h2tune.core import bases
 from h2tune.core.masks import kept_rank
@@ -34,9 +35,10 @@ from h2tune.wire import Payload, WireError
 
 
 class H2TuneSettings(Settings):
-    frames: Literal["anchor", "glossary", "random"] = Field(
+    frames: Literal["anchor", "glossary", "weights", "random"] = Field(
         "anchor",
-        description="`glossary`: public terms and practice problems; `random`: no common frames (an ablation)",
+        description="`glossary`: public terms and practice problems; `weights` (singular vectors of the base) and"
+        " `random`: no common frames (ablations)",
     )
     slots: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(
         None, description="slots that are adapted and shared; by default all"
@@ -65,6 +67,7 @@ class H2TuneSettings(Settings):
 
 class H2TuneClient(AdapterClient):
     settings: H2TuneSettings
+    residual = False
 
     @property
     def adapter_rank(self) -> int:
@@ -83,7 +86,7 @@ class H2TuneClient(AdapterClient):
 
     def join(self, fresh: bool = True) -> Payload:
         client, settings = self.client, self.settings
-        self.attach(self.adapter_rank, residual=False)
+        self.attach(self.adapter_rank, residual=self.residual)
         meta = self.introduction() | {"keep": client.keep}
         if settings.frames == "anchor" and fresh:
             self.described = client.describe_anchors(settings.directions * client.rank)
@@ -98,21 +101,45 @@ class H2TuneClient(AdapterClient):
         self.shape = CoreShape(payload.meta["depth"], client.rank, tuple(payload.meta["slots"]))
         start = nearest_relation if settings.relation == "nearest" else depth_relation
         relation = start(self.shape.depth, client.layout.depth)
-        if settings.frames == "anchor" and fresh:
+        if fresh:
+            relation = self.begin(payload, relation)
+        self.core = self.make_core(relation).to(client.accelerator.device)
+        self.core.write(self.leaves)
+        if fresh:
+            self.warm_head()
+        self._make_groups()
+
+    def begin(self, payload: Payload, relation: Tensor) -> Tensor:
+        """Set A and B to the frames; returns the start of P."""
+        settings = self.settings
+        if settings.frames == "anchor":
             frames = bases.Frames.from_tensors(payload.tensors, self.shape)
             if settings.relation == "similarity":
                 relation = self.described.relation(frames)
             self._take_frames(frames, relation)
             del self.described
-        if settings.frames == "glossary" and fresh:
+        elif settings.frames == "glossary":
             practise(self, settings.practice_rate)
-        self.core = ClientCore(
-            self.shape, client.layout, relation, client.keep, settings.mask, settings.train_relation
-        ).to(client.accelerator.device)
-        self.core.write(self.leaves)
-        if fresh:
-            self.warm_head()
-        self._make_groups()
+        elif settings.frames == "weights":
+            self._take_singular_vectors()
+        return relation
+
+    def make_core(self, relation: Tensor) -> ClientCore:
+        settings = self.settings
+        return ClientCore(
+            self.shape, self.client.layout, relation, self.client.keep, settings.mask, settings.train_relation
+        )
+
+    def _take_singular_vectors(self) -> None:
+        """A = V^T, B = U Sigma of the base weight's leading part: private to a model, but no less structured."""
+        with torch.no_grad():
+            for layer in self.layers:
+                weight = layer.get_base_weight().float()
+                weight = weight.T if isinstance(layer.get_base_layer(), Conv1D) else weight
+                u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+                rank = layer.trilora_r[self.client.name]
+                layer.trilora_A[self.client.name].copy_(vh[:rank])
+                layer.trilora_B[self.client.name].copy_(u[:, :rank] * s[:rank])
 
     def _take_frames(self, frames: bases.Frames, relation: Tensor) -> None:
         """A_i and B_i by regression on the common coordinates; the leading r_i of them."""

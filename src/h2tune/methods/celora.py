@@ -1,0 +1,107 @@
+"""CE-LoRA: a small middle matrix is shared, and every client gets a mixture of its own (Li et al., arXiv 2503.23869).
+
+    delta W = B C A,   only C travels
+    C_k <- sum_j w_kj C_j,   w_k = softmax_j( cos(C_k, C_j) / tau )
+
+**Reconstruction.** The abstract says that the mixture weighs by similarity of data and of parameters; the measures could not
+be read. Here it is the cosine of the C's alone, and nothing about the data leaves a client. The paper's clients have
+equal models; for different ones C is read along depth as H2Tune's core is, and A and B start from the same
+frames, so that the only difference to H2Tune (joint) is the aggregation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from h2tune.core.packing import pack_core, unpack_core
+from h2tune.methods.base import Method
+from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
+from h2tune.wire import Payload
+
+
+class CeLoraSettings(H2TuneSettings):
+    alternation: Literal["joint"] = Field("joint", description="A, B and C in every update")
+    temperature: float = Field(0.5, gt=0, description="tau of the mixture's softmax")
+
+
+def mixture_weights(cores: Tensor, coverage: Tensor, temperature: float) -> Tensor:
+    """``softmax_j(cos(C_k, C_j) / tau)``, clients x clients, the cosine over the entries that both cover."""
+    n = len(cores)
+    flat, held = (cores * coverage).reshape(n, -1).double(), coverage.reshape(n, -1).double()
+    inner = flat @ flat.T
+    norms = (flat.square() @ held.T).sqrt()  # [k, j]: norm of C_k on what j covers
+    cosine = inner / (norms * norms.T).clamp_min(1e-30)
+    return torch.softmax(cosine / temperature, dim=1)
+
+
+def mix(cores: Tensor, coverage: Tensor, weights: Tensor) -> Tensor:
+    """``sum_j w_kj C_j / sum_j w_kj`` over the clients that cover an entry; clients x core."""
+    shape = cores.shape
+    flat, held = (cores * coverage).reshape(len(cores), -1).double(), coverage.reshape(len(cores), -1).double()
+    total = weights @ held
+    return (weights @ flat / total.clamp_min(1e-30)).reshape(shape).to(cores.dtype)
+
+
+class CeLoraServer(H2TuneServer):
+    """Keeps every client's last core: its memory grows with their number."""
+
+    settings: CeLoraSettings
+
+    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
+        welcomes = super().open(joined, described)
+        self.cores: dict[str, tuple[Tensor, Tensor]] = getattr(self, "cores", {})
+        self.mixed: dict[str, Tensor] = getattr(self, "mixed", {})
+        return welcomes
+
+    def add(self, client: str, payload: Payload, weight: int) -> None:
+        super().add(client, payload, weight)
+        core, coverage = unpack_core(payload.tensors, self.shape, self.ranks[client])
+        whole, held = self.shape.zeros(), self.shape.zeros().bool()
+        rank = self.ranks[client]
+        whole[..., :rank, :rank], held[..., :rank, :rank] = core, coverage
+        self.cores[client] = whole, held
+
+    def finish_round(self) -> None:
+        super().finish_round()
+        names = sorted(self.cores)
+        cores, held = (torch.stack([self.cores[n][part] for n in names]) for part in (0, 1))
+        weights = mixture_weights(cores, held, self.settings.temperature)
+        self.mixed = dict(zip(names, mix(cores, held, weights), strict=True))
+        self.weights = {n: row.tolist() for n, row in zip(names, weights, strict=True)}
+
+    def download(self, client: str) -> Payload:
+        if client not in self.mixed:
+            return super().download(client)
+        rank = self.ranks[client]
+        columns = [self.shape.slots.index(s) for s in self.held[client]]
+        coverage = torch.zeros(self.shape.depth, len(self.shape.slots), rank, rank, dtype=torch.bool)
+        coverage[:, columns] = True
+        return Payload(pack_core(self.mixed[client][..., :rank, :rank], coverage, masked=False))
+
+    def state(self) -> dict[str, Tensor]:
+        kept = {f"core/{n}": core for n, (core, _) in self.cores.items()}
+        kept |= {f"held/{n}": held for n, (_, held) in self.cores.items()}
+        return super().state() | kept | {f"mixed/{n}": m for n, m in self.mixed.items()}
+
+    def resume(
+        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
+    ) -> dict[str, Payload]:
+        welcomes = super().resume(tensors, plain, fixed, names)
+        held = {k.removeprefix("core/"): t for k, t in tensors.items() if k.startswith("core/")}
+        self.cores = {n: (core.clone(), tensors[f"held/{n}"].clone()) for n, core in held.items()}
+        self.mixed = {k.removeprefix("mixed/"): t.clone() for k, t in tensors.items() if k.startswith("mixed/")}
+        return welcomes
+
+    def report(self) -> dict[str, Any]:
+        return super().report() | {"mixture": getattr(self, "weights", {})}
+
+
+Method(
+    "celora", CeLoraSettings, H2TuneClient, CeLoraServer, "a middle matrix, mixed for every client by similarity",
+    sends="covered entries of C; once, left factors of activations on public text",
+    source="Li et al., arXiv 2503.23869 (reconstruction)",
+)  # fmt: skip

@@ -1,0 +1,358 @@
+"""Co-LoRA, the adapter and alignment of FedMosaic (Seo et al., arXiv 2506.11024): the strongest known rival of H2Tune.
+
+    adapter     y = W x + B (P A x + q),   P (R x R) and q (R) start at 0; here P is the adapter's T, q its shift
+    alignment   on public text, at K anchor blocks l = k floor(L / K) - 1, ..., L - 1, the i-th of one model to the
+                i-th of another; one model is the pivot:
+                A'  <- argmin ||X' A'^T - X A^T||^2 + 0.5 ||A' A'^T - I||^2, then the nearest row-orthonormal matrix
+                B'  <- S33^(1/2) V U^T S11^(-1/2) B,  U, V from the CCA of the two models' outputs (ridge gamma)
+    sharing     P and q of the anchor blocks with everyone; all other factors only between clients of equal models
+    mixture     P_k <- sum_i w_ki P_i,   w_k = softmax_i( cos(g_k, g_i) / 0.5 ),
+                g: sketch of the gradient of a small common model on the client's data
+
+Differences to FedMosaic, which has two adapters (own and global) and a learned gate between them: one adapter, and so the
+client itself is part of its mixture (with similarity 1). The sketch, a function of private gradients, leaves a
+client once; ``relevance: uniform`` does without. Everything else private stays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from h2tune.core.frames import Factor
+from h2tune.core.slots import input_kind
+from h2tune.methods.adapted import AdapterClient
+from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
+from h2tune.methods.factors import mean
+from h2tune.methods.sketch import SKETCH, gradient_sketch
+from h2tune.seeds import derive
+from h2tune.wire import Payload, WireError
+
+
+class CoLoraSettings(Settings):
+    blocks: int = Field(4, ge=1, description="anchor blocks, at most as many as the shallowest model has")
+    gamma: float = Field(1e-4, gt=0, description="ridge of the CCA")
+    relevance: Literal["sketch", "uniform"] = Field("sketch", description="weights of the mixture")
+    temperature: float = Field(0.5, gt=0, description="of the mixture's softmax")
+    common: str = Field("zoo:llama", description="the small common model behind the sketches")
+    directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
+
+
+def anchor_blocks(depth: int, count: int) -> list[int]:
+    """``floor(L / K) - 1, 2 floor(L / K) - 1, ..., L - 1``: the last one is the last block."""
+    step = depth // count
+    return [step * k - 1 for k in range(1, count)] + [depth - 1]
+
+
+def align_reader(x: Factor, target: Tensor, steps: int = 300) -> Tensor:
+    """A' (R x d), row-orthonormal: MSE to the pivot's readings plus 0.5 x orthogonality, then the polar factor."""
+    z = (x.u * x.s).double()
+    a = torch.linalg.lstsq(z, target.double()).solution.T.clone().requires_grad_(True)
+    scale = target.double().square().mean().clamp_min(1e-12)  # so that both terms are of order one
+    eye = torch.eye(len(a), dtype=a.dtype)
+    solver = torch.optim.Adam([a], lr=0.02)
+    for _ in range(steps):
+        loss = (z @ a.T - target).square().mean() / scale + 0.5 * (a @ a.T - eye).square().sum()
+        solver.zero_grad()
+        loss.backward()
+        solver.step()
+    u, _, vh = torch.linalg.svd(a.detach(), full_matrices=False)
+    return ((u @ vh) @ x.v.double().T).float()
+
+
+def whitened(y: Factor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Rows of Y in coordinates of unit variance (n x p), and the standard deviations sqrt(s^2 / n + gamma)."""
+    deviation = (y.s.double().square() / len(y.u) + gamma).sqrt()
+    return y.u.double() * (y.s.double() / deviation), deviation
+
+
+def align_writer(y: Factor, pivot_rows: Tensor, pivot_writer: Tensor, gamma: float) -> Tensor:
+    """B' (d x R): the pivot's whitened B, turned by the CCA of both models' outputs, and coloured again.
+
+    Args:
+        pivot_rows: the pivot's whitened outputs, n x p. pivot_writer: ``S11^(-1/2) B`` in the same coordinates, p x R.
+    """
+    rows, deviation = whitened(y, gamma)
+    u, _, vh = torch.linalg.svd(pivot_rows.double().T @ rows / len(rows), full_matrices=False)
+    return (y.v.double() @ (deviation[:, None] * (vh.T @ (u.T @ pivot_writer.double())))).float()
+
+
+class CoLoraClient(AdapterClient):
+    settings: CoLoraSettings
+
+    @property
+    def adapter_rank(self) -> int:
+        return self.client.rank
+
+    def join(self, fresh: bool = True) -> Payload:
+        self.attach(self.adapter_rank, residual=False, shift=True)
+        name = self.client.name
+        self.shifts = [layer.trilora_q[name] for layer in self.layers]
+        if fresh:
+            self._orthonormal_start()
+        sketch = {}
+        if fresh and self.settings.relevance == "sketch":
+            sketch = {"sketch": gradient_sketch(self.client, self.settings.common)}
+        return Payload(sketch, self.introduction())
+
+    def _orthonormal_start(self) -> None:
+        """The same in all clients on one base, whatever their names."""
+        with torch.no_grad():
+            for index, layer in enumerate(self.layers):
+                seed = derive(self.client.seed, "colora", self.client.resident.fingerprint, index)
+                generator = torch.Generator().manual_seed(seed)
+                for matrix in (layer.trilora_A[self.client.name].T, layer.trilora_B[self.client.name]):
+                    random = torch.randn(matrix.shape, generator=generator)
+                    matrix.copy_(torch.linalg.qr(random)[0])
+
+    def describe(self) -> Payload:
+        """As the pivot: what A reads and B writes on the public text at the anchor blocks."""
+        tensors = {}
+        bases = self.client.describe_anchors(self.settings.directions * self.client.rank)
+        for place, block in enumerate(anchor_blocks(self.client.layout.depth, self._count())):
+            for slot, (a, b) in self._factors_of(block).items():
+                x, y = bases.inputs[block][input_kind(slot)], bases.outputs[block][slot]
+                rows, deviation = whitened(y, self.settings.gamma)
+                tensors[f"read.{place}.{slot}"] = ((x.u * x.s) @ (x.v.T @ a.T)).half()
+                tensors[f"rows.{place}.{slot}"] = rows.half()
+                tensors[f"write.{place}.{slot}"] = ((y.v.double().T @ b.double()) / deviation[:, None]).float()
+        return Payload(tensors)
+
+    def _count(self) -> int:
+        return min(self.settings.blocks, self.client.layout.depth)
+
+    def _factors_of(self, block: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """A and the slot's rows of B, for every slot of a block."""
+        layout, name = self.client.layout, self.client.name
+        found = {}
+        for slot, ref in layout.slots.items():
+            layer = self.layers[block * len(layout.modules) + layout.modules.index(ref.module)]
+            parts = layer.trilora_rows[name].split(layer.trilora_B[name].detach())
+            found[slot] = layer.trilora_A[name].detach(), parts[ref.part]
+        return found
+
+    def welcome(self, payload: Payload, fresh: bool = True) -> None:
+        self.blocks = anchor_blocks(self.client.layout.depth, payload.meta["blocks"])
+        self.twins = payload.meta["twins"]
+        if fresh:
+            if payload.tensors:
+                self._align(payload.tensors)
+            self.warm_head()
+        client, updates = self.client, self.client.training.steps * self.client.rounds
+        own = [*self.factors, *self.head]
+        self.groups = {
+            "factors": self.group(own, self.rate, updates),
+            "shared": self.group([*self.leaves, *self.shifts], client.training.core_learning_rate, updates),
+        }
+
+    def _align(self, pivot: dict[str, Tensor]) -> None:
+        layout, name = self.client.layout, self.client.name
+        bases = self.client.describe_anchors(self.settings.directions * self.client.rank)
+        with torch.no_grad():
+            for place, block in enumerate(self.blocks):
+                for module_index, module in enumerate(layout.modules):
+                    layer = self.layers[block * len(layout.modules) + module_index]
+                    slots = sorted((ref.part, slot) for slot, ref in layout.slots.items() if ref.module == module)
+                    known = [slot for _, slot in slots if f"read.{place}.{slot}" in pivot]
+                    if not known:
+                        continue  # the pivot's family lacks this slot: nothing to align with
+                    with torch.enable_grad():
+                        x = bases.inputs[block][input_kind(slots[0][1])]
+                        a = align_reader(x, pivot[f"read.{place}.{known[0]}"].float())
+                    layer.trilora_A[name].copy_(a)
+                    parts = layer.trilora_rows[name].split(layer.trilora_B[name])
+                    for part, slot in slots:
+                        if slot in known:
+                            y, key = bases.outputs[block][slot], f"{place}.{slot}"
+                            parts[part] = align_writer(
+                                y, pivot[f"rows.{key}"], pivot[f"write.{key}"], self.settings.gamma
+                            )
+                    layer.trilora_B[name].copy_(layer.trilora_rows[name].join(parts))
+
+    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+        self.receive(payload)
+        self.activate()
+        self.select(*self.groups.values())
+        for shift in self.shifts:
+            shift.requires_grad_(True)
+        batches, total, steps = self.batches(round), 0.0, self.client.training.steps
+        for step in range(steps):
+            loss = self.updater.gradients(batches)
+            for group in self.groups.values():
+                self.updater.apply(group)
+            total += loss
+            on_step("joint", step + 1, steps, loss)
+        return Payload(self.pack()), {"joint": total / steps}
+
+    def _shared_places(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """``0.q`` and so on: (T, q) of every slot at every anchor block, as views of the parameters."""
+        layout, found = self.client.layout, {}
+        for place, block in enumerate(self.blocks):
+            for slot, ref in layout.slots.items():
+                index = block * len(layout.modules) + layout.modules.index(ref.module)
+                found[f"{place}.{slot}"] = self.leaves[index].data[ref.part], self.shifts[index].data[ref.part]
+        return found
+
+    def _group_tensors(self) -> dict[str, Tensor]:
+        """What only fits between equal models: all A and B, and T and q away from the anchor blocks."""
+        modules = len(self.client.layout.modules)
+        found = {}
+        for index, layer in enumerate(self.layers):
+            name = self.client.name
+            found |= {f"{index}.A": layer.trilora_A[name].data, f"{index}.B": layer.trilora_B[name].data}
+            if index // modules not in self.blocks:
+                found |= {f"{index}.T": self.leaves[index].data, f"{index}.q": self.shifts[index].data}
+        return found
+
+    def pack(self) -> dict[str, Tensor]:
+        tensors = {}
+        for key, (t, q) in self._shared_places().items():
+            tensors |= {f"T.{key}": t.clone(), f"q.{key}": q.clone()}
+        if self.twins:
+            tensors |= {f"own.{k}": t.clone() for k, t in self._group_tensors().items()}
+        return tensors
+
+    def receive(self, payload: Payload) -> None:
+        places, own = self._shared_places(), self._group_tensors()
+        for name, tensor in payload.tensors.items():
+            kind, _, key = name.partition(".")
+            target = own.get(key) if kind == "own" else (places.get(key) or (None, None))[kind == "q"]
+            if target is None or target.shape != tensor.shape:
+                raise WireError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
+            target.copy_(tensor)
+
+
+def relevance(sketches: Tensor, temperature: float) -> Tensor:
+    """``softmax_i(cos(g_k, g_i) / temperature)``, clients x clients."""
+    unit = sketches.double() / sketches.double().norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return torch.softmax(unit @ unit.T / temperature, dim=1)
+
+
+class CoLoraServer(ServerMethod):
+    """Keeps a round's updates until its end; the mixtures are small, the factors of equal models are not."""
+
+    settings: CoLoraSettings
+
+    def ask(self, joined: dict[str, Payload]) -> list[str]:
+        if hasattr(self, "pivot"):
+            return []
+        # The deepest model has most to say; equal depths in the order of the names.
+        self.pivot = min(joined, key=lambda n: (-joined[n].meta["depth"], n))
+        return [self.pivot]
+
+    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
+        if not hasattr(self, "known"):
+            self.known: dict[str, dict[str, Any]] = {}
+            self.sketches: dict[str, Tensor] = {}
+            self.mixed: dict[str, dict[str, Tensor]] = {}
+            self.groups: dict[str, dict[str, Tensor]] = {}
+            self.guide = described[self.pivot].tensors
+            self.count = min(self.settings.blocks, *(p.meta["depth"] for p in joined.values()))
+        self.known |= {name: dict(p.meta) for name, p in joined.items()}
+        for name, payload in joined.items():
+            if self.settings.relevance == "sketch":
+                if tuple(payload.tensors.get("sketch", torch.zeros(0)).shape) != (SKETCH,):
+                    raise ValueError(f"{name} sent no sketch")
+                self.sketches[name] = payload.tensors["sketch"]
+        return {name: self._welcome(name, fresh=True) for name in joined}
+
+    def _welcome(self, name: str, fresh: bool) -> Payload:
+        own, pivot = self.known[name]["fingerprint"], self.known[self.pivot]["fingerprint"]
+        guide = self.guide if fresh and own != pivot else {}
+        expected = len(self.experiment.clients) > len(self.known)  # a twin may still join
+        twins = expected or sum(k["fingerprint"] == own for k in self.known.values()) > 1
+        return Payload(dict(guide), {"blocks": self.count, "twins": twins})
+
+    def download(self, client: str) -> Payload:
+        own = self.groups.get(self.known[client]["fingerprint"], {})
+        tensors = dict(self.mixed.get(client, {})) | {f"own.{k}": t for k, t in own.items()}
+        if not tensors and self.mixed:  # a late joiner starts from the plain mean of what fits
+            return Payload()
+        return Payload(tensors)
+
+    def start_round(self) -> None:
+        self.updates: dict[str, dict[str, Tensor]] = {}
+        self.weights: dict[str, int] = {}
+
+    def add(self, client: str, payload: Payload, weight: int) -> None:
+        rank, known = self.experiment.rank, self.known[client]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for place in range(self.count):
+            for slot in known["slots"]:
+                shapes |= {f"T.{place}.{slot}": (rank, rank), f"q.{place}.{slot}": (rank,)}
+        got = {k: tuple(t.shape) for k, t in payload.tensors.items() if not k.startswith("own.")}
+        if got != shapes or not all(t.is_floating_point() for t in payload.tensors.values()):
+            raise WireError(f"the update of {client} holds other tensors than it may send")
+        own = {k: tuple(t.shape) for k, t in payload.tensors.items() if k.startswith("own.")}
+        for other in self.updates:
+            if self.known[other]["fingerprint"] == known["fingerprint"]:
+                theirs = {k: tuple(t.shape) for k, t in self.updates[other].items() if k.startswith("own.")}
+                if own != theirs:
+                    raise WireError(f"the factors of {client} do not fit those of {other}, which has the same base")
+        self.updates[client], self.weights[client] = payload.tensors, weight
+
+    def finish_round(self) -> None:
+        names = sorted(self.updates)
+        if self.settings.relevance == "sketch":
+            weights = relevance(torch.stack([self.sketches[n] for n in names]), self.settings.temperature)
+        else:
+            weights = torch.full((len(names), len(names)), 1 / len(names), dtype=torch.float64)
+        for k, name in enumerate(names):
+            self.mixed[name] = self._mixture(name, names, weights[k])
+        self.mixture = {n: row.tolist() for n, row in zip(names, weights, strict=True)}
+        for base in {self.known[n]["fingerprint"] for n in names}:
+            group = [n for n in names if self.known[n]["fingerprint"] == base]
+            total = sum(self.weights[n] for n in group)
+            shares = [self.weights[n] / total for n in group]
+            keys = [key for key in self.updates[group[0]] if key.startswith("own.")]
+            self.groups[base] = {k[4:]: mean([self.updates[n][k] for n in group], shares) for k in keys}
+
+    def _mixture(self, name: str, names: list[str], weights: Tensor) -> dict[str, Tensor]:
+        """The client's own mean, over those who have the slot."""
+        found = {}
+        for key in self.updates[name]:
+            if not key.startswith("own."):
+                held = [
+                    (w, self.updates[n][key]) for w, n in zip(weights, names, strict=True) if key in self.updates[n]
+                ]
+                total = sum(w for w, _ in held)
+                found[key] = sum(w / total * t.double() for w, t in held).to(self.updates[name][key].dtype)  # type: ignore[union-attr]
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        found = {f"mixed/{n}/{k}": t for n, tensors in self.mixed.items() for k, t in tensors.items()}
+        found |= {f"group/{b}/{k}": t for b, tensors in self.groups.items() for k, t in tensors.items()}
+        return found | {f"sketch/{n}": t for n, t in self.sketches.items()}
+
+    def plain_state(self) -> dict[str, Any]:
+        return {"known": self.known, "pivot": self.pivot, "count": self.count}
+
+    def fixed(self) -> dict[str, Tensor]:
+        return self.guide
+
+    def resume(
+        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
+    ) -> dict[str, Payload]:
+        self.known, self.pivot, self.count, self.guide = plain["known"], plain["pivot"], plain["count"], fixed
+        self.mixed, self.groups, self.sketches = {}, {}, {}
+        homes = {"mixed": self.mixed, "group": self.groups}
+        for key, tensor in tensors.items():
+            kind, owner, *rest = key.split("/")
+            if kind == "sketch":
+                self.sketches[owner] = tensor.clone()
+            else:
+                homes[kind].setdefault(owner, {})[rest[0]] = tensor.clone()
+        return {name: self._welcome(name, fresh=False) for name in names}
+
+    def report(self) -> dict[str, Any]:
+        return {"pivot": self.pivot, "mixture": getattr(self, "mixture", {})}
+
+
+Method(
+    "colora", CoLoraSettings, CoLoraClient, CoLoraServer, "P and q at aligned anchor blocks, mixed by relevance",
+    sends="R x R and R numbers for each slot of the anchor blocks; A and B between equal models; once, a gradient sketch",
+    source="Seo et al., arXiv 2506.11024 (FedMosaic)",
+)  # fmt: skip

@@ -1,0 +1,153 @@
+"""Fed-SB: frozen bases from the first gradients, only R between them is trained and averaged (arXiv 2502.15436, 2411.19557).
+
+    G = sum of weight gradients over a few of a client's examples,   -eta sign(G) ~ U Sigma V^T  (its leading part)
+    delta W = B R A,   B = U,  A = V^T  frozen,   R_0 = Sigma,   R <- sum_k p_k R_k  (exact)
+
+The paper's clients share one model, and its released code takes the gradient of everybody's pooled data. Here the first
+client of each base model (by name) takes it from its own data and hands A, B and R_0 to the others on that base: with two
+or more clients on a base, a function of one client's private gradients leaves it, once. For different
+models R is read along depth as H2Tune's core is, each block its nearest depth; the bases are then unrelated, which
+is the point of having it in a comparison.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from h2tune.adapter import TriLoraLayer
+from h2tune.methods.adapted import AdapterClient
+from h2tune.methods.base import Method, OnStep
+from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
+from h2tune.wire import Payload, WireError
+
+
+class FedSbSettings(H2TuneSettings):
+    frames: Literal["random"] = Field("random", description="A and B come from gradients")
+    alternation: Literal["joint"] = Field("joint", description="only R is trained")
+    relation: Literal["nearest"] = Field("nearest", description="each block reads its nearest depth")
+    train_relation: bool = Field(False, description="P is fixed")
+    train_factors: bool = Field(False, description="A and B are frozen")
+    examples: int = Field(64, ge=1, description="examples behind the first gradient")
+    eta: float = Field(1e-3, gt=0, description="size of the first step that R_0 approximates")
+
+
+def sign_step(gradient: Tensor, rank: int, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A (r x d_in), B (d_out x r) and R_0 (r x r) whose product is the best rank-r part of ``-eta sign(G)``."""
+    u, s, vh = torch.linalg.svd(-eta * gradient.float().sign(), full_matrices=False)
+    return vh[:rank], u[:, :rank], torch.diag(s[:rank])
+
+
+class FedSbClient(H2TuneClient):
+    settings: FedSbSettings
+
+    def describe(self) -> Payload:
+        """A, B and R_0 of every map, from gradients on this client's first examples."""
+        tensors, start = {}, {}
+        for index, gradient in enumerate(self._gradients()):
+            a, b, start[index] = sign_step(gradient, self.adapter_rank, self.settings.eta)
+            tensors |= {f"{index}.A": a, f"{index}.B": b, f"{index}.R": start[index]}
+        return Payload(tensors)
+
+    def _gradients(self) -> list[Tensor]:
+        """``dL/dW`` of every adapted map, d_out x d_in, summed over a few batches."""
+        weights = [layer.get_base_layer().weight for layer in self.layers]
+        if not all(w.is_floating_point() for w in weights):
+            raise WireError(
+                f"{self.client.name}: Fed-SB needs gradients of the base weights, a quantised base has none"
+            )
+        self.activate()
+        for weight in weights:
+            weight.requires_grad_(True)
+        seen, batches = 0, AdapterClient.batches(self, "first gradient")
+        while seen < min(self.settings.examples, len(self.client.train_data)):
+            batch, rows = next(batches)
+            self.updater.gradients(iter([(batch, rows)] * self.client.training.accumulation))
+            seen += len(rows)
+        found = []
+        for layer, weight in zip(self.layers, weights, strict=True):
+            grad = weight.grad.detach().clone()
+            found.append(grad.T if isinstance(layer.get_base_layer(), Conv1D) else grad)
+            weight.requires_grad_(False)
+            weight.grad = None
+        self.client.resident.peft.zero_grad()
+        return found
+
+    def begin(self, payload: Payload, relation: Tensor) -> Tensor:
+        with torch.no_grad():
+            for index, layer in enumerate(self.layers):
+                self._take(layer, "A", payload.tensors[f"{index}.A"])
+                self._take(layer, "B", payload.tensors[f"{index}.B"])
+        self.first = [payload.tensors[f"{index}.R"] for index in range(len(self.layers))]
+        return relation
+
+    def _take(self, layer: TriLoraLayer, kind: str, tensor: Tensor) -> None:
+        own = getattr(layer, f"trilora_{kind}")[self.client.name]
+        if own.shape != tensor.shape:
+            raise WireError(f"the server sent bases of shape {tuple(tensor.shape)} for {tuple(own.shape)}")
+        own.copy_(tensor)
+
+    first: list[Tensor] | None = None
+
+    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+        if round == 1 and self.first is not None:
+            self._start_from_first_step(payload)
+        return super().train(round, payload, on_step)
+
+    def _start_from_first_step(self, payload: Payload) -> None:
+        """R starts at R_0: put it where the (still empty) core would be received."""
+        core = torch.zeros_like(self.core.S)
+        for first, (block, columns) in zip(self.first or [], self.core._places(), strict=True):
+            depth = int(self.core.relation().argmax(0)[block])
+            core[depth, [self.core.columns[c] for c in columns]] = first.to(core)
+        self.core.S.data.copy_(core)
+        payload.tensors.clear()
+
+    def receive(self, payload: Payload) -> None:
+        if payload.tensors:
+            super().receive(payload)
+
+
+class FedSbServer(H2TuneServer):
+    def ask(self, joined: dict[str, Payload]) -> list[str]:
+        """The first client of each base, unless its bases are known from clients that joined before."""
+        self.bases: dict[str, dict[str, Tensor]] = getattr(self, "bases", {})
+        self.of = getattr(self, "of", {}) | {n: p.meta["fingerprint"] for n, p in joined.items()}
+        first: dict[str, str] = {}
+        for name in sorted(joined):
+            first.setdefault(joined[name].meta["fingerprint"], name)
+        return [name for base, name in first.items() if base not in self.bases]
+
+    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
+        self.bases |= {self.of[name]: payload.tensors for name, payload in described.items()}
+        welcomes = super().open(joined, {})
+        for name, payload in welcomes.items():
+            payload.tensors = dict(self.bases[self.of[name]])
+        return welcomes
+
+    def fixed(self) -> dict[str, Tensor]:
+        return {f"{base}/{key}": t for base, tensors in self.bases.items() for key, t in tensors.items()}
+
+    def plain_state(self) -> dict[str, Any]:
+        return super().plain_state() | {"of": self.of}
+
+    def resume(
+        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
+    ) -> dict[str, Payload]:
+        welcomes = super().resume(tensors, plain, {}, names)
+        self.of, self.bases = plain["of"], {}
+        for key, tensor in fixed.items():
+            base, name = key.split("/")
+            self.bases.setdefault(base, {})[name] = tensor
+        return welcomes
+
+
+Method(
+    "fedsb", FedSbSettings, FedSbClient, FedSbServer, "frozen bases from first gradients, mean of R",
+    sends="covered entries of R; once, if a base is shared, A, B and R_0 made from private gradients",
+    source="Singhal et al., arXiv 2502.15436; Ponkshe et al., arXiv 2411.19557",
+)  # fmt: skip

@@ -1,0 +1,170 @@
+"""A comparison as one self-contained HTML page: tables, differences with intervals, accuracy against bytes, curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from h2tune.report import words
+from h2tune.report.comparison import text_of
+from h2tune.report.plots import Line, _svg, _ticks, line_chart
+
+if TYPE_CHECKING:
+    from h2tune.report.comparison import Interval
+
+STYLES = ("validation", "test", "shared", "specific", "other")
+MARKERS = ("dot", "square", "diamond")
+
+
+def render(result: dict[str, Any]) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # kept out of the command line's start-up
+
+    env = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    env.filters |= {name: getattr(words, name) for name in ("size", "duration")}
+    tables = [
+        table
+        | {
+            "differences": differences(table),
+            "traffic": against_bytes(table),
+            "curves": curves(table),
+            "keys": [(row["method"], *_style(index)) for index, row in enumerate(table["methods"])],
+        }
+        for table in result["tables"]
+        if table["methods"]
+    ]
+    return env.get_template("compare.html").render(
+        result=result, tables=tables, text_of=text_of, sweep=sweep(result["tables"]), verdict=verdict(result)
+    )
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """One plain sentence on the first table."""
+    if not result["tables"] or not result["tables"][0]["methods"]:
+        return "No run finished."
+    table = result["tables"][0]
+    best = (min if table["quantity"] == "nats" else max)(table["methods"], key=lambda row: row["mean"][0])
+    over = best.get("over_best_other")
+    if over is None:
+        return f"{best['method']} alone was run."
+    clear = over[1] > 0 and len(best["seeds"]) > 1
+    unit = "points" if table["quantity"] == "metric" else "nats"
+    lead = text_of(over, table["quantity"], signed=True)
+    return (
+        f"{best['method']} is best, {lead} {unit} over {best['best_other']}; the interval "
+        + ("excludes 0." if clear else "does not exclude 0, so this is no clear lead.")
+        if len(best["seeds"]) > 1
+        else f"{best['method']} is best, {lead} {unit} over {best['best_other']}; one seed says little."
+    )
+
+
+def _style(index: int) -> tuple[str, str]:
+    return STYLES[index % len(STYLES)], MARKERS[index // len(STYLES) % len(MARKERS)]
+
+
+def differences(table: dict[str, Any]) -> Markup | None:
+    """A dot and its interval for every method's difference to local training."""
+    rows = [(row["method"], row["over_local"]) for row in table["methods"] if row.get("over_local")]
+    if not rows:
+        return None
+    factor = 100 if table["quantity"] == "metric" else 1
+    values = [factor * v for _, found in rows for v in found] + [0.0]
+    ticks = _ticks(min(values), max(values), None)
+    left, right, step = 130, 520, 22
+    height = step * len(rows) + 40
+
+    def x(value: float) -> float:
+        return round(left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left), 1)
+
+    parts = []
+    for tick in ticks:
+        line = Markup('<path class="{}" d="M{} 6V{}"/><text class="tick mid" x="{}" y="{}">{}</text>')
+        style = "majority" if tick == 0 else "grid"
+        parts.append(line.format(style, x(tick), height - 34, x(tick), height - 20, f"{tick:+g}" if tick else "0"))
+    for index, (name, found) in enumerate(rows):
+        y = 6 + step * (index + 0.5)
+        mean, low, high = (x(factor * v) for v in found)
+        style = "better" if found[0] > 0 else "worse"
+        row = Markup(
+            '<text class="tick end" x="{}" y="{}">{}</text><path class="span {}" d="M{} {}H{}"/>'
+            '<circle class="mark {}" cx="{}" cy="{}" r="4"><title>{}</title></circle>'
+        )
+        dot = "validation" if found[0] > 0 else "test"
+        text = f"{name}: {text_of(found, table['quantity'], signed=True)}"
+        parts.append(row.format(left - 10, y + 4, name, style, low, y, high, dot, mean, y, text))
+    unit = "points over local training" if factor == 100 else "nats per answer token below local training"
+    axis = Markup('<text class="tick mid" x="{}" y="{}">{}</text>').format((left + right) / 2, height - 4, unit)
+    return _svg(right + 10, height, "difference to local training by method", [*parts, axis], natural=True)
+
+
+def against_bytes(table: dict[str, Any]) -> Markup | None:
+    """The mean figure of every method against the bytes that a client sends in a round (a logarithmic axis)."""
+    rows = [row for row in table["methods"] if row["bytes_up"] > 0]
+    if not rows:
+        return None
+    factor = 100 if table["quantity"] == "metric" else 1
+    heights = _ticks(min(factor * r["mean"][0] for r in rows), max(factor * r["mean"][0] for r in rows), None)
+    low = math.floor(math.log10(min(r["bytes_up"] for r in rows)))
+    high = max(low + 1, math.ceil(math.log10(max(r["bytes_up"] for r in rows))))
+    left, right, top, bottom = 46, 520, 10, 190
+
+    def place(row: dict[str, Any]) -> tuple[float, float]:
+        x = left + (math.log10(row["bytes_up"]) - low) / (high - low) * (right - left)
+        y = bottom - (factor * row["mean"][0] - heights[0]) / (heights[-1] - heights[0]) * (bottom - top)
+        return round(x, 1), round(y, 1)
+
+    parts = []
+    for tick in heights:
+        y = round(bottom - (tick - heights[0]) / (heights[-1] - heights[0]) * (bottom - top), 1)
+        line = Markup('<path class="grid" d="M{} {}H{}"/><text class="tick end" x="{}" y="{}">{}</text>')
+        parts.append(line.format(left, y, right, left - 6, y + 4, f"{tick:g}"))
+    for power in range(low, high + 1):
+        x = round(left + (power - low) / (high - low) * (right - left), 1)
+        text = Markup('<text class="tick mid" x="{}" y="{}">{}</text>')
+        parts.append(text.format(x, bottom + 16, words.size(10.0**power)))
+    for index, row in enumerate(table["methods"]):
+        if row["bytes_up"] > 0:
+            x, y = place(row)
+            dot = Markup('<circle class="mark {}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
+                         '<text x="{}" y="{}" class="{}">{}</text>')  # fmt: skip
+            text = f"{row['method']}: {text_of(row['mean'], table['quantity'])}, {words.size(row['bytes_up'])}"
+            end = x > right - 90
+            parts.append(dot.format(_style(index)[0], x, y, text, x + (-8 if end else 8), y - 5,
+                                    "end" if end else "start", row["method"]))  # fmt: skip
+    axis = Markup('<text class="tick mid" x="{}" y="{}">sent by a client in a round</text>')
+    parts.append(axis.format((left + right) / 2, bottom + 32))
+    return _svg(right + 10, bottom + 38, "figure against bytes by method", parts, natural=True)
+
+
+def curves(table: dict[str, Any]) -> Markup | None:
+    """Mean validation loss by round for every method."""
+    lines = []
+    for index, row in enumerate(table["methods"]):
+        style, marker = _style(index)
+        lines.append(Line(row["method"], [(int(n), v) for n, v in row["curve"]], style, marker))
+    rounds = max((point[0] for line in lines for point in line.points), default=1)
+    return line_chart(lines, [], rounds, "validation loss by round and method", share=False)
+
+
+def sweep(tables: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str, Interval | None]]]]:
+    """For a sweep over amounts of data: method -> (amount, its figure), in the order of the tables."""
+    sized = [t for t in tables if t["n_train"]]
+    if len(sized) < 2:
+        return []
+    names = list(dict.fromkeys(row["method"] for t in sized for row in t["methods"]))
+    return [
+        (
+            name,
+            [
+                (str(t["n_train"]), next((r.get("over_local") for r in t["methods"] if r["method"] == name), None))
+                for t in sized
+            ],
+        )
+        for name in names
+    ]

@@ -1,0 +1,302 @@
+"""Methods for different models: their rules against plain NumPy, and what they promise in whole federations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from federations import outcome, small
+from safetensors.torch import load_file
+from test_federation import build, equal
+from torch import Tensor
+
+from h2tune import federation
+from h2tune.core.frames import factorise
+from h2tune.core.relation import depth_relation
+from h2tune.core.shared import CoreShape
+from h2tune.core.slots import layout_of
+from h2tune.methods import Method, MethodError
+from h2tune.methods.celora import mix, mixture_weights
+from h2tune.methods.colora import align_reader, align_writer, anchor_blocks, relevance, whitened
+from h2tune.methods.fedmkt import edit_distance, nearest_token
+from h2tune.methods.fedsb import sign_step
+from h2tune.methods.published import PublishedCore
+from h2tune.store import RunStore
+
+NAMES = ["celora", "colora", "fedmkt", "fedsb", "h2tune-published", "pfedlora"]
+SEEDS = pytest.mark.parametrize("seed", range(3))
+
+
+def trio(**changes: Any) -> Any:
+    settings = {
+        "rounds": 2,
+        "training": {"steps": 3, "batch_size": 4, "learning_rate": 0.01},
+        "evaluation": {"every": 9},
+    }
+    return small(clients=3, **(settings | changes))
+
+
+def spec(name: str) -> Any:
+    return {"name": name, "sentences": 6} if name == "fedmkt" else name
+
+
+# ---- rules
+
+
+def published_core(keep: float) -> PublishedCore:
+    from families import build as family
+
+    layout = layout_of(family("llama-tied"))  # three blocks on four depths: the middle one reads two
+    shape = CoreShape(4, 4)
+    core = PublishedCore(shape, layout, depth_relation(4, layout.depth), keep, "entries", True)
+    with torch.no_grad():
+        core.S.normal_()
+        core.D.normal_()
+    return core
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_published_goes_down_by_p_and_up_by_its_transpose(keep: float) -> None:
+    core = published_core(keep)
+    p, s, d = (t.detach().double().numpy() for t in (core.relation(), core.S, core.D))
+    theta = np.einsum("gl,gjab->ljab", p, s) + d
+    mask = np.ones_like(theta, dtype=bool) if core.scores is None else core.scores.mask().numpy()
+    assert mask.sum(axis=(-2, -1)).max() == mask.sum(axis=(-2, -1)).min() == round(keep**2 * 16)
+    np.testing.assert_allclose(core.middle().detach(), theta * mask, atol=1e-6)
+    upload, held = core.upload()
+    np.testing.assert_allclose(upload, np.einsum("gl,ljab->gjab", p, theta * mask), atol=1e-6)
+    assert (held.numpy() == (np.einsum("gl,ljab->gjab", p > 1e-6, mask.astype(float)) > 0)).all()
+    # P and the scores get gradients from the task; the released code's top-k on .data gave the scores none.
+    core.middle().square().sum().backward()
+    assert core.relation.logits.grad.abs().sum() > 0 and core.D.grad.abs().sum() > 0
+    assert core.scores is None or core.scores.M.grad.abs().sum() > 0
+
+
+@SEEDS
+def test_celora_mixes_by_cosine_over_what_both_cover(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cores, held = rng.normal(size=(3, 2, 2, 4, 4)), rng.random(size=(3, 2, 2, 4, 4)) < 0.7
+    weights = mixture_weights(torch.tensor(cores), torch.tensor(held), 0.5).numpy()
+    want = np.zeros((3, 3))
+    for k in range(3):
+        for j in range(3):
+            both = held[k] & held[j]
+            a, b = cores[k][both], cores[j][both]
+            want[k, j] = np.exp(a @ b / np.linalg.norm(a) / np.linalg.norm(b) / 0.5)
+    want /= want.sum(1, keepdims=True)
+    np.testing.assert_allclose(weights, want, rtol=1e-9)
+    mixed = mix(torch.tensor(cores), torch.tensor(held), torch.tensor(weights)).numpy()
+    for k in range(3):
+        num = sum(want[k, j] * cores[j] * held[j] for j in range(3))
+        den = sum(want[k, j] * held[j] for j in range(3))
+        np.testing.assert_allclose(mixed[k][den > 0], (num[den > 0] / den[den > 0]), rtol=1e-9)
+        assert not mixed[k][den == 0].any()
+
+
+@SEEDS
+def test_fedsb_starts_from_the_best_approximation_of_a_sign_step(seed: int) -> None:
+    g = np.random.default_rng(seed).normal(size=(9, 6))
+    a, b, r = (t.double().numpy() for t in sign_step(torch.tensor(g), 3, 0.01))
+    u, s, vt = np.linalg.svd(-0.01 * np.sign(g))
+    np.testing.assert_allclose(b @ r @ a, u[:, :3] * s[:3] @ vt[:3], atol=1e-6)
+    np.testing.assert_allclose(a @ a.T, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(b.T @ b, np.eye(3), atol=1e-5)
+
+
+def test_colora_anchor_blocks_are_the_papers() -> None:
+    assert anchor_blocks(16, 4) == [3, 7, 11, 15]
+    assert anchor_blocks(18, 4) == [3, 7, 11, 17]  # k floor(L / K) - 1, and the last block
+    assert anchor_blocks(3, 3) == [0, 1, 2]
+    assert anchor_blocks(6, 1) == [5]
+
+
+@SEEDS
+def test_colora_aligns_a_rotated_copy_exactly(seed: int) -> None:
+    """A model and its copy in a turned basis: the same readings row by row, and writings that differ by the turn."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(200, 8, generator=g) * torch.linspace(2, 0.5, 8)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=g))[0]
+    own, other = factorise(x, 8), factorise(x @ turn.T, 8)
+    a = torch.linalg.qr(torch.randn(8, 3, generator=g))[0].T
+    target = (x - x.mean(0)) @ a.T
+    aligned = align_reader(other, target)
+    torch.testing.assert_close(aligned @ aligned.T, torch.eye(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close((x - x.mean(0)) @ turn.T @ aligned.T, target, atol=2e-2, rtol=0)
+    b = torch.linalg.qr(torch.randn(8, 3, generator=g))[0]
+    rows, deviation = whitened(own, 1e-4)
+    pivot = (own.v.double().T @ b.double()) / deviation[:, None]
+    torch.testing.assert_close(align_writer(other, rows, pivot, 1e-4), turn @ b, atol=1e-4, rtol=0)
+
+
+@SEEDS
+def test_colora_weights_are_a_softmax_of_cosines(seed: int) -> None:
+    g = np.random.default_rng(seed).normal(size=(4, 10))
+    unit = g / np.linalg.norm(g, axis=1, keepdims=True)
+    want = np.exp(unit @ unit.T / 0.5)
+    np.testing.assert_allclose(relevance(torch.tensor(g), 0.5), want / want.sum(1, keepdims=True), rtol=1e-9)
+
+
+def test_fedmkt_translates_tokens_by_edit_distance() -> None:
+    assert [edit_distance(*pair) for pair in (("", "ab"), ("kitten", "sitting"), ("same", "same"))] == [2, 3, 0]
+    known = {" the": 5, " then": 3, "a": 1}
+    assert nearest_token(" the", known) == 5  # an exact one is taken
+    assert nearest_token(" thenn", known) == 3
+    assert nearest_token("b", known) == 1
+
+
+def test_fedmkt_target_of_an_equal_tokenizer_is_the_teachers_distribution(tmp_path: Path) -> None:
+    experiment = small(clients=2, same_model=True, method=spec("fedmkt"), rounds=1)
+    server, clients = build(experiment, tmp_path / "run")
+    server.open()
+    method = clients["c0"].method
+    sent = method._predictions(1)
+    received = {f"c1/{k}": t for k, t in sent.items()}
+    sentence = method.public(1)[0]
+    targets = method._target("c1", 0, sentence, received)
+    assert set(targets) == {i for i, end in enumerate(sentence["ends"]) if end}
+    logits = clients["c0"].resident.peft(input_ids=torch.tensor([sentence["ids"]])).logits[0]
+    for position, target in targets.items():
+        top = logits[position].topk(32)
+        want = torch.zeros_like(target)
+        # Tokens with the same spelling share an id after translation; compare by spelling.
+        for i, share in zip(top.indices.tolist(), top.values.softmax(-1).tolist(), strict=True):
+            want[method._own[method._spelling(i)]] += share
+        torch.testing.assert_close(target, want, atol=2e-3, rtol=0)
+
+
+# ---- whole federations
+
+
+def test_every_method_is_tested_somewhere() -> None:
+    mixed = {n for n, m in Method.registry.items() if not m.one_architecture and not n.startswith("toy")}
+    assert mixed == {*NAMES, "h2tune", "h2tune-unshared", "local"}
+    assert all(m.source and m.says for n, m in Method.registry.items() if not n.startswith("toy"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_start_unchanged_and_the_loss_falls(name: str, tmp_path: Path) -> None:
+    experiment = trio(method=spec(name), rounds=6, training={"steps": 8, "batch_size": 8, "learning_rate": 0.01,
+                                                            "core_learning_rate": 0.01})  # fmt: skip
+    server, clients = build(experiment, tmp_path / "run")
+    server.open()
+    for client in clients.values():
+        ids = torch.tensor([client.train_data[0].input_ids])
+        with torch.no_grad():
+            ours = client.resident.activate(client.name).eval()(input_ids=ids).logits
+            with client.resident.peft.disable_adapter():
+                theirs = client.resident.peft(input_ids=ids).logits
+        if name != "fedsb":  # Fed-SB starts with R_0, a first step, when round 1 begins
+            assert torch.equal(ours, theirs), name
+    while server.round < 6:
+        server.one_round()
+    for name_of, member in server.members.items():
+        first, last = (member.rounds[i]["loss"] for i in (0, -1))
+        assert min(last.values()) < min(first.values()), (name, name_of, first, last)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_survives_a_kill(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation.run(trio(method=spec(name)), tmp_path / "whole")
+    commit = RunStore.commit
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: RunStore, *args: Any) -> None:
+        commit(self, *args)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "commit", dying)
+        with pytest.raises(Killed):
+            federation.run(trio(method=spec(name)), tmp_path / "killed")
+    federation.run(trio(method=spec(name)), tmp_path / "killed", resume=True)
+    assert equal(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
+    for path in sorted((tmp_path / "whole").glob("clients/*/state-000002.safetensors")):
+        assert equal(load_file(path), load_file(tmp_path / "killed" / path.relative_to(tmp_path / "whole")))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "fedmkt"])
+def test_equal_clients_stay_equal(name: str, tmp_path: Path) -> None:
+    experiment = small(clients=2, same_model=True, method=spec(name), rounds=2, training={"steps": 3, "batch_size": 4})
+    server, clients = build(experiment, tmp_path / "run")
+    first, second = clients.values()
+    second.data_seed = first.data_seed = "same"
+    second.train_data, second.train_examples, second.task = first.train_data, first.train_examples, first.task
+    server.open()
+    for _ in range(2):
+        server.one_round()
+    shared = [
+        {k: t for k, t in c.method.pack().items()} if hasattr(c.method, "pack") else c.method.adapter
+        for c in clients.values()
+    ]
+    if isinstance(shared[0], Tensor):
+        assert torch.equal(shared[0], shared[1])
+    else:
+        assert equal(shared[0], shared[1])
+    downloads = [server.method.download(n).tensors for n in clients]
+    for key, value in downloads[0].items():
+        torch.testing.assert_close(value, downloads[1][key])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "fedmkt"])
+def test_only_small_matrices_cross_between_models(name: str, tmp_path: Path) -> None:
+    """With one client for each base, no factor A or B leaves a client; sizes are those of R x R matrices."""
+    server, clients = build(trio(method=name), tmp_path / "run")
+    server.open()
+    seen: dict[str, dict[str, Tensor]] = {}
+    for client in clients.values():
+        train = client.method.train
+
+        def watching(*args: Any, client: Any = client, train: Any = train) -> Any:
+            payload, losses = train(*args)
+            seen[client.name] = payload.tensors
+            return payload, losses
+
+        client.method.train = watching
+    server.one_round()
+    for client in clients.values():
+        most = 7 * max(c.layout.depth for c in clients.values()) * (4 * 4 + 4)
+        assert 0 < sum(t.numel() for t in seen[client.name].values()) <= most + 64
+        widths = {d for pair in client.resident.maps(client.layout) for d in pair[:2]} - {4}
+        assert not any(d in widths for t in seen[client.name].values() if t.ndim > 1 for d in t.shape)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_malformed_update_is_refused_and_the_round_goes_on(name: str, tmp_path: Path) -> None:
+    server, clients = build(trio(method=spec(name)), tmp_path / "run")
+    train = clients["c1"].method.train
+
+    def tampering(*args: Any) -> Any:
+        payload, losses = train(*args)
+        key = sorted(payload.tensors)[-1]
+        payload.tensors[key] = payload.tensors[key].flatten()[:-1].clone()
+        return payload, losses
+
+    clients["c1"].method.train = tampering
+    server.open()
+    server.one_round()
+    assert server.members["c1"].status.startswith("stopped: ") and "c1" in server.members["c1"].status
+    assert server.members["c0"].status == server.members["c2"].status == "ok"
+
+
+def test_fedmkt_has_no_words_to_exchange_where_there_is_a_head(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        rows_of = "".join(f"{part} was {'good' if i % 2 else 'bad'} {i}\t{i % 2}\n" for i in range(60))
+        (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + rows_of)
+    experiment = small(clients=2, method="fedmkt")
+    rows = [experiment.clients[0], experiment.clients[1].model_copy(
+        update={"task": "sst2", "train": str(tmp_path / "train.tsv"), "test": str(tmp_path / "test.tsv"), "validation": None})]  # fmt: skip
+    with pytest.raises(MethodError, match="c1: fedmkt exchanges predictions of words"):
+        federation.run(experiment.model_copy(update={"clients": rows}), tmp_path / "run")
+
+
+def test_twins_share_their_bases_in_fedsb_and_colora(tmp_path: Path) -> None:
+    for name in ("fedsb", "colora"):
+        server, clients = build(small(clients=2, same_model=True, method=name, rounds=1), tmp_path / name)
+        server.open()
+        for one, two in zip(*(c.method.factors for c in clients.values()), strict=True):
+            assert torch.equal(one, two), name
