@@ -1,12 +1,14 @@
-"""The committed configuration reference is the generated one."""
+"""The committed pages are the generated ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from h2tune.reference import reference
+from h2tune.reference import methods, reference
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_configuration_page_is_current() -> None:
-    page = Path(__file__).parents[1] / "docs" / "configuration.md"
-    assert page.read_text() == reference(), "run: python -m h2tune.reference > docs/configuration.md"
+def test_generated_pages_are_current() -> None:
+    for name, page in (("configuration", reference()), ("methods", methods())):
+        assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == page, "run: python -m h2tune.reference docs"

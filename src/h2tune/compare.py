@@ -235,9 +235,9 @@ def _run(file: str, cell: Cell, out: Path) -> Outcome:
 
     folder, experiment = out / cell.folder, experiment_of(file, cell)
     store = RunStore(folder)
-    if folder.exists() and not store.exists:
-        shutil.rmtree(folder)  # a run that was stopped before it had an identity
     try:
+        if folder.exists() and not store.exists:
+            shutil.rmtree(folder)  # a run that was stopped before it had an identity
         residents = _RESIDENTS.setdefault(experiment.device, Residents(experiment.device))
         residents.release()
         return Outcome(cell, run(experiment, folder, resume=store.exists, residents=residents))

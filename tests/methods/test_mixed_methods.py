@@ -229,10 +229,7 @@ def test_equal_clients_stay_equal(name: str, tmp_path: Path) -> None:
     server.open()
     for _ in range(2):
         server.one_round()
-    shared = [
-        {k: t for k, t in c.method.pack().items()} if hasattr(c.method, "pack") else c.method.adapter
-        for c in clients.values()
-    ]
+    shared = [dict(c.method.pack()) if hasattr(c.method, "pack") else c.method.adapter for c in clients.values()]
     if isinstance(shared[0], Tensor):
         assert torch.equal(shared[0], shared[1])
     else:

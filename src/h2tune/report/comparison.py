@@ -170,7 +170,8 @@ def text_of(value: Interval | None, quantity: str, signed: bool = False) -> str:
         return "-"
     factor, digits = (100, 1) if quantity == "metric" else (1, 3)
     sign = "+" if signed else ""
-    mean, low, high = (f"{factor * v:{sign}.{digits}f}" for v in value)
+    # Rounded first and 0 added: no minus before a zero.
+    mean, low, high = (f"{round(factor * v, digits) + 0.0:{sign}.{digits}f}" for v in value)
     return mean if low == high else f"{mean} ({low} to {high})"
 
 

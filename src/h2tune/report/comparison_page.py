@@ -128,15 +128,23 @@ def against_bytes(table: dict[str, Any]) -> Markup | None:
         x = round(left + (power - low) / (high - low) * (right - left), 1)
         text = Markup('<text class="tick mid" x="{}" y="{}">{}</text>')
         parts.append(text.format(x, bottom + 16, words.size(10.0**power)))
-    for index, row in enumerate(table["methods"]):
-        if row["bytes_up"] > 0:
-            x, y = place(row)
-            dot = Markup('<circle class="mark {}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
-                         '<text x="{}" y="{}" class="{}">{}</text>')  # fmt: skip
-            text = f"{row['method']}: {text_of(row['mean'], table['quantity'])}, {words.size(row['bytes_up'])}"
-            end = x > right - 90
-            parts.append(dot.format(_style(index)[0], x, y, text, x + (-8 if end else 8), y - 5,
-                                    "end" if end else "start", row["method"]))  # fmt: skip
+    placed: list[tuple[float, float]] = []
+    styled = [(row, _style(index)[0]) for index, row in enumerate(table["methods"]) if row["bytes_up"] > 0]
+    for row, style in sorted(styled, key=lambda item: place(item[0])[1]):
+        x, y = place(row)
+        end = x > right - 90
+        # A name that would cover another one moves down.
+        text_y = y - 5
+        while any(abs(x - px) < 90 and abs(text_y - py) < 12 for px, py in placed):
+            text_y += 4
+        placed.append((x, text_y))
+        dot = Markup(
+            '<circle class="mark {}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
+            '<text x="{}" y="{}" class="{}">{}</text>'
+        )
+        title = f"{row['method']}: {text_of(row['mean'], table['quantity'])}, {words.size(row['bytes_up'])}"
+        text_x = x + (-8 if end else 8)
+        parts.append(dot.format(style, x, y, title, text_x, text_y, "end" if end else "start", row["method"]))
     axis = Markup('<text class="tick mid" x="{}" y="{}">sent by a client in a round</text>')
     parts.append(axis.format((left + right) / 2, bottom + 32))
     return _svg(right + 10, bottom + 38, "figure against bytes by method", parts, natural=True)
