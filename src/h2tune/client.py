@@ -271,6 +271,10 @@ class Client:
         result = final.plain() | {"validation": better.metric, "validation_nats": better.nats}
         return "result", Payload(meta={"final": result})
 
+    def validation_loss(self) -> float:
+        """Nats per answer token of the client's model, as it stands, on its validation rows."""
+        return self._score(self.validation, self.validation_data).nats
+
     def _score(self, examples: Sequence, encoded: Sequence, bare: bool = False) -> Score:
         """Score the client's model, or with ``bare`` the untouched base model."""
         resident, size = self.resident, self.experiment.evaluation.batch_size

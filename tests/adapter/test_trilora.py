@@ -223,3 +223,20 @@ def test_heads_are_private_copies() -> None:
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(build("bert-cls")))
     assert logits(model).shape == (3, LABELS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_framed_coordinates_have_no_residual_and_the_others_do(family: str) -> None:
+    """delta W = s (B_1 T A_1 + B_2 (T_2 + I) A_2): with T = 0 only the private coordinates act, and a LoRA they are."""
+    model = adapted(family, True, framed=3, scaling=0.7)
+    for name, layer in layers(model):
+        a, b, t = (getattr(layer, f"trilora_{k}")["default"].detach().double().numpy() for k in "ABT")
+        want = np.zeros((b.shape[0], a.shape[1]))
+        for part, rows in enumerate(rows_of(name) or [list(range(b.shape[0]))]):
+            for row in rows:
+                want[row] = 0.7 * (b[row] @ t[part] @ a + b[row, 3:] @ a[3:])
+        got = layer.get_delta_weight("default").detach().numpy()
+        np.testing.assert_allclose(got.T if isinstance(layer.get_base_layer(), Conv1D) else got, want, atol=1e-5)
+    fresh = adapted(family, True, framed=3, perturbed=False)
+    torch.testing.assert_close(logits(fresh), logits(build(family)), atol=0, rtol=0)
+    assert all(layer.trilora_B["default"][:, :3].abs().min() > 0 for _, layer in layers(fresh))

@@ -37,6 +37,8 @@ class TriLoraConfig(PeftConfig):
     Args:
         r: rank; rows of A, columns of B, and the side of the middle matrix T.
         residual: ``True`` is rho = 1 (the published form; B starts at 0), ``False`` is rho = 0 (T starts at 0).
+        framed: how many leading coordinates have rho = 0 where ``residual`` is set: they are reached through T alone,
+            the others are a plain LoRA beside it.
         scaling: the factor s in front of B.
         dropout: dropout on the input of A.
         shift: a trained vector q beside T, ``y += s B q`` (Co-LoRA, arXiv 2506.11024).
@@ -50,6 +52,7 @@ class TriLoraConfig(PeftConfig):
 
     r: int = field(default=16, metadata={"help": "Rank: rows of A, columns of B, side of T."})
     residual: bool = field(default=True, metadata={"help": "rho = 1 (B starts at 0) or rho = 0 (T starts at 0)."})
+    framed: int = field(default=0, metadata={"help": "Leading coordinates without the residual."})
     scaling: float = field(default=1.0, metadata={"help": "The factor in front of B."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A."})
     shift: bool = field(default=False, metadata={"help": "Train a vector q beside T."})
@@ -73,6 +76,8 @@ class TriLoraConfig(PeftConfig):
             self.exclude_modules = set(self.exclude_modules)
         if self.r < 1:
             raise ValueError(f"r must be at least 1, got {self.r}.")
+        if not 0 <= self.framed <= self.r:
+            raise ValueError(f"framed must lie between 0 and r = {self.r}, got {self.framed}.")
         if self.bias != "none":
             raise ValueError(f"TriLoRA trains no biases: bias must be 'none', got {self.bias!r}.")
         if self.target_parameters:

@@ -54,7 +54,7 @@ class TriLoraLayer(BaseTunerLayer):
 
     adapter_layer_names = ("trilora_A", "trilora_B", "trilora_T", "trilora_q")
     other_param_names = (
-        "trilora_r", "trilora_scaling", "trilora_rho", "trilora_rows", "trilora_dropout", "trilora_offset",
+        "trilora_r", "trilora_scaling", "trilora_rho", "trilora_framed", "trilora_rows", "trilora_dropout", "trilora_offset",
     )  # fmt: skip
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
@@ -71,6 +71,7 @@ class TriLoraLayer(BaseTunerLayer):
         self.trilora_r: dict[str, int] = {}
         self.trilora_scaling: dict[str, float] = {}
         self.trilora_rho: dict[str, float] = {}
+        self.trilora_framed: dict[str, int] = {}
         self.trilora_rows: dict[str, Rows] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -91,6 +92,7 @@ class TriLoraLayer(BaseTunerLayer):
         self.trilora_r[adapter_name] = r
         self.trilora_scaling[adapter_name] = config.scaling
         self.trilora_rho[adapter_name] = float(config.residual)
+        self.trilora_framed[adapter_name] = config.framed if config.residual else 0
         self.trilora_rows[adapter_name] = Rows(**layout)
         self.trilora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.trilora_A[adapter_name] = nn.Parameter(torch.empty(r, self.in_features))
@@ -110,10 +112,11 @@ class TriLoraLayer(BaseTunerLayer):
         """A model starts unchanged: B = 0 with the residual (then T moves nothing yet), T = 0 without it."""
         nn.init.kaiming_uniform_(self.trilora_A[adapter_name], a=math.sqrt(5))
         nn.init.zeros_(self.trilora_T[adapter_name])
+        b, framed = self.trilora_B[adapter_name], self.trilora_framed[adapter_name]
+        nn.init.normal_(b, std=(framed or b.shape[1]) ** -0.5)
         if self.trilora_rho[adapter_name]:
-            nn.init.zeros_(self.trilora_B[adapter_name])
-        else:
-            nn.init.normal_(self.trilora_B[adapter_name], std=self.trilora_r[adapter_name] ** -0.5)
+            with torch.no_grad():
+                b[:, framed:] = 0
 
     def left_factor(self, adapter_name: str) -> Tensor:
         """``s B (T + rho I)``, d_out x r: the B of the standard LoRA that equals this adapter exactly."""
@@ -121,7 +124,9 @@ class TriLoraLayer(BaseTunerLayer):
         rho, scaling = self.trilora_rho[adapter_name], self.trilora_scaling[adapter_name]
         rows = self.trilora_rows[adapter_name]
         if rho:
-            t = t + rho * torch.eye(t.shape[-1], dtype=t.dtype, device=t.device)
+            eye = torch.eye(t.shape[-1], dtype=t.dtype, device=t.device)
+            eye[: self.trilora_framed[adapter_name]] = 0
+            t = t + rho * eye
         if scaling != 1.0:
             t = t * scaling
         return rows.join([part @ middle for part, middle in zip(rows.split(b), t.unbind(), strict=True)])

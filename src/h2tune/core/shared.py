@@ -73,11 +73,11 @@ class ClientCore(nn.Module):
         return held if self.scores is None else held & self.scores.mask().cpu()
 
     def write(self, leaves: list[nn.Parameter]) -> None:
-        """Set the layers' T (one leaf per map, parts x r x r, block by block) from S."""
+        """Set the layers' T (one leaf per map, parts x r x r or larger, block by block) from S: their leading part."""
         with torch.no_grad():
             middle = self.middle()
             for leaf, (block, columns) in zip(leaves, self._places(), strict=True):
-                leaf.copy_(middle[block, columns])
+                leaf[..., : self.rank, : self.rank].copy_(middle[block, columns])
 
     def pull(self, leaves: list[nn.Parameter]) -> None:
         """Carry the gradients of the layers' T back to S, P and M by the chain rule."""
@@ -85,7 +85,7 @@ class ClientCore(nn.Module):
         gradient = torch.zeros_like(middle)
         for leaf, (block, columns) in zip(leaves, self._places(), strict=True):
             if leaf.grad is not None:
-                gradient[block, columns] = leaf.grad.to(gradient)
+                gradient[block, columns] = leaf.grad[..., : self.rank, : self.rank].to(gradient)
                 leaf.grad = None
         middle.backward(gradient)
 

@@ -21,7 +21,7 @@ class AdapterClient(ClientMethod):
 
     groups: dict[str, Group]
 
-    def attach(self, rank: int, residual: bool, shift: bool = False, offset: bool = False) -> None:
+    def attach(self, rank: int, residual: bool, framed: int = 0, shift: bool = False, offset: bool = False) -> None:
         """Put the adapter on the model; equal seeds give equal adapters, whatever was attached before.
 
         See `TriLoraConfig` for the arguments.
@@ -30,6 +30,7 @@ class AdapterClient(ClientMethod):
         config = TriLoraConfig(
             r=rank,
             residual=residual,
+            framed=framed,
             shift=shift,
             offset=offset,
             dropout=client.training.dropout,
@@ -57,6 +58,11 @@ class AdapterClient(ClientMethod):
     def adapter_rank(self) -> int:
         """Rank of this client's adapter."""
         return self.client.rank
+
+    @property
+    def shared_rank(self) -> int:
+        """How much of it is shared."""
+        return self.adapter_rank
 
     def check(self) -> None:
         rank = self.adapter_rank
@@ -168,7 +174,7 @@ class AdapterClient(ClientMethod):
         return {
             "depth": layout.depth,
             "slots": [s for s in SLOTS if s in layout.slots],
-            "rank": self.adapter_rank,
+            "rank": self.shared_rank,
             "family": resident.family,
             "fingerprint": resident.fingerprint,
             "maps": [[d_in, d_out] for d_in, d_out, _ in resident.maps(layout, whole=True)],

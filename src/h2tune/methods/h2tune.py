@@ -1,7 +1,9 @@
 """H2Tune: federated fine-tuning of different models on different tasks (arXiv 2507.22633), with aligned frames.
 
     adapter          delta W = B T A, T written from the core             (triple matrix decomposition)
+                     + B' A', private coordinates beside the frames, where `private` asks for some
     layer alignment  T[l, j] = sum_g P[g, l] (C[g, j] * S[g, j])          (relation-guided)
+    download         S_i <- S, or with `accept: validation` whichever of S_i, (S_i + S) / 2, S fits the client best
     shared phase     A, B, head frozen; S, P, M on CE + mu/2 ||S - S0||^2
     specific phase   S, P, M frozen; A, B, head on CE + lambda KL(z_shared || z)
     aggregation      S <- sum_i w_i C_i S_i / sum_i w_i C_i, over the clients that cover an entry
@@ -61,7 +63,14 @@ class H2TuneSettings(Settings):
     )
     directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
     train_factors: bool = Field(
-        True, description="`false`: A and B stay at the frames, only the core (and a head) learn"
+        True, description="`false`: A and B stay at the frames, only the core (and a head, and `private`) learn"
+    )
+    private: int = Field(
+        0, ge=0, description="coordinates beside the frames: a LoRA of this rank that no core can disturb"
+    )
+    accept: Literal["always", "validation"] = Field(
+        "always",
+        description="`validation`: a client takes the received core, its own, or their mean, by validation loss",
     )
 
 
@@ -70,8 +79,12 @@ class H2TuneClient(AdapterClient):
     residual = False
 
     @property
-    def adapter_rank(self) -> int:
+    def shared_rank(self) -> int:
         return kept_rank(self.client.keep, self.client.rank) if self.settings.mask == "dims" else self.client.rank
+
+    @property
+    def adapter_rank(self) -> int:
+        return self.shared_rank + self.settings.private
 
     def check(self) -> None:
         super().check()
@@ -86,7 +99,8 @@ class H2TuneClient(AdapterClient):
 
     def join(self, fresh: bool = True) -> Payload:
         client, settings = self.client, self.settings
-        self.attach(self.adapter_rank, residual=self.residual)
+        framed = self.shared_rank if settings.private else 0
+        self.attach(self.adapter_rank, residual=self.residual or settings.private > 0, framed=framed)
         meta = self.introduction() | {"keep": client.keep}
         if settings.frames == "anchor" and fresh:
             self.described = client.describe_anchors(settings.directions * client.rank)
@@ -137,24 +151,24 @@ class H2TuneClient(AdapterClient):
                 weight = layer.get_base_weight().float()
                 weight = weight.T if isinstance(layer.get_base_layer(), Conv1D) else weight
                 u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-                rank = layer.trilora_r[self.client.name]
-                layer.trilora_A[self.client.name].copy_(vh[:rank])
-                layer.trilora_B[self.client.name].copy_(u[:, :rank] * s[:rank])
+                rank = self.shared_rank
+                layer.trilora_A[self.client.name][:rank] = vh[:rank]
+                layer.trilora_B[self.client.name][:, :rank] = u[:, :rank] * s[:rank]
 
     def _take_frames(self, frames: bases.Frames, relation: Tensor) -> None:
         """A_i and B_i by regression on the common coordinates; the leading r_i of them."""
         factors = self.described.regress(frames, relation)
-        rank = self.leaves[0].shape[-1]
+        rank = self.shared_rank
         with torch.no_grad():
             for layer, (a, b) in zip(self.layers, factors, strict=True):
-                layer.trilora_A[self.client.name].copy_(a[:rank])
-                layer.trilora_B[self.client.name].copy_(b[:, :rank])
+                layer.trilora_A[self.client.name][:rank] = a[:rank].to(layer.trilora_A[self.client.name])
+                layer.trilora_B[self.client.name][:, :rank] = b[:, :rank].to(layer.trilora_B[self.client.name])
 
     def _make_groups(self) -> None:
         client = self.client
         phases = self.phases(client.training.steps)
         updates = {name: client.rounds * sum(p in (name, "joint") for p in phases) for name in ("shared", "specific")}
-        factors = self.factors if self.settings.train_factors else []
+        factors = self.factors if self.learns_factors else []
         specific = [*factors, *self.head]
         core, rate = list(self.core.parameters()), client.training.core_learning_rate
         self.groups = {"shared": self.group(core, rate, updates["shared"])}
@@ -163,9 +177,13 @@ class H2TuneClient(AdapterClient):
         for parameter in (*self.factors, *self.head):
             parameter.requires_grad_(parameter in set(specific))
 
+    @property
+    def learns_factors(self) -> bool:
+        return self.settings.train_factors or self.settings.private > 0
+
     def phases(self, steps: int) -> list[str]:
         """The phase of each update of a round; the first is a shared one: at S = 0 nothing else has a gradient."""
-        if not (self.settings.train_factors or self.head):
+        if not (self.learns_factors or self.head):
             return ["shared"] * steps
         if self.settings.alternation == "joint":
             return ["joint"] * steps
@@ -182,7 +200,7 @@ class H2TuneClient(AdapterClient):
     def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
         self.activate()
         if self.settings.share:
-            self.receive(payload)
+            self.receive(payload) if self.settings.accept == "always" else self._receive_what_fits(payload)
         self.start = self.core.S.detach().clone()
         phases, batches = self.phases(self.client.training.steps), self.batches(round)
         losses: dict[str, list[float]] = {}
@@ -206,7 +224,9 @@ class H2TuneClient(AdapterClient):
     def _specific(self, batches: Any) -> float:
         self._listen(core=False, factors=True)
         self.core.write(self.leaves)
-        return self.step(self.groups["specific"], batches, self._distillation() if self.settings.distill else None)
+        loss = self.updater.gradients(batches, self._distillation() if self.settings.distill else None)
+        self._update_factors()
+        return loss
 
     def _joint(self, batches: Any) -> float:
         """Both groups from one backward pass (an ablation)."""
@@ -214,8 +234,17 @@ class H2TuneClient(AdapterClient):
         self.core.write(self.leaves)
         loss = self.updater.gradients(batches)
         self._update_core()
-        self.updater.apply(self.groups["specific"])
+        self._update_factors()
         return loss
+
+    def _update_factors(self) -> None:
+        if not self.settings.train_factors:  # the frames' part of A and B stays
+            for layer in self.layers:
+                a, b = layer.trilora_A[self.client.name], layer.trilora_B[self.client.name]
+                if a.grad is not None:
+                    a.grad[: self.shared_rank] = 0
+                    b.grad[:, : self.shared_rank] = 0
+        self.updater.apply(self.groups["specific"])
 
     def _update_core(self) -> None:
         self.core.pull(self.leaves)
@@ -263,6 +292,25 @@ class H2TuneClient(AdapterClient):
             self.core.S.copy_(torch.where(coverage.to(self.core.S.device), core.to(self.core.S.device), self.core.S))
         self.core.write(self.leaves)
 
+    def _receive_what_fits(self, payload: Payload) -> None:
+        """Of the own core, the received one and their mean the one with the least validation loss."""
+        own = self.core.S.detach().clone()
+        self.receive(payload)
+        received = self.core.S.detach().clone()
+        if torch.equal(own, received):
+            return
+        losses = {}
+        for share in (1.0, 0.5, 0.0):
+            self.core.S.data.copy_(torch.lerp(own, received, share))
+            self.core.write(self.leaves)
+            losses[share] = self.client.validation_loss()
+        self.accepted = min(losses, key=lambda share: (losses[share], -share))
+        self.core.S.data.copy_(torch.lerp(own, received, self.accepted))
+        self.core.write(self.leaves)
+        self.activate()
+
+    accepted = 1.0
+
     def pack(self) -> dict[str, Tensor]:
         """What is sent: the kept entries of S and their coverage, nothing else."""
         return pack_core(self.core.S, self.core.coverage, masked=self.core.scores is not None)
@@ -276,7 +324,7 @@ class H2TuneClient(AdapterClient):
         self.core.write(self.leaves)
 
     def report(self) -> dict[str, Any]:
-        return {"relation": self.core.relation().detach().cpu().tolist()}
+        return {"relation": self.core.relation().detach().cpu().tolist(), "accepted": self.accepted}
 
 
 class H2TuneServer(ServerMethod):

@@ -22,7 +22,7 @@ def practise(method: AdapterClient, rate: float) -> None:
     """Set the client's A and B to practised frames."""
     client, held = method.client, method.client.resident.cache
     key = ("practice", client.name, client.config.practice, client.seed, client.rank, method.adapter_rank,
-           tuple(client.layout.slots), rate)  # fmt: skip
+           method.shared_rank, tuple(client.layout.slots), rate)  # fmt: skip
     if key not in held:
         episodes = client.practice()
         _fit(method, episodes)
@@ -35,7 +35,7 @@ def practise(method: AdapterClient, rate: float) -> None:
 
 def _fit(method: AdapterClient, episodes: list[Episode]) -> None:
     """A reads the terms' codes, B writes nothing yet."""
-    client, rank = method.client, method.adapter_rank
+    client, rank = method.client, method.shared_rank
     texts = [text for episode in episodes[:FITTED_EPISODES] for text in episode.texts]
     terms = sorted({term for episode in episodes for term in episode.lexicon})
     resident = client.resident
@@ -54,13 +54,13 @@ def _fit(method: AdapterClient, episodes: list[Episode]) -> None:
     with torch.no_grad():
         for layer, (block, module) in zip(method.layers, places, strict=True):
             slot = next(s for s, ref in client.layout.slots.items() if ref.module == module)
-            layer.trilora_A[client.name].copy_(readers[block][input_kind(slot)][:rank])
+            layer.trilora_A[client.name][:rank] = readers[block][input_kind(slot)][:rank]
             layer.trilora_B[client.name].zero_()
 
 
 def _obey(method: AdapterClient, episodes: list[Episode], rate: float) -> None:
     """One update of A and B per episode, with the core that its lexicon asks for."""
-    client, rank = method.client, method.adapter_rank
+    client, rank = method.client, method.shared_rank
     group = method.group(method.factors, rate, len(episodes))
     method.activate()
     for leaf in method.leaves:
@@ -69,5 +69,5 @@ def _obey(method: AdapterClient, episodes: list[Episode], rate: float) -> None:
         with torch.no_grad():
             core = written(episode.lexicon, client.rank)[:rank, :rank]
             for leaf in method.leaves:
-                leaf.copy_(core)
+                leaf[..., :rank, :rank] = core
         method.step(group, repeat((collate(episode.rows, client.tokenizer.pad_token_id), [])))

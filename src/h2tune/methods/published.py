@@ -28,6 +28,7 @@ from h2tune.wire import Payload
 class PublishedSettings(H2TuneSettings):
     frames: Literal["random"] = Field("random", description="A random, B = 0")
     mask: Literal["entries"] = Field("entries", description="learned entries")
+    private: Literal[0] = Field(0, description="the whole adapter has a residual")
 
 
 class PublishedCore(ClientCore):

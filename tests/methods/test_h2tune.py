@@ -1,0 +1,69 @@
+"""What H2Tune's options promise: private coordinates, accepting what fits, frames that stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federations import small
+from test_federation import build
+
+from h2tune.methods.h2tune import H2TuneClient
+
+
+def client_of(tmp_path: Path, **method: Any) -> tuple[Any, H2TuneClient]:
+    experiment = small(method={"name": "h2tune", **method}, rounds=3, training={
+        "steps": 6, "batch_size": 8, "learning_rate": 0.01, "core_learning_rate": 0.01})  # fmt: skip
+    server, clients = build(experiment, tmp_path / "run")
+    server.open()
+    return server, clients["c0"].method
+
+
+def test_private_coordinates_are_beside_the_frames_and_never_sent(tmp_path: Path) -> None:
+    server, method = client_of(tmp_path, private=3, train_factors=False)
+    assert method.adapter_rank == 7 and method.shared_rank == 4
+    frames = [(layer.trilora_A["c0"][:4].clone(), layer.trilora_B["c0"][:, :4].clone()) for layer in method.layers]
+    assert all(not layer.trilora_B["c0"][:, 4:].any() for layer in method.layers)
+    server.one_round()
+    for layer, (a, b) in zip(method.layers, frames, strict=True):
+        assert torch.equal(layer.trilora_A["c0"][:4], a) and torch.equal(layer.trilora_B["c0"][:, :4], b)
+        assert layer.trilora_B["c0"][:, 4:].any()
+        assert not layer.trilora_T["c0"][..., 4:, :].any() and not layer.trilora_T["c0"][..., 4:].any()
+    assert method.core.S.shape[-1] == 4 and method.core.S.any()
+    assert sum(t.numel() for t in method.pack().values()) <= method.core.S.numel() + 8
+
+
+@pytest.mark.parametrize("frames", ["weights", "random"])
+def test_other_frames_start_unchanged_and_learn(frames: str, tmp_path: Path) -> None:
+    server, method = client_of(tmp_path, frames=frames)
+    client = method.client
+    with client.resident.peft.disable_adapter():
+        base = client._score(client.validation, client.validation_data, bare=True).nats
+    assert client.validation_loss() == pytest.approx(base, abs=1e-6)
+    for _ in range(3):
+        server.one_round()
+    losses = [sum(r["loss"].values()) for r in server.members["c0"].rounds]
+    assert losses[-1] < losses[0]
+
+
+def test_a_client_accepts_what_its_validation_likes(tmp_path: Path) -> None:
+    server, method = client_of(tmp_path, accept="validation")
+    server.one_round()
+    own = method.core.S.detach().clone()
+    good = server.method.download("c0")
+    method._receive_what_fits(good)
+    losses = {}
+    received = server.method.S
+    for share in (0.0, 0.5, 1.0):
+        method.core.S.data.copy_(torch.lerp(own, received, share))
+        method.core.write(method.leaves)
+        losses[share] = method.client.validation_loss()
+    assert losses[method.accepted] == min(losses.values())
+    # A ruined core is not taken.
+    method.core.S.data.copy_(own)
+    method.core.write(method.leaves)
+    server.method.S = torch.randn_like(server.method.S) * 50
+    method._receive_what_fits(server.method.download("c0"))
+    assert method.accepted == 0.0 and torch.equal(method.core.S.detach(), own)
