@@ -5,7 +5,11 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+import torch
+
 from h2tune.core.anchors import AnchorError
+from h2tune.core.wordcodes import WordCodes
+from h2tune.zoo import word_vectors
 
 
 def load_anchors(source: str, words_file: str | None = None) -> list[str]:
@@ -34,6 +38,26 @@ def load_anchors(source: str, words_file: str | None = None) -> list[str]:
 
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def load_codes(source: str, rank: int) -> WordCodes:
+    """Codes of words: the package's own, or from a text file of word vectors, commonest word first.
+
+    Raises:
+        AnchorError: if the file is missing, malformed or too narrow.
+    """
+    try:
+        if source == "builtin":
+            return WordCodes(*word_vectors(), rank)
+        lines = [line.split() for line in _lines(Path(source).read_text(encoding="utf-8"))]
+        vectors = torch.tensor([[float(x) for x in line[1:]] for line in lines])
+        # Without counts, frequency goes by rank (Zipf).
+        counts = 1 / torch.arange(1, len(lines) + 1)
+        return WordCodes([line[0].lower() for line in lines], vectors, counts, rank)
+    except (ValueError, OSError, IndexError) as error:
+        raise AnchorError(
+            f"codes: {source}: {error}; give `builtin` or a text file, a word and its numbers a line."
+        ) from None
 
 
 _AROUND = (

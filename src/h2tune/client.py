@@ -19,11 +19,13 @@ from accelerate.state import AcceleratorState
 
 from h2tune import tasks
 from h2tune.adapter import TriLoraConfig
+from h2tune.anchors import load_codes
 from h2tune.config import ClientConfig, ConfigError, Experiment
 from h2tune.core import budget
 from h2tune.core.anchors import anchor_batch, coverage
 from h2tune.core.bases import Bases, describe
 from h2tune.core.glossary import Episode
+from h2tune.core.wordcodes import WordCodes
 from h2tune.methods import resolve_method
 from h2tune.models import Residents
 from h2tune.seeds import derive
@@ -70,7 +72,7 @@ class Client:
             quantization=config.quantization,
         )  # fmt: skip
         method, settings = resolve_method(experiment.method)
-        self.layout = self.resident.layout.only(getattr(settings, "slots", None))
+        self.layout = self.resident.layout.only(settings.adapter_slots)
         self.tokenizer = self.resident.tokenizer
         self.accelerator = accelerator or make_accelerator(experiment, residents.device)
         self._load_data()
@@ -81,7 +83,9 @@ class Client:
 
     def _load_data(self) -> None:
         config, seed = self.config, derive(self.seed, self.data_seed, "data")
-        train = tasks.load_examples(config.train, self.task, limit=config.n_train, seed=seed, columns=config.columns)
+        train = tasks.load_examples(
+            config.train, self.task, limit=config.n_train, seed=seed, columns=config.columns, part=config.part
+        )
         self.test = tasks.load_examples(config.test, self.task, limit=config.n_test, seed=seed, columns=config.columns)
         self.leaked = tasks.overlap(train, self.test)
         if config.validation:
@@ -154,6 +158,10 @@ class Client:
                 with resident.peft.disable_adapter():
                     resident.cache[key] = describe(model, self.layout, batch, directions)
         return resident.cache[key]
+
+    def word_codes(self, source: str) -> WordCodes:
+        """Public codes of words, of the core's rank."""
+        return load_codes(source, self.rank)
 
     def practice(self) -> list[Episode]:
         """Public practice problems, as episodes."""
@@ -256,14 +264,12 @@ class Client:
 
     def _finish(self, message: Message) -> tuple[str, Payload]:
         """Take the last shared state, unless by validation the client's own last one is better."""
-        own = self._score(self.validation, self.validation_data)
-        kept = self.method.state()
+        own, kept = self.validation_loss(), self.method.state()
         self.method.receive(message.payload)
-        shared = self._score(self.validation, self.validation_data)
-        if own.nats < shared.nats:
+        if own < self.validation_loss():
             self.method.load_state(kept)
+        better = self._score(self.validation, self.validation_data)
         final = self._score(self.test, self.test_data)
-        better = own if own.nats < shared.nats else shared
         if self.store:
             self.store.save_adapter(self.resident.peft, self.name)
             # P is private: it is kept for the client's own report and not sent.
@@ -273,12 +279,12 @@ class Client:
 
     def validation_loss(self) -> float:
         """Nats per answer token of the client's model, as it stands, on its validation rows."""
-        return self._score(self.validation, self.validation_data).nats
+        return self._score(self.validation, self.validation_data, loss_only=True).nats
 
-    def _score(self, examples: Sequence, encoded: Sequence, bare: bool = False) -> Score:
+    def _score(self, examples: Sequence, encoded: Sequence, bare: bool = False, loss_only: bool = False) -> Score:
         """Score the client's model, or with ``bare`` the untouched base model."""
         resident, size = self.resident, self.experiment.evaluation.batch_size
-        args = (self.tokenizer, self.task, examples, encoded, size)
+        args = (self.tokenizer, self.task, examples, encoded, size, loss_only)
         if bare and resident.peft is None:
             found = score(resident.model, *args)
         elif bare:

@@ -1,11 +1,12 @@
 """Methods side by side over seeds and amounts of data: a grid of runs, restartable, then one table.
 
 OUT/runs/METHOD[-nN]/seed-S/     a run directory each; a finished one is never run again
+OUT/frames/                      frames that were practised once and hold for every run
 OUT/tuned.json                   the rates that `tune` chose, by validation
 OUT/compare.json, .csv, .html    the result (see `h2tune.report.comparison`)
 
-What is held fixed: data, seeds, adapter budget (`rank`, `keep`), updates, evaluation. What may differ between methods is
-written in the file under `methods:` and stands in the result.
+What is held fixed: data, seeds, updates, evaluation, and `rank`, `depth` and `keep` unless the file says otherwise. What differs
+between methods is written in the file under `methods:` and stands in the result.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     own = {"name": base.method} if isinstance(base.method, str) else {"name": "h2tune", **base.method}
     changes = dict(base.methods.get(cell.method, {}))
     training = base.training
+    rank, depth = changes.pop("rank", base.rank), changes.pop("depth", base.depth)
     rates = {k: changes.pop(k) for k in ("learning_rate", "core_learning_rate") if k in changes}
     rates = {k: cell.rate * rates.get(k, getattr(training, k)) for k in ("learning_rate", "core_learning_rate")}
     same = cell.method == own["name"] or {cell.method, own["name"]} == set(FRAMED)
@@ -141,6 +143,8 @@ def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     return base.model_copy(
         update={
             "method": spec,
+            "rank": rank,
+            "depth": depth,
             "methods": {},
             "baseline": "none",
             "select": "federated",
@@ -238,7 +242,9 @@ def _run(file: str, cell: Cell, out: Path) -> Outcome:
     try:
         if folder.exists() and not store.exists:
             shutil.rmtree(folder)  # a run that was stopped before it had an identity
-        residents = _RESIDENTS.setdefault(experiment.device, Residents(experiment.device))
+        if experiment.device not in _RESIDENTS:
+            _RESIDENTS[experiment.device] = Residents(experiment.device, out / "frames")
+        residents = _RESIDENTS[experiment.device]
         residents.release()
         return Outcome(cell, run(experiment, folder, resume=store.exists, residents=residents))
     except MethodError as error:

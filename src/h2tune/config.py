@@ -51,6 +51,11 @@ class ClientConfig(_Strict):
     )
     practice: str | None = Field(None, description="public practice problems for `frames: glossary` (docs/frames.md)")
     columns: dict[str, str] | None = Field(None, description="your column names, if they differ: {theirs: yours}")
+    part: str | None = Field(
+        None,
+        pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
+        description="take part i of n of `train`, as `1/3`: parts share no row",
+    )
     n_train: int | None = Field(None, ge=1, description="use only so many training rows (a seeded sample)")
     n_test: int | None = Field(None, ge=1, description="use only so many test rows (a seeded sample)")
     keep: float | Literal["auto"] = Field(1.0, description="share of the core that it trains and sends, in (0, 1]")
@@ -67,6 +72,15 @@ class ClientConfig(_Strict):
     def _keep(cls, value: float | str) -> float | str:
         if isinstance(value, float) and not 0 < value <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {value}")
+        return value
+
+    @field_validator("part")
+    @classmethod
+    def _part(cls, value: str | None) -> str | None:
+        if value is not None:
+            number, count = map(int, value.split("/"))
+            if number > count:
+                raise ValueError(f"there is no part {number} of {count}")
         return value
 
     @model_validator(mode="after")
@@ -130,7 +144,8 @@ class Experiment(_Strict):
         description="also train every client alone (`local`), or with frames but without averaging (`h2tune-unshared`)",
     )
     methods: dict[str, dict[str, Any]] = Field(
-        {}, description="for `h2tune compare`: by method, its own settings and `learning_rate`, `core_learning_rate`"
+        {},
+        description="for `h2tune compare`: by method, its own settings and `rank`, `depth`, `learning_rate`, `core_learning_rate`",
     )
     select: Literal["federated", "best"] = Field("federated", description="`best` keeps the better by validation")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")

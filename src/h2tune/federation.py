@@ -86,7 +86,10 @@ def run(
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
     resolve_method(experiment.method)
-    store, residents = _WatchedStore(Path(out), watcher), residents or Residents(experiment.device)
+    store, residents = (
+        _WatchedStore(Path(out), watcher),
+        residents or Residents(experiment.device, Path(out) / "frames"),
+    )
     if watcher:
         watcher.message("loading models and data")
     accelerator = make_accelerator(experiment, residents.device, store.folder)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import _get_in_out_features
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -108,9 +111,15 @@ class Resident:
 
 
 class Residents:
-    """All base models of this process, by what distinguishes them."""
+    """All base models of this process, by what distinguishes them.
 
-    def __init__(self, device: str = "auto") -> None:
+    Args:
+        folder: where what was worked out for a base and holds for every run on it is kept; None keeps it in memory.
+    """
+
+    def __init__(self, device: str = "auto", folder: Path | None = None) -> None:
+        self.folder = folder
+        self._memory: dict[str, dict[str, Tensor]] = {}
         self.device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         self._held: dict[tuple, Resident] = {}
 
@@ -122,6 +131,23 @@ class Residents:
             donor = next((r for k, r in self._held.items() if k[0] == source and k[2:] == key[2:]), None)
             self._held[key] = self._load(source, labels, revision, trust, slots, quantization, donor)
         return self._held[key]
+
+    def kept(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors under a key that names all they depend on; made once, also by several processes at a time."""
+        if key in self._memory:
+            return self._memory[key]
+        if self.folder is None:
+            self._memory[key] = make()
+            return self._memory[key]
+        path = self.folder / f"{key}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.is_file():
+                partial = path.with_suffix(".partial")
+                save_file({name: t.cpu().contiguous() for name, t in make().items()}, partial)
+                partial.replace(path)
+        self._memory[key] = load_file(path)
+        return self._memory[key]
 
     def release(self) -> None:
         """Take all adapters off; the bases stay in memory."""

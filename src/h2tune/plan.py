@@ -142,7 +142,7 @@ def _shape(plan: Plan, client: ClientConfig) -> Resident | None:
 
 def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: Resident, row: ClientPlan,
              anchors: list[str], slots: int) -> None:  # fmt: skip
-    layout = shape.layout.only(getattr(settings, "slots", None))
+    layout = shape.layout.only(settings.adapter_slots if settings else None)
     maps = shape.maps(layout, whole=True)
     smallest = min(min(d_in, d_out) for d_in, d_out, _ in shape.maps(layout))
     row.family, row.blocks = shape.family, layout.depth

@@ -45,12 +45,14 @@ def test_readers_tell_the_terms_apart_in_text_they_have_not_seen() -> None:
     resident = Residents("cpu").get("zoo:llama")
     texts = [str(row["prompt"]) for row in demo_rows("practice", "fill", 160, 0)]
     readers = fit_readers(
-        resident.model, resident.tokenizer, resident.layout, texts, list(TRADE_WORDS), 32, 512, True
+        resident.model, resident.tokenizer, resident.layout, texts, {w: code(f"term {w}", 32) for w in TRADE_WORDS}, 512, True
     )  # fmt: skip
     assert len(readers) == 5
     assert readers[0].keys() == {"attention", "o", "mlp", "down"}
     with pytest.raises(ValueError, match="none of the glossary's terms"):
-        fit_readers(resident.model, resident.tokenizer, resident.layout, ["Ann has nuts."], ["zzz"], 8, 512, True)
+        fit_readers(
+            resident.model, resident.tokenizer, resident.layout, ["Ann has nuts."], {"zzz": torch.ones(8)}, 512, True
+        )
 
     words = list(TRADE_WORDS)[:6]
     hidden = {}

@@ -174,3 +174,15 @@ def test_validation_avoids_the_test_data() -> None:
 
 def test_row_25_overlap_is_counted() -> None:
     assert overlap(made(["How many?", "x"]), made(["how  MANY? ", "y", "x", "x"])) == 3
+
+
+def test_parts_share_no_row_and_hold_all(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{i}", "answer": "1", "gold": "1"}) + "\n" for i in range(10)))
+    task = build_task("demo-fill")
+    parts = [[e.prompt for e in load_examples(str(path), task, part=f"{i}/3")] for i in (1, 2, 3)]
+    assert sorted(p for part in parts for p in part) == sorted(f"p{i}" for i in range(10))
+    assert [len(p) for p in parts] == [4, 3, 3]
+    assert len(load_examples(str(path), task, part="2/3", limit=2)) == 2
+    with pytest.raises(TaskError, match="part 11/11"):
+        load_examples(str(path), task, part="11/11")

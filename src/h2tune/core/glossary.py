@@ -63,22 +63,24 @@ def fit_readers(
     tokenizer: PreTrainedTokenizerBase,
     layout: Layout,
     texts: Sequence[str],
-    terms: Sequence[str],
-    rank: int,
+    codes: Mapping[str, Tensor],
     max_length: int,
     causal: bool,
 ) -> list[dict[str, Tensor]]:
     """For each block, kind of input -> A (rank x d_in): a term's last token is read as its code, other words as 0.
 
     Weighted ridge regression; terms and other words weigh the same in total, however rare the terms are.
+
+    Args:
+        codes: by term in lower case, vectors of ``rank`` entries.
     """
-    known = {term.lower() for term in terms}
     batch = anchor_batch(texts, tokenizer, max_length, causal)
     labels = [w for text in texts for w in (*(text[a:b].lower() for a, b in words(text)[1:]), "")]
-    is_term = torch.tensor([label in known for label in labels])
+    is_term = torch.tensor([label in codes for label in labels])
     if not is_term.any():
         raise ValueError("none of the glossary's terms occurs in the practice texts")
-    target = torch.stack([code(f"term {w}", rank) if w in known else torch.zeros(rank) for w in labels])
+    nothing = torch.zeros(len(next(iter(codes.values()))))
+    target = torch.stack([codes.get(w, nothing) for w in labels])
     weight = torch.where(is_term, 1 / is_term.sum(), 1 / (~is_term).sum())[:, None]
     readers: list[dict[str, Tensor]] = [{} for _ in range(layout.depth)]
 

@@ -18,6 +18,8 @@ from h2tune.core.masks import EntryScores, kept_rank
 from h2tune.core.relation import Relation
 from h2tune.core.slots import SLOTS, Layout
 
+ANY = ("any",)  # the slots of a core whose matrices serve whatever slot a client has
+
 
 @dataclass(frozen=True)
 class CoreShape:
@@ -26,6 +28,11 @@ class CoreShape:
     depth: int
     rank: int
     slots: tuple[str, ...] = SLOTS
+
+    @property
+    def tied(self) -> bool:
+        """Whether one matrix serves all slots."""
+        return self.slots == ANY
 
     def zeros(self) -> Tensor:
         return torch.zeros(self.depth, len(self.slots), self.rank, self.rank)
@@ -56,7 +63,7 @@ class ClientCore(nn.Module):
         self.shape, self.layout = shape, layout
         self.rank = kept_rank(keep, shape.rank) if mask == "dims" else shape.rank
         self.relation = Relation(relation, train_relation)
-        self.columns = [shape.slots.index(slot) for slot in layout.slots]
+        self.columns = [0 if shape.tied else shape.slots.index(slot) for slot in layout.slots]
         self.S = nn.Parameter(shape.zeros()[:, :, : self.rank, : self.rank].clone())
         self.scores = EntryScores(self.S.shape, keep) if mask == "entries" and keep < 1 else None
 

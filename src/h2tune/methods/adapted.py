@@ -65,7 +65,7 @@ class AdapterClient(ClientMethod):
         return self.adapter_rank
 
     def check(self) -> None:
-        rank = self.adapter_rank
+        rank = max(self.shared_rank, self.adapter_rank - self.shared_rank)
         for name, (d_in, d_out, _) in zip(
             self.client.layout.targets, self.client.resident.maps(self.client.layout), strict=True
         ):

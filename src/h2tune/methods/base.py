@@ -30,6 +30,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def adapter_slots(self) -> list[str] | None:
+        """Slots that get an adapter; None is all."""
+        return None
+
 
 OnStep = Callable[[str, int, int, float], None]
 """Called with phase, step, number of steps and loss after every update."""

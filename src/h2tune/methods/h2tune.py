@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 from transformers.pytorch_utils import Conv1D
 
@@ -27,25 +27,32 @@ from h2tune.core import bases
 from h2tune.core.masks import kept_rank
 from h2tune.core.packing import pack_core, unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
-from h2tune.core.shared import ClientCore, CoreShape, CoreSum
+from h2tune.core.shared import ANY, ClientCore, CoreShape, CoreSum
 from h2tune.core.slots import SLOTS
 from h2tune.methods.adapted import AdapterClient
 from h2tune.methods.base import Method, MethodError, OnStep, ServerMethod, Settings
 from h2tune.methods.practice import practise
+from h2tune.methods.words import SLOTS as WORD_SLOTS
+from h2tune.methods.words import practise_words
 from h2tune.training.batches import Batch
 from h2tune.wire import Payload, WireError
 
 
 class H2TuneSettings(Settings):
-    frames: Literal["anchor", "glossary", "weights", "random"] = Field(
+    frames: Literal["anchor", "words", "glossary", "weights", "random"] = Field(
         "anchor",
-        description="`glossary`: public terms and practice problems; `weights` (singular vectors of the base) and"
+        description="`words`: practised on public codes of words, for tasks that choose among labels;"
+        " `glossary`: public terms and practice problems; `weights` (singular vectors of the base) and"
         " `random`: no common frames (ablations)",
     )
     slots: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(
-        None, description="slots that are adapted and shared; by default all"
+        None, description="slots that are adapted and shared; by default all (`frames: words`: o, up, down, tied)"
     )
-    practice_rate: float = Field(3e-3, gt=0, description="learning rate of A and B in practice (`frames: glossary`)")
+    codes: str = Field("builtin", description="word vectors for `frames: words`: `builtin`, or a text file")
+    text_column: str = Field("sentence", description="the task's column that holds the text (`frames: words`)")
+    practice_steps: int = Field(1800, ge=1, description="updates of practice (`frames: words`)")
+    ridge: float = Field(0.0, ge=0, description="pull of the core towards 0, divided by the client's examples")
+    practice_rate: float = Field(3e-3, gt=0, description="learning rate of A and B in practice")
     share: bool = Field(True, description="`false`: frames and phases, but nothing is averaged (an ablation)")
     alternation: Literal["step", "part", "joint"] = Field(
         "step", description="phases by update, by part of a round, or none"
@@ -68,10 +75,16 @@ class H2TuneSettings(Settings):
     private: int = Field(
         0, ge=0, description="coordinates beside the frames: a LoRA of this rank that no core can disturb"
     )
+    train_private: bool = Field(True, description="`false`: private coordinates learn in practice only")
     accept: Literal["always", "validation"] = Field(
         "always",
         description="`validation`: a client takes the received core, its own, or their mean, by validation loss",
     )
+
+    @property
+    def adapter_slots(self) -> list[str] | None:
+        # The private LoRA of frames by words sits on all maps, the core on a few.
+        return None if self.frames == "words" else self.slots  # type: ignore[return-value]
 
 
 class H2TuneClient(AdapterClient):
@@ -88,6 +101,8 @@ class H2TuneClient(AdapterClient):
 
     def check(self) -> None:
         super().check()
+        if self.settings.frames == "words" and not self.settings.private:
+            raise MethodError("frames: words needs `private:`, a LoRA that is practised along, for example 32")
         if self.settings.frames == "glossary" and not self.client.config.practice:
             raise MethodError(
                 f"{self.client.name}: frames: glossary needs `practice:`, public problems with a lexicon"
@@ -102,6 +117,8 @@ class H2TuneClient(AdapterClient):
         framed = self.shared_rank if settings.private else 0
         self.attach(self.adapter_rank, residual=self.residual or settings.private > 0, framed=framed)
         meta = self.introduction() | {"keep": client.keep}
+        if settings.frames == "words":
+            meta["slots"] = list(ANY)
         if settings.frames == "anchor" and fresh:
             self.described = client.describe_anchors(settings.directions * client.rank)
             meta["digest"] = self.described.digest
@@ -118,7 +135,7 @@ class H2TuneClient(AdapterClient):
         if fresh:
             relation = self.begin(payload, relation)
         self.core = self.make_core(relation).to(client.accelerator.device)
-        self.core.write(self.leaves)
+        self.core.write(self.core_leaves)
         if fresh:
             self.warm_head()
         self._make_groups()
@@ -134,15 +151,31 @@ class H2TuneClient(AdapterClient):
             del self.described
         elif settings.frames == "glossary":
             practise(self, settings.practice_rate)
+        elif settings.frames == "words":
+            practise_words(self)
         elif settings.frames == "weights":
             self._take_singular_vectors()
         return relation
 
     def make_core(self, relation: Tensor) -> ClientCore:
-        settings = self.settings
-        return ClientCore(
-            self.shape, self.client.layout, relation, self.client.keep, settings.mask, settings.train_relation
-        )
+        settings, layout = self.settings, self.client.layout
+        if settings.frames == "words":
+            layout = layout.only(settings.slots or WORD_SLOTS)
+            # The leaves of the maps that the core acts on, in its own order.
+            places = [m for _ in range(layout.depth) for m in self.client.layout.modules]
+            self.core_leaves = [leaf for leaf, m in zip(self.leaves, places, strict=True) if m in layout.modules]
+        return ClientCore(self.shape, layout, relation, self.client.keep, settings.mask, settings.train_relation)
+
+    @property
+    def core_leaves(self) -> list[nn.Parameter]:
+        """The T of the maps that the core acts on; by default all."""
+        return self._core_leaves or self.leaves
+
+    @core_leaves.setter
+    def core_leaves(self, leaves: list[nn.Parameter]) -> None:
+        self._core_leaves = leaves
+
+    _core_leaves: list[nn.Parameter] | None = None
 
     def _take_singular_vectors(self) -> None:
         """A = V^T, B = U Sigma of the base weight's leading part: private to a model, but no less structured."""
@@ -179,7 +212,7 @@ class H2TuneClient(AdapterClient):
 
     @property
     def learns_factors(self) -> bool:
-        return self.settings.train_factors or self.settings.private > 0
+        return self.settings.train_factors or (self.settings.private > 0 and self.settings.train_private)
 
     def phases(self, steps: int) -> list[str]:
         """The phase of each update of a round; the first is a shared one: at S = 0 nothing else has a gradient."""
@@ -210,20 +243,20 @@ class H2TuneClient(AdapterClient):
             loss = getattr(self, f"_{phase}")(batches)
             losses.setdefault(phase, []).append(loss)
             on_step(phase, step + 1, len(phases), loss)
-        self.core.write(self.leaves)
+        self.core.write(self.core_leaves)
         upload = Payload(self.pack(), {}) if self.settings.share else Payload()
         return upload, {phase: sum(values) / len(values) for phase, values in losses.items()}
 
     def _shared(self, batches: Any) -> float:
         self._listen(core=True, factors=False)
-        self.core.write(self.leaves)
+        self.core.write(self.core_leaves)
         loss = self.updater.gradients(batches)
         self._update_core()
         return loss
 
     def _specific(self, batches: Any) -> float:
         self._listen(core=False, factors=True)
-        self.core.write(self.leaves)
+        self.core.write(self.core_leaves)
         loss = self.updater.gradients(batches, self._distillation() if self.settings.distill else None)
         self._update_factors()
         return loss
@@ -231,7 +264,7 @@ class H2TuneClient(AdapterClient):
     def _joint(self, batches: Any) -> float:
         """Both groups from one backward pass (an ablation)."""
         self._listen(core=True, factors=True)
-        self.core.write(self.leaves)
+        self.core.write(self.core_leaves)
         loss = self.updater.gradients(batches)
         self._update_core()
         self._update_factors()
@@ -247,13 +280,15 @@ class H2TuneClient(AdapterClient):
         self.updater.apply(self.groups["specific"])
 
     def _update_core(self) -> None:
-        self.core.pull(self.leaves)
+        self.core.pull(self.core_leaves)
+        if self.settings.ridge:
+            self.core.S.grad.add_(self.core.S.detach(), alpha=self.settings.ridge / len(self.client.train_data))
         if self.settings.proximal:
             self.core.S.grad.add_(self.core.S.detach() - self.start, alpha=self.settings.proximal)
         self.updater.apply(self.groups["shared"])
 
     def _listen(self, core: bool, factors: bool) -> None:
-        for leaf in self.leaves:
+        for leaf in self.core_leaves:
             leaf.requires_grad_(core)
         if "specific" in self.groups:
             self.groups["specific"].trainable(factors)
@@ -290,7 +325,7 @@ class H2TuneClient(AdapterClient):
         core, coverage = unpack_core(payload.tensors, self.shape, self.core.rank)
         with torch.no_grad():
             self.core.S.copy_(torch.where(coverage.to(self.core.S.device), core.to(self.core.S.device), self.core.S))
-        self.core.write(self.leaves)
+        self.core.write(self.core_leaves)
 
     def _receive_what_fits(self, payload: Payload) -> None:
         """Of the own core, the received one and their mean the one with the least validation loss."""
@@ -302,11 +337,11 @@ class H2TuneClient(AdapterClient):
         losses = {}
         for share in (1.0, 0.5, 0.0):
             self.core.S.data.copy_(torch.lerp(own, received, share))
-            self.core.write(self.leaves)
+            self.core.write(self.core_leaves)
             losses[share] = self.client.validation_loss()
         self.accepted = min(losses, key=lambda share: (losses[share], -share))
         self.core.S.data.copy_(torch.lerp(own, received, self.accepted))
-        self.core.write(self.leaves)
+        self.core.write(self.core_leaves)
         self.activate()
 
     accepted = 1.0
@@ -321,7 +356,7 @@ class H2TuneClient(AdapterClient):
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
         self.core.load_state_dict({k.removeprefix("core."): v for k, v in state.items() if k.startswith("core.")})
-        self.core.write(self.leaves)
+        self.core.write(self.core_leaves)
 
     def report(self) -> dict[str, Any]:
         return {"relation": self.core.relation().detach().cpu().tolist(), "accepted": self.accepted}
@@ -340,7 +375,7 @@ class H2TuneServer(ServerMethod):
         if not hasattr(self, "shape"):
             depth = self.experiment.depth or max(p.meta["depth"] for p in joined.values())
             held = {slot for p in joined.values() for slot in p.meta["slots"]}
-            self.shape = CoreShape(depth, self.experiment.rank, tuple(s for s in SLOTS if s in held))
+            self.shape = CoreShape(depth, self.experiment.rank, tuple(s for s in (*SLOTS, *ANY) if s in held))
             self.S = self.shape.zeros()
             self.ranks: dict[str, int] = {}
             self.masked: dict[str, bool] = {}

@@ -10,7 +10,7 @@ from itertools import repeat
 
 import torch
 
-from h2tune.core.glossary import Episode, fit_readers, written
+from h2tune.core.glossary import Episode, code, fit_readers, written
 from h2tune.core.slots import input_kind
 from h2tune.methods.adapted import AdapterClient
 from h2tune.training.batches import collate
@@ -37,7 +37,7 @@ def _fit(method: AdapterClient, episodes: list[Episode]) -> None:
     """A reads the terms' codes, B writes nothing yet."""
     client, rank = method.client, method.shared_rank
     texts = [text for episode in episodes[:FITTED_EPISODES] for text in episode.texts]
-    terms = sorted({term for episode in episodes for term in episode.lexicon})
+    terms = sorted({term.lower() for episode in episodes for term in episode.lexicon})
     resident = client.resident
     with resident.peft.disable_adapter():
         readers = fit_readers(
@@ -45,8 +45,7 @@ def _fit(method: AdapterClient, episodes: list[Episode]) -> None:
             client.tokenizer,
             client.layout,
             texts,
-            terms,
-            client.rank,
+            {term: code(f"term {term}", client.rank) for term in terms},
             resident.context,
             resident.causal,
         )

@@ -79,7 +79,7 @@ class PublishedClient(H2TuneClient):
         super().receive(payload)
         with torch.no_grad():
             self.core.D.zero_()  # what was learnt is in S by now, as far as P lets it through
-        self.core.write(self.leaves)
+        self.core.write(self.core_leaves)
 
     def pack(self) -> dict[str, Tensor]:
         core, coverage = self.core.upload()

@@ -20,6 +20,7 @@ def load_examples(
     limit: int | None = None,
     seed: int = 0,
     columns: Mapping[str, str] | None = None,
+    part: str | None = None,
     answered: bool = True,
 ) -> list[Example]:
     """The examples of a source, in its order.
@@ -27,6 +28,7 @@ def load_examples(
     source: a .jsonl, .json, .csv, .tsv or .parquet file, the folder of a Hugging Face data set, ``hub:owner/name``
     or ``demo:fill?seed=0&n=60&split=train``.
     limit: a random sample of so many rows; the same seed takes the same rows, and fewer are some of the more.
+    part: ``"i/n"``, every n-th row from the i-th on: n parts share no row and hold all.
     columns: ``{name the task knows: name in the file}``.
     answered: False reads the questions only, for prediction.
     Raises ``TaskError`` naming the file, the row and the columns that are there.
@@ -40,6 +42,11 @@ def load_examples(
     numbered = [(number, row) for number, row in enumerate(rows, 1) if task.accepts(row)]
     if not numbered:
         raise TaskError(f"{source}: none of its {len(rows)} rows belongs to task {task.name}")
+    if part is not None:
+        number, count = map(int, part.split("/"))
+        numbered = numbered[number - 1 :: count]
+        if not numbered:
+            raise TaskError(f"{source}: part {part} of {len(rows)} rows is empty")
     chosen = _sample(numbered, limit, seed)
     examples = [_read(source, number, row, task, answered) for number, row in chosen]
     if not answered:

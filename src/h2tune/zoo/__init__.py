@@ -6,7 +6,10 @@ import difflib
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ZooError(ValueError):
@@ -22,6 +25,14 @@ def zoo_folder(name: str) -> Path:
         hint = f"Did you mean zoo:{near[0]}?" if near else f"Known: {', '.join(known)}."
         raise ZooError(f"There is no zoo:{name}. {hint}")
     return folder
+
+
+def word_vectors() -> tuple[list[str], Tensor, Tensor]:
+    """The word vectors that ship with the package (`make_words`): words, vectors (words x 64), counts."""
+    from safetensors.torch import load_file  # `h2tune models` needs no torch
+
+    tensors = load_file(Path(str(files("h2tune.zoo"))) / "words.safetensors")
+    return bytes(tensors["words"].tolist()).decode().split("\n"), tensors["vectors"].float(), tensors["counts"]
 
 
 def zoo_names() -> list[str]:
