@@ -105,7 +105,7 @@ def _home(method: Method) -> type:
     for other in Method.registry.values():
         for part in {inspect.getmodule(c) for c in (other.client, other.server, other.settings)}:
             users[part] = users.get(part, 0) + 1
-    generic = {"h2tune.methods.base", "h2tune.methods.factors", "h2tune.methods.adapted"}
+    generic = {f"h2tune.methods.{name}" for name in ("base", "factors", "adapted", "h2tune_settings")}
     candidates = [c for c in (method.server, method.client, method.settings) if c.__module__ not in generic]
     return min(candidates, key=lambda c: users[inspect.getmodule(c)])
 

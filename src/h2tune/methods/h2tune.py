@@ -15,13 +15,10 @@ Only covered entries of S ever leave a client, and once the left factors U of th
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
-from transformers.pytorch_utils import Conv1D
 
 from h2tune.core import bases
 from h2tune.core.masks import kept_rank
@@ -30,61 +27,12 @@ from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.shared import ANY, ClientCore, CoreShape, CoreSum
 from h2tune.core.slots import SLOTS
 from h2tune.methods.adapted import AdapterClient
-from h2tune.methods.base import Method, MethodError, OnStep, ServerMethod, Settings
-from h2tune.methods.practice import practise
+from h2tune.methods.base import Method, OnStep, ServerMethod
+from h2tune.methods.distill import distillation
+from h2tune.methods.h2tune_settings import H2TuneSettings, UnsharedSettings
+from h2tune.methods.starts import check_frames, start
 from h2tune.methods.words import SLOTS as WORD_SLOTS
-from h2tune.methods.words import practise_words
-from h2tune.training.batches import Batch
 from h2tune.wire import Payload, WireError
-
-
-class H2TuneSettings(Settings):
-    frames: Literal["anchor", "words", "glossary", "weights", "random"] = Field(
-        "anchor",
-        description="`words`: practised on public codes of words, for tasks that choose among labels;"
-        " `glossary`: public terms and practice problems; `weights` (singular vectors of the base) and"
-        " `random`: no common frames (ablations)",
-    )
-    slots: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(
-        None, description="slots that are adapted and shared; by default all (`frames: words`: o, up, down, tied)"
-    )
-    codes: str = Field("builtin", description="word vectors for `frames: words`: `builtin`, or a text file")
-    text_column: str = Field("sentence", description="the task's column that holds the text (`frames: words`)")
-    practice_steps: int = Field(1800, ge=1, description="updates of practice (`frames: words`)")
-    ridge: float = Field(0.0, ge=0, description="pull of the core towards 0, divided by the client's examples")
-    practice_rate: float = Field(3e-3, gt=0, description="learning rate of A and B in practice")
-    share: bool = Field(True, description="`false`: frames and phases, but nothing is averaged (an ablation)")
-    alternation: Literal["step", "part", "joint"] = Field(
-        "step", description="phases by update, by part of a round, or none"
-    )
-    shared_part: float = Field(0.5, gt=0, lt=1, description="share of a round's updates that the shared phase gets")
-    relation: Literal["depth", "nearest", "similarity"] = Field("depth", description="start of P")
-    train_relation: bool = Field(True, description="train P with S")
-    depth_frames: Literal["procrustes", "none"] = Field("procrustes", description="common coordinates along depth")
-    mask: Literal["dims", "entries"] = Field(
-        "dims", description="what `keep` keeps: leading coordinates or learned entries"
-    )
-    proximal: float = Field(0.0, ge=0, description="mu, pull of the core towards the server's")
-    distill: float = Field(
-        0.0, ge=0, description="lambda, pull of the specific phase towards the shared one's answers"
-    )
-    directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
-    train_factors: bool = Field(
-        True, description="`false`: A and B stay at the frames, only the core (and a head, and `private`) learn"
-    )
-    private: int = Field(
-        0, ge=0, description="coordinates beside the frames: a LoRA of this rank that no core can disturb"
-    )
-    train_private: bool = Field(True, description="`false`: private coordinates learn in practice only")
-    accept: Literal["always", "validation"] = Field(
-        "always",
-        description="`validation`: a client takes the received core, its own, or their mean, by validation loss",
-    )
-
-    @property
-    def adapter_slots(self) -> list[str] | None:
-        # The private LoRA of frames by words sits on all maps, the core on a few.
-        return None if self.frames == "words" else self.slots  # type: ignore[return-value]
 
 
 class H2TuneClient(AdapterClient):
@@ -101,16 +49,7 @@ class H2TuneClient(AdapterClient):
 
     def check(self) -> None:
         super().check()
-        if self.settings.frames == "words" and not self.settings.private:
-            raise MethodError("frames: words needs `private:`, a LoRA that is practised along, for example 32")
-        if self.settings.frames == "glossary" and not self.client.config.practice:
-            raise MethodError(
-                f"{self.client.name}: frames: glossary needs `practice:`, public problems with a lexicon"
-            )
-        if self.settings.frames == "glossary" and self.client.task.kind == "classify":
-            raise MethodError(
-                f"{self.client.name}: frames: glossary works for tasks that write text, not for classify"
-            )
+        check_frames(self)
 
     def join(self, fresh: bool = True) -> Payload:
         client, settings = self.client, self.settings
@@ -130,8 +69,8 @@ class H2TuneClient(AdapterClient):
     def welcome(self, payload: Payload, fresh: bool = True) -> None:
         client, settings = self.client, self.settings
         self.shape = CoreShape(payload.meta["depth"], client.rank, tuple(payload.meta["slots"]))
-        start = nearest_relation if settings.relation == "nearest" else depth_relation
-        relation = start(self.shape.depth, client.layout.depth)
+        places = nearest_relation if settings.relation == "nearest" else depth_relation
+        relation = places(self.shape.depth, client.layout.depth)
         if fresh:
             relation = self.begin(payload, relation)
         self.core = self.make_core(relation).to(client.accelerator.device)
@@ -142,20 +81,7 @@ class H2TuneClient(AdapterClient):
 
     def begin(self, payload: Payload, relation: Tensor) -> Tensor:
         """Set A and B to the frames; returns the start of P."""
-        settings = self.settings
-        if settings.frames == "anchor":
-            frames = bases.Frames.from_tensors(payload.tensors, self.shape)
-            if settings.relation == "similarity":
-                relation = self.described.relation(frames)
-            self._take_frames(frames, relation)
-            del self.described
-        elif settings.frames == "glossary":
-            practise(self, settings.practice_rate)
-        elif settings.frames == "words":
-            practise_words(self)
-        elif settings.frames == "weights":
-            self._take_singular_vectors()
-        return relation
+        return start(self, payload, relation)
 
     def make_core(self, relation: Tensor) -> ClientCore:
         settings, layout = self.settings, self.client.layout
@@ -176,26 +102,6 @@ class H2TuneClient(AdapterClient):
         self._core_leaves = leaves
 
     _core_leaves: list[nn.Parameter] | None = None
-
-    def _take_singular_vectors(self) -> None:
-        """A = V^T, B = U Sigma of the base weight's leading part: private to a model, but no less structured."""
-        with torch.no_grad():
-            for layer in self.layers:
-                weight = layer.get_base_weight().float()
-                weight = weight.T if isinstance(layer.get_base_layer(), Conv1D) else weight
-                u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-                rank = self.shared_rank
-                layer.trilora_A[self.client.name][:rank] = vh[:rank]
-                layer.trilora_B[self.client.name][:, :rank] = u[:, :rank] * s[:rank]
-
-    def _take_frames(self, frames: bases.Frames, relation: Tensor) -> None:
-        """A_i and B_i by regression on the common coordinates; the leading r_i of them."""
-        factors = self.described.regress(frames, relation)
-        rank = self.shared_rank
-        with torch.no_grad():
-            for layer, (a, b) in zip(self.layers, factors, strict=True):
-                layer.trilora_A[self.client.name][:rank] = a[:rank].to(layer.trilora_A[self.client.name])
-                layer.trilora_B[self.client.name][:, :rank] = b[:, :rank].to(layer.trilora_B[self.client.name])
 
     def _make_groups(self) -> None:
         client = self.client
@@ -257,7 +163,7 @@ class H2TuneClient(AdapterClient):
     def _specific(self, batches: Any) -> float:
         self._listen(core=False, factors=True)
         self.core.write(self.core_leaves)
-        loss = self.updater.gradients(batches, self._distillation() if self.settings.distill else None)
+        loss = self.updater.gradients(batches, distillation(self) if self.settings.distill else None)
         self._update_factors()
         return loss
 
@@ -292,32 +198,6 @@ class H2TuneClient(AdapterClient):
             leaf.requires_grad_(core)
         if "specific" in self.groups:
             self.groups["specific"].trainable(factors)
-
-    def _distillation(self) -> Any:
-        """lambda KL(z_shared || z) over the asked positions, z_shared from A, B as the shared phase left them."""
-        kept, weight = self.kept, self.settings.distill
-
-        def penalty(batch: Batch, logits: Tensor) -> Tensor:
-            now = [p.data for p in self.factors]
-            for parameter, value in zip(self.factors, kept, strict=True):
-                parameter.data = value
-            with torch.no_grad():
-                self.client.resident.peft.eval()
-                before = self.client.resident.peft(**{k: v for k, v in batch.items() if k != "labels"}).logits
-                self.client.resident.peft.train()
-            for parameter, value in zip(self.factors, now, strict=True):
-                parameter.data = value
-            if batch["labels"].ndim == 2:
-                asked = batch["labels"][:, 1:] != -100
-                before, logits = before[:, :-1][asked], logits[:, :-1][asked]
-            return weight * kl_div(
-                log_softmax(logits.float(), -1),
-                log_softmax(before.float(), -1),
-                log_target=True,
-                reduction="batchmean",
-            )
-
-        return penalty
 
     def receive(self, payload: Payload) -> None:
         if not self.settings.share:
@@ -444,10 +324,6 @@ class H2TuneServer(ServerMethod):
     def report(self) -> dict[str, Any]:
         shape = {"depth": self.shape.depth, "slots": list(self.shape.slots), "rank": self.shape.rank}
         return {"core": shape | {"norms": self.S.flatten(2).norm(dim=-1).tolist()}, "agreement": self.agreement}
-
-
-class UnsharedSettings(H2TuneSettings):
-    share: bool = Field(False, description="nothing is averaged")
 
 
 _SENDS = "covered entries of the core S; once, with anchor frames, left factors of activations on public text"

@@ -49,7 +49,8 @@ def word_vectors(text: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     vectors = u[:, order] * np.sqrt(s[order])
     # An SVD leaves signs open; fixed, so that the file is the same everywhere.
     vectors *= np.sign(vectors[np.abs(vectors).argmax(0), range(DIRECTIONS)])
-    return words[:WORDS], vectors[:WORDS], np.array([counts[word] for word in words[:WORDS]])
+    # safetensors writes memory as it lies: rows must follow each other.
+    return words[:WORDS], np.ascontiguousarray(vectors[:WORDS]), np.array([counts[word] for word in words[:WORDS]])
 
 
 def main() -> None:

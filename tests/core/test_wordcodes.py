@@ -1,0 +1,64 @@
+"""Codes of words: the formula against NumPy, what they must not depend on, and the file that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from h2tune.anchors import load_codes
+from h2tune.core.anchors import AnchorError
+from h2tune.core.wordcodes import WordCodes
+
+
+def small(rank: int = 5) -> tuple[WordCodes, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    vectors, counts = rng.normal(size=(6, 8)), np.array([900, 50, 20, 10, 5, 1])
+    words = ["the", "good", "bad", "film", "don't", "rare"]
+    return WordCodes(words, torch.tensor(vectors), torch.tensor(counts), rank), vectors, counts
+
+
+def test_codes_are_centred_scaled_and_end_in_one() -> None:
+    codes, vectors, counts = small()
+    q = counts / counts.sum()
+    x = vectors[:, :4] - (q[:, None] * vectors[:, :4]).sum(0)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True) * (0.01 / (0.01 + q))[:, None] * 2
+    np.testing.assert_allclose(codes.codes[:, :4], x, atol=1e-6)
+    assert (codes.codes[:, 4] == 1).all()
+    lengths = codes.codes[:, :4].norm(dim=1)
+    assert lengths[0] < 0.1 * lengths[5]  # frequent words weigh little
+
+
+def test_features_sum_words_and_forget_what_is_unknown() -> None:
+    codes, _, _ = small()
+    texts = ["A GOOD film", "good film", "film, good!", "bad bad", "unknown words only"]
+    found = codes.features(texts)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[1], found[2])
+    assert (found[:, -1] == 1).all() and not found[4, :-1].any()
+    ratio = found[3, :-1] / (2 * codes.codes[2, :-1] / 2**0.5)
+    torch.testing.assert_close(ratio, ratio[:1].expand(4))
+    assert codes.known("the film don't end") == [(0, 3), (3, 8), (4, 14)]
+
+
+def test_builtin_codes_hold_meaning_and_files_of_vectors_are_read(tmp_path: Path) -> None:
+    codes = load_codes("builtin", 32)
+    assert codes.codes.shape == (10_000, 32)
+    unit = codes.codes[:, :-1] / codes.codes[:, :-1].norm(dim=1, keepdim=True)
+
+    def near(a: str, b: str) -> float:
+        return float(unit[codes.index[a]] @ unit[codes.index[b]])
+
+    assert near("mother", "father") > near("mother", "river") + 0.2
+    assert near("monday", "tuesday") > near("monday", "apple") + 0.2
+    path = tmp_path / "vectors.txt"
+    path.write_text("good 1 0 2\nbad -1 0 1\n")
+    assert load_codes(str(path), 4).index == {"good": 0, "bad": 1}
+    for bad in ("good 1 0\nbad 1\n", "", "good one two\n"):
+        path.write_text(bad)
+        with pytest.raises(AnchorError, match="codes:"):
+            load_codes(str(path), 3)
+    with pytest.raises(AnchorError, match="rank 99"):
+        load_codes("builtin", 99)

@@ -1,0 +1,128 @@
+"""Frames by words: what practice promises, that one direction means the same in every model, and what is refused."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_federation import build
+
+from h2tune import federation
+from h2tune.config import parse_config
+from h2tune.methods import MethodError
+from h2tune.methods.words import directions, practice_texts, written
+
+GOOD, BAD = ("good", "happy", "sweet", "kind"), ("dark", "cruel", "angry", "cold")
+PLAIN = ("house", "river", "horse", "garden", "window", "letter", "morning", "table")
+
+
+def sentences(count: int, seed: int) -> list[tuple[str, int]]:
+    rng = random.Random(seed)
+    found = []
+    for _ in range(count):
+        label = rng.randrange(2)
+        words = rng.sample(PLAIN, 3) + rng.sample(GOOD if label else BAD, 2)
+        rng.shuffle(words)
+        found.append((" ".join(words), label))
+    return found
+
+
+def experiment(tmp_path: Path, kind: str = "choice", **changes: Any) -> Any:
+    for part, seed in (("train", 0), ("test", 1)):
+        rows = "".join(f"{text}\t{label}\n" for text, label in sentences(60, seed))
+        (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + rows)
+    (tmp_path / "public.txt").write_text("\n".join(text for text, _ in sentences(80, 2)) + "\n")
+    method = {"name": "h2tune", "frames": "words", "private": 4, "practice_steps": 3, "train_factors": False,
+              "train_private": False} | changes.pop("method", {})  # fmt: skip
+    rows = [{"name": name, "model": f"zoo:{name}", "task": {"preset": "sst2", "kind": kind},
+             "train": str(tmp_path / "train.tsv"), "test": str(tmp_path / "test.tsv"), "max_length": 64}
+            for name in ("llama", "gpt2")]  # fmt: skip
+    data = {"rounds": 2, "rank": 8, "depth": 1, "anchors": str(tmp_path / "public.txt"), "clients": rows, "device": "cpu",
+            "method": method, "training": {"steps": 2, "batch_size": 8, "core_learning_rate": 0.02}}  # fmt: skip
+    return parse_config(data | changes)
+
+
+def test_a_written_core_is_the_core_that_would_be_received(tmp_path: Path) -> None:
+    """The practice's shortcut for a batch of cores equals T written from S, row by row."""
+    server, clients = build(experiment(tmp_path), tmp_path / "run")
+    method = clients["gpt2"].method
+    clients["gpt2"].anchors = clients["llama"].anchors = [text for text, _ in sentences(40, 5)]
+    server.open()
+    torch.manual_seed(0)
+    w = directions(3, 2, 8)
+    ids = torch.randint(5, 200, (3, 12))
+    model = method.client.resident.activate("gpt2").eval()
+    with torch.no_grad(), written(method, w, lambda *a: None):
+        together = model(input_ids=ids).logits
+    for row in range(3):
+        method.core.S.data.zero_()
+        method.core.S.data[:, 0, 0] = w[row, 0]
+        method.core.write(method.core_leaves)
+        with torch.no_grad():
+            alone = model(input_ids=ids[row : row + 1]).logits[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=1e-4)
+    assert method.core.S.shape == (1, 1, 8, 8)
+
+
+def test_runs_resumes_and_sends_one_small_matrix(tmp_path: Path) -> None:
+    metrics = federation.run(experiment(tmp_path), tmp_path / "run")
+    for client in metrics["clients"].values():
+        assert client["rounds"][-1]["bytes_up"] < 8 * 8 * 4 + 800
+    frames = sorted((tmp_path / "run" / "frames").glob("words-*.safetensors"))
+    assert len(frames) == 2  # one for each base; another run on the same public text finds them there
+
+
+def test_practice_is_the_same_for_every_seed_and_private_data(tmp_path: Path) -> None:
+    """Frames are a function of public text and the base alone: other seeds and other private rows change no bit."""
+    found = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        config = experiment(folder, seed=seed)
+        if seed:
+            rows = "".join(f"{text}\t{1 - label}\n" for text, label in sentences(50, 77))
+            (folder / "train.tsv").write_text("sentence\tlabel\n" + rows)
+        server, clients = build(config, folder / "run")
+        for client in clients.values():
+            client.anchors = [text for text, _ in sentences(40, 5)]
+        server.open()
+        found.append([p.detach().clone() for c in clients.values() for p in c.method.factors])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_texts_of_practice_hold_the_public_words_only() -> None:
+    public = [text for text, _ in sentences(30, 3)]
+    texts = practice_texts(public)
+    assert set(" ".join(texts).split()) == set(" ".join(public).split()) and set(public) <= set(texts)
+    assert texts == practice_texts(public)
+
+
+def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="needs a task that chooses"):
+        federation.run(experiment(tmp_path, kind="classify"), tmp_path / "a")
+    with pytest.raises(MethodError, match="needs `private:`"):
+        federation.run(experiment(tmp_path, method={"private": 0}), tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_a_direction_learnt_in_one_family_works_in_another(tmp_path: Path) -> None:
+    """The promise itself, with some minutes of practice: S trained in llama is put into gpt2."""
+    config = experiment(tmp_path, rank=16, method={"private": 16, "practice_steps": 500, "practice_rate": 5e-3, "ridge": 1.0},
+                        rounds=6, training={"steps": 5, "batch_size": 16, "core_learning_rate": 0.05})  # fmt: skip
+    public = [text for text, _ in sentences(2000, 2)]
+    (tmp_path / "public.txt").write_text("\n".join(dict.fromkeys(public)) + "\n")
+    server, clients = build(config, tmp_path / "run")
+    for client in clients.values():
+        client.anchors = list(dict.fromkeys(public))
+    server.open()
+    llama, gpt2 = clients["llama"].method, clients["gpt2"].method
+    for number in range(1, 7):
+        llama.train(number, type(server.method.download("llama"))(), lambda *a: None)
+    before = clients["gpt2"]._score(clients["gpt2"].test, clients["gpt2"].test_data).metric
+    gpt2.core.S.data.copy_(llama.core.S.data)
+    gpt2.core.write(gpt2.core_leaves)
+    after = clients["gpt2"]._score(clients["gpt2"].test, clients["gpt2"].test_data).metric
+    assert after > max(before, 0.5) + 0.15, (before, after)
