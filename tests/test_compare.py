@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from scipy import stats
 from typer.testing import CliRunner
@@ -172,3 +176,31 @@ def test_texts_of_intervals() -> None:
     assert text_of([-0.0001, -0.0001, -0.0001], "metric", signed=True) == "+0.0"
     assert text_of([0.5, 0.25, 0.75], "nats", signed=True) == "+0.500 (+0.250 to +0.750)"
     assert text_of(None, "nats") == "-"
+
+
+def test_a_killed_comparison_leaves_no_worker_behind(file: Path, tmp_path: Path) -> None:
+    file.write_text(FILE.replace("steps: 2", "steps: 5000"))
+    command = [
+        sys.executable,
+        "-m",
+        "h2tune.cli",
+        "compare",
+        str(file),
+        "--methods",
+        "local",
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+    ]
+    parent = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.DEVNULL)
+    run = tmp_path / "out/runs/local/seed-0/run.json"
+    deadline = time.monotonic() + 120
+    while not run.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = psutil.Process(parent.pid).children(recursive=True)
+    assert workers
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive

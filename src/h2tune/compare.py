@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +224,18 @@ def _prepare(jobs: int) -> None:
 
     from h2tune.quiet import quiet_libraries
 
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     if jobs > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     quiet_libraries()
+
+
+def _leave_with_parent() -> None:
+    """A worker must not outlive a comparison that was killed: the next one would write into the same run."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_bundle(file: str, cells: list[Cell], out: str) -> list[Outcome]:
