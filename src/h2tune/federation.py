@@ -86,10 +86,9 @@ def run(
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
     resolve_method(experiment.method)
-    store, residents = (
-        _WatchedStore(Path(out), watcher),
-        residents or Residents(experiment.device, Path(out) / "frames"),
-    )
+    store = _WatchedStore(Path(out), watcher)
+    if residents is None:  # not `or`: an empty collection is false
+        residents = Residents(experiment.device, Path(out) / "frames")
     if watcher:
         watcher.message("loading models and data")
     accelerator = make_accelerator(experiment, residents.device, store.folder)

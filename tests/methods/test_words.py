@@ -14,6 +14,7 @@ from h2tune import federation
 from h2tune.config import parse_config
 from h2tune.methods import MethodError
 from h2tune.methods.words import directions, practice_texts, written
+from h2tune.models import Residents
 
 GOOD, BAD = ("good", "happy", "sweet", "kind"), ("dark", "cruel", "angry", "cold")
 PLAIN = ("house", "river", "horse", "garden", "window", "letter", "morning", "table")
@@ -72,7 +73,13 @@ def test_runs_resumes_and_sends_one_small_matrix(tmp_path: Path) -> None:
     for client in metrics["clients"].values():
         assert client["rounds"][-1]["bytes_up"] < 8 * 8 * 4 + 800
     frames = sorted((tmp_path / "run" / "frames").glob("words-*.safetensors"))
-    assert len(frames) == 2  # one for each base; another run on the same public text finds them there
+    assert len(frames) == 2  # one for each base
+    # Another run with residents that keep frames in a folder practises once, and finds them there.
+    stamps = []
+    for name in ("one", "two"):
+        federation.run(experiment(tmp_path), tmp_path / name, residents=Residents("cpu", tmp_path / "kept"))
+        stamps.append([p.stat().st_mtime_ns for p in sorted((tmp_path / "kept").glob("*.safetensors"))])
+    assert len(stamps[0]) == 2 and stamps[0] == stamps[1]
 
 
 def test_practice_is_the_same_for_every_seed_and_private_data(tmp_path: Path) -> None:
