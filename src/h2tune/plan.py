@@ -157,7 +157,13 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     row.training_memory = budget.adapter_bytes(maps, row.rank)
     row.lora_bytes = 4 * sum(experiment.rank * (i + o) for i, o, _ in maps)
     if not shares or not settings.share:
-        row.bytes_up = row.bytes_down = 0
+        method = resolve_method(experiment.method)[0]
+        row.bytes_up = 0 if shares else method.client.planned_bytes(settings, row.rank, maps, layout.depth)
+        row.bytes_down = row.bytes_up
+        return
+    row.adapter_parameters += sum(settings.private * (i + o) for i, o, _ in maps)
+    if settings.frames == "words":  # one matrix for all blocks and slots
+        row.bytes_up = row.bytes_down = 4 * plan.depth * row.rank**2
         return
     start = nearest_relation if settings.relation == "nearest" else depth_relation
     covered = int((start(plan.depth, layout.depth) > 0).any(1).sum())

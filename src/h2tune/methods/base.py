@@ -49,6 +49,15 @@ class ClientMethod(ABC):
     def check(self) -> None:  # noqa: B027
         """Raise MethodError if the method cannot run on this client; before anything is trained or written."""
 
+    @classmethod
+    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int | None:
+        """Tensor bytes that a client sends in a round, from shapes alone; None if that cannot be said beforehand.
+
+        Args:
+            maps: (d_in, d_out, parts) of every adapted map.
+        """
+        return None
+
     def introduction(self) -> dict[str, Any]:
         """What the server may know of this client's model: sizes, family, identity of the base; no private data."""
         return {}

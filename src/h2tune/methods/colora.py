@@ -85,6 +85,11 @@ def align_writer(y: Factor, pivot_rows: Tensor, pivot_writer: Tensor, gamma: flo
 class CoLoraClient(AdapterClient):
     settings: CoLoraSettings
 
+    @classmethod
+    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int:
+        slots = sum(parts for _, _, parts in maps) // blocks
+        return 4 * min(settings.blocks, blocks) * slots * (rank**2 + rank)
+
     @property
     def adapter_rank(self) -> int:
         return self.client.rank

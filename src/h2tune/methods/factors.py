@@ -52,6 +52,11 @@ class FactorClient(AdapterClient):
     any_rank: ClassVar[bool] = False  # whether `keep` may give clients different ranks
     offset: ClassVar[bool] = False  # whether the server's answers are also written into a frozen dense part
 
+    @classmethod
+    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int:
+        """If another client has the same base; else nothing."""
+        return 4 * rank * sum(d_in * ("A" in cls.sends) + d_out * ("B" in cls.sends) for d_in, d_out, _ in maps)
+
     @property
     def adapter_rank(self) -> int:
         return kept_rank(self.client.keep, self.client.rank) if self.any_rank else self.client.rank

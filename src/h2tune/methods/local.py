@@ -17,6 +17,10 @@ from h2tune.wire import Payload
 
 
 class LocalClient(AdapterClient):
+    @classmethod
+    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int:
+        return 0
+
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.client.rank, residual=True)
         if fresh:

@@ -30,6 +30,10 @@ class PFedLoraSettings(Settings):
 class PFedLoraClient(AdapterClient):
     settings: PFedLoraSettings
 
+    @classmethod
+    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int:
+        return 4 * rank**2
+
     @property
     def adapter_rank(self) -> int:
         return self.client.rank

@@ -1,0 +1,33 @@
+"""What `plan` says before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from federations import small
+from test_federation import build
+
+from h2tune.plan import make_plan
+
+
+@pytest.mark.parametrize("method", ["fedit", "ffa", "fedsa", "pfedlora", "colora", "local", "h2tune"])
+def test_planned_bytes_are_those_that_travel(method: str, tmp_path: Path) -> None:
+    """From shapes alone, `plan` says what a round sends; the message's bounded header comes on top."""
+    config = small(same_model=True, rounds=1, method=method, training={"steps": 1, "batch_size": 2}, rank=4)
+    planned = {c.name: c.bytes_up for c in make_plan(config).clients}
+    server, clients = build(config, tmp_path / method)
+    server.open()
+    server.one_round()
+    own = {"colora": "own."}.get(method)
+    for name, member in server.members.items():
+        sent = clients[name].method.pack() if hasattr(clients[name].method, "pack") else {}
+        tensors = sum(t.numel() * t.element_size() for k, t in sent.items() if not (own and k.startswith(own)))
+        if method == "pfedlora":
+            tensors = 4 * 4 * 4
+        elif method == "h2tune":
+            tensors -= sent["pairs"].numel()
+        elif method == "local":
+            tensors = 0
+        assert planned[name] == tensors
+        assert member.rounds[-1]["bytes_up"] > tensors
