@@ -48,7 +48,19 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         "assert not {'torch', 'transformers', 'peft', 'pydantic', 'pandas'} & set(sys.modules), sorted(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for command in ("run", "plan", "demo", "report", "export", "predict", "init", "models", "tasks", "compare", "methods"):
+    for command in (
+        "run",
+        "plan",
+        "demo",
+        "report",
+        "export",
+        "predict",
+        "init",
+        "models",
+        "tasks",
+        "compare",
+        "methods",
+    ):
         assert command in done.stdout
 
 

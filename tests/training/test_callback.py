@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -54,3 +55,36 @@ def test_hf_trainer_alternates_and_learns(tmp_path: Path) -> None:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] - 0.05
     assert torch.equal(phases.leaves[0][0], core.middle()[0, 0])
+
+
+def test_trl_sft_trainer_keeps_its_own_ways(tmp_path: Path) -> None:
+    """Prompt and completion columns, TRL's own collation and loss; the callback only alternates."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from h2tune.tasks.demo import demo_rows
+    from h2tune.zoo import zoo_folder
+
+    folder = zoo_folder("llama")
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    layout = layout_of(base)
+    model = get_peft_model(
+        base, TriLoraConfig(r=8, residual=False, target_modules=layout.targets, parts=layout.parts or None)
+    )
+    core = ClientCore(CoreShape(5, 8), layout, depth_relation(5, layout.depth))
+    phases = Snapshots(model, core, core_learning_rate=5e-3)
+    rows = [{"prompt": r["prompt"], "completion": f" {r['answer']}"} for r in demo_rows("train", "fill", 16, 0)]
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path), max_steps=8, per_device_train_batch_size=8, report_to=[], use_cpu=True, logging_steps=1,
+        save_strategy="no", disable_tqdm=True, bf16=False,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[phases],
+        optimizers=(phases.optimizer(learning_rate=1e-3), None),
+    )  # fmt: skip
+    trainer.train()
+    assert phases.moved == [(True, False), (False, True)] * 4
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
