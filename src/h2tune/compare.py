@@ -28,7 +28,7 @@ from h2tune.methods import MethodError, resolve_method
 from h2tune.store import RunStore, StoreError, write_atomic
 
 TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
-FRAMED = ("h2tune", "h2tune-unshared")  # share frames, which may cost more than their runs
+FRAMED = ("h2tune", "h2tune-unshared")  # have the same settings, but for sharing
 
 
 class CompareError(RuntimeError):
@@ -159,39 +159,31 @@ def experiment_of(file: str | Path, cell: Cell) -> Experiment:
 def run_grid(file: str | Path, cells: Sequence[Cell], out: Path, jobs: int, say: Report) -> list[Outcome]:
     """Run what is not finished; outcomes in the order of ``cells``."""
     done = {cell: found for cell in cells if (found := _finished(file, cell, out)) is not None}
-    bundles = _bundles([cell for cell in cells if cell not in done])
-    count = sum(map(len, bundles))
+    open_cells = [cell for cell in cells if cell not in done]
+    count = len(open_cells)
     if done:
         say(f"{len(done)} of {len(cells)} runs are finished already")
     if count:
-        seconds = estimate(file, [c for b in bundles for c in b])
-        jobs = min(jobs, len(bundles))
+        seconds = estimate(file, open_cells)
+        jobs = min(jobs, count)
         say(f"{count} runs to go, {jobs} at a time: about {_minutes(seconds / jobs)}")
     begin = time.perf_counter()
     with ProcessPoolExecutor(
         max(1, jobs), mp_context=get_context("spawn"), initializer=_prepare, initargs=(jobs,)
     ) as pool:
-        waiting = [pool.submit(_run_bundle, str(file), bundle, str(out)) for bundle in bundles]
+        waiting = [pool.submit(_run, str(file), cell, out) for cell in open_cells]
         finished = 0
         try:
             for future in as_completed(waiting):
-                for outcome in future.result():
-                    done[outcome.cell] = outcome
-                    finished += 1
-                    left = (time.perf_counter() - begin) / finished * (count - finished)
-                    say(f"[{finished}/{count}] {_line(outcome)}  about {_minutes(left)} left")
+                outcome = future.result()
+                done[outcome.cell] = outcome
+                finished += 1
+                left = (time.perf_counter() - begin) / finished * (count - finished)
+                say(f"[{finished}/{count}] {_line(outcome)}  about {_minutes(left)} left")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [done[cell] for cell in cells]
-
-
-def _bundles(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells for one process after another; those that use the same frames come together."""
-    found: dict[Any, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(("frames", cell.seed) if cell.method in FRAMED else cell, []).append(cell)
-    return list(found.values())
 
 
 def _finished(file: str | Path, cell: Cell, out: Path) -> Outcome | None:
@@ -236,10 +228,6 @@ def _leave_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _run_bundle(file: str, cells: list[Cell], out: str) -> list[Outcome]:
-    return [_run(file, cell, Path(out)) for cell in cells]
 
 
 def _run(file: str, cell: Cell, out: Path) -> Outcome:

@@ -6,9 +6,11 @@ a run use the same result.
 
 from __future__ import annotations
 
+import hashlib
 from itertools import repeat
 
 import torch
+from torch import Tensor
 
 from h2tune.core.glossary import Episode, code, fit_readers, written
 from h2tune.core.slots import input_kind
@@ -20,17 +22,21 @@ FITTED_EPISODES = 12  # whose prompts A is fitted on
 
 def practise(method: AdapterClient, rate: float) -> None:
     """Set the client's A and B to practised frames."""
-    client, held = method.client, method.client.resident.cache
-    key = ("practice", client.name, client.config.practice, client.seed, client.rank, method.adapter_rank,
+    client = method.client
+    what = ("practice", client.name, client.config.practice, client.seed, client.rank, method.adapter_rank,
            method.shared_rank, tuple(client.layout.slots), rate)  # fmt: skip
-    if key not in held:
+    key = hashlib.sha256(repr((client.resident.fingerprint, *what)).encode()).hexdigest()[:16]
+
+    def practised() -> dict[str, Tensor]:
         episodes = client.practice()
         _fit(method, episodes)
         _obey(method, episodes, rate)
-        held[key] = [p.detach().clone() for p in method.factors]
+        return {str(index): p.detach().clone() for index, p in enumerate(method.factors)}
+
+    kept = client.residents.kept(f"glossary-{key}", practised)
     with torch.no_grad():
-        for parameter, value in zip(method.factors, held[key], strict=True):
-            parameter.copy_(value)
+        for index, parameter in enumerate(method.factors):
+            parameter.copy_(kept[str(index)])
 
 
 def _fit(method: AdapterClient, episodes: list[Episode]) -> None:
