@@ -122,7 +122,7 @@ from h2tune.methods.factors import FactorClient, FactorServer, Pair, mean
 
 
 class AgreeingClient(FactorClient):
-    sends = trains = ("B",)          # A is common and frozen, as in FFA-LoRA
+    sends = trains = ("B",)  # A is common and frozen, as in FFA-LoRA
 
 
 class AgreeingServer(FactorServer):
@@ -133,8 +133,16 @@ class AgreeingServer(FactorServer):
         return None, mean([b for _, b in pairs], weights) * signs
 
 
-Method("agreeing", Settings, AgreeingClient, AgreeingServer, "mean of B where all agree in sign",
-       sends="B", source="an example", one_architecture=True)
+Method(
+    "agreeing",
+    Settings,
+    AgreeingClient,
+    AgreeingServer,
+    "mean of B where all agree in sign",
+    sends="B",
+    source="an example",
+    one_architecture=True,
+)
 ```
 
 Import the file before `h2tune.run` or `h2tune.compare.compare` (a plain `import my_methods`), and `method: agreeing` works. What
