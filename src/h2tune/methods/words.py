@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, log_softmax
 
 from h2tune.core.anchors import vocabulary
@@ -161,6 +161,8 @@ def _fit(method: H2TuneClient, codes: WordCodes, pool: Pool) -> None:
     labels = len(pool.first)
     with torch.no_grad():
         for layer in method.layers:
+            # The private LoRA, too, starts from the practice's own seed: what a run's seed drew must not matter.
+            nn.init.kaiming_uniform_(layer.trilora_A[name], a=5**0.5)
             layer.trilora_A[name][:rank] = 0
             layer.trilora_B[name].zero_()
         for block, slot, layer in _cores(method):
