@@ -1,4 +1,4 @@
-"""What the benchmarks share: paired intervals, a table on the screen, JSON beside it."""
+"""What the benchmarks share: an interval for medians, a table on the screen, JSON beside it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-# Two-sided 95 % points of Student's t for n - 1 degrees of freedom.
-_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-
-
-def paired_interval(differences: list[float]) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % interval."""
-    mean, n = statistics.fmean(differences), len(differences)
-    half = _T95.get(n, 1.96) * statistics.stdev(differences) / math.sqrt(n)
-    return mean, mean - half, mean + half
 
 
 def median_interval(values: list[float]) -> tuple[float, float, float]:

@@ -13,9 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import paired_interval, write
+from common import write
 
 from h2tune.quiet import quiet_libraries
+from h2tune.report.comparison import interval
 
 
 def one(seed: int) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def main() -> None:
                   f" {mean['unshared']:.3f}  federated {mean['final']:.3f}  ({row['seconds']:.0f} s)", flush=True)  # fmt: skip
     result: dict[str, Any] = {"seeds": rows}
     for other in ("local", "unshared"):
-        result[f"over_{other}"] = paired_interval([row["mean"]["final"] - row["mean"][other] for row in rows])
+        result[f"over_{other}"] = interval([row["mean"]["final"] - row["mean"][other] for row in rows])
         print("federated - {}: {:+.3f} (95 % interval {:+.3f} to {:+.3f})".format(other, *result[f"over_{other}"]))
     shares = [row["coordination"] for row in rows]
     print(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.config import ConfigError, Experiment, load_config
-from h2tune.methods import MethodError, resolve_method
+from h2tune.methods import Method, MethodError, resolve_method
 from h2tune.store import RunStore, StoreError, write_atomic
 
 TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
@@ -112,8 +112,6 @@ def compare(
 
 def compare_names(text: str) -> list[str]:
     """Names from ``a,b,c``, or all methods for ``all``."""
-    from h2tune.methods import Method
-
     names = [name.strip() for name in text.split(",") if name.strip()]
     return list(Method.registry) if names == ["all"] else list(dict.fromkeys(names))
 

@@ -121,6 +121,16 @@ class FactorClient(AdapterClient):
                     raise WireError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
                 own.copy_(tensor)
 
+    def fold_in(self, factors: dict[str, Tensor]) -> None:
+        """Add the product of each map's pair (``0.A``, ``0.B``, ...; any rank) to the adapter's frozen offset."""
+        with torch.no_grad():
+            for index, layer in enumerate(self.layers):
+                a, b = factors[f"{index}.A"], factors[f"{index}.B"]
+                offset = layer.trilora_offset[self.client.name]
+                if (b.shape[0], a.shape[1]) != offset.shape or a.shape[0] != b.shape[1]:
+                    raise WireError(f"the server sent factors that do not fit map {index}")
+                offset += (b @ a).to(offset)
+
 
 class FactorServer(ServerMethod):
     """Groups, checks and versions; a method adds `combine`."""
@@ -233,6 +243,11 @@ class FactorServer(ServerMethod):
                 tensors[name] = tensor[:rank] if name.endswith("A") else tensor[:, :rank]
                 given[key] = self.version[key]
         return Payload(tensors)
+
+    def everything(self, client: str) -> Payload:
+        """All of the group's tensors, whoever had them before: for methods whose rounds nobody may miss."""
+        prefix = f"{self.group_of.get(client)}/"
+        return Payload({k.removeprefix(prefix): t for k, t in self.factors.items() if k.startswith(prefix)})
 
     def state(self) -> dict[str, Tensor]:
         return dict(self.factors)

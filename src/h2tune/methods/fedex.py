@@ -8,11 +8,9 @@ so that every client has exactly the mean of the products. The remainder travels
 
 from __future__ import annotations
 
-import torch
-
 from h2tune.methods.base import Method, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair, mean, stack
-from h2tune.wire import Payload, WireError
+from h2tune.wire import Payload
 
 
 def remainder(pairs: list[Pair], weights: list[float], shared: Pair) -> Pair:
@@ -24,16 +22,10 @@ class FedExClient(FactorClient):
     offset = True
 
     def receive(self, payload: Payload) -> None:
+        rest = {k.removeprefix("rest."): t for k, t in payload.tensors.items() if k.startswith("rest.")}
         super().receive(Payload({k: t for k, t in payload.tensors.items() if not k.startswith("rest.")}))
-        if not any(k.startswith("rest.") for k in payload.tensors):
-            return
-        with torch.no_grad():
-            for index, layer in enumerate(self.layers):
-                a, b = payload.tensors[f"rest.{index}.A"], payload.tensors[f"rest.{index}.B"]
-                offset = layer.trilora_offset[self.client.name]
-                if (b.shape[0], a.shape[1]) != offset.shape or a.shape[0] != b.shape[1]:
-                    raise WireError(f"the server sent a remainder that does not fit map {index}")
-                offset += (b @ a).to(offset)
+        if rest:
+            self.fold_in(rest)
 
 
 class FedExServer(FactorServer):
@@ -50,8 +42,7 @@ class FedExServer(FactorServer):
                 self.factors[f"{base}/{prefix}{index}.B"] = b
 
     def download(self, client: str) -> Payload:
-        base = self.group_of.get(client)
-        return Payload({k.removeprefix(f"{base}/"): t for k, t in self.factors.items() if k.startswith(f"{base}/")})
+        return self.everything(client)
 
 
 Method(

@@ -9,12 +9,9 @@ adapter's frozen offset: clients that share a base in memory stay apart, and a c
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from h2tune.methods.base import Method, OnStep, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair, stack
-from h2tune.wire import Payload, WireError
+from h2tune.wire import Payload
 
 
 class FloraClient(FactorClient):
@@ -31,13 +28,7 @@ class FloraClient(FactorClient):
         """Fold the stack of the last round into the base, and begin with new factors and a new optimiser."""
         if not payload.tensors:
             return
-        with torch.no_grad():
-            for index, layer in enumerate(self.layers):
-                a, b = payload.tensors[f"{index}.A"], payload.tensors[f"{index}.B"]
-                offset = layer.trilora_offset[self.client.name]
-                if (b.shape[0], a.shape[1]) != offset.shape or a.shape[0] != b.shape[1]:
-                    raise WireError(f"the server sent factors that do not fit map {index}")
-                offset += (b @ a).to(offset)
+        self.fold_in(payload.tensors)
         self.common_start(self.round)
         self.groups["adapter"].forget()
 
@@ -50,11 +41,7 @@ class FloraServer(FactorServer):
         return stack(pairs, weights)
 
     def download(self, client: str) -> Payload:
-        base = self.group_of.get(client)
-        return Payload({k.removeprefix(f"{base}/"): t for k, t in self.factors.items() if k.startswith(f"{base}/")})
-
-    def state(self) -> dict[str, Tensor]:
-        return dict(self.factors)
+        return self.everything(client)
 
 
 Method(

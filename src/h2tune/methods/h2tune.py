@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from h2tune.core import bases
 from h2tune.core.masks import kept_rank
@@ -31,7 +31,7 @@ from h2tune.methods.base import Method, OnStep, ServerMethod
 from h2tune.methods.distill import distillation
 from h2tune.methods.h2tune_settings import H2TuneSettings, UnsharedSettings
 from h2tune.methods.starts import check_frames, start
-from h2tune.methods.words import SLOTS as WORD_SLOTS
+from h2tune.methods.words import core_slots
 from h2tune.wire import Payload, WireError
 
 
@@ -55,6 +55,7 @@ class H2TuneClient(AdapterClient):
         client, settings = self.client, self.settings
         framed = self.shared_rank if settings.private else 0
         self.attach(self.adapter_rank, residual=self.residual or settings.private > 0, framed=framed)
+        self.core_leaves = self.leaves  # the T of the maps that the core acts on
         meta = self.introduction() | {"keep": client.keep}
         if settings.frames == "words":
             meta["slots"] = list(ANY)
@@ -86,22 +87,11 @@ class H2TuneClient(AdapterClient):
     def make_core(self, relation: Tensor) -> ClientCore:
         settings, layout = self.settings, self.client.layout
         if settings.frames == "words":
-            layout = layout.only(settings.slots or WORD_SLOTS)
+            layout = layout.only(core_slots(settings))
             # The leaves of the maps that the core acts on, in its own order.
             places = [m for _ in range(layout.depth) for m in self.client.layout.modules]
             self.core_leaves = [leaf for leaf, m in zip(self.leaves, places, strict=True) if m in layout.modules]
         return ClientCore(self.shape, layout, relation, self.client.keep, settings.mask, settings.train_relation)
-
-    @property
-    def core_leaves(self) -> list[nn.Parameter]:
-        """The T of the maps that the core acts on; by default all."""
-        return self._core_leaves or self.leaves
-
-    @core_leaves.setter
-    def core_leaves(self, leaves: list[nn.Parameter]) -> None:
-        self._core_leaves = leaves
-
-    _core_leaves: list[nn.Parameter] | None = None
 
     def _make_groups(self) -> None:
         client = self.client
@@ -168,7 +158,7 @@ class H2TuneClient(AdapterClient):
         return loss
 
     def _joint(self, batches: Any) -> float:
-        """Both groups from one backward pass (an ablation)."""
+        """Both groups from one backward pass."""
         self._listen(core=True, factors=True)
         self.core.write(self.core_leaves)
         loss = self.updater.gradients(batches)

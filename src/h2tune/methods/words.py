@@ -38,8 +38,9 @@ from h2tune.training.updates import Group
 
 if TYPE_CHECKING:
     from h2tune.methods.h2tune import H2TuneClient
+    from h2tune.methods.h2tune_settings import H2TuneSettings
 
-SLOTS = ("o", "up", "down")  # where the core acts
+SLOTS = ("o", "up", "down")  # where the core acts unless the settings name others
 FITTED, BATCH, SHARPNESS, BIAS = 1500, 48, 3.0, 0.3
 READING, FORMAT = 2.0, 0.3  # weights of the losses beside obeying
 
@@ -74,7 +75,7 @@ def practise_words(method: H2TuneClient) -> None:
     texts = practice_texts(client.anchors)
     options = options_of(method, texts[0])
     what = (client.resident.fingerprint, client.rank, settings.private, settings.practice_steps, settings.practice_rate,
-            settings.text_column, options, len(codes.words), float(codes.codes.sum()), texts)  # fmt: skip
+            settings.text_column, core_slots(settings), client.config.max_length, options, len(codes.words), float(codes.codes.sum()), texts)  # fmt: skip
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
     kept = client.residents.kept(f"words-{key}", lambda: _practised(method, codes, texts, options))
     with torch.no_grad():
@@ -92,6 +93,11 @@ def practice_texts(sentences: list[str], seed: int = 0) -> list[str]:
     texts = [*sentences, *bags, *pairs]
     rng.shuffle(texts)
     return texts
+
+
+def core_slots(settings: H2TuneSettings) -> tuple[str, ...]:
+    """Where the core acts."""
+    return tuple(settings.slots or SLOTS)
 
 
 def options_of(method: H2TuneClient, text: str) -> tuple[str, ...]:
@@ -143,7 +149,7 @@ def _cores(method: H2TuneClient) -> list[tuple[int, str, Any]]:
     for index, layer in enumerate(method.layers):
         block, module = divmod(index, len(layout.modules))
         slot = next(s for s, ref in layout.slots.items() if ref.module == layout.modules[module])
-        if slot in SLOTS:
+        if slot in core_slots(method.settings):
             found.append((block, slot, layer))
     return found
 
