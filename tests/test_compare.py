@@ -56,6 +56,12 @@ def test_each_cell_is_what_the_file_says(file: Path) -> None:
     assert load_config(file).clients[1].test.endswith("seed=0")
 
 
+def test_a_trial_of_a_rate_reads_next_to_no_test_data(file: Path) -> None:
+    trial = experiment_of(file, Cell("local", comparing.TUNING_SEED, tuning=True))
+    assert [c.n_test for c in trial.clients] == [comparing.UNREAD_TEST] * 2
+    assert [c.n_test for c in experiment_of(file, Cell("local", 0)).clients] == [None, None]
+
+
 def test_frames_without_sharing_have_the_settings_of_the_files_own_method(file: Path) -> None:
     file.write_text(FILE.replace("rank: 4", "rank: 4\nmethod: {name: h2tune, frames: weights}"))
     assert experiment_of(file, Cell("h2tune-unshared", 0)).method == {

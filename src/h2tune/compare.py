@@ -28,6 +28,7 @@ from h2tune.methods import Method, MethodError, resolve_method
 from h2tune.store import RunStore, StoreError, write_atomic
 
 TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
+UNREAD_TEST = 4  # test rows of a trial: a run needs some, nobody looks at them
 FRAMED = ("h2tune", "h2tune-unshared")  # have the same settings, but for sharing
 
 
@@ -136,9 +137,10 @@ def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     if cell.method == "h2tune-unshared":
         spec["share"] = False
     resolve_method(spec)
-    clients = base.clients
-    if cell.n_train is not None:
-        clients = [c.model_copy(update={"n_train": cell.n_train}) for c in clients]
+    data: dict[str, Any] = {} if cell.n_train is None else {"n_train": cell.n_train}
+    if cell.tuning:
+        data["n_test"] = UNREAD_TEST  # rates are chosen by validation: there is nothing to see in test data
+    clients = [c.model_copy(update=data) for c in base.clients]
     return base.model_copy(
         update={
             "method": spec,
