@@ -50,5 +50,8 @@ class Tampering:
     def __init__(self, inner: Any, change: Any) -> None:
         self.inner, self.change = inner, change
 
-    def exchange(self, requests: dict[str, bytes]) -> Iterator[tuple[str, Any]]:
-        yield from self.change(list(self.inner.exchange(requests)))
+    def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[tuple[str, Any]]:
+        yield from self.change(list(self.inner.exchange(requests, fresh)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)

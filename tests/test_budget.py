@@ -11,7 +11,8 @@ from test_federation import build
 
 from h2tune.client import Client
 from h2tune.config import ClientConfig, ConfigError
-from h2tune.core.budget import adapter_bytes, kept_share, parse_size, upload_bytes
+from h2tune.core.budget import adapter_bytes, kept_share, upload_bytes
+from h2tune.sizes import parse_size
 
 
 def test_sizes() -> None:

@@ -27,12 +27,14 @@ File = Annotated[Path, typer.Argument(help="A federation's YAML file; `h2tune in
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors(
+    stopped: str = "Stopped. The last committed round is safe; go on with the same command and --resume.",
+) -> Iterator[None]:
     """Expected mistakes end in one or two lines and exit code 1; anything else is a bug and shows its traceback."""
     try:
         yield
     except KeyboardInterrupt:
-        _fail("Stopped. The last committed round is safe; go on with the same command and --resume.")
+        _fail(stopped)
     except Exception as error:
         if _is_expected(error):
             _fail(str(error))
@@ -67,7 +69,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
 ) -> None:
     """Train a federation and write its run directory and report."""
-    with _plain_errors():
+    with plain_errors():
         from h2tune.config import load_config
 
         experiment = load_config(file, seed=seed)
@@ -97,11 +99,11 @@ def _train(experiment: Any, out: Path, resume: bool, changed: tuple[str, ...], a
     if as_json:
         typer.echo(json.dumps({"event": "result", "run": str(out), "mean": metrics["mean"]}))
         return
-    _print_result(metrics)
+    print_result(metrics)
     typer.echo(f"\nreport   {page}\nexport   h2tune export {out} --client NAME --to peft --out FOLDER")
 
 
-def _print_result(metrics: dict[str, Any]) -> None:
+def print_result(metrics: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -127,7 +129,7 @@ def _print_result(metrics: dict[str, Any]) -> None:
 @app.command()
 def plan(file: File, as_json: Json = False) -> None:
     """Show what each client needs and sends, and every mistake in the file, before anything is trained."""
-    with _plain_errors():
+    with plain_errors():
         from h2tune.quiet import quiet_libraries
 
         quiet_libraries()
@@ -172,7 +174,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Run methods side by side over seeds, and say which is better and how sure that is. Goes on where it stopped."""
-    with _plain_errors():
+    with plain_errors():
         from h2tune.compare import CompareError, compare_names
         from h2tune.compare import compare as run_compare
         from h2tune.report.comparison import print_comparison
@@ -253,7 +255,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Three clients, three families, three answer formats: is federation worth it? About three minutes on two cores."""
-    with _plain_errors():
+    with plain_errors():
         from h2tune.demo import demo_experiment
 
         _train(demo_experiment(seed), _free(out), False, (), as_json, False)
@@ -271,7 +273,7 @@ def _free(folder: Path) -> Path:
 @app.command()
 def report(run_dir: Run) -> None:
     """Write RUN/report.html again from the run's figures."""
-    with _plain_errors():
+    with plain_errors():
         from h2tune.report import write_report
         from h2tune.store import RunStore, StoreError
 
@@ -288,7 +290,7 @@ def export(
     out: Out = None,
 ) -> None:
     """Write a client's result as a standard LoRA (exact) or as a merged model."""
-    with _plain_errors():
+    with plain_errors():
         if to not in ("peft", "merged"):
             _fail(f"--to must be peft or merged, not {to!r}")
         from h2tune.quiet import quiet_libraries
@@ -307,7 +309,7 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of printing.")] = None,
 ) -> None:
     """Answer the rows of a file with a client's adapter, as JSON lines."""
-    with _plain_errors():
+    with plain_errors():
         from h2tune.quiet import quiet_libraries
 
         quiet_libraries()
@@ -381,5 +383,4 @@ def main(
     """See the class docstring of `app`."""
 
 
-if __name__ == "__main__":
-    app()
+from h2tune import cli_network  # noqa: E402, F401 - registers the commands of a network

@@ -29,6 +29,7 @@ from h2tune.core.wordcodes import WordCodes
 from h2tune.methods import resolve_method
 from h2tune.models import Residents
 from h2tune.seeds import derive
+from h2tune.sizes import parse_size
 from h2tune.store import ClientStore
 from h2tune.tasks.practice import load_practice
 from h2tune.tasks.prompts import encode
@@ -37,6 +38,10 @@ from h2tune.training.score import Score, score, unigram_nats
 from h2tune.training.updates import NanLossError
 from h2tune.wire import Message, Payload, WireError, decode
 from h2tune.wire import encode as to_bytes
+
+
+class LostStateError(RuntimeError):
+    """The private state of a committed round is not on this disk."""
 
 
 class Client:
@@ -79,7 +84,7 @@ class Client:
         self.keep = self._affordable() if config.keep == "auto" else float(config.keep)
         self.method = method.client(self, settings)
         self.method.check()
-        self.run = ""
+        self.run, self.done = "", 0  # of which run, and the last round that it has trained
 
     def _load_data(self) -> None:
         config, seed = self.config, derive(self.seed, self.data_seed, "data")
@@ -110,8 +115,8 @@ class Client:
             limits = self.config.budget
 
             def fits(rank: int) -> bool:
-                upload = limits.upload is None or budget.upload_bytes(pairs, rank) <= budget.parse_size(limits.upload)
-                memory = limits.memory is None or budget.adapter_bytes(maps, rank) <= budget.parse_size(limits.memory)
+                upload = limits.upload is None or budget.upload_bytes(pairs, rank) <= parse_size(limits.upload)
+                memory = limits.memory is None or budget.adapter_bytes(maps, rank) <= parse_size(limits.memory)
                 return upload and memory and (limits.step_ms is None or self._step_ms(rank) <= limits.step_ms)
 
             try:
@@ -222,16 +227,24 @@ class Client:
     def _welcome(self, message: Message) -> tuple[str, Payload]:
         with self.generator("welcome"):
             self.method.welcome(message.payload)
+        self.done = max(0, message.round - 1)
+        if self.store:
+            self.store.save_state(self.done, self.method.state())
         return "ready", Payload()
 
     def _resume(self, message: Message) -> tuple[str, Payload]:
         """Rebuild what a committed round left: the same objects, then the saved tensors."""
         self.method.join(fresh=False)
         self.method.welcome(message.payload, fresh=False)
-        if self.store is None or (state := self.store.load_state(message.round)) is None:
-            raise RuntimeError(f"{self.name} has no saved state for round {message.round}.")
-        self.method.load_state(state)
+        self._stand_at(message.round)
         return "ready", Payload()
+
+    def _stand_at(self, round: int) -> None:
+        """Take the private state as it was after a round."""
+        if self.store is None or (state := self.store.load_state(round)) is None:
+            raise LostStateError(f"{self.name} has no saved state for round {round}.")
+        self.method.load_state(state)
+        self.done = round
 
     def _round(self, message: Message) -> tuple[str, Payload]:
         begin = time.perf_counter()
@@ -240,6 +253,8 @@ class Client:
             if self.watch:
                 self.watch(self.name, message.round, phase, step, steps, loss)
 
+        if self.done >= message.round:  # too few others had answered: the round is held again
+            self._stand_at(message.round - 1)
         good = self.method.state()
         try:
             with self.generator(message.round, "train"):
@@ -249,6 +264,7 @@ class Client:
             self.method.load_state(good)
             raise
         payload.meta |= {"record": record}
+        self.done = message.round
         if self.store:
             self.store.save_state(message.round, self.method.state())
         return "update", payload

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from h2tune.sizes import parse_size
+
 
 class ConfigError(ValueError):
     """One or more mistakes in a config; ``problems`` holds a line for each."""
@@ -117,6 +119,28 @@ class Evaluation(_Strict):
     n_validation: int | None = Field(200, ge=1, description="at most so many validation rows")
 
 
+class NetworkConfig(_Strict):
+    """Where the server is reached, and how long it waits for whom. Of no meaning to a run in one process."""
+
+    host: str = Field("localhost", description="name of the server's machine, as its clients and certificate say it")
+    port: int = Field(8443, ge=1, le=65535, description="port that it listens on")
+    deadline: float = Field(3600, gt=0, description="seconds for an answer; who takes longer misses the round")
+    silence: float = Field(30, gt=0, description="seconds without a sign of life after which a client is away")
+    gather: float = Field(600, gt=0, description="seconds to wait for all clients at the start")
+    patience: float = Field(86400, ge=0, description="seconds to wait in mid-run until the quorum is there again")
+    limit: str = Field("1GB", description="largest message; what is larger is refused")
+
+    @field_validator("limit")
+    @classmethod
+    def _limit(cls, value: str) -> str:
+        parse_size(value)
+        return value
+
+    @property
+    def largest(self) -> int:
+        return parse_size(self.limit)
+
+
 Baseline = Literal["none", "local", "h2tune-unshared"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
 
@@ -135,6 +159,7 @@ class Experiment(_Strict):
     clients: list[ClientConfig] = Field(min_length=1, description="the participants")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    network: NetworkConfig = NetworkConfig()
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
     quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
@@ -241,7 +266,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     return data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"training": Training, "evaluation": Evaluation, "budget": Budget}
+_SECTIONS: dict[str, type[BaseModel]] = {"training": Training, "evaluation": Evaluation, "budget": Budget,
+                                         "network": NetworkConfig}  # fmt: skip
 
 
 def _explain(error: Any) -> str:

@@ -37,7 +37,7 @@ class Watcher(Protocol):
     def message(self, text: str, level: str = "info") -> None: ...
 
 
-class _WatchedStore(RunStore):
+class WatchedStore(RunStore):
     """A run store whose events the watcher also sees."""
 
     def __init__(self, folder: Path, watcher: Watcher | None) -> None:
@@ -58,7 +58,7 @@ class _WatchedStore(RunStore):
             )
         elif event == "round_committed":
             self.watcher.round_done(fields["round"], fields["seconds"])
-        elif event in ("client_excluded", "warning"):
+        elif event in ("client_excluded", "client_away", "quorum_missed", "warning"):
             self.watcher.message(text, "warning")
         elif event == "frames":
             self.watcher.message(text)
@@ -86,7 +86,7 @@ def run(
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
     resolve_method(experiment.method)
-    store = _WatchedStore(Path(out), watcher)
+    store = WatchedStore(Path(out), watcher)
     if residents is None:  # not `or`: an empty collection is false
         residents = Residents(experiment.device, Path(out) / "frames")
     if watcher:
@@ -163,7 +163,7 @@ def _baseline(
     experiment: Experiment, method: str, folder: Path, build: Callable[..., dict[str, Client]], watcher: Watcher | None
 ) -> dict[str, Any]:
     """Metrics of the same experiment with another method, in a run directory of its own inside this one; cached."""
-    store = _WatchedStore(folder / "baselines" / method, watcher)
+    store = WatchedStore(folder / "baselines" / method, watcher)
     finished = store.folder / "metrics.json"
     if finished.is_file():
         return json.loads(finished.read_text())

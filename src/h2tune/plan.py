@@ -24,6 +24,7 @@ from h2tune.core.slots import INPUTS, Layout, layout_of
 from h2tune.methods import resolve_method
 from h2tune.methods.h2tune import H2TuneSettings
 from h2tune.models import ENCODERS, Resident, resolve_source
+from h2tune.sizes import parse_size
 
 
 @dataclass
@@ -112,7 +113,7 @@ def _check_client(plan: Plan, client: ClientConfig, row: ClientPlan) -> None:
     if client.budget:
         for key in ("upload", "memory"):
             if size := getattr(client.budget, key):
-                _attempt(plan, lambda s=size: budget.parse_size(s), f"{where}budget.{key}: ")
+                _attempt(plan, lambda s=size: parse_size(s), f"{where}budget.{key}: ")
 
 
 def _shape(plan: Plan, client: ClientConfig) -> Resident | None:

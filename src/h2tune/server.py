@@ -16,18 +16,12 @@ from typing import Any, Protocol
 from h2tune.config import Experiment
 from h2tune.methods import MethodError, resolve_method
 from h2tune.seeds import derive
+from h2tune.transport.base import Absent, Lost, Transport
 from h2tune.wire import Message, Payload, WireError, decode, encode
 
 ENOUGH_WORDS = 0.5  # share of a client's word occurrences that the anchors should hold
-WAITING = "not joined yet"
-Reply = tuple[str, bytes | Exception]
-
-
-class Transport(Protocol):
-    """Carries bytes to clients and back; knows no mathematics."""
-
-    def exchange(self, requests: dict[str, bytes]) -> Iterator[Reply]:
-        """Deliver one message to each named client and yield the answers as they come, or what went wrong."""
+WAITING, AWAY, STOPPED = "not joined yet", "away: ", "stopped: "  # what a member's status is or begins with, or "ok"
+ATTEMPTS = 3  # times that a client which restarts in a round is asked again
 
 
 class RunLog(Protocol):
@@ -37,11 +31,21 @@ class RunLog(Protocol):
 
     def commit(self, round: int, tensors: dict, records: dict) -> None: ...
 
+    def committed(self) -> tuple[int, dict, dict] | None: ...
+
     def keep(self, name: str, tensors: dict) -> None: ...
+
+    def kept(self, name: str) -> dict: ...
 
 
 class QuorumError(RuntimeError):
     """Too few clients answered for a round to be committed."""
+
+
+def _failure(meta: dict[str, Any]) -> WireError:
+    """What a client says went wrong."""
+    reason = str(meta.get("reason", "failed"))
+    return Lost(reason) if meta.get("rejoin") is True else WireError(reason)
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Member:
     final: dict[str, Any] | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
     setup_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
-    status: str = WAITING  # then "ok", or "stopped: " and the reason
+    status: str = WAITING
 
 
 class Server:
@@ -72,21 +76,28 @@ class Server:
         self.members = {name: Member() for name in names}
         self.joins = {client.name: client.joins for client in experiment.clients}
         self.round, self.best, self.waited = 0, math.inf, 0
+        self.opened, self._shortage = False, ""
 
     def run(self) -> None:
         """All rounds, from wherever the run stands, to the results."""
-        if self.round == 0:
+        if not self.opened:
             self.open()
         while self.round < self.experiment.rounds and not self.exhausted:
-            self.one_round()
+            if not self.one_round():
+                self.log.event("quorum_missed", f"{self._shortage}; waiting for more", round=self.round + 1)
+                self._need_here()
         self.finish()
 
     def open(self) -> None:
         """Once: who is there, what their models see in the anchors, the frames that follow."""
         first = [name for name in self.members if self.joins[name] <= 1]
-        self._need(self._admit(first))
+        self.transport.wait(first, len(first), first=True)
+        joined = self._admit(first)
+        if joined < self.experiment.quorum:
+            raise QuorumError(self._short(joined))
         self.log.keep("frames", self.method.fixed())
-        self.log.event("frames", f"{len(first)} clients joined; the shared state is set up")
+        self.log.commit(0, self.method.state(), self.records())
+        self.log.event("frames", f"{joined} clients joined; the shared state is set up")
 
     def _admit(self, names: list[str], number: int = 0) -> int:
         """Let clients join, and hand them the frames; returns how many did."""
@@ -96,6 +107,8 @@ class Server:
             self.members[name].base = message.payload.meta.pop("base", None)
             self._warn_of_strange_words(name)
             introductions[name] = message.payload
+        if not introductions:
+            return 0
         asked = {n: Payload() for n in self.method.ask(introductions)}
         described = {n: m.payload for n, m, _ in self._ask("describe", asked, number, setup=True)}
         try:
@@ -117,11 +130,10 @@ class Server:
             )
             self.log.event("warning", text, client=name)
 
-    def one_round(self) -> None:
-        """Select, send, collect, average, commit."""
+    def one_round(self) -> bool:
+        """Select, send, collect, average, commit; False if too few answered and nothing was committed."""
         begin, number = time.perf_counter(), self.round + 1
-        if late := [n for n, m in self.members.items() if m.status == WAITING and self.joins[n] <= number]:
-            self._admit(late, number)
+        self._let_in(number)
         selected = self.select(number)
         self.log.event("round_started", f"round {number}: {', '.join(selected)}", round=number)
         evaluate = number % self.experiment.evaluation.every == 0 or number == self.experiment.rounds
@@ -129,23 +141,70 @@ class Server:
         for payload in requests.values():
             payload.meta["evaluate"] = evaluate
         self.method.start_round()
-        taken = 0
-        for name, message, traffic in self._ask("round", requests, number):
+        taken = self._collect(requests, number)
+        if len(taken) < self.experiment.quorum:
+            self._shortage = self._short(len(taken))
+            return False
+        self.method.finish_round()
+        self.round = number
+        for name, record in taken.items():
+            self.members[name].rounds.append(record)
+        self._judge_progress()
+        self.log.commit(number, self.method.state(), self.records())
+        seconds = time.perf_counter() - begin
+        self.log.event("round_committed", f"round {number} committed", round=number, seconds=seconds)
+        return True
+
+    def _collect(self, requests: dict[str, Payload], number: int) -> dict[str, dict[str, Any]]:
+        """Fold in the updates as they come; the records of those that count."""
+        taken: dict[str, dict[str, Any]] = {}
+        for name, message, traffic in self._ask_again("round", requests, number):
             weight = message.examples if self.experiment.weights == "examples" else 1
             try:
                 self.method.add(name, message.payload, weight)
             except WireError as error:
                 self._exclude(name, str(error), number)
                 continue
-            self._record(name, number, message, traffic)
-            taken += 1
-        self._need(taken)
-        self.method.finish_round()
-        self.round = number
-        self._judge_progress()
-        self.log.commit(number, self.method.state(), self.records())
-        seconds = time.perf_counter() - begin
-        self.log.event("round_committed", f"round {number} committed", round=number, seconds=seconds)
+            taken[name] = {"round": number} | message.payload.meta.get("record", {}) | traffic
+            self.log.event("client_finished", f"{name} finished round {number}", client=name, **taken[name])
+        return taken
+
+    def _let_in(self, number: int) -> None:
+        """Before a round: late joiners join, and who was away takes his place again."""
+        here = self.transport.returned()
+        for name in here:
+            if self.members[name].status.startswith(STOPPED):
+                self.transport.dismiss(name, self.members[name].status)
+        self._take_back(here)
+        if late := [n for n in here if self.members[n].status == WAITING and self.joins[n] <= number]:
+            self._admit_late(late, number)
+
+    def _admit_late(self, names: list[str], number: int) -> None:
+        """A latecomer that does not fit is not let in; that is no reason to stop the others."""
+        try:
+            self._admit(names, number)
+        except (MethodError, WireError) as error:
+            for name in names:
+                self._exclude(name, str(error), number)
+
+    def _take_back(self, names: list[str]) -> list[str]:
+        """Give clients that restarted their place as of the last commit; returns those that took it."""
+        names = [name for name in names if self.members[name].status == "ok" or self._away(name)]
+        if not names:
+            return []
+        committed = self.log.committed()
+        assert committed is not None
+        number, tensors, records = committed
+        # Another object of the same class: this round's sums are not to be disturbed.
+        method, settings = resolve_method(self.experiment.method)
+        welcomes = method.server(self.experiment, settings).resume(
+            tensors, records["method"], self.log.kept("frames"), names
+        )
+        back = [name for name, _, _ in self._ask("resume", welcomes, number)]
+        for name in back:
+            self.members[name].status = "ok"
+            self.log.event("client_back", f"{name} takes part again", client=name)
+        return back
 
     def select(self, number: int) -> list[str]:
         """The clients of a round: all that still take part, or a seeded sample of them."""
@@ -156,17 +215,19 @@ class Server:
 
     def finish(self) -> None:
         """Hand the last shared state to everyone and collect the results."""
+        self._take_back(self.transport.returned())
         alive = [name for name, member in self.members.items() if member.status == "ok"]
         requests = {name: self.method.download(name) for name in alive}
-        for name, message, _ in self._ask("finish", requests, self.round):
+        for name, message, _ in self._ask_again("finish", requests, self.round):
             self.members[name].final = message.payload.meta.get("final")
 
     def resume(self, round: int, tensors: dict, records: dict, fixed: dict) -> None:
         """Stand where a committed round left the federation."""
-        self.round = round
+        self.round, self.opened = round, True
         self.members = {name: Member(**record) for name, record in records["members"].items()}
         self.best, self.waited = records["best"] if records["best"] is not None else math.inf, records["waited"]
         alive = [name for name, member in self.members.items() if member.status == "ok"]
+        self.transport.wait(alive, len(alive), first=True)
         for _ in self._ask("resume", self.method.resume(tensors, records["method"], fixed, alive), round):
             pass
 
@@ -188,15 +249,18 @@ class Server:
             name: encode(Message(kind, self.run_id, number, name, self.method_name, payload))
             for name, payload in payloads.items()
         }
-        for name, data in self.transport.exchange(requests):
+        for name, data in self.transport.exchange(requests, fresh=kind in ("join", "resume")):
             try:
                 if isinstance(data, Exception):
                     raise data
-                message = decode(data, run=self.run_id)
+                message = decode(data, run=self.run_id, limit=self.experiment.network.largest)
                 if (message.client, message.round) != (name, number):
                     raise WireError(f"an answer of {message.client} for round {message.round} came from {name}")
                 if message.kind == "failure":
-                    raise WireError(str(message.payload.meta.get("reason", "failed")))
+                    raise _failure(message.payload.meta)
+            except Absent as error:
+                self._lose(name, error, number)
+                continue
             except WireError as error:
                 self._exclude(name, str(error), number)
                 continue
@@ -206,22 +270,47 @@ class Server:
                 self.members[name].setup_bytes["up"] += up
             yield name, message, {"bytes_down": down, "bytes_up": up}
 
+    def _ask_again(self, kind: str, payloads: dict[str, Payload], number: int
+                   ) -> Iterator[tuple[str, Message, dict[str, int]]]:  # fmt: skip
+        """As `_ask`; who restarts meanwhile takes his place again and is asked once more."""
+        answered: set[str] = set()
+        for _ in range(ATTEMPTS):
+            for answer in self._ask(kind, payloads, number):
+                answered.add(answer[0])
+                yield answer
+            back = self._take_back([n for n in self.transport.returned() if n in payloads and n not in answered])
+            if not back:
+                return
+            payloads = {name: payloads[name] for name in back}
+
     def _exclude(self, name: str, reason: str, number: int) -> None:
         """A client that failed takes no further part; the others go on if the quorum allows."""
-        self.members[name].status = f"stopped: {reason}"
+        self.members[name].status = f"{STOPPED}{reason}"
         self.log.event("client_excluded", f"{name}: {reason}", round=number, client=name)
+        self.transport.dismiss(name, reason)
 
-    def _need(self, count: int) -> None:
-        if count < self.experiment.quorum:
-            raise QuorumError(
-                f"Only {count} of {len(self.members)} clients answered, the quorum is {self.experiment.quorum}."
-                " Nothing of this round was committed; see the reasons in events.jsonl."
-            )
+    def _lose(self, name: str, error: Absent, number: int) -> None:
+        """A client that gave no answer misses the round; when it is here again, it takes part again."""
+        if isinstance(error, Lost):
+            self.members[name].status = WAITING
+        elif self.members[name].status != WAITING:
+            self.members[name].status = f"{AWAY}{error}"
+        self.log.event("client_away", f"{name}: {error}", round=number, client=name)
 
-    def _record(self, name: str, number: int, message: Message, traffic: dict[str, int]) -> None:
-        record = {"round": number} | message.payload.meta.get("record", {}) | traffic
-        self.members[name].rounds.append(record)
-        self.log.event("client_finished", f"{name} finished round {number}", client=name, **record)
+    def _away(self, name: str) -> bool:
+        return self.members[name].status.startswith(AWAY)
+
+    def _short(self, count: int) -> str:
+        return (
+            f"Only {count} of {len(self.members)} clients answered, the quorum is {self.experiment.quorum}."
+            " Nothing of this round was committed; see the reasons in events.jsonl."
+        )
+
+    def _need_here(self) -> None:
+        """Wait for a quorum; raises QuorumError if it does not come, or never can."""
+        possible = [n for n, m in self.members.items() if m.status in ("ok", WAITING) or self._away(n)]
+        if not self.transport.wait(possible, self.experiment.quorum):
+            raise QuorumError(self._shortage)
 
     def _judge_progress(self) -> None:
         """Early stop looks at the mean validation loss of this round's clients; test data never decides."""

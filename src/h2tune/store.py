@@ -144,6 +144,11 @@ class RunStore:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         write_atomic(self.folder / "metrics.json", _plain(metrics))
 
+    def metrics(self) -> dict[str, Any] | None:
+        """What `write_metrics` has written; None before the end of the run."""
+        path = self.folder / "metrics.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
     def client(self, name: str) -> ClientStore:
         return ClientStore(self.folder / "clients" / name)
 

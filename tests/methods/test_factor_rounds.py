@@ -152,7 +152,9 @@ def test_fedprox_pulls_towards_what_the_round_began_with(tmp_path: Path) -> None
             p.add_(torch.randn_like(p))
     value = pull({}, torch.zeros(1))
     moved = [p.detach() - s for p, s in zip(method.factors, start, strict=True)]
-    assert float(value.detach()) == pytest.approx(0.15 * sum(float(m.double().square().sum()) for m in moved), rel=1e-4)
+    assert float(value.detach()) == pytest.approx(
+        0.15 * sum(float(m.double().square().sum()) for m in moved), rel=1e-4
+    )
     gradients = torch.autograd.grad(value, method.factors)
     for g, m in zip(gradients, moved, strict=True):
         torch.testing.assert_close(g, 0.3 * m)

@@ -96,6 +96,7 @@ class FedSbClient(H2TuneClient):
     def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
         if round == 1 and self.first is not None:
             self._start_from_first_step(payload)
+        self.first = None
         return super().train(round, payload, on_step)
 
     def _start_from_first_step(self, payload: Payload) -> None:
@@ -110,6 +111,14 @@ class FedSbClient(H2TuneClient):
     def receive(self, payload: Payload) -> None:
         if payload.tensors:
             super().receive(payload)
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | {f"first.{i}": tensor.clone() for i, tensor in enumerate(self.first or [])}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        super().load_state({k: v for k, v in state.items() if not k.startswith("first.")})
+        count = sum(k.startswith("first.") for k in state)
+        self.first = [state[f"first.{i}"] for i in range(count)] or None
 
 
 class FedSbServer(H2TuneServer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 
@@ -15,8 +15,21 @@ class InProcess:
 
     def __init__(self, clients: dict[str, Handler]) -> None:
         self.clients = clients
+        self.known: set[str] = set()
 
-    def exchange(self, requests: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[tuple[str, bytes]]:
         # An exception of a client in this process is a bug or a full disk, not a bad night: it is not swallowed.
+        self.known |= requests.keys()
         for name, data in requests.items():
             yield name, self.clients[name].handle(data)
+
+    def returned(self) -> list[str]:
+        """Clients that nobody has asked yet: late joiners."""
+        return [name for name in self.clients if name not in self.known]
+
+    def wait(self, names: Collection[str], count: int, first: bool = False) -> bool:
+        """Nobody else will come; at the start all are here."""
+        return first
+
+    def dismiss(self, name: str, reason: str) -> None:
+        """A client in this process is simply not asked again."""

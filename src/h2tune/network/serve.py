@@ -1,0 +1,111 @@
+"""The server's process: rounds over the network, from a kit, resumable by the same command."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from h2tune.config import Experiment
+from h2tune.federation import WatchedStore, Watcher, collect
+from h2tune.network.kits import Kit
+from h2tune.network.status import StatusFile
+from h2tune.server import Server
+from h2tune.store import RunStore
+from h2tune.transport.courier import Courier
+from h2tune.transport.flare import Flare
+from h2tune.transport.network import Network
+
+STATUS_SECONDS = 1.0
+
+
+def serve(
+    kit: Kit,
+    watcher: Watcher | None = None,
+    engine: Callable[..., Courier] = Flare,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Run the kit's federation to its end, from its last committed round; returns its metrics.
+
+    Args:
+        engine: makes the courier: folder, role, name, and whom to tell what it says.
+        clock: seconds, for deadlines.
+
+    Raises:
+        KitError, ConfigError, CourierError, QuorumError
+    """
+    kit.check_certificate()
+    experiment, status = kit.experiment(), StatusFile(kit)
+    begin = time.perf_counter()
+    store = WatchedStore(kit.folder / "run", watcher)
+    identity = store.open(experiment)[0] if store.exists else store.create(experiment)
+    if (metrics := store.metrics()) is not None:
+        return metrics
+
+    def tell(event: str, text: str, **fields: Any) -> None:
+        store.event(event, text, **fields)
+        if watcher:
+            watcher.message(text, "warning" if event == "refused" else "info")
+
+    courier = engine(kit.engine, "server", "server", lambda text: tell("engine", text))
+    over = "stopped"
+    try:
+        names = [client.name for client in experiment.clients]
+        network = Network(courier, names, kit.about.federation, experiment.network, tell, clock)
+        server = Server(experiment, identity, names, network, store)
+        with _Reported(status, server, network):
+            _run(experiment, server, store, watcher)
+        metrics = collect(experiment, server, store, time.perf_counter() - begin)
+        store.write_metrics(metrics)
+        store.event("run_finished", "finished")
+        network.stop("the federation has finished", finished=True)
+        over = "finished"
+    finally:
+        courier.close()
+        status.write(over=over)
+    return metrics
+
+
+def _run(experiment: Experiment, server: Server, store: RunStore, watcher: Watcher | None) -> None:
+    last = store.committed()
+    text = f"{server.method_name}, {len(server.members)} clients, {experiment.rounds} rounds"
+    store.event("run_started", text, resumed=last is not None)
+    if watcher:
+        rows = [{"name": c.name, "model": "-", "task": "-"} for c in experiment.clients]
+        watcher.start(rows, experiment.rounds)
+        watcher.message(f"method {server.method_name}; waiting for {', '.join(server.members)}")
+    if last:
+        server.resume(*last, store.kept("frames"))
+    server.run()
+
+
+class _Reported:
+    """While it lasts, status.json says how things stand."""
+
+    def __init__(self, status: StatusFile, server: Server, network: Network) -> None:
+        self.status, self.server, self.network = status, server, network
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True, name="h2tune-status")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _write(self) -> None:
+        while True:
+            self.status.write(round=self.server.round, rounds=self.server.experiment.rounds, clients=self._clients())
+            if self._over.wait(STATUS_SECONDS):
+                return
+
+    def _clients(self) -> dict[str, dict[str, Any]]:
+        now, found = self.network.clock(), {}
+        for name, member in self.server.members.items():
+            presence = self.network.present.get(name)
+            heard = None if presence is None else round(now - presence.heard, 1)
+            doing = presence.doing if presence and presence.busy else {}
+            found[name] = {"status": member.status, "heard_seconds_ago": heard, "doing": doing}
+        return found

@@ -1,0 +1,52 @@
+"""Letters: what travels between a server and its clients beside a message of `wire`.
+
+A letter is a small JSON header and a body. Clients write ``hello`` (I am here, this is what I do) and ``answer``; the
+server writes ``request`` and ``stop``. Four bytes say how long the header is.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+from h2tune.wire import WireError
+
+HEAD_LIMIT = 1 << 14
+# What each kind's header must hold.
+KINDS: dict[str, dict[str, type]] = {
+    "hello": {"federation": str, "incarnation": str, "version": str, "busy": bool, "doing": dict},
+    "answer": {"number": str},
+    "request": {"number": str},
+    "stop": {"reason": str, "finished": bool, "incarnation": str},  # of one incarnation, or with "" of all
+}
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One letter; ``fields`` are those of `KINDS`."""
+
+    kind: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    body: bytes = b""
+
+    def pack(self) -> bytes:
+        head = json.dumps({"kind": self.kind} | self.fields).encode()
+        return struct.pack(">I", len(head)) + head + self.body
+
+
+def unpack(data: bytes) -> Letter:
+    """The letter in ``data``; raises WireError if it is none."""
+    try:
+        (size,) = struct.unpack(">I", data[:4])
+        if size > min(HEAD_LIMIT, len(data) - 4):
+            raise ValueError("its header is longer than it may be")
+        head = json.loads(data[4 : 4 + size])
+        kind = head.pop("kind")
+        wanted = KINDS[kind]
+        if {k: type(v) for k, v in head.items()} != wanted:
+            raise ValueError(f"the header of {kind!r} does not hold {', '.join(wanted)}")
+    except Exception as error:
+        raise WireError(f"This is no letter: {error}") from None
+    return Letter(kind, head, bytes(data[4 + size :]))

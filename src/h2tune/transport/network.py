@@ -1,0 +1,209 @@
+"""The server's end of the network: requests out, answers in, each with a deadline, whoever dies, hangs or comes back.
+
+Clients say hello all the time. A client that restarts has a new incarnation and must be given its place again before it
+can be asked for anything else; `returned` names such clients. Requests carry a number, so that a late or repeated answer
+is recognised and dropped.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from h2tune.config import NetworkConfig
+from h2tune.transport.base import Absent, Reply
+from h2tune.transport.courier import Courier
+from h2tune.transport.letters import Letter, unpack
+from h2tune.wire import WireError
+
+RETRY = 0.5  # seconds after which a letter that could not be delivered is sent again
+REMIND = 30.0  # seconds between lines about whom we wait for
+LINGER = 5.0  # seconds in which a last letter must be delivered
+Tell = Callable[..., None]
+
+
+@dataclass
+class Presence:
+    """What a client's last hello said, and when it came."""
+
+    incarnation: str
+    heard: float
+    busy: bool = False
+    doing: dict[str, Any] = field(default_factory=dict)
+    replaced: set[str] = field(default_factory=set)  # older incarnations of the same identity
+
+
+@dataclass
+class Open:
+    """A request without an answer."""
+
+    data: bytes
+    number: str = field(default_factory=lambda: secrets.token_hex(8))
+    incarnation: str = ""  # to which it was handed over
+    due: float = 0.0  # not sent (again) before
+
+
+class Network:
+    """Implements `h2tune.server.Transport` on a courier.
+
+    Args:
+        names: the participants; nobody else is heard.
+        federation: identity of the kits; a client with a kit of another federation is refused.
+        tell: told of what deserves to stand among the events: event, text, client.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, courier: Courier, names: Collection[str], federation: str, config: NetworkConfig, tell: Tell,
+                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+        self.courier, self.names, self.federation, self.config = courier, set(names), federation, config
+        self.tell, self.clock = tell, clock
+        self.present: dict[str, Presence] = {}
+        self.served: dict[str, str] = {}  # the incarnation that has its place in the run
+        self.open: dict[str, Open] = {}
+        self._refused: set[tuple[str, str]] = set()
+
+    def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[Reply]:
+        """Deliver a message to each client, yield answers as they come; who gives none is `Absent`.
+
+        Args:
+            fresh: these messages give clients their place in the run (join, resume).
+        """
+        self.open = {name: Open(data) for name, data in requests.items()}
+        end = self.clock() + self.config.deadline
+        while self.open:
+            yield from self._send_out(fresh)
+            yield from self._give_up(end)
+            if self.open:
+                yield from self._take_in(0.1) or ()
+
+    def returned(self) -> list[str]:
+        """Clients that are here, idle, and have no place in the run: new ones, restarted ones, stragglers."""
+        self._look_around()
+        return sorted(n for n, p in self.present.items() if self._idle(n) and self.served.get(n) != p.incarnation)
+
+    def wait(self, names: Collection[str], count: int, first: bool = False) -> bool:
+        """Wait until ``count`` of these clients are here and idle; False if that does not happen in time."""
+        end = self.clock() + (self.config.gather if first else self.config.patience)
+        told = self.clock()
+        while len([n for n in names if self._idle(n)]) < count:
+            if len(names) < count or self.clock() > end:
+                return False
+            if self.clock() - told > REMIND:
+                told = self.clock()
+                self.tell("waiting", f"waiting for {', '.join(sorted(n for n in names if not self._idle(n)))}")
+            self._look_around(0.1)
+        return True
+
+    def dismiss(self, name: str, reason: str) -> None:
+        """Tell a client that it takes no further part."""
+        if name in self.present:
+            self.served[name] = self.present[name].incarnation
+        self._stop(name, f"the server goes on without this client: {reason}")
+
+    def stop(self, reason: str, finished: bool) -> None:
+        """Tell every client that is here that nothing more will come, and wait until they know."""
+        left = {name for name in self.present if self._here(name)}
+        for name in list(left):
+            self._stop(name, reason, finished, done=lambda error, name=name: left.discard(name))
+        end = self.clock() + LINGER
+        while left and self.clock() < end:
+            self._look_around(0.05)
+
+    def _stop(self, name: str, reason: str, finished: bool = False, incarnation: str = "",
+              done: Callable[[str], None] = lambda error: None) -> None:  # fmt: skip
+        fields = {"reason": reason, "finished": finished, "incarnation": incarnation}
+        self.courier.send(name, Letter("stop", fields).pack(), done)
+
+    def _here(self, name: str) -> bool:
+        return name in self.present and self.clock() - self.present[name].heard <= self.config.silence
+
+    def _idle(self, name: str) -> bool:
+        return self._here(name) and not self.present[name].busy
+
+    def _look_around(self, seconds: float = 0.0) -> None:
+        """Take in all that there is, outside of any exchange."""
+        while self._take_in(seconds) is not None:
+            seconds = 0.0
+
+    def _send_out(self, fresh: bool) -> Iterator[Reply]:
+        """Hand open requests to clients that are here."""
+        for name, request in list(self.open.items()):
+            if request.incarnation or not self._here(name) or self.clock() < request.due:
+                continue
+            now = self.present[name].incarnation
+            if fresh:
+                self.served[name] = now
+            elif self.served.get(name) != now:
+                yield self._drop(name, "it was restarted")
+                continue
+            request.incarnation = now
+            letter = Letter("request", {"number": request.number}, request.data).pack()
+            self.courier.send(name, letter, lambda error, request=request: self._delivered(request, error))
+
+    def _delivered(self, request: Open, error: str) -> None:
+        """Called by the courier, from a thread of its own: what did not arrive is sent again."""
+        if error:
+            request.due, request.incarnation = self.clock() + RETRY, ""
+
+    def _give_up(self, end: float) -> list[Reply]:
+        late = self.clock() > end
+        reason = f"no answer within {self.config.deadline:g} s" if late else f"silent for {self.config.silence:g} s"
+        return [self._drop(name, reason) for name in list(self.open) if late or not self._here(name)]
+
+    def _drop(self, name: str, reason: str) -> Reply:
+        """No longer wait for a client; it must be given its place again."""
+        del self.open[name]
+        self.served.pop(name, None)
+        return name, Absent(reason)
+
+    def _take_in(self, seconds: float) -> list[Reply] | None:
+        """Take one letter from the courier; what it means for open requests, or None if none came."""
+        found = self.courier.receive(seconds)
+        if found is None:
+            return None
+        name, data = found
+        if name not in self.names:
+            self._refuse(name, "it is not a participant of this federation")
+            return []
+        try:
+            letter = unpack(data)
+        except WireError as error:
+            self.tell("refused", f"{name}: {error}", client=name)
+            return []
+        if letter.kind == "hello":
+            return self._hello(name, letter)
+        return self._answer(name, letter) if letter.kind == "answer" else []
+
+    def _hello(self, name: str, letter: Letter) -> list[Reply]:
+        said, known = letter.fields, self.present.get(name)
+        if said["federation"] != self.federation:
+            self._refuse(name, "its kit belongs to another federation")
+        elif known and said["incarnation"] in known.replaced:
+            self._refuse(name, "another process has taken up the same identity", said["incarnation"])
+        elif known and said["incarnation"] == known.incarnation:
+            known.heard, known.busy, known.doing = self.clock(), said["busy"], said["doing"]
+        else:
+            before = known.replaced | {known.incarnation} if known else set()
+            self.present[name] = Presence(said["incarnation"], self.clock(), said["busy"], said["doing"], before)
+            self.tell("client_here", f"{name} is {'back' if before else 'here'}", client=name)
+            if name in self.open and self.open[name].incarnation:
+                return [self._drop(name, "it was restarted")]
+        return []
+
+    def _answer(self, name: str, letter: Letter) -> list[Reply]:
+        request = self.open.get(name)
+        if request is None or letter.fields["number"] != request.number:
+            self.tell("late", f"{name}: an answer came too late and was dropped", client=name)
+            return []
+        del self.open[name]
+        return [(name, letter.body)]
+
+    def _refuse(self, name: str, reason: str, incarnation: str = "") -> None:
+        """Say so on both sides, here only once."""
+        if (name, incarnation) not in self._refused:
+            self._refused.add((name, incarnation))
+            self.tell("refused", f"{name}: {reason}", client=name)
+        self._stop(name, reason, incarnation=incarnation)

@@ -1,0 +1,338 @@
+"""The real engine: NVFlare's processes on loopback, with certificates; who may connect, and what can be seen on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from federations import small
+from safetensors.torch import load_file
+
+pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
+
+from h2tune import federation
+from h2tune.config import Experiment
+from h2tune.network.kits import Kit, KitError
+from h2tune.network.provision import provision, revoke
+from h2tune.transport.courier import SERVER, CourierError
+from h2tune.transport.flare import Flare
+
+SECONDS = 120  # in which things must have happened; they take a few
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def until(true: Callable[[], Any], what: str) -> Any:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{what}: not within {SECONDS} s")
+
+
+def engines(folder: Path) -> list[psutil.Process]:
+    """Processes that work on a kit under this folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in part for part in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+class Tap:
+    """A relay before the server that remembers all bytes, and can cut every connection."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.seen, self.cuts = port, bytearray(), 0
+        self.cut_after: int | None = None
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.door = self._door.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self._door.accept()
+                far = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:
+                return
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                self.seen += data
+                if self.cut_after is not None and len(self.seen) > self.cut_after:
+                    self.cut_after, self.cuts = None, self.cuts + 1
+                    break
+                target.sendall(data)
+        except OSError:
+            pass
+        for end in (source, target):
+            end.close()
+
+    def close(self) -> None:
+        self._door.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path]:
+    """A federation of three families, and its kits."""
+    experiment = small(clients=3, network={"port": free_port(), "gather": SECONDS, "silence": 20}, rounds=2)
+    folder = tmp_path_factory.mktemp("federation") / "kits"
+    provision(experiment, folder)
+    return experiment, folder
+
+
+@pytest.fixture
+def server(made: tuple[Experiment, Path]) -> Iterator[Flare]:
+    courier = Flare(Kit(made[1] / "server").engine, "server", "server")
+    until(lambda: courier.ready, "the server's engine is ready")
+    yield courier
+    courier.close()
+
+
+def receive(courier: Flare) -> tuple[str, bytes]:
+    return until(lambda: courier.receive(0.1), "a letter")
+
+
+def send(courier: Flare, to: str, data: bytes) -> None:
+    """As senders do: again until it is delivered."""
+
+    def once() -> bool:
+        fate: list[str] = []
+        courier.send(to, data, fate.append)
+        until(lambda: fate, "a letter's fate")
+        return not fate[0]
+
+    until(once, "a letter is delivered")
+
+
+def test_kits_hold_only_what_concerns_them(made: tuple[Experiment, Path]) -> None:
+    _, folder = made
+    keys = {path: path.read_bytes() for path in folder.rglob("*.key")}
+    assert len(keys) == 4 and len(set(keys.values())) == 4
+    for path in keys:
+        assert path.stat().st_mode & 0o077 == 0 and path.parents[2].stat().st_mode & 0o077 == 0
+    for name in ("c0", "c1", "c2"):
+        text = (folder / name / "federation.yaml").read_text()
+        assert f"name: {name}" in text and not any(f"name: {o}" in text for o in {"c0", "c1", "c2"} - {name})
+        assert "demo:" not in text and "zoo:" not in text  # data and models are the client's own
+    kept = (folder / "authority" / "small" / "state" / "cert.json").read_text()
+    assert not any(key.decode().splitlines()[2] in kept for key in keys.values())
+
+
+def test_three_families_over_the_real_engine_are_in_process_bit_for_bit(
+    made: tuple[Experiment, Path], tmp_path: Path
+) -> None:
+    experiment, folder = made
+    federation.run(experiment, tmp_path / "run")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "h2tune"]
+    processes = [subprocess.Popen([*command, "server", str(folder / "server"), "--json"], env=environment,
+                                  stdout=subprocess.PIPE, text=True)]  # fmt: skip
+    for client in experiment.clients:
+        own = [
+            "--model",
+            client.model,
+            "--train",
+            client.train,
+            "--test",
+            client.test,
+            "--validation",
+            client.validation,
+        ]
+        processes.append(subprocess.Popen([*command, "client", str(folder / client.name), *own, "--set", "device=cpu"],
+                                          env=environment, stdout=subprocess.DEVNULL))  # fmt: skip
+    try:
+        assert [process.wait(300) for process in processes] == [0, 0, 0, 0]
+        lines = [json.loads(line) for line in processes[0].stdout.read().splitlines()]
+        assert lines[-1]["event"] == "result"
+    finally:
+        for process in processes:
+            process.kill()
+    over, inside = (
+        load_file(p / "server" / "core.safetensors") for p in (folder / "server" / "run", tmp_path / "run")
+    )
+    assert over.keys() == inside.keys() and all(torch.equal(over[k], inside[k]) for k in inside)
+    assert (folder / "c0" / "state" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (folder / "server" / "run" / "clients").exists()  # private state lies with the clients
+    until(lambda: not engines(folder), "no process is left")
+
+
+def test_letters_travel_encrypted_and_outlive_a_cut(made: tuple[Experiment, Path], server: Flare) -> None:
+    experiment, folder = made
+    kit, tap = Kit(folder / "c0"), Tap(experiment.network.port)
+    through_the_tap(kit, tap.door)
+    client = Flare(kit.engine, "client", "c0")
+    try:
+        canary = b"a sentence that must not be readable on the way " * 1000
+        send(client, SERVER, canary)
+        assert receive(server) == ("c0", canary)
+        send(server, "c0", canary)
+        assert receive(client) == (SERVER, canary)
+        assert len(tap.seen) > 2 * len(canary) and canary[:20] not in tap.seen
+        large = os.urandom(20_000_000)
+        tap.cut_after = len(tap.seen) + 5_000_000  # in the middle of the next letter
+        send(client, SERVER, large)
+        assert tap.cuts == 1 and receive(server) == ("c0", large)
+        assert server.receive(0.2) is None  # never half, never twice
+    finally:
+        client.close()
+        tap.close()
+        through_the_tap(kit, experiment.network.port)
+
+
+def through_the_tap(kit: Kit, port: int) -> None:
+    path = kit.engine / "startup" / "fed_client.json"
+    settings = json.loads(path.read_text())
+    settings["servers"][0]["service"]["target"] = f"localhost:{port}"
+    path.write_text(json.dumps(settings))
+
+
+def test_who_has_no_certificate_of_the_federation_is_not_let_in(
+    made: tuple[Experiment, Path], server: Flare, tmp_path: Path
+) -> None:
+    experiment, folder = made
+    port, startup = experiment.network.port, folder / "c0" / "engine" / "startup"
+    provision(small(clients=1, name="another"), tmp_path / "other")
+    other = tmp_path / "other" / "c0" / "engine" / "startup"
+    expired = expired_certificate(folder, tmp_path)
+    assert greeted(port, startup / "client.crt", startup / "client.key")  # the control
+    assert not greeted(port, None, None)
+    assert not greeted(port, other / "client.crt", other / "client.key")
+    assert not greeted(port, *expired)
+    with socket.create_connection(("127.0.0.1", port), 5) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert not said(plain)
+
+
+def greeted(port: int, certificate: Path | None, key: Path | None) -> bool:
+    """Whether a connection with this certificate gets as far as an answer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if certificate:
+        context.load_cert_chain(certificate, key)
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), 5) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as wrapped,
+        ):
+            wrapped.sendall(b"GET /f3 HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")  # fmt: skip
+            return said(wrapped).startswith(b"HTTP/1.1 101")
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def said(connection: socket.socket) -> bytes:
+    connection.settimeout(5)
+    try:
+        return connection.recv(64)
+    except OSError:
+        return b""
+
+
+def expired_certificate(folder: Path, target: Path) -> tuple[Path, Path]:
+    """A certificate of c0 by the right authority whose time has passed."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    state = json.loads((folder / "authority" / "small" / "state" / "cert.json").read_text())
+    key = serialization.load_pem_private_key(state["root_pri_key"].encode(), None)
+    old = x509.load_pem_x509_certificate((folder / "c0" / "engine" / "startup" / "client.crt").read_bytes())
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number(),
+                                      now - timedelta(days=2), now - timedelta(days=1))  # fmt: skip
+    for extension in old.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    path = target / "expired.crt"
+    path.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return path, folder / "c0" / "engine" / "startup" / "client.key"
+
+
+def test_nobody_can_take_anothers_name(made: tuple[Experiment, Path]) -> None:
+    _, folder = made
+    told: list[str] = []
+    server = Flare(Kit(folder / "server").engine, "server", "server", told.append)
+    until(lambda: server.ready, "the server's engine is ready")
+    impostor = Flare(Kit(folder / "c0").engine, "client", "c1")  # its certificate says c0
+    try:
+        until(lambda: "c0 tried to connect as c1 and was refused" in told, "the server's side knows")
+        impostor.send(SERVER, b"let me in")
+        assert not impostor.ready and server.receive(0) is None
+    finally:
+        impostor.close()
+        server.close()
+
+
+def test_who_is_revoked_is_told_so(made: tuple[Experiment, Path]) -> None:
+    _, folder = made
+    assert revoke(folder, ["c2"]) == ["c2"]
+    told: list[str] = []
+    server = Flare(Kit(folder / "server").engine, "server", "server", told.append)
+    until(lambda: server.ready, "the server's engine is ready")
+    notices: list[str] = []
+    client = Flare(Kit(folder / "c2").engine, "client", "c2", notices.append)
+    try:
+        with pytest.raises(CourierError, match="the coordinator has revoked this participant"):
+            until(lambda: client.receive(0.1), "nothing")
+        until(lambda: any("c2 was refused: it is revoked" in text for text in told), "the server's side knows, too")
+    finally:
+        client.close()
+        server.close()
+        (folder / "server" / "engine" / "disabled_clients.json").unlink()
+
+
+def test_a_taken_port_is_said_to_be_taken(made: tuple[Experiment, Path]) -> None:
+    experiment, folder = made
+    with socket.create_server(("127.0.0.1", experiment.network.port)):
+        courier = Flare(Kit(folder / "server").engine, "server", "server")
+        try:
+            with pytest.raises(CourierError, match="the port is taken"):
+                until(lambda: courier.receive(0.1), "nothing")
+        finally:
+            courier.close()
+
+
+def test_an_expired_certificate_says_when_and_what_to_do(made: tuple[Experiment, Path]) -> None:
+    kit = Kit(made[1] / "c0")
+    end = kit.check_certificate()
+    with pytest.raises(KitError, match=rf"expired on {end:%Y-%m-%d}.*--renew c0"):
+        kit.check_certificate(end + timedelta(days=1))
+    with pytest.raises(KitError, match="set the clock"):
+        kit.check_certificate(datetime(2001, 1, 1, tzinfo=UTC))
+
+
+def test_kits_are_added_and_renewed_without_touching_the_others(made: tuple[Experiment, Path], tmp_path: Path) -> None:
+    two, three = small(clients=2), small(clients=3)
+    provision(two, tmp_path / "kits")
+    before = {p: p.read_bytes() for p in (tmp_path / "kits").rglob("client.crt")}
+    assert [p.name for p in provision(three, tmp_path / "kits")] == ["c2"]
+    assert all(p.read_bytes() == data for p, data in before.items())
+    assert [p.name for p in provision(three, tmp_path / "kits", renew=["c0"])] == ["c0"]
+    changed = [p.parts[-4] for p, data in before.items() if p.read_bytes() != data]
+    assert changed == ["c0"]
+    with pytest.raises(KitError, match="There is no participant 'c9'"):
+        provision(three, tmp_path / "kits", renew=["c9"])
+    with pytest.raises(KitError, match="belongs to the federation 'small'"):
+        provision(small(name="else"), tmp_path / "kits")
