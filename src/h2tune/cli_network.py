@@ -77,6 +77,7 @@ def client(
     train: Annotated[str | None, typer.Option(help="Training data.")] = None,
     test: Annotated[str | None, typer.Option(help="Test data, only used for scoring.")] = None,
     validation: Annotated[str | None, typer.Option(help="Validation data; by default a part of --train.")] = None,
+    device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda`, ...")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Another key of the client, as KEY=VALUE; docs/configuration.md.")
     ] = None,
@@ -93,7 +94,7 @@ def client(
         from h2tune.network.attend import attend
         from h2tune.network.kits import Kit, own_values
 
-        given = {"model": model, "train": train, "test": test, "validation": validation}
+        given = {"model": model, "train": train, "test": test, "validation": validation, "device": device}
         own = own_values({k: v for k, v in given.items() if v is not None}, settings or [])
 
         def say(text: str) -> None:

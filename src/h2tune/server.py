@@ -95,6 +95,7 @@ class Server:
         joined = self._admit(first)
         if joined < self.experiment.quorum:
             raise QuorumError(self._short(joined))
+        self.opened = True
         self.log.keep("frames", self.method.fixed())
         self.log.commit(0, self.method.state(), self.records())
         self.log.event("frames", f"{joined} clients joined; the shared state is set up")
@@ -302,7 +303,7 @@ class Server:
 
     def _short(self, count: int) -> str:
         return (
-            f"Only {count} of {len(self.members)} clients answered, the quorum is {self.experiment.quorum}."
+            f"Only {count} of {len(self.members)} clients {'answered' if self.opened else 'came'}, the quorum is {self.experiment.quorum}."
             " Nothing of this round was committed; see the reasons in events.jsonl."
         )
 

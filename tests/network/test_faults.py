@@ -178,7 +178,7 @@ def test_a_quorum_that_never_comes_ends_with_the_reason(tmp_path: Path) -> None:
 
 def test_nobody_comes(tmp_path: Path) -> None:
     night = Night(tmp_path)
-    with pytest.raises(QuorumError, match="Only 0 of 2"):
+    with pytest.raises(QuorumError, match="Only 0 of 2 clients came"):
         night.serve(start=False)
 
 

@@ -161,7 +161,7 @@ def test_three_families_over_the_real_engine_are_in_process_bit_for_bit(
             "--validation",
             client.validation,
         ]
-        processes.append(subprocess.Popen([*command, "client", str(folder / client.name), *own, "--set", "device=cpu"],
+        processes.append(subprocess.Popen([*command, "client", str(folder / client.name), *own, "--device", "cpu"],
                                           env=environment, stdout=subprocess.DEVNULL))  # fmt: skip
     try:
         assert [process.wait(300) for process in processes] == [0, 0, 0, 0]

@@ -80,7 +80,8 @@ class Kit:
         """
         data = yaml.safe_load((self.folder / "federation.yaml").read_text(encoding="utf-8"))
         if own:
-            data["clients"][0] |= own
+            data["device"] = own.get("device", data["device"])
+            data["clients"][0] |= {k: v for k, v in own.items() if k != "device"}
         if isinstance(data["method"], dict):
             data["method"] = {k: self._place(v) for k, v in data["method"].items()}
         return parse_config(data, self.folder)

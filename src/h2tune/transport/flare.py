@@ -53,6 +53,11 @@ class Flare:
         self._process = self._start()
         threading.Thread(target=self._serve, daemon=True, name="h2tune-engine").start()
 
+    @property
+    def pid(self) -> int:
+        """The engine's process."""
+        return self._process.pid
+
     def send(self, to: str, data: bytes, done: Done = lambda error: None) -> None:
         number, link = next(self._numbers), self._link
         if link is None:
