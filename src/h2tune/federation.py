@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from h2tune.anchors import load_anchors
 from h2tune.client import Client, make_accelerator
 from h2tune.config import Experiment, load_config
-from h2tune.methods import MethodError, resolve_method
+from h2tune.methods import MethodError, method_of, resolve_method
 from h2tune.models import Residents
 from h2tune.server import Server
 from h2tune.store import RunStore
@@ -85,7 +85,7 @@ def run(
     begin = time.perf_counter()
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
-    resolve_method(experiment.method)
+    method_of(experiment)
     store = _WatchedStore(Path(out), watcher)
     if residents is None:  # not `or`: an empty collection is false
         residents = Residents(experiment.device, Path(out) / "frames")

@@ -21,7 +21,7 @@ from h2tune.core.anchors import words
 from h2tune.core.masks import kept_rank
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.slots import INPUTS, Layout, layout_of
-from h2tune.methods import resolve_method
+from h2tune.methods import method_of, resolve_method
 from h2tune.methods.h2tune import H2TuneSettings
 from h2tune.models import ENCODERS, Resident, resolve_source
 
@@ -75,6 +75,7 @@ def make_plan(experiment: Experiment) -> Plan:
     """Check an experiment and work out its figures."""
     plan = Plan([], [], [])
     settings = _attempt(plan, lambda: resolve_method(experiment.method)[1])
+    _attempt(plan, lambda: settings and method_of(experiment))
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     shapes = [_shape(plan, client) for client in experiment.clients]
     depths = [s.layout.depth for s in shapes if s is not None]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from h2tune.config import Experiment
-from h2tune.methods import MethodError, resolve_method
+from h2tune.methods import MethodError, method_of
 from h2tune.seeds import derive
 from h2tune.wire import Message, Payload, WireError, decode, encode
 
@@ -65,7 +65,7 @@ class Server:
     """
 
     def __init__(self, experiment: Experiment, run: str, names: list[str], transport: Transport, log: RunLog) -> None:
-        method, settings = resolve_method(experiment.method)
+        method, settings = method_of(experiment)
         self.method = method.server(experiment, settings)
         self.method_name = method.name
         self.experiment, self.run_id, self.transport, self.log = experiment, run, transport, log
@@ -141,6 +141,8 @@ class Server:
             taken += 1
         self._need(taken)
         self.method.finish_round()
+        for text in self.method.notices():
+            self.log.event("warning", f"round {number}: {text}", round=number)
         self.round = number
         self._judge_progress()
         self.log.commit(number, self.method.state(), self.records())

@@ -103,6 +103,10 @@ class ServerMethod(ABC):
     def suits(cls, experiment: Experiment, introductions: dict[str, dict[str, Any]]) -> None:
         """Raise MethodError, naming clients and reason, if the method cannot run on this federation at all."""
 
+    @classmethod  # noqa: B027 - most methods leave nothing to exclude
+    def allows(cls, experiment: Experiment, settings: Any) -> None:
+        """Raise MethodError if options of the experiment exclude each other; needs no client."""
+
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """Clients whose `describe` is wanted before the start."""
         return []
@@ -126,6 +130,10 @@ class ServerMethod(ABC):
     @abstractmethod
     def finish_round(self) -> None:
         """Make the round's result what is shared."""
+
+    def notices(self) -> list[str]:
+        """What the last round did otherwise than asked for, in words for the events; told once."""
+        return []
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

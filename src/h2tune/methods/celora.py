@@ -25,6 +25,7 @@ from h2tune.wire import Payload
 
 class CeLoraSettings(H2TuneSettings):
     alternation: Literal["joint"] = Field("joint", description="A, B and C in every update")
+    aggregate: Literal["mean"] = Field("mean", description="the rule is the mixture")
     temperature: float = Field(0.5, gt=0, description="tau of the mixture's softmax")
 
 

@@ -7,6 +7,7 @@
     shared phase     A, B, head frozen; S, P, M on CE + mu/2 ||S - S0||^2
     specific phase   S, P, M frozen; A, B, head on CE + lambda KL(z_shared || z)
     aggregation      S <- sum_i w_i C_i S_i / sum_i w_i C_i, over the clients that cover an entry
+                     (or with `aggregate` a robust rule: `h2tune.core.robust`)
 
 What the paper leaves open, and what makes the mean of S mean something, are the frames: before round 0 every client
 regresses its A and B on latent coordinates that all models share on public anchor text (`h2tune.core.frames`).
@@ -24,15 +25,16 @@ from h2tune.core import bases
 from h2tune.core.masks import kept_rank
 from h2tune.core.packing import pack_core, unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
-from h2tune.core.shared import ANY, ClientCore, CoreShape, CoreSum
+from h2tune.core.shared import ANY, ClientCore, CoreShape
 from h2tune.core.slots import SLOTS
 from h2tune.methods.adapted import AdapterClient
 from h2tune.methods.base import Method, OnStep, ServerMethod
 from h2tune.methods.distill import distillation
 from h2tune.methods.h2tune_settings import H2TuneSettings, UnsharedSettings
 from h2tune.methods.starts import check_frames, start
+from h2tune.methods.updates import ServerUpdates, check_updates
 from h2tune.methods.words import core_slots
-from h2tune.wire import Payload, WireError
+from h2tune.wire import Payload
 
 
 class H2TuneClient(AdapterClient):
@@ -235,6 +237,14 @@ class H2TuneClient(AdapterClient):
 class H2TuneServer(ServerMethod):
     settings: H2TuneSettings
 
+    def __init__(self, experiment: Any, settings: Any) -> None:
+        super().__init__(experiment, settings)
+        self.updates = ServerUpdates(experiment, settings)
+
+    @classmethod
+    def allows(cls, experiment: Any, settings: Any) -> None:
+        check_updates(experiment, settings)
+
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """One client for each distinct set of bases: clients on one model would send the same bytes."""
         if self.settings.frames != "anchor" or hasattr(self, "shape"):
@@ -273,22 +283,18 @@ class H2TuneServer(ServerMethod):
         return Payload(pack_core(self.S[:, :, :r, :r], coverage, masked=False))
 
     def start_round(self) -> None:
-        self.sum = CoreSum(self.shape)
+        self.updates.start(self.shape, self.S)
 
     def add(self, client: str, payload: Payload, weight: int) -> None:
-        if not self.settings.share:
-            return
-        if payload.tensors.keys() != {"values", "pairs"} | ({"mask"} if self.masked[client] else set()):
-            raise WireError(f"the update of {client} holds other tensors than it may send")
-        try:
-            core, coverage = unpack_core(payload.tensors, self.shape, self.ranks[client])
-        except (ValueError, RuntimeError) as error:
-            raise WireError(f"the update of {client} is malformed: {error}") from None
-        self.sum.add(core, coverage, weight)
+        if self.settings.share:
+            self.updates.add(client, payload.tensors, self.ranks[client], self.masked[client], weight)
 
     def finish_round(self) -> None:
         if self.settings.share:
-            self.S = self.sum.mean(self.S)
+            self.S = self.updates.mean()
+
+    def notices(self) -> list[str]:
+        return self.updates.notices()
 
     def state(self) -> dict[str, Tensor]:
         return {"S": self.S}

@@ -1,0 +1,80 @@
+"""Cores on their way from clients to the mean: robust rules in whole rounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federations import Tampering, small
+from test_federation import build
+
+from h2tune import federation
+from h2tune.methods import MethodError
+from h2tune.plan import make_plan
+from h2tune.wire import decode, encode
+
+BRIEF = {"steps": 4, "batch_size": 2}
+
+
+def shared_after_a_round(folder: Path, change: Any = None, **options: Any) -> Any:
+    server, _ = build(small(3, same_model=True, training=BRIEF, **options), folder)
+    if change:
+        server.transport = Tampering(server.transport, change)
+    server.open()
+    server.one_round()
+    return server
+
+
+def poisoned(answers: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """The last client's update, a thousand times too large and of the other sign."""
+    for index, (name, data) in enumerate(answers):
+        message = decode(data)
+        if name == "c2" and message.kind == "update":
+            message.payload.tensors["values"] = message.payload.tensors["values"] * -1000
+            answers[index] = name, encode(message)
+    return answers
+
+
+def test_median_and_mean_of_a_round_are_those_of_its_updates(tmp_path: Path) -> None:
+    sent: dict[str, torch.Tensor] = {}
+
+    def watch(answers: list) -> list:
+        sent.update({n: m.payload.tensors["values"] for n, d in answers if (m := decode(d)).kind == "update"})
+        return answers
+
+    for aggregate, rule in (("median", lambda x: x.median(0).values), ("trimmed", lambda x: x.sort(0).values[1])):
+        server = shared_after_a_round(tmp_path / aggregate, watch, method={"name": "h2tune", "aggregate": aggregate})
+        covered = server.method.S.flatten(2).any(-1)
+        assert torch.equal(server.method.S[covered].flatten(), rule(torch.stack(list(sent.values()))))
+
+
+@pytest.mark.parametrize("aggregate", ["median", "trimmed", "bounded"])
+def test_a_poisoned_client_moves_robust_cores_little(aggregate: str, tmp_path: Path) -> None:
+    method = {"name": "h2tune", "aggregate": aggregate}
+    clean = shared_after_a_round(tmp_path / "clean", None, method=method).method.S
+    bad = shared_after_a_round(tmp_path / "bad", poisoned, method=method).method.S
+    mean = shared_after_a_round(tmp_path / "mean", poisoned).method.S
+    assert (bad - clean).norm() < 2 * clean.norm() < (mean - clean).norm() / 10
+
+
+@pytest.mark.parametrize("aggregate", ["krum", "multi-krum"])
+def test_too_few_clients_are_an_error_before_training(aggregate: str, tmp_path: Path) -> None:
+    config = small(4, method={"name": "h2tune", "aggregate": aggregate})
+    assert any("needs 5 clients" in problem for problem in make_plan(config).problems)
+    with pytest.raises(MethodError, match="needs 5 clients"):
+        federation.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_round_that_shrank_is_told(tmp_path: Path) -> None:
+    def lose(answers: list) -> list:
+        return [(n, d if n != "c0" or decode(d).kind != "update" else b"") for n, d in answers]
+
+    server = shared_after_a_round(tmp_path / "run", lose, method={"name": "h2tune", "aggregate": "median"})
+    assert not server.method.S.any()  # the core stays
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    told = [e["text"] for e in events if e["event"] == "warning" and e["round"] == 1]
+    assert told == ["round 1: median needs 3 updates and this round has 2: the core stays as it was"]
