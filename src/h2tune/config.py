@@ -117,6 +117,21 @@ class Evaluation(_Strict):
     n_validation: int | None = Field(200, ge=1, description="at most so many validation rows")
 
 
+class Wire(_Strict):
+    """How cores travel; by default in full."""
+
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="of uploads; below `float32` what rounding loses is sent in later rounds"
+    )
+    top_k: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of a client's entries, the largest of its update, that it sends in a round",
+    )
+    download: Literal["float32", "bfloat16"] = Field("float32", description="of what the server sends")
+
+
 Baseline = Literal["none", "local", "h2tune-unshared"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
 
@@ -136,6 +151,7 @@ class Experiment(_Strict):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
+    wire: Wire = Wire()
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
     quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
     patience: int | None = Field(None, ge=1, description="stop after so many rounds without a better mean validation")
@@ -241,7 +257,12 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     return data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"training": Training, "evaluation": Evaluation, "budget": Budget}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "training": Training,
+    "evaluation": Evaluation,
+    "budget": Budget,
+    "wire": Wire,
+}
 
 
 def _explain(error: Any) -> str:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from h2tune.anchors import load_anchors
 from h2tune.client import Client, make_accelerator
-from h2tune.config import Experiment, load_config
+from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods import MethodError, method_of, resolve_method
 from h2tune.models import Residents
 from h2tune.server import Server
@@ -170,7 +170,8 @@ def _baseline(
     own = experiment.method if isinstance(experiment.method, dict) else {}
     # The same frames and phases, only never averaged; other methods have settings of their own.
     spec = own | {"name": method, "share": False} if method == "h2tune-unshared" else method
-    changes = {"method": spec, "baseline": "none", "select": "federated", "tracking": []}
+    # Nothing of a baseline travels, so nothing of it needs to be small.
+    changes = {"method": spec, "baseline": "none", "select": "federated", "tracking": [], "wire": Wire()}
     beside = experiment.model_copy(update=changes)
     identity = store.open(beside)[0] if store.exists else store.create(beside)
     begin = time.perf_counter()

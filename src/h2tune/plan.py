@@ -18,11 +18,13 @@ from h2tune.anchors import load_anchors
 from h2tune.config import ClientConfig, Experiment
 from h2tune.core import budget
 from h2tune.core.anchors import words
+from h2tune.core.compress import Code
 from h2tune.core.masks import kept_rank
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.slots import INPUTS, Layout, layout_of
 from h2tune.methods import method_of, resolve_method
 from h2tune.methods.h2tune import H2TuneSettings
+from h2tune.methods.updates import DOWNLOADS
 from h2tune.models import ENCODERS, Resident, resolve_source
 
 
@@ -163,14 +165,18 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
         row.bytes_down = row.bytes_up
         return
     row.adapter_parameters += sum(settings.private * (i + o) for i, o, _ in maps)
+    code, width = Code(experiment.wire.dtype, experiment.wire.top_k), DOWNLOADS[experiment.wire.download].itemsize
     if settings.frames == "words":  # one matrix for all blocks and slots
-        row.bytes_up = row.bytes_down = 4 * plan.depth * row.rank**2
+        row.bytes_up = code.size(plan.depth, plan.depth * row.rank**2)
+        row.bytes_down = width * plan.depth * row.rank**2
         return
     start = nearest_relation if settings.relation == "nearest" else depth_relation
     covered = int((start(plan.depth, layout.depth) > 0).any(1).sum())
     entries = row.rank**2 if dims else round(keep * experiment.rank**2)
-    row.bytes_up = covered * len(layout.slots) * (4 * entries + (0 if dims or keep == 1 else experiment.rank**2 // 8))
-    row.bytes_down = 4 * plan.depth * len(layout.slots) * row.rank**2
+    pairs = covered * len(layout.slots)
+    mask = 0 if dims or keep == 1 else -(-pairs * experiment.rank**2 // 8)
+    row.bytes_up = code.size(pairs, pairs * entries) + mask
+    row.bytes_down = width * plan.depth * len(layout.slots) * row.rank**2
     if settings.frames == "anchor":
         rows = sum(len(words(text)) for text in anchors)
         row.setup_bytes_up = (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from h2tune.config import Wire
 from h2tune.wire import Payload
 
 if TYPE_CHECKING:
@@ -103,9 +104,11 @@ class ServerMethod(ABC):
     def suits(cls, experiment: Experiment, introductions: dict[str, dict[str, Any]]) -> None:
         """Raise MethodError, naming clients and reason, if the method cannot run on this federation at all."""
 
-    @classmethod  # noqa: B027 - most methods leave nothing to exclude
+    @classmethod
     def allows(cls, experiment: Experiment, settings: Any) -> None:
-        """Raise MethodError if options of the experiment exclude each other; needs no client."""
+        """Raise MethodError if options of the experiment exclude each other or the method; needs no client."""
+        if experiment.wire != Wire():
+            raise MethodError("wire: only methods that share a core as H2Tune does can write it shorter")
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """Clients whose `describe` is wanted before the start."""

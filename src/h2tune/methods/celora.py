@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from h2tune.core.packing import pack_core, unpack_core
-from h2tune.methods.base import Method
+from h2tune.methods.base import Method, ServerMethod
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
 from h2tune.wire import Payload
 
@@ -51,6 +51,10 @@ class CeLoraServer(H2TuneServer):
     """Keeps every client's last core: its memory grows with their number."""
 
     settings: CeLoraSettings
+
+    @classmethod
+    def allows(cls, experiment: Any, settings: Any) -> None:
+        ServerMethod.allows(experiment, settings)  # what clients get here is no core of the server's
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
         welcomes = super().open(joined, described)

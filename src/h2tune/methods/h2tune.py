@@ -23,16 +23,16 @@ from torch import Tensor
 
 from h2tune.core import bases
 from h2tune.core.masks import kept_rank
-from h2tune.core.packing import pack_core, unpack_core
+from h2tune.core.packing import unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.shared import ANY, ClientCore, CoreShape
 from h2tune.core.slots import SLOTS
 from h2tune.methods.adapted import AdapterClient
-from h2tune.methods.base import Method, OnStep, ServerMethod
+from h2tune.methods.base import Method, OnStep
 from h2tune.methods.distill import distillation
 from h2tune.methods.h2tune_settings import H2TuneSettings, UnsharedSettings
 from h2tune.methods.starts import check_frames, start
-from h2tune.methods.updates import ServerUpdates, check_updates
+from h2tune.methods.updates import ClientUpdates, CoreServer
 from h2tune.methods.words import core_slots
 from h2tune.wire import Payload
 
@@ -77,6 +77,7 @@ class H2TuneClient(AdapterClient):
         if fresh:
             relation = self.begin(payload, relation)
         self.core = self.make_core(relation).to(client.accelerator.device)
+        self.updates = ClientUpdates(client.experiment, self.core.S)
         self.core.write(self.core_leaves)
         if fresh:
             self.warm_head()
@@ -195,6 +196,7 @@ class H2TuneClient(AdapterClient):
         if not self.settings.share:
             return
         core, coverage = unpack_core(payload.tensors, self.shape, self.core.rank)
+        self.updates.receive(core)
         with torch.no_grad():
             self.core.S.copy_(torch.where(coverage.to(self.core.S.device), core.to(self.core.S.device), self.core.S))
         self.core.write(self.core_leaves)
@@ -220,13 +222,19 @@ class H2TuneClient(AdapterClient):
 
     def pack(self) -> dict[str, Tensor]:
         """What is sent: the kept entries of S and their coverage, nothing else."""
-        return pack_core(self.core.S, self.core.coverage, masked=self.core.scores is not None)
+        return self.updates.pack(*self.upload(), masked=self.core.scores is not None)
+
+    def upload(self) -> tuple[Tensor, Tensor]:
+        """S and its coverage."""
+        return self.core.S, self.core.coverage
 
     def state(self) -> dict[str, Tensor]:
-        return super().state() | {f"core.{k}": v.detach().clone() for k, v in self.core.state_dict().items()}
+        core = {f"core.{k}": v.detach().clone() for k, v in self.core.state_dict().items()}
+        return super().state() | core | self.updates.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
+        self.updates.load_state(state)
         self.core.load_state_dict({k.removeprefix("core."): v for k, v in state.items() if k.startswith("core.")})
         self.core.write(self.core_leaves)
 
@@ -234,16 +242,8 @@ class H2TuneClient(AdapterClient):
         return {"relation": self.core.relation().detach().cpu().tolist(), "accepted": self.accepted}
 
 
-class H2TuneServer(ServerMethod):
+class H2TuneServer(CoreServer):
     settings: H2TuneSettings
-
-    def __init__(self, experiment: Any, settings: Any) -> None:
-        super().__init__(experiment, settings)
-        self.updates = ServerUpdates(experiment, settings)
-
-    @classmethod
-    def allows(cls, experiment: Any, settings: Any) -> None:
-        check_updates(experiment, settings)
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """One client for each distinct set of bases: clients on one model would send the same bytes."""
@@ -280,21 +280,7 @@ class H2TuneServer(ServerMethod):
         r = self.ranks[client]
         coverage = torch.zeros(self.shape.depth, len(self.shape.slots), r, r, dtype=torch.bool)
         coverage[:, [self.shape.slots.index(s) for s in self.held[client]]] = True
-        return Payload(pack_core(self.S[:, :, :r, :r], coverage, masked=False))
-
-    def start_round(self) -> None:
-        self.updates.start(self.shape, self.S)
-
-    def add(self, client: str, payload: Payload, weight: int) -> None:
-        if self.settings.share:
-            self.updates.add(client, payload.tensors, self.ranks[client], self.masked[client], weight)
-
-    def finish_round(self) -> None:
-        if self.settings.share:
-            self.S = self.updates.mean()
-
-    def notices(self) -> list[str]:
-        return self.updates.notices()
+        return self.packed(self.S[:, :, :r, :r], coverage)
 
     def state(self) -> dict[str, Tensor]:
         return {"S": self.S}
