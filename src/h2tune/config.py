@@ -132,6 +132,18 @@ class Wire(_Strict):
     download: Literal["float32", "bfloat16"] = Field("float32", description="of what the server sends")
 
 
+class Privacy(_Strict):
+    """Differential privacy of clients (docs/privacy.md): what is published of the core says little about any one."""
+
+    clip: float = Field(gt=0, description="largest norm of a client's update in a round; longer ones are scaled down")
+    noise: float = Field(
+        ge=1e-3,
+        description="noise multiplier: the noise on the sum of updates has standard deviation `noise` x `clip`",
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="probability of the promise's exception; below 1 / clients")
+    epsilon: float | None = Field(None, gt=0, description="budget: the run ends before the round that would exceed it")
+
+
 Baseline = Literal["none", "local", "h2tune-unshared"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
 
@@ -152,6 +164,7 @@ class Experiment(_Strict):
     evaluation: Evaluation = Evaluation()
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     wire: Wire = Wire()
+    privacy: Privacy | None = Field(None, description="differential privacy of clients; by default none")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
     quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
     patience: int | None = Field(None, ge=1, description="stop after so many rounds without a better mean validation")
@@ -262,6 +275,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "evaluation": Evaluation,
     "budget": Budget,
     "wire": Wire,
+    "privacy": Privacy,
 }
 
 

@@ -58,7 +58,10 @@ class _WatchedStore(RunStore):
             )
         elif event == "round_committed":
             self.watcher.round_done(fields["round"], fields["seconds"])
-        elif event in ("client_excluded", "warning"):
+            if spent := fields.get("privacy"):
+                budget = f" of {spent['budget']:g}" if spent["budget"] else ""
+                self.watcher.message(f"round {fields['round']}: epsilon {spent['epsilon']:.2f}{budget} is spent")
+        elif event in ("client_excluded", "warning", "run_stopped"):
             self.watcher.message(text, "warning")
         elif event == "frames":
             self.watcher.message(text)
@@ -170,8 +173,15 @@ def _baseline(
     own = experiment.method if isinstance(experiment.method, dict) else {}
     # The same frames and phases, only never averaged; other methods have settings of their own.
     spec = own | {"name": method, "share": False} if method == "h2tune-unshared" else method
-    # Nothing of a baseline travels, so nothing of it needs to be small.
-    changes = {"method": spec, "baseline": "none", "select": "federated", "tracking": [], "wire": Wire()}
+    # Nothing of a baseline travels, so nothing of it needs to be small or protected.
+    changes = {
+        "method": spec,
+        "baseline": "none",
+        "select": "federated",
+        "tracking": [],
+        "wire": Wire(),
+        "privacy": None,
+    }
     beside = experiment.model_copy(update=changes)
     identity = store.open(beside)[0] if store.exists else store.create(beside)
     begin = time.perf_counter()
@@ -262,6 +272,7 @@ def collect(experiment: Experiment, server: Server, store: RunStore, seconds: fl
         "clients": clients,
         "mean": {key: _mean(clients, key) for key in ("base", "local", "final")},
         "core": report.get("core"),
+        "privacy": server.method.privacy() or None,
     }
 
 

@@ -6,7 +6,7 @@ Models are built on the meta device: shapes without weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from h2tune import tasks
 from h2tune.anchors import load_anchors
-from h2tune.config import ClientConfig, Experiment
+from h2tune.config import ClientConfig, Experiment, Privacy
 from h2tune.core import budget
 from h2tune.core.anchors import words
 from h2tune.core.compress import Code
 from h2tune.core.masks import kept_rank
+from h2tune.core.privacy import epsilon, rounds_within
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.slots import INPUTS, Layout, layout_of
 from h2tune.methods import method_of, resolve_method
@@ -59,10 +60,11 @@ class Plan:
     problems: list[str]
     warnings: list[str]
     depth: int | None = None
+    privacy: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         return {"depth": self.depth, "clients": [c.plain() for c in self.clients], "problems": self.problems,
-                "warnings": self.warnings}  # fmt: skip
+                "warnings": self.warnings, "privacy": self.privacy}  # fmt: skip
 
 
 LEAVES = (
@@ -77,7 +79,8 @@ def make_plan(experiment: Experiment) -> Plan:
     """Check an experiment and work out its figures."""
     plan = Plan([], [], [])
     settings = _attempt(plan, lambda: resolve_method(experiment.method)[1])
-    _attempt(plan, lambda: settings and method_of(experiment))
+    if settings and _attempt(plan, lambda: method_of(experiment)) and experiment.privacy:
+        plan.privacy = _promise(experiment, experiment.privacy)
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     shapes = [_shape(plan, client) for client in experiment.clients]
     depths = [s.layout.depth for s in shapes if s is not None]
@@ -90,6 +93,19 @@ def make_plan(experiment: Experiment) -> Plan:
             _figures(plan, experiment, settings, client, shape, row, anchors, len(slots))
         plan.clients.append(row)
     return plan
+
+
+def _promise(experiment: Experiment, privacy: Privacy) -> list[str]:
+    """What differential privacy will have spent, and what it does and does not say."""
+    rounds, budget = experiment.rounds, privacy.epsilon
+    within = rounds if budget is None else rounds_within(privacy.noise, privacy.delta, budget, rounds)
+    after = epsilon([privacy.noise] * within, privacy.delta)
+    short = "" if within == rounds else f"; the budget of {budget:g} ends the run after {within} of {rounds}"
+    return [
+        f"epsilon {after:.2f} at delta {privacy.delta:g} after {within} rounds{short}",
+        "promised: who sees all cores that the server sends learns little of whether any one client took part",
+        "not promised: anything against the server itself; the figures that clients report; a client's own adapter",
+    ]
 
 
 def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:

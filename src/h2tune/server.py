@@ -78,6 +78,9 @@ class Server:
         if self.round == 0:
             self.open()
         while self.round < self.experiment.rounds and not self.exhausted:
+            if reason := self.method.refuses_round():
+                self.log.event("run_stopped", f"stopped after round {self.round}: {reason}", round=self.round)
+                break
             self.one_round()
         self.finish()
 
@@ -128,6 +131,7 @@ class Server:
         requests = {name: self.method.download(name) for name in selected}
         for payload in requests.values():
             payload.meta["evaluate"] = evaluate
+        self.method.expect(selected)
         self.method.start_round()
         taken = 0
         for name, message, traffic in self._ask("round", requests, number):
@@ -147,7 +151,8 @@ class Server:
         self._judge_progress()
         self.log.commit(number, self.method.state(), self.records())
         seconds = time.perf_counter() - begin
-        self.log.event("round_committed", f"round {number} committed", round=number, seconds=seconds)
+        spent = self.method.privacy()
+        self.log.event("round_committed", f"round {number} committed", round=number, seconds=seconds, privacy=spent)
 
     def select(self, number: int) -> list[str]:
         """The clients of a round: all that still take part, or a seeded sample of them."""

@@ -109,6 +109,8 @@ class ServerMethod(ABC):
         """Raise MethodError if options of the experiment exclude each other or the method; needs no client."""
         if experiment.wire != Wire():
             raise MethodError("wire: only methods that share a core as H2Tune does can write it shorter")
+        if experiment.privacy is not None:
+            raise MethodError("privacy: only methods that share a core as H2Tune does can protect it")
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """Clients whose `describe` is wanted before the start."""
@@ -121,6 +123,13 @@ class ServerMethod(ABC):
     @abstractmethod
     def download(self, client: str) -> Payload:
         """What a selected client gets for a round."""
+
+    def refuses_round(self) -> str | None:
+        """Why no further round may start; None if one may."""
+        return None
+
+    def expect(self, selected: list[str]) -> None:  # noqa: B027 - most methods need not know
+        """The clients of the round that starts, whether or not they will answer."""
 
     @abstractmethod
     def start_round(self) -> None:
@@ -137,6 +146,10 @@ class ServerMethod(ABC):
     def notices(self) -> list[str]:
         """What the last round did otherwise than asked for, in words for the events; told once."""
         return []
+
+    def privacy(self) -> dict[str, Any]:
+        """Epsilon and delta that the rounds so far have spent; empty where nothing is promised."""
+        return {}
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

@@ -82,9 +82,7 @@ class CeLoraServer(H2TuneServer):
         if client not in self.mixed:
             return super().download(client)
         rank = self.ranks[client]
-        columns = [self.shape.slots.index(s) for s in self.held[client]]
-        coverage = torch.zeros(self.shape.depth, len(self.shape.slots), rank, rank, dtype=torch.bool)
-        coverage[:, columns] = True
+        coverage = self.reached(client)[..., :rank, :rank]
         return Payload(pack_core(self.mixed[client][..., :rank, :rank], coverage, masked=False))
 
     def state(self) -> dict[str, Tensor]:

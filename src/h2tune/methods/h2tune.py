@@ -270,24 +270,23 @@ class H2TuneServer(CoreServer):
         self.ranks |= {name: p.meta["rank"] for name, p in joined.items()}
         self.masked |= {name: self.settings.mask == "entries" and p.meta["keep"] < 1 for name, p in joined.items()}
         self.held = getattr(self, "held", {}) | {name: p.meta["slots"] for name, p in joined.items()}
+        self.blocks = getattr(self, "blocks", {}) | {name: p.meta["depth"] for name, p in joined.items()}
         meta = {"depth": self.shape.depth, "slots": list(self.shape.slots)}
         tensors = self.frames.tensors() if self.frames else {}
         return {name: Payload(tensors, meta) for name in joined}
-
-    def download(self, client: str) -> Payload:
-        if not self.settings.share:
-            return Payload()
-        r = self.ranks[client]
-        coverage = torch.zeros(self.shape.depth, len(self.shape.slots), r, r, dtype=torch.bool)
-        coverage[:, [self.shape.slots.index(s) for s in self.held[client]]] = True
-        return self.packed(self.S[:, :, :r, :r], coverage)
 
     def state(self) -> dict[str, Tensor]:
         return {"S": self.S}
 
     def plain_state(self) -> dict[str, Any]:
         shape = {"depth": self.shape.depth, "rank": self.shape.rank, "slots": list(self.shape.slots)}
-        held = {"ranks": self.ranks, "masked": self.masked, "held": self.held}
+        held = {
+            "ranks": self.ranks,
+            "masked": self.masked,
+            "held": self.held,
+            "blocks": self.blocks,
+            "spent": self.spent,
+        }
         return {"shape": shape, "agreement": self.agreement} | held
 
     def fixed(self) -> dict[str, Tensor]:
@@ -301,6 +300,7 @@ class H2TuneServer(CoreServer):
         self.S, self.agreement = tensors["S"].clone(), plain["agreement"]
         self.frames = bases.Frames.from_tensors(fixed, self.shape) if fixed else None
         self.ranks, self.masked, self.held = plain["ranks"], plain["masked"], plain["held"]
+        self.blocks, self.spent = plain.get("blocks", {}), plain.get("spent", [])  # older runs have neither
         return {name: Payload(meta={"depth": shape["depth"], "slots": shape["slots"]}) for name in names}
 
     def report(self) -> dict[str, Any]:
