@@ -184,8 +184,9 @@ def test_smaller_ranks_cover_their_corner() -> None:
     ("rule", "count", "says"),
     [
         (Rule("krum"), 4, "coordinate median"),
-        (Rule("krum"), 2, "stays"),
-        (Rule("median"), 2, "stays"),
+        (Rule("krum"), 2, "coordinate median"),
+        (Rule("median"), 2, "coordinate median"),
+        (Rule("median"), 1, "stays"),
         (Rule("bounded"), 1, "stays"),
         (Rule("bounded", radius=1.0), 1, None),
     ],

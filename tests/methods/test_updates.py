@@ -70,15 +70,19 @@ def test_too_few_clients_are_an_error_before_training(aggregate: str, tmp_path: 
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_round_that_shrank_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lost", "did"), [(["c0"], "the coordinate median was taken"), (["c0", "c1"], "the core stays")]
+)
+def test_a_round_that_shrank_is_told(lost: list[str], did: str, tmp_path: Path) -> None:
     def lose(answers: list) -> list:
-        return [(n, d if n != "c0" or decode(d).kind != "update" else b"") for n, d in answers]
+        return [(n, d if n not in lost or decode(d).kind != "update" else b"") for n, d in answers]
 
     server = shared_after_a_round(tmp_path / "run", lose, method={"name": "h2tune", "aggregate": "median"})
-    assert not server.method.S.any()  # the core stays
+    assert bool(server.method.S.any()) == (len(lost) == 1)
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     told = [e["text"] for e in events if e["event"] == "warning" and e["round"] == 1]
-    assert told == ["round 1: median needs 3 updates and this round has 2: the core stays as it was"]
+    left = 3 - len(lost)
+    assert len(told) == 1 and told[0].startswith(f"round 1: median needs 3 updates and this round has {left}: {did}")
 
 
 SMALLER = [

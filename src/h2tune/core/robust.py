@@ -114,12 +114,16 @@ class RobustMean:
         self.updates[client] = whole, held
 
     def mean(self, before: Tensor) -> tuple[Tensor, str | None]:
-        """The rule's result, and what was done instead where the round had too few clients for it."""
+        """The rule's result, and what was done instead where the round had too few clients for it.
+
+        That is the median, which with two updates goes no further than the more cautious one; a lone update, which
+        nobody else can vouch for, is left out.
+        """
         n, rule = len(self.updates), self.rule
         if n >= rule.needs:
             return self._apply(rule, before), None
         why = f"{rule.name} needs {rule.needs} updates and this round has {n}"
-        if n >= FEWEST:
+        if n > 1:
             return self._apply(Rule("median"), before), f"{why}: the coordinate median was taken"
         return before.clone(), f"{why}: the core stays as it was"
 
