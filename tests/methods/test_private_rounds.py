@@ -18,6 +18,7 @@ from h2tune.core.privacy import clipped, standard_normal
 from h2tune.methods import MethodError
 from h2tune.methods.updates import CoreServer
 from h2tune.plan import make_plan
+from h2tune.report import write_report
 from h2tune.store import RunStore
 from h2tune.wire import decode, encode
 
@@ -112,6 +113,8 @@ def test_the_run_stops_before_the_round_that_would_exceed_the_budget(tmp_path: P
     assert len(spent) == 2 and 0 < spent[0] < spent[1] == metrics["privacy"]["epsilon"]
     stopped = [e["text"] for e in events if e["event"] == "run_stopped"]
     assert len(stopped) == 1 and "budget of 8" in stopped[0]
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert f"ε {spent[1]:.2f} of 8, δ 1e-05" in page and "budget of 8" in page
     assert RunStore(tmp_path / "run").committed()[0] == 2
     again = federation.run(config, tmp_path / "run", resume=True)
     assert again["rounds"] == 2 and again["privacy"] == metrics["privacy"]

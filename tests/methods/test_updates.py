@@ -151,3 +151,14 @@ def test_an_update_in_another_code_excludes_the_client(tmp_path: Path) -> None:
 def test_methods_that_share_something_else_refuse_smaller_messages(method: str) -> None:
     plan = make_plan(small(2, same_model=True, method=method, wire={"dtype": "int8"}))
     assert any(problem.startswith("wire:") for problem in plan.problems)
+
+
+@pytest.mark.parametrize("method", ["h2tune-published", "fedsb"])
+def test_methods_built_on_h2tune_have_its_options(method: str, tmp_path: Path) -> None:
+    spec = {"name": method, "aggregate": "median"}
+    config = small(3, same_model=True, training=BRIEF, method=spec, wire={"dtype": "int8", "download": "bfloat16"})
+    server, _ = build(config, tmp_path / "run")
+    server.open()
+    server.one_round()
+    server.one_round()
+    assert server.method.S.any() and all(m.status == "ok" for m in server.members.values())
