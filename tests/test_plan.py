@@ -31,3 +31,34 @@ def test_planned_bytes_are_those_that_travel(method: str, tmp_path: Path) -> Non
             tensors = 0
         assert planned[name] == tensors
         assert member.rounds[-1]["bytes_up"] > tensors
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+@pytest.mark.parametrize("mask", ["dims", "entries"])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        {"dtype": "bfloat16", "download": "bfloat16"},
+        {"dtype": "int8"},
+        {"top_k": 0.1},
+        {"dtype": "int8", "top_k": 0.01},
+    ],
+    ids=str,
+)
+def test_planned_bytes_of_smaller_messages(wire: dict, mask: str, keep: float, tmp_path: Path) -> None:
+    config = small(
+        rounds=1, method={"name": "h2tune", "mask": mask}, training={"steps": 1, "batch_size": 2}, wire=wire
+    )
+    config = config.model_copy(update={"clients": [c.model_copy(update={"keep": keep}) for c in config.clients]})
+    planned = {c.name: c for c in make_plan(config).clients}
+    server, clients = build(config, tmp_path / "run")
+    server.open()
+    down = {name: sizes(server.method.download(name).tensors) for name in clients}
+    server.one_round()
+    for name, client in clients.items():
+        assert planned[name].bytes_up == sizes(client.method.pack())
+        assert planned[name].bytes_down == down[name]
+
+
+def sizes(tensors: dict) -> int:
+    return sum(t.nbytes for name, t in tensors.items() if name != "pairs")

@@ -144,6 +144,8 @@ def plan(file: File, as_json: Json = False) -> None:
             typer.echo(
                 "\nleaves the machine   " + "\n                     ".join(LEAVES) + f"\nnever leaves         {STAYS}"
             )
+            if found.privacy:
+                typer.echo("privacy              " + "\n                     ".join(found.privacy))
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
         if found.problems:

@@ -141,6 +141,33 @@ class NetworkConfig(_Strict):
         return parse_size(self.limit)
 
 
+class Wire(_Strict):
+    """How cores travel; by default in full."""
+
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="of uploads; below `float32` what rounding loses is sent in later rounds"
+    )
+    top_k: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of a client's entries, the largest of its update, that it sends in a round",
+    )
+    download: Literal["float32", "bfloat16"] = Field("float32", description="of what the server sends")
+
+
+class Privacy(_Strict):
+    """Differential privacy of clients (docs/privacy.md): what is published of the core says little about any one."""
+
+    clip: float = Field(gt=0, description="largest norm of a client's update in a round; longer ones are scaled down")
+    noise: float = Field(
+        ge=1e-3,
+        description="noise multiplier: the noise on the sum of updates has standard deviation `noise` x `clip`",
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="probability of the promise's exception; below 1 / clients")
+    epsilon: float | None = Field(None, gt=0, description="budget: the run ends before the round that would exceed it")
+
+
 Baseline = Literal["none", "local", "h2tune-unshared"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
 
@@ -161,6 +188,8 @@ class Experiment(_Strict):
     evaluation: Evaluation = Evaluation()
     network: NetworkConfig = NetworkConfig()
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
+    wire: Wire = Wire()
+    privacy: Privacy | None = Field(None, description="differential privacy of clients; by default none")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
     quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
     patience: int | None = Field(None, ge=1, description="stop after so many rounds without a better mean validation")
@@ -266,8 +295,14 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     return data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"training": Training, "evaluation": Evaluation, "budget": Budget,
-                                         "network": NetworkConfig}  # fmt: skip
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "training": Training,
+    "evaluation": Evaluation,
+    "budget": Budget,
+    "wire": Wire,
+    "privacy": Privacy,
+    "network": NetworkConfig,
+}
 
 
 def _explain(error: Any) -> str:

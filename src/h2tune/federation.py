@@ -18,8 +18,8 @@ from accelerate import Accelerator
 
 from h2tune.anchors import load_anchors
 from h2tune.client import Client, make_accelerator
-from h2tune.config import Experiment, load_config
-from h2tune.methods import MethodError, resolve_method
+from h2tune.config import Experiment, Wire, load_config
+from h2tune.methods import MethodError, method_of, resolve_method
 from h2tune.models import Residents
 from h2tune.server import Server
 from h2tune.store import RunStore
@@ -58,7 +58,10 @@ class WatchedStore(RunStore):
             )
         elif event == "round_committed":
             self.watcher.round_done(fields["round"], fields["seconds"])
-        elif event in ("client_excluded", "client_away", "quorum_missed", "warning"):
+            if spent := fields.get("privacy"):
+                budget = f" of {spent['budget']:g}" if spent["budget"] else ""
+                self.watcher.message(f"round {fields['round']}: epsilon {spent['epsilon']:.2f}{budget} is spent")
+        elif event in ("client_excluded", "client_away", "quorum_missed", "warning", "run_stopped"):
             self.watcher.message(text, "warning")
         elif event == "frames":
             self.watcher.message(text)
@@ -85,7 +88,7 @@ def run(
     begin = time.perf_counter()
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
-    resolve_method(experiment.method)
+    method_of(experiment)
     store = WatchedStore(Path(out), watcher)
     if residents is None:  # not `or`: an empty collection is false
         residents = Residents(experiment.device, Path(out) / "frames")
@@ -170,7 +173,15 @@ def _baseline(
     own = experiment.method if isinstance(experiment.method, dict) else {}
     # The same frames and phases, only never averaged; other methods have settings of their own.
     spec = own | {"name": method, "share": False} if method == "h2tune-unshared" else method
-    changes = {"method": spec, "baseline": "none", "select": "federated", "tracking": []}
+    # Nothing of a baseline travels, so nothing of it needs to be small or protected.
+    changes = {
+        "method": spec,
+        "baseline": "none",
+        "select": "federated",
+        "tracking": [],
+        "wire": Wire(),
+        "privacy": None,
+    }
     beside = experiment.model_copy(update=changes)
     identity = store.open(beside)[0] if store.exists else store.create(beside)
     begin = time.perf_counter()
@@ -261,6 +272,7 @@ def collect(experiment: Experiment, server: Server, store: RunStore, seconds: fl
         "clients": clients,
         "mean": {key: _mean(clients, key) for key in ("base", "local", "final")},
         "core": report.get("core"),
+        "privacy": server.method.privacy() or None,
     }
 
 

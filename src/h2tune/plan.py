@@ -6,7 +6,7 @@ Models are built on the meta device: shapes without weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from h2tune import tasks
 from h2tune.anchors import load_anchors
-from h2tune.config import ClientConfig, Experiment
+from h2tune.config import ClientConfig, Experiment, Privacy
 from h2tune.core import budget
 from h2tune.core.anchors import words
+from h2tune.core.compress import Code
 from h2tune.core.masks import kept_rank
+from h2tune.core.privacy import epsilon, rounds_within
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.slots import INPUTS, Layout, layout_of
-from h2tune.methods import resolve_method
+from h2tune.methods import method_of, resolve_method
 from h2tune.methods.h2tune import H2TuneSettings
+from h2tune.methods.updates import DOWNLOADS
 from h2tune.models import ENCODERS, Resident, resolve_source
 from h2tune.sizes import parse_size
 
@@ -58,10 +61,11 @@ class Plan:
     problems: list[str]
     warnings: list[str]
     depth: int | None = None
+    privacy: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         return {"depth": self.depth, "clients": [c.plain() for c in self.clients], "problems": self.problems,
-                "warnings": self.warnings}  # fmt: skip
+                "warnings": self.warnings, "privacy": self.privacy}  # fmt: skip
 
 
 LEAVES = (
@@ -76,6 +80,8 @@ def make_plan(experiment: Experiment) -> Plan:
     """Check an experiment and work out its figures."""
     plan = Plan([], [], [])
     settings = _attempt(plan, lambda: resolve_method(experiment.method)[1])
+    if settings and _attempt(plan, lambda: method_of(experiment)) and experiment.privacy:
+        plan.privacy = _promise(experiment, experiment.privacy)
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     shapes = [_shape(plan, client) for client in experiment.clients]
     depths = [s.layout.depth for s in shapes if s is not None]
@@ -88,6 +94,19 @@ def make_plan(experiment: Experiment) -> Plan:
             _figures(plan, experiment, settings, client, shape, row, anchors, len(slots))
         plan.clients.append(row)
     return plan
+
+
+def _promise(experiment: Experiment, privacy: Privacy) -> list[str]:
+    """What differential privacy will have spent, and what it does and does not say."""
+    rounds, budget = experiment.rounds, privacy.epsilon
+    within = rounds if budget is None else rounds_within(privacy.noise, privacy.delta, budget, rounds)
+    after = epsilon([privacy.noise] * within, privacy.delta)
+    short = "" if within == rounds else f"; the budget of {budget:g} ends the run after {within} of {rounds}"
+    return [
+        f"epsilon {after:.2f} at delta {privacy.delta:g} after {within} rounds{short}",
+        "promised: who sees all cores that the server sends learns little of whether any one client took part",
+        "not promised: anything against the server itself; the figures that clients report; a client's own adapter",
+    ]
 
 
 def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:
@@ -163,14 +182,18 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
         row.bytes_down = row.bytes_up
         return
     row.adapter_parameters += sum(settings.private * (i + o) for i, o, _ in maps)
+    code, width = Code(experiment.wire.dtype, experiment.wire.top_k), DOWNLOADS[experiment.wire.download].itemsize
     if settings.frames == "words":  # one matrix for all blocks and slots
-        row.bytes_up = row.bytes_down = 4 * plan.depth * row.rank**2
+        row.bytes_up = code.size(plan.depth, plan.depth * row.rank**2)
+        row.bytes_down = width * plan.depth * row.rank**2
         return
     start = nearest_relation if settings.relation == "nearest" else depth_relation
     covered = int((start(plan.depth, layout.depth) > 0).any(1).sum())
     entries = row.rank**2 if dims else round(keep * experiment.rank**2)
-    row.bytes_up = covered * len(layout.slots) * (4 * entries + (0 if dims or keep == 1 else experiment.rank**2 // 8))
-    row.bytes_down = 4 * plan.depth * len(layout.slots) * row.rank**2
+    pairs = covered * len(layout.slots)
+    mask = 0 if dims or keep == 1 else -(-pairs * experiment.rank**2 // 8)
+    row.bytes_up = code.size(pairs, pairs * entries) + mask
+    row.bytes_down = width * plan.depth * len(layout.slots) * row.rank**2
     if settings.frames == "anchor":
         rows = sum(len(words(text)) for text in anchors)
         row.setup_bytes_up = (

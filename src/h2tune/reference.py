@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from h2tune.config import Budget, ClientConfig, Evaluation, Experiment, Training
+from h2tune.config import Budget, ClientConfig, Evaluation, Experiment, Privacy, Training, Wire
 from h2tune.methods import Method
 
 _SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
@@ -22,6 +22,8 @@ _SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("clients: budget", "With `keep: auto`.", Budget),
     ("training", "The keys under `training:`.", Training),
     ("evaluation", "The keys under `evaluation:`.", Evaluation),
+    ("wire", "The keys under `wire:`, for H2Tune and the methods that share a core like it.", Wire),
+    ("privacy", "The keys under `privacy:`; [what it promises](privacy.md).", Privacy),
 ]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from h2tune.config import Experiment
-from h2tune.methods import MethodError, resolve_method
+from h2tune.methods import MethodError, method_of
 from h2tune.seeds import derive
 from h2tune.transport.base import Absent, Lost, Transport
 from h2tune.wire import Message, Payload, WireError, decode, encode
@@ -69,7 +69,7 @@ class Server:
     """
 
     def __init__(self, experiment: Experiment, run: str, names: list[str], transport: Transport, log: RunLog) -> None:
-        method, settings = resolve_method(experiment.method)
+        method, settings = method_of(experiment)
         self.method = method.server(experiment, settings)
         self.method_name = method.name
         self.experiment, self.run_id, self.transport, self.log = experiment, run, transport, log
@@ -83,6 +83,9 @@ class Server:
         if not self.opened:
             self.open()
         while self.round < self.experiment.rounds and not self.exhausted:
+            if reason := self.method.refuses_round():
+                self.log.event("run_stopped", f"stopped after round {self.round}: {reason}", round=self.round)
+                break
             if not self.one_round():
                 self.log.event("quorum_missed", f"{self._shortage}; waiting for more", round=self.round + 1)
                 self._need_here()
@@ -141,19 +144,23 @@ class Server:
         requests = {name: self.method.download(name) for name in selected}
         for payload in requests.values():
             payload.meta["evaluate"] = evaluate
+        self.method.expect(selected)
         self.method.start_round()
         taken = self._collect(requests, number)
         if len(taken) < self.experiment.quorum:
             self._shortage = self._short(len(taken))
             return False
         self.method.finish_round()
+        for text in self.method.notices():
+            self.log.event("warning", f"round {number}: {text}", round=number)
         self.round = number
         for name, record in taken.items():
             self.members[name].rounds.append(record)
         self._judge_progress()
         self.log.commit(number, self.method.state(), self.records())
         seconds = time.perf_counter() - begin
-        self.log.event("round_committed", f"round {number} committed", round=number, seconds=seconds)
+        spent = self.method.privacy()
+        self.log.event("round_committed", f"round {number} committed", round=number, seconds=seconds, privacy=spent)
         return True
 
     def _collect(self, requests: dict[str, Payload], number: int) -> dict[str, dict[str, Any]]:
@@ -197,7 +204,7 @@ class Server:
         assert committed is not None
         number, tensors, records = committed
         # Another object of the same class: this round's sums are not to be disturbed.
-        method, settings = resolve_method(self.experiment.method)
+        method, settings = method_of(self.experiment)
         welcomes = method.server(self.experiment, settings).resume(
             tensors, records["method"], self.log.kept("frames"), names
         )

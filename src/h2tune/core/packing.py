@@ -32,11 +32,26 @@ def pack_core(
     core: Tensor, coverage: Tensor, *, masked: bool, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
     """Tensors of the covered entries of S (depth x slots x r x r); ``masked`` says that single entries are dropped."""
+    return {"values": core.detach().cpu()[coverage].to(dtype)} | pack_coverage(coverage, masked=masked)
+
+
+def pack_coverage(coverage: Tensor, *, masked: bool) -> dict[str, Tensor]:
+    """Which (depth, slot) pairs are covered, and where ``masked`` which of their entries."""
     pairs = coverage.flatten(2).any(-1)
-    tensors = {"values": core.detach().cpu()[coverage].to(dtype), "pairs": pack_bits(pairs)}
-    if masked:
-        tensors["mask"] = pack_bits(coverage[pairs])
-    return tensors
+    return {"pairs": pack_bits(pairs)} | ({"mask": pack_bits(coverage[pairs])} if masked else {})
+
+
+def unpack_coverage(tensors: dict[str, Tensor], shape: CoreShape, rank: int) -> Tensor:
+    """Coverage (depth x slots x rank x rank) from `pack_coverage`'s tensors; raises ValueError if they do not fit."""
+    if not 1 <= rank <= shape.rank:
+        raise ValueError(f"rank {rank} does not fit a core of rank {shape.rank}.")
+    if tensors.keys() - {"mask"} != {"pairs"}:
+        raise ValueError(f"coverage is pairs and perhaps a mask, not {sorted(tensors)}.")
+    pairs = unpack_bits(tensors["pairs"], (shape.depth, len(shape.slots)))
+    coverage = pairs[..., None, None].expand(*pairs.shape, rank, rank).clone()
+    if "mask" in tensors:
+        coverage[pairs] = unpack_bits(tensors["mask"], (int(pairs.sum()), rank, rank))
+    return coverage
 
 
 def unpack_core(tensors: dict[str, Tensor], shape: CoreShape, rank: int) -> tuple[Tensor, Tensor]:
@@ -45,14 +60,9 @@ def unpack_core(tensors: dict[str, Tensor], shape: CoreShape, rank: int) -> tupl
     Raises:
         ValueError: if they do not describe a core of this shape.
     """
-    if not 1 <= rank <= shape.rank:
-        raise ValueError(f"rank {rank} does not fit a core of rank {shape.rank}.")
     if tensors.keys() - {"mask"} != {"values", "pairs"}:
         raise ValueError(f"a core is values, pairs and perhaps a mask, not {sorted(tensors)}.")
-    pairs = unpack_bits(tensors["pairs"], (shape.depth, len(shape.slots)))
-    coverage = pairs[..., None, None].expand(*pairs.shape, rank, rank).clone()
-    if "mask" in tensors:
-        coverage[pairs] = unpack_bits(tensors["mask"], (int(pairs.sum()), rank, rank))
+    coverage = unpack_coverage({k: t for k, t in tensors.items() if k != "values"}, shape, rank)
     values = tensors["values"]
     if values.shape != (int(coverage.sum()),) or not values.is_floating_point():
         raise ValueError(f"{tuple(values.shape)} values do not fill the {int(coverage.sum())} covered entries.")

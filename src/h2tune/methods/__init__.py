@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -30,7 +30,21 @@ from h2tune.methods import (  # noqa: F401 - they register themselves
 )
 from h2tune.methods.base import Method, MethodError, Settings
 
-__all__ = ["Method", "MethodError", "resolve_method"]
+if TYPE_CHECKING:
+    from h2tune.config import Experiment
+
+__all__ = ["Method", "MethodError", "method_of", "resolve_method"]
+
+
+def method_of(experiment: Experiment) -> tuple[Method, Settings]:
+    """The experiment's method with its settings, after a check that the experiment's options suit each other.
+
+    Raises:
+        MethodError: for what `resolve_method` refuses, and for options that exclude each other.
+    """
+    method, settings = resolve_method(experiment.method)
+    method.server.allows(experiment, settings)
+    return method, settings
 
 
 def resolve_method(spec: str | Mapping[str, Any]) -> tuple[Method, Settings]:

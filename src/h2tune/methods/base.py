@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from h2tune.config import Wire
 from h2tune.wire import Payload
 
 if TYPE_CHECKING:
@@ -103,6 +104,14 @@ class ServerMethod(ABC):
     def suits(cls, experiment: Experiment, introductions: dict[str, dict[str, Any]]) -> None:
         """Raise MethodError, naming clients and reason, if the method cannot run on this federation at all."""
 
+    @classmethod
+    def allows(cls, experiment: Experiment, settings: Any) -> None:
+        """Raise MethodError if options of the experiment exclude each other or the method; needs no client."""
+        if experiment.wire != Wire():
+            raise MethodError("wire: only methods that share a core as H2Tune does can write it shorter")
+        if experiment.privacy is not None:
+            raise MethodError("privacy: only methods that share a core as H2Tune does can protect it")
+
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """Clients whose `describe` is wanted before the start."""
         return []
@@ -115,6 +124,13 @@ class ServerMethod(ABC):
     def download(self, client: str) -> Payload:
         """What a selected client gets for a round."""
 
+    def refuses_round(self) -> str | None:
+        """Why no further round may start; None if one may."""
+        return None
+
+    def expect(self, selected: list[str]) -> None:  # noqa: B027 - most methods need not know
+        """The clients of the round that starts, whether or not they will answer."""
+
     @abstractmethod
     def start_round(self) -> None:
         """Forget the sums of the last round."""
@@ -126,6 +142,14 @@ class ServerMethod(ABC):
     @abstractmethod
     def finish_round(self) -> None:
         """Make the round's result what is shared."""
+
+    def notices(self) -> list[str]:
+        """What the last round did otherwise than asked for, in words for the events; told once."""
+        return []
+
+    def privacy(self) -> dict[str, Any]:
+        """Epsilon and delta that the rounds so far have spent; empty where nothing is promised."""
+        return {}
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

@@ -18,13 +18,14 @@ from pydantic import Field
 from torch import Tensor
 
 from h2tune.core.packing import pack_core, unpack_core
-from h2tune.methods.base import Method
+from h2tune.methods.base import Method, ServerMethod
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
 from h2tune.wire import Payload
 
 
 class CeLoraSettings(H2TuneSettings):
     alternation: Literal["joint"] = Field("joint", description="A, B and C in every update")
+    aggregate: Literal["mean"] = Field("mean", description="the rule is the mixture")
     temperature: float = Field(0.5, gt=0, description="tau of the mixture's softmax")
 
 
@@ -50,6 +51,10 @@ class CeLoraServer(H2TuneServer):
     """Keeps every client's last core: its memory grows with their number."""
 
     settings: CeLoraSettings
+
+    @classmethod
+    def allows(cls, experiment: Any, settings: Any) -> None:
+        ServerMethod.allows(experiment, settings)  # what clients get here is no core of the server's
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
         welcomes = super().open(joined, described)
@@ -77,9 +82,7 @@ class CeLoraServer(H2TuneServer):
         if client not in self.mixed:
             return super().download(client)
         rank = self.ranks[client]
-        columns = [self.shape.slots.index(s) for s in self.held[client]]
-        coverage = torch.zeros(self.shape.depth, len(self.shape.slots), rank, rank, dtype=torch.bool)
-        coverage[:, columns] = True
+        coverage = self.reached(client)[..., :rank, :rank]
         return Payload(pack_core(self.mixed[client][..., :rank, :rank], coverage, masked=False))
 
     def state(self) -> dict[str, Tensor]:

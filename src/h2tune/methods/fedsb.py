@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from h2tune.adapter import TriLoraLayer
 from h2tune.methods.adapted import AdapterClient
-from h2tune.methods.base import Method, OnStep
+from h2tune.methods.base import Method, MethodError, OnStep
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
 from h2tune.wire import Payload, WireError
 
@@ -122,6 +122,12 @@ class FedSbClient(H2TuneClient):
 
 
 class FedSbServer(H2TuneServer):
+    @classmethod
+    def allows(cls, experiment: Any, settings: Any) -> None:
+        super().allows(experiment, settings)
+        if experiment.privacy:
+            raise MethodError("privacy: the bases of fedsb are made from private gradients, which nothing protects")
+
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """The first client of each base, unless its bases are known from clients that joined before."""
         self.bases: dict[str, dict[str, Tensor]] = getattr(self, "bases", {})

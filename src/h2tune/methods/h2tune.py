@@ -7,6 +7,7 @@
     shared phase     A, B, head frozen; S, P, M on CE + mu/2 ||S - S0||^2
     specific phase   S, P, M frozen; A, B, head on CE + lambda KL(z_shared || z)
     aggregation      S <- sum_i w_i C_i S_i / sum_i w_i C_i, over the clients that cover an entry
+                     (or with `aggregate` a robust rule: `h2tune.core.robust`)
 
 What the paper leaves open, and what makes the mean of S mean something, are the frames: before round 0 every client
 regresses its A and B on latent coordinates that all models share on public anchor text (`h2tune.core.frames`).
@@ -22,17 +23,18 @@ from torch import Tensor
 
 from h2tune.core import bases
 from h2tune.core.masks import kept_rank
-from h2tune.core.packing import pack_core, unpack_core
+from h2tune.core.packing import unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
-from h2tune.core.shared import ANY, ClientCore, CoreShape, CoreSum
+from h2tune.core.shared import ANY, ClientCore, CoreShape
 from h2tune.core.slots import SLOTS
 from h2tune.methods.adapted import AdapterClient
-from h2tune.methods.base import Method, OnStep, ServerMethod
+from h2tune.methods.base import Method, OnStep
 from h2tune.methods.distill import distillation
 from h2tune.methods.h2tune_settings import H2TuneSettings, UnsharedSettings
 from h2tune.methods.starts import check_frames, start
+from h2tune.methods.updates import ClientUpdates, CoreServer
 from h2tune.methods.words import core_slots
-from h2tune.wire import Payload, WireError
+from h2tune.wire import Payload
 
 
 class H2TuneClient(AdapterClient):
@@ -75,6 +77,7 @@ class H2TuneClient(AdapterClient):
         if fresh:
             relation = self.begin(payload, relation)
         self.core = self.make_core(relation).to(client.accelerator.device)
+        self.updates = ClientUpdates(client.experiment, self.core.S)
         self.core.write(self.core_leaves)
         if fresh:
             self.warm_head()
@@ -193,6 +196,7 @@ class H2TuneClient(AdapterClient):
         if not self.settings.share:
             return
         core, coverage = unpack_core(payload.tensors, self.shape, self.core.rank)
+        self.updates.receive(core)
         with torch.no_grad():
             self.core.S.copy_(torch.where(coverage.to(self.core.S.device), core.to(self.core.S.device), self.core.S))
         self.core.write(self.core_leaves)
@@ -218,13 +222,19 @@ class H2TuneClient(AdapterClient):
 
     def pack(self) -> dict[str, Tensor]:
         """What is sent: the kept entries of S and their coverage, nothing else."""
-        return pack_core(self.core.S, self.core.coverage, masked=self.core.scores is not None)
+        return self.updates.pack(*self.upload(), masked=self.core.scores is not None)
+
+    def upload(self) -> tuple[Tensor, Tensor]:
+        """S and its coverage."""
+        return self.core.S, self.core.coverage
 
     def state(self) -> dict[str, Tensor]:
-        return super().state() | {f"core.{k}": v.detach().clone() for k, v in self.core.state_dict().items()}
+        core = {f"core.{k}": v.detach().clone() for k, v in self.core.state_dict().items()}
+        return super().state() | core | self.updates.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
+        self.updates.load_state(state)
         self.core.load_state_dict({k.removeprefix("core."): v for k, v in state.items() if k.startswith("core.")})
         self.core.write(self.core_leaves)
 
@@ -232,7 +242,7 @@ class H2TuneClient(AdapterClient):
         return {"relation": self.core.relation().detach().cpu().tolist(), "accepted": self.accepted}
 
 
-class H2TuneServer(ServerMethod):
+class H2TuneServer(CoreServer):
     settings: H2TuneSettings
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
@@ -260,42 +270,23 @@ class H2TuneServer(ServerMethod):
         self.ranks |= {name: p.meta["rank"] for name, p in joined.items()}
         self.masked |= {name: self.settings.mask == "entries" and p.meta["keep"] < 1 for name, p in joined.items()}
         self.held = getattr(self, "held", {}) | {name: p.meta["slots"] for name, p in joined.items()}
+        self.blocks = getattr(self, "blocks", {}) | {name: p.meta["depth"] for name, p in joined.items()}
         meta = {"depth": self.shape.depth, "slots": list(self.shape.slots)}
         tensors = self.frames.tensors() if self.frames else {}
         return {name: Payload(tensors, meta) for name in joined}
-
-    def download(self, client: str) -> Payload:
-        if not self.settings.share:
-            return Payload()
-        r = self.ranks[client]
-        coverage = torch.zeros(self.shape.depth, len(self.shape.slots), r, r, dtype=torch.bool)
-        coverage[:, [self.shape.slots.index(s) for s in self.held[client]]] = True
-        return Payload(pack_core(self.S[:, :, :r, :r], coverage, masked=False))
-
-    def start_round(self) -> None:
-        self.sum = CoreSum(self.shape)
-
-    def add(self, client: str, payload: Payload, weight: int) -> None:
-        if not self.settings.share:
-            return
-        if payload.tensors.keys() != {"values", "pairs"} | ({"mask"} if self.masked[client] else set()):
-            raise WireError(f"the update of {client} holds other tensors than it may send")
-        try:
-            core, coverage = unpack_core(payload.tensors, self.shape, self.ranks[client])
-        except (ValueError, RuntimeError) as error:
-            raise WireError(f"the update of {client} is malformed: {error}") from None
-        self.sum.add(core, coverage, weight)
-
-    def finish_round(self) -> None:
-        if self.settings.share:
-            self.S = self.sum.mean(self.S)
 
     def state(self) -> dict[str, Tensor]:
         return {"S": self.S}
 
     def plain_state(self) -> dict[str, Any]:
         shape = {"depth": self.shape.depth, "rank": self.shape.rank, "slots": list(self.shape.slots)}
-        held = {"ranks": self.ranks, "masked": self.masked, "held": self.held}
+        held = {
+            "ranks": self.ranks,
+            "masked": self.masked,
+            "held": self.held,
+            "blocks": self.blocks,
+            "spent": self.spent,
+        }
         return {"shape": shape, "agreement": self.agreement} | held
 
     def fixed(self) -> dict[str, Tensor]:
@@ -309,6 +300,7 @@ class H2TuneServer(ServerMethod):
         self.S, self.agreement = tensors["S"].clone(), plain["agreement"]
         self.frames = bases.Frames.from_tensors(fixed, self.shape) if fixed else None
         self.ranks, self.masked, self.held = plain["ranks"], plain["masked"], plain["held"]
+        self.blocks, self.spent = plain.get("blocks", {}), plain.get("spent", [])  # older runs have neither
         return {name: Payload(meta={"depth": shape["depth"], "slots": shape["slots"]}) for name in names}
 
     def report(self) -> dict[str, Any]:

@@ -52,6 +52,18 @@ class H2TuneSettings(Settings):
         description="`validation`: a client takes the received core, its own, or their mean, by validation loss",
     )
 
+    aggregate: Literal["mean", "median", "trimmed", "krum", "multi-krum", "bounded"] = Field(
+        "mean",
+        description="how cores are combined: the mean, or a rule that bad clients cannot drag away (docs/robust.md)",
+    )
+    trim: float = Field(0.25, ge=0, lt=0.5, description="share of the clients that `trimmed` leaves out at either end")
+    faulty: int | None = Field(
+        None, ge=1, description="bad clients that krum must survive; by default as many as (n - 3) / 2"
+    )
+    radius: float | None = Field(
+        None, gt=0, description="largest norm of an update under `bounded`; by default the median norm of the round"
+    )
+
     @property
     def adapter_slots(self) -> list[str] | None:
         # The private LoRA of frames by words sits on all maps, the core on a few.

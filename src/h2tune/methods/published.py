@@ -18,7 +18,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from h2tune.core.packing import pack_core
 from h2tune.core.shared import ClientCore
 from h2tune.methods.base import Method
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
@@ -81,9 +80,8 @@ class PublishedClient(H2TuneClient):
             self.core.D.zero_()  # what was learnt is in S by now, as far as P lets it through
         self.core.write(self.core_leaves)
 
-    def pack(self) -> dict[str, Tensor]:
-        core, coverage = self.core.upload()
-        return pack_core(core, coverage, masked=self.core.scores is not None)
+    def upload(self) -> tuple[Tensor, Tensor]:
+        return self.core.upload()
 
 
 Method(

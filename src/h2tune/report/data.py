@@ -131,6 +131,7 @@ class Run:
     events: tuple[Event, ...]
     unreadable: int
     config: str
+    privacy: str = ""  # what was spent, in words; empty where nothing is promised
 
     @property
     def rounds_done(self) -> int:

@@ -249,7 +249,7 @@ def _traffic(run: Run) -> dict[str, Any]:
 
 def _notices(run: Run) -> list[tuple[Event, int]]:
     """Warnings and exclusions, the same text once with its count, in order of first appearance."""
-    kept = [event for event in run.events if event.event in ("warning", "client_excluded")]
+    kept = [event for event in run.events if event.event in ("warning", "client_excluded", "run_stopped")]
     counts = Counter((event.event, event.client, event.text) for event in kept)
     first: dict[tuple[str, str | None, str], Event] = {}
     for event in kept:

@@ -52,6 +52,7 @@ def read_run(run_dir: Path) -> Run:
         events=events,
         unreadable=unreadable,
         config=_config(run_dir / "config.yaml"),
+        privacy=_privacy(_map(data.get("privacy"))),
     )
 
 
@@ -142,6 +143,13 @@ def _core(value: Any) -> Core | None:
     data = _map(value)
     norms = _matrix(data.get("norms"))
     return Core(_texts(data.get("slots")), norms) if norms else None
+
+
+def _privacy(data: Mapping[str, Any]) -> str:
+    spent, delta, budget = (number(data.get(key)) for key in ("epsilon", "delta", "budget"))
+    if spent is None or delta is None:
+        return ""
+    return f"ε {spent:.2f}{f' of {budget:g}' if budget else ''}, δ {delta:g}"
 
 
 def _matrix(value: Any) -> Matrix | None:

@@ -1,0 +1,71 @@
+"""Smaller messages: accuracy against bytes, on the demo federation.
+
+Every setting is the demo with another `wire` section; baselines beside the run are left out. Frames are practised once
+and kept under --out. Finished runs are not repeated: the JSON goes on where it stopped.
+
+Run as: python benchmarks/compression.py --out /tmp/compression
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import write
+
+from h2tune.quiet import quiet_libraries
+
+WIRES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "int8"},
+    "top-k 0.1": {"top_k": 0.1},
+    "top-k 0.01": {"top_k": 0.01},
+    "int8, top-k 0.1": {"dtype": "int8", "top_k": 0.1},
+}
+RESULTS = Path(__file__).parent / "results" / "compression.json"
+
+
+def measure(wire: dict[str, Any], seed: int, residents: Any) -> dict[str, Any]:
+    from h2tune.demo import demo_experiment
+    from h2tune.federation import run
+
+    residents.release()
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = demo_experiment(seed, baseline="none", wire=wire, evaluation={"every": 20, "n_validation": 60})
+        metrics = run(experiment, Path(folder) / "run", residents=residents)
+    rounds = [client["rounds"] for client in metrics["clients"].values()]
+    up = sum(r["bytes_up"] for client in rounds for r in client) / sum(map(len, rounds))
+    return {"accuracy": metrics["mean"]["final"], "bytes_up": up, "seconds": metrics["seconds"],
+            "clients": {n: c["final"]["metric"] for n, c in metrics["clients"].items()}}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("/tmp/compression"), help="where practised frames are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    quiet_libraries()
+    from h2tune.models import Residents
+
+    torch.set_num_threads(1)
+    residents = Residents("cpu", args.out / "frames")
+    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else {}
+    for seed in args.seeds:
+        for name, wire in WIRES.items():
+            key = f"{name}/{seed}"
+            if key not in runs:
+                runs[key] = measure(wire, seed, residents)
+                write("compression", {"runs": runs})
+            found, full = runs[key], runs[f"float32/{seed}"]
+            print(f"seed {seed}  {name:<16} {found['bytes_up'] / 1000:8.1f} KB a round"
+                  f" ({full['bytes_up'] / found['bytes_up']:5.1f} x less)  accuracy {found['accuracy']:.3f}"
+                  f" ({100 * (found['accuracy'] - full['accuracy']):+.1f})", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Means of cores that some bad clients cannot drag away: coordinate rules, Krum, norm bounding.
+
+    median      coordinate by coordinate                              (Yin et al. 2018, arXiv 1803.01498)
+    trimmed     mean without the share b at either end                (Yin et al. 2018)
+    krum        the one update that is nearest to its n - f - 2 nearest   (Blanchard et al. 2017, NeurIPS)
+    multi-krum  mean of the n - f best by that score
+    bounded     mean of the updates, each scaled down to a radius     (Sun et al. 2019, arXiv 1911.07963)
+
+Entry by entry over the clients that cover it; an entry that nobody covers keeps its value. Every client counts once:
+n_i is a client's own claim. The order of arrival changes nothing. Unlike the streaming sum of `h2tune.core.shared`
+these rules need all updates of a round at once: **memory grows with the number of clients**, by one core and its
+coverage each.
+
+What no rule can do: judge an entry that one client alone covers (it takes that client's value), or protect with fewer
+than three clients. Where exactly two cover an entry, median and trimmed mean let the core as it was vote as a third:
+the result lies between "no change" and what the more cautious of the two says.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from h2tune.core.shared import CoreShape, CoreSum
+
+FEWEST = 3  # clients among which one that differs can be told at all
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A robust rule and its figures.
+
+    Attributes:
+        name: ``median``, ``trimmed``, ``krum``, ``multi-krum`` or ``bounded``.
+        trim: share that the trimmed mean leaves out at either end, rounded up to whole clients.
+        faulty: bad clients that Krum must survive.
+        radius: largest norm of a bounded update; None is the median norm of the round.
+    """
+
+    name: str
+    trim: float = 0.25
+    faulty: int = 1
+    radius: float | None = None
+
+    @property
+    def needs(self) -> int:
+        """Clients without which the rule means nothing."""
+        if self.name in ("krum", "multi-krum"):
+            return 2 * self.faulty + 3
+        return 1 if self.name == "bounded" and self.radius is not None else FEWEST
+
+
+def median(values: Tensor, held: Tensor) -> Tensor:
+    """Median over the first dimension of what is held; the mean of the middle two for an even number."""
+    count = held.sum(0)
+    ordered = torch.where(held, values, torch.inf).sort(0).values
+    low, high = ((count - 1).clamp_min(0) // 2)[None], (count // 2).clamp_max(len(values) - 1)[None]
+    middle = (ordered.gather(0, low) + ordered.gather(0, high))[0] / 2
+    return torch.where(count > 0, middle, 0.0)
+
+
+def trimmed_mean(values: Tensor, held: Tensor, share: float) -> Tensor:
+    """Mean of what is held without the ``ceil(share n)`` least and largest, of which at least one value is left."""
+    count = held.sum(0)
+    cut = torch.minimum((share * count - 1e-9).ceil().long(), (count - 1).clamp_min(0) // 2)
+    ordered = torch.where(held, values, 0.0).masked_fill(~held, torch.inf).sort(0).values
+    place = torch.arange(len(values)).view(-1, *[1] * (values.ndim - 1))
+    inside = (place >= cut) & (place < count - cut)
+    return torch.where(inside, ordered, 0.0).sum(0) / inside.sum(0).clamp_min(1)
+
+
+def with_vote(values: Tensor, held: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Where exactly two clients cover an entry, ``start`` as a third value."""
+    return torch.cat([values, start[None]]), torch.cat([held, (held.sum(0) == 2)[None]])
+
+
+def krum_scores(values: Tensor, held: Tensor, faulty: int) -> Tensor:
+    """Sum of each update's n - f - 2 least distances to others.
+
+    The squared distance is the mean over the entries that both cover, so that clients of other ranks and slots compare;
+    two that have no entry in common are infinitely far apart.
+    """
+    flat, covers = torch.where(held, values, 0.0).flatten(1), held.flatten(1)
+    n = len(flat)
+    distance = torch.full((n, n), torch.inf, dtype=torch.float64)
+    for i in range(n):
+        common = covers & covers[i]
+        squares = torch.where(common, flat - flat[i], 0.0).square().sum(1)
+        distance[i] = torch.where(common.any(1), squares / common.sum(1).clamp_min(1), torch.inf)
+    distance.fill_diagonal_(torch.inf)
+    return distance.sort(1).values[:, : max(1, n - faulty - 2)].sum(1)
+
+
+def norms(values: Tensor, held: Tensor, start: Tensor) -> Tensor:
+    """L2 norm of each update ``values - start`` over its covered entries."""
+    return torch.where(held, values - start, 0.0).flatten(1).norm(dim=1)
+
+
+class RobustMean:
+    """A round's updates, kept until the rule is applied to all of them."""
+
+    def __init__(self, shape: CoreShape, rule: Rule) -> None:
+        self.shape, self.rule = shape, rule
+        self.updates: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, client: str, core: Tensor, coverage: Tensor) -> None:
+        """Keep one client's S (any leading rank r <= R) with its coverage."""
+        r = core.shape[-1]
+        whole, held = self.shape.zeros().double(), self.shape.zeros().bool()
+        whole[..., :r, :r], held[..., :r, :r] = torch.where(coverage, core.double(), 0.0), coverage
+        self.updates[client] = whole, held
+
+    def mean(self, before: Tensor) -> tuple[Tensor, str | None]:
+        """The rule's result, and what was done instead where the round had too few clients for it.
+
+        That is the median, which with two updates goes no further than the more cautious one; a lone update, which
+        nobody else can vouch for, is left out.
+        """
+        n, rule = len(self.updates), self.rule
+        if n >= rule.needs:
+            return self._apply(rule, before), None
+        why = f"{rule.name} needs {rule.needs} updates and this round has {n}"
+        if n > 1:
+            return self._apply(Rule("median"), before), f"{why}: the coordinate median was taken"
+        return before.clone(), f"{why}: the core stays as it was"
+
+    def _apply(self, rule: Rule, before: Tensor) -> Tensor:
+        names = sorted(self.updates)
+        values, held = (torch.stack([self.updates[n][part] for n in names]) for part in (0, 1))
+        start = before.double()
+        if rule.name == "bounded":
+            return self._bounded(values, held, before)
+        if "krum" in rule.name:
+            return self._nearest(values, held, before)
+        votes = with_vote(values, held, start)
+        mean = median(*votes) if rule.name == "median" else trimmed_mean(*votes, rule.trim)
+        return torch.where(held.any(0), mean, start).to(before.dtype)
+
+    def _nearest(self, values: Tensor, held: Tensor, before: Tensor) -> Tensor:
+        """The best update by Krum's score, or the mean of the best n - f; ties go to the first name."""
+        order = krum_scores(values, held, self.rule.faulty).argsort(stable=True)
+        kept = order[: 1 if self.rule.name == "krum" else len(order) - self.rule.faulty].tolist()
+        return self._sum(values[kept], held[kept], before)
+
+    def _bounded(self, values: Tensor, held: Tensor, before: Tensor) -> Tensor:
+        start, lengths = before.double(), norms(values, held, before.double())
+        ordered = lengths.sort().values
+        middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+        radius = float(middle) if self.rule.radius is None else self.rule.radius
+        for index, length in enumerate(lengths.tolist()):
+            if length > radius:  # others stay themselves, to the last bit
+                values[index] = start + (values[index] - start) * (radius / length)
+        return self._sum(values, held, before)
+
+    def _sum(self, values: Tensor, held: Tensor, before: Tensor) -> Tensor:
+        total = CoreSum(self.shape)
+        for core, coverage in zip(values, held, strict=True):
+            total.add(core, coverage, 1)
+        return total.mean(before)
+
+
+def rule_of(aggregate: str, trim: float, faulty: int | None, radius: float | None, clients: int) -> Rule:
+    """The rule for rounds of so many clients; Krum by default survives as many bad ones as that number allows."""
+    most = max(1, math.floor((clients - 3) / 2))
+    return Rule(aggregate, trim, most if faulty is None else faulty, radius)

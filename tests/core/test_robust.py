@@ -1,0 +1,206 @@
+"""Robust rules against plain NumPy, and what bad clients can and cannot do to them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+from torch import Tensor
+
+from h2tune.core.robust import RobustMean, Rule, rule_of
+from h2tune.core.shared import CoreShape
+
+SHAPE = CoreShape(2, 2, ("q", "k"))
+SIZE = (2, 2, 2, 2)
+RULES = (
+    Rule("median"),
+    Rule("trimmed", trim=0.3),
+    Rule("krum"),
+    Rule("multi-krum"),
+    Rule("bounded"),
+    Rule("bounded", radius=0.5),
+)
+Update = tuple[Tensor, Tensor]
+
+
+def mean_of(rule: Rule, updates: list[Update], before: Tensor, names: list[int] | None = None) -> Tensor:
+    total = RobustMean(SHAPE, rule)
+    for name in names or range(len(updates)):
+        total.add(f"c{name:02d}", *updates[name])
+    result, instead = total.mean(before)
+    assert instead is None
+    return result
+
+
+def draw_updates(seed: int, count: int, share: float = 1.0) -> list[Update]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(SIZE, generator=generator), torch.rand(SIZE, generator=generator) < share) for _ in range(count)
+    ]
+
+
+@st.composite
+def rounds(draw: DrawFn, least: int = 5) -> list[Update]:
+    return draw_updates(
+        draw(st.integers(0, 9999)), draw(st.integers(least, 9)), draw(st.sampled_from([0.2, 0.7, 1.0]))
+    )
+
+
+BEFORE = torch.linspace(-1, 1, 16).view(SIZE)
+
+
+def at_each_entry(updates: list[Update], formula: object) -> np.ndarray:
+    """A rule for the covered values of one entry, applied to all; the core where nobody covers."""
+    wanted = BEFORE.numpy().copy()
+    for place in np.ndindex(SIZE):
+        values = [float(core[place]) for core, held in updates if held[place]]
+        if len(values) == 2:
+            values.append(float(BEFORE[place]))
+        if values:
+            wanted[place] = formula(np.sort(values))  # type: ignore[operator]
+    return wanted
+
+
+@given(rounds(3))
+def test_median_and_trimmed_mean_equal_numpy(updates: list[Update]) -> None:
+    def trimmed(values: np.ndarray) -> float:
+        cut = min(math.ceil(0.3 * len(values) - 1e-9), (len(values) - 1) // 2)
+        return values[cut : len(values) - cut].mean()
+
+    for rule, formula in ((RULES[0], np.median), (RULES[1], trimmed)):
+        np.testing.assert_allclose(mean_of(rule, updates, BEFORE), at_each_entry(updates, formula), rtol=1e-6)
+
+
+@given(rounds(5))
+def test_krum_equals_the_paper(updates: list[Update]) -> None:
+    n, f = len(updates), 1
+
+    def distance(i: int, j: int) -> float:
+        common = (updates[i][1] & updates[j][1]).numpy()
+        gap = (updates[i][0].double() - updates[j][0].double()).numpy()[common]
+        return float((gap**2).mean()) if common.any() else math.inf
+
+    scores = [sum(sorted(distance(i, j) for j in range(n) if j != i)[: n - f - 2]) for i in range(n)]
+    if len({round(s, 12) for s in scores}) < n:
+        return  # ties are broken by name, which is tested below
+    order = np.argsort(scores, kind="stable")
+    best, held = updates[order[0]]
+    np.testing.assert_array_equal(mean_of(RULES[2], updates, BEFORE), torch.where(held, best, BEFORE))
+    chosen = [updates[i] for i in order[: n - f]]
+    covered = np.stack([h.numpy() for _, h in chosen])
+    total = np.stack([c.double().numpy() for c, _ in chosen])
+    wanted = np.where(covered.any(0), (total * covered).sum(0) / np.maximum(covered.sum(0), 1), BEFORE)
+    np.testing.assert_allclose(mean_of(RULES[3], updates, BEFORE), wanted, rtol=1e-5, atol=1e-7)
+
+
+@given(rounds(3), st.sampled_from([None, 0.5]))
+def test_bounded_equals_numpy(updates: list[Update], radius: float | None) -> None:
+    start = BEFORE.double().numpy()
+    gaps = [(c.double().numpy() - start) * h.numpy() for c, h in updates]
+    lengths = [np.linalg.norm(gap) for gap in gaps]
+    bound = np.median(lengths) if radius is None else radius
+    scaled = [gap * min(1, bound / max(length, 1e-300)) for gap, length in zip(gaps, lengths, strict=True)]
+    count = sum(h.numpy().astype(int) for _, h in updates)
+    wanted = start + sum(scaled) / np.maximum(count, 1)
+    np.testing.assert_allclose(mean_of(Rule("bounded", radius=radius), updates, BEFORE), wanted, rtol=1e-5, atol=1e-7)
+
+
+@given(rounds(), st.randoms(), st.sampled_from(RULES))
+def test_the_order_of_arrival_changes_no_bit(updates: list[Update], random: object, rule: Rule) -> None:
+    names = list(range(len(updates)))
+    random.shuffle(names)  # type: ignore[attr-defined]
+    assert torch.equal(mean_of(rule, updates, BEFORE), mean_of(rule, updates, BEFORE, names))
+
+
+@given(st.integers(5, 9), st.integers(0, 99), st.sampled_from(RULES[:5]))
+def test_equal_clients_have_exactly_their_own_core(count: int, seed: int, rule: Rule) -> None:
+    update = draw_updates(seed, 1, 0.7)[0]
+    want = torch.where(update[1], update[0], BEFORE)
+    assert torch.equal(mean_of(rule, [update] * count, BEFORE), want)
+
+
+@given(
+    st.integers(2, 6),
+    st.integers(0, 99),
+    st.floats(-(2.0**127), 2.0**127, width=32),
+    st.sampled_from(["median", "trimmed"]),
+)
+def test_a_minority_cannot_leave_the_honest_range(honest: int, seed: int, lie: float, name: str) -> None:
+    bad = honest - 1
+    good = draw_updates(seed, honest)
+    liars = [(torch.full(SIZE, lie), torch.ones(SIZE, dtype=torch.bool))] * bad
+    everyone = [(core, torch.ones(SIZE, dtype=torch.bool)) for core, _ in good] + liars
+    if len(everyone) < 3:
+        return
+    found = mean_of(Rule(name, trim=0.49), everyone, BEFORE)
+    values = torch.stack([core for core, _ in good])
+    assert (found >= values.min(0).values - 1e-6).all() and (found <= values.max(0).values + 1e-6).all()
+
+
+@given(st.integers(0, 99), st.floats(-(2.0**127), 2.0**127, width=32))
+def test_krum_takes_an_honest_client(seed: int, lie: float) -> None:
+    everything = torch.ones(SIZE, dtype=torch.bool)
+    good = [(core / 10, everything) for core, _ in draw_updates(seed, 5)]
+    if abs(lie) < 10:
+        return
+    found = mean_of(Rule("krum", faulty=2), [*good, *[(torch.full(SIZE, lie), everything)] * 2], BEFORE)
+    assert any(torch.equal(found, core) for core, _ in good)
+
+
+@given(st.integers(0, 99), st.floats(1, 2.0**127, width=32))
+def test_a_bounded_liar_moves_the_mean_by_its_radius_at_most(seed: int, lie: float) -> None:
+    everything = torch.ones(SIZE, dtype=torch.bool)
+    good = [(core, everything) for core, _ in draw_updates(seed, 4)]
+    rule = Rule("bounded", radius=1.0)
+    calm = mean_of(rule, [*good, (BEFORE, everything)], BEFORE)
+    moved = mean_of(rule, [*good, (torch.full(SIZE, lie), everything)], BEFORE)
+    assert float((moved - calm).norm()) <= 1.0 / 5 + 1e-6
+
+
+def test_two_clients_on_an_entry_are_judged_with_the_core_as_it_was() -> None:
+    nothing = torch.zeros(SIZE, dtype=torch.bool)
+    first = nothing.clone()
+    first[0, 0, 0] = True
+    updates = [(torch.full(SIZE, 1.0), first), (torch.full(SIZE, 100.0), first), (torch.zeros(SIZE), nothing)]
+    assert mean_of(Rule("median"), updates, torch.zeros(SIZE))[0, 0, 0].tolist() == [1.0, 1.0]
+    opposed = [(torch.full(SIZE, -5.0), first), *updates[1:]]
+    assert mean_of(Rule("trimmed"), opposed, torch.zeros(SIZE))[0, 0, 0].tolist() == [0.0, 0.0]
+
+
+def test_smaller_ranks_cover_their_corner() -> None:
+    total = RobustMean(SHAPE, Rule("median"))
+    for value in (1.0, 2.0, 9.0):
+        total.add(f"c{value}", torch.full((2, 2, 1, 1), value), torch.ones(2, 2, 1, 1, dtype=torch.bool))
+    found, _ = total.mean(BEFORE)
+    assert (found[..., 0, 0] == 2.0).all() and torch.equal(found[..., 1, :], BEFORE[..., 1, :])
+
+
+@pytest.mark.parametrize(
+    ("rule", "count", "says"),
+    [
+        (Rule("krum"), 4, "coordinate median"),
+        (Rule("krum"), 2, "coordinate median"),
+        (Rule("median"), 2, "coordinate median"),
+        (Rule("median"), 1, "stays"),
+        (Rule("bounded"), 1, "stays"),
+        (Rule("bounded", radius=1.0), 1, None),
+    ],
+)
+def test_a_round_that_shrank_says_what_was_done(rule: Rule, count: int, says: str | None) -> None:
+    total = RobustMean(SHAPE, rule)
+    for name, update in enumerate(draw_updates(0, count)):
+        total.add(str(name), *update)
+    found, instead = total.mean(BEFORE)
+    assert (instead is None) if says is None else says in str(instead)
+    if says == "stays":
+        assert torch.equal(found, BEFORE)
+
+
+def test_krum_survives_what_the_number_of_clients_allows() -> None:
+    assert [rule_of("krum", 0.25, None, None, n).faulty for n in (3, 5, 7, 10)] == [1, 1, 2, 3]
+    assert rule_of("krum", 0.25, 2, None, 10).needs == 7
