@@ -25,8 +25,10 @@ from h2tune.core import budget
 from h2tune.core.anchors import anchor_batch, coverage
 from h2tune.core.bases import Bases, describe
 from h2tune.core.glossary import Episode
+from h2tune.core.secure import ClientSecrets, SecureError, context_of
 from h2tune.core.wordcodes import WordCodes
 from h2tune.methods import resolve_method
+from h2tune.methods.masked import threshold_of
 from h2tune.models import Residents
 from h2tune.seeds import derive
 from h2tune.sizes import parse_size
@@ -85,6 +87,7 @@ class Client:
         self.method = method.client(self, settings)
         self.method.check()
         self.run, self.done = "", 0  # of which run, and the last round that it has trained
+        self.secrets: ClientSecrets | None = None
 
     def _load_data(self) -> None:
         config, seed = self.config, derive(self.seed, self.data_seed, "data")
@@ -181,14 +184,20 @@ class Client:
             "describe": lambda m: ("described", self.method.describe()),
             "welcome": self._welcome,
             "resume": self._resume,
+            "keys": self._keys,
+            "shares": self._shares,
             "round": self._round,
+            "unmask": lambda m: (
+                "shares",
+                Payload(meta={"shares": self._secrets().reveal(m.payload.meta["answered"])}),
+            ),
             "finish": self._finish,
         }
         if message.kind not in actions:
             raise WireError(f"{self.name} cannot answer a message of kind {message.kind!r}.")
         try:
             kind, payload = actions[message.kind](message)
-        except NanLossError as error:
+        except (NanLossError, SecureError) as error:
             kind, payload = "failure", Payload(meta={"reason": str(error)})
         reply = Message(kind, message.run, message.round, self.name, message.method, payload, len(self.train_data))
         return to_bytes(reply)
@@ -256,6 +265,8 @@ class Client:
         if self.done >= message.round:  # too few others had answered: the round is held again
             self._stand_at(message.round - 1)
         good = self.method.state()
+        if "sealed" in message.payload.meta:
+            self.method.keep_secret(self._secrets(), message.payload.meta["sealed"])
         try:
             with self.generator(message.round, "train"):
                 payload, losses = self.method.train(message.round, message.payload, on_step)
@@ -268,6 +279,25 @@ class Client:
         if self.store:
             self.store.save_state(message.round, self.method.state())
         return "update", payload
+
+    def _keys(self, message: Message) -> tuple[str, Payload]:
+        """Secure aggregation: fresh secrets for this round."""
+        if self.experiment.secure_aggregation is None:
+            raise SecureError("secure aggregation was not agreed on")
+        self.secrets = ClientSecrets(self.name, threshold_of(self.experiment), context_of(message.run, message.round))
+        mask, channel = self.secrets.publics()
+        return "keys", Payload(meta={"mask": mask, "channel": channel})
+
+    def _shares(self, message: Message) -> tuple[str, Payload]:
+        publics = {
+            name: (str(mask), str(channel)) for name, (mask, channel) in message.payload.meta["publics"].items()
+        }
+        return "shares", Payload(meta={"shares": self._secrets().share_out(publics)})
+
+    def _secrets(self) -> ClientSecrets:
+        if self.secrets is None:
+            raise SecureError("this client has no secrets for the round: it was restarted in its midst")
+        return self.secrets
 
     def _scores(self, message: Message) -> dict[str, Any]:
         """Validation (and for the curves test) figures of a round, where the server wants them."""

@@ -119,6 +119,14 @@ class Evaluation(_Strict):
     n_validation: int | None = Field(200, ge=1, description="at most so many validation rows")
 
 
+class SecureAggregation(_Strict):
+    """The server learns the sum of the clients' cores, and no single one (docs/privacy.md)."""
+
+    threshold: int | None = Field(
+        None, ge=2, description="clients that must help to reveal a sum; by default more than two thirds of a round's"
+    )
+
+
 class NetworkConfig(_Strict):
     """Where the server is reached, and how long it waits for whom. Of no meaning to a run in one process."""
 
@@ -189,6 +197,7 @@ class Experiment(_Strict):
     network: NetworkConfig = NetworkConfig()
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     wire: Wire = Wire()
+    secure_aggregation: SecureAggregation | None = Field(None, description="sums only; by default none")
     privacy: Privacy | None = Field(None, description="differential privacy of clients; by default none")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
     quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
@@ -301,6 +310,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "budget": Budget,
     "wire": Wire,
     "privacy": Privacy,
+    "secure_aggregation": SecureAggregation,
     "network": NetworkConfig,
 }
 

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from h2tune.config import Experiment
 from h2tune.methods import MethodError, method_of
+from h2tune.methods.masked import threshold_of
+from h2tune.secure import SecureRound
 from h2tune.seeds import derive
 from h2tune.transport.base import Absent, Lost, Transport
 from h2tune.wire import Message, Payload, WireError, decode, encode
@@ -76,6 +78,9 @@ class Server:
         self.members = {name: Member() for name in names}
         self.joins = {client.name: client.joins for client in experiment.clients}
         self.round, self.best, self.waited = 0, math.inf, 0
+        self.secret = experiment.secure_aggregation is not None
+        self.threshold = threshold_of(experiment) if self.secret else 0
+        self.quorum = max(experiment.quorum, self.threshold)
         self.opened, self._shortage = False, ""
 
     def run(self) -> None:
@@ -96,7 +101,7 @@ class Server:
         first = [name for name in self.members if self.joins[name] <= 1]
         self.transport.wait(first, len(first), first=True)
         joined = self._admit(first)
-        if joined < self.experiment.quorum:
+        if joined < self.quorum:
             raise QuorumError(self._short(joined))
         self.opened = True
         self.log.keep("frames", self.method.fixed())
@@ -146,8 +151,8 @@ class Server:
             payload.meta["evaluate"] = evaluate
         self.method.expect(selected)
         self.method.start_round()
-        taken = self._collect(requests, number)
-        if len(taken) < self.experiment.quorum:
+        taken = self._collect_in_secret(requests, number) if self.secret else self._collect(requests, number)
+        if len(taken) < self.quorum:
             self._shortage = self._short(len(taken))
             return False
         self.method.finish_round()
@@ -166,7 +171,9 @@ class Server:
     def _collect(self, requests: dict[str, Payload], number: int) -> dict[str, dict[str, Any]]:
         """Fold in the updates as they come; the records of those that count."""
         taken: dict[str, dict[str, Any]] = {}
-        for name, message, traffic in self._ask_again("round", requests, number):
+        # Who restarts has lost his secrets: with masks he is asked again in the next round.
+        ask = self._ask if self.secret else self._ask_again
+        for name, message, traffic in ask("round", requests, number):
             weight = message.examples if self.experiment.weights == "examples" else 1
             try:
                 self.method.add(name, message.payload, weight)
@@ -175,6 +182,23 @@ class Server:
                 continue
             taken[name] = {"round": number} | message.payload.meta.get("record", {}) | traffic
             self.log.event("client_finished", f"{name} finished round {number}", client=name, **taken[name])
+        return taken
+
+    def _collect_in_secret(self, requests: dict[str, Payload], number: int) -> dict[str, dict[str, Any]]:
+        """As `_collect`, but the server learns only the sum; nothing counts if too few are left to reveal it."""
+        secret = SecureRound(self._ask, self._exclude, self.run_id, number, self.threshold)
+        requests = secret.agree(requests)
+        self.method.expect_masked(secret.publics, secret.context)
+        taken = self._collect(requests, number)
+        try:
+            if len(taken) < self.threshold:  # asking would be refused, and rightly
+                raise ValueError(f"{len(taken)} clients are left, it takes {self.threshold} to reveal a sum")
+            self.method.unmask(secret.members, secret.reveal(list(taken)))
+        except ValueError as error:
+            self.log.event("warning", f"round {number}: {error}", round=number)
+            return {}
+        for name, record in taken.items():
+            record |= {way: record[way] + count for way, count in secret.bytes[name].items()}
         return taken
 
     def _let_in(self, number: int) -> None:
@@ -310,14 +334,14 @@ class Server:
 
     def _short(self, count: int) -> str:
         return (
-            f"Only {count} of {len(self.members)} clients {'answered' if self.opened else 'came'}, the quorum is {self.experiment.quorum}."
+            f"Only {count} of {len(self.members)} clients {'answered' if self.opened else 'came'}, the quorum is {self.quorum}."
             " Nothing of this round was committed; see the reasons in events.jsonl."
         )
 
     def _need_here(self) -> None:
         """Wait for a quorum; raises QuorumError if it does not come, or never can."""
         possible = [n for n, m in self.members.items() if m.status in ("ok", WAITING) or self._away(n)]
-        if not self.transport.wait(possible, self.experiment.quorum):
+        if not self.transport.wait(possible, self.quorum):
             raise QuorumError(self._shortage)
 
     def _judge_progress(self) -> None:

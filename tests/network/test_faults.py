@@ -48,6 +48,9 @@ class Night:
             found |= {f"{name}.{k}": v for k, v in tensors.items()}
         return found
 
+    def outcome_of_core(self) -> torch.Tensor:
+        return load_file(self.folder / "server" / "run" / "server" / "core.safetensors")["S"]
+
     def events(self, kind: str) -> list[dict[str, Any]]:
         lines = (self.folder / "server" / "run" / "events.jsonl").read_text().splitlines()
         return [event for event in map(json.loads, lines) if event["event"] == kind]

@@ -20,6 +20,7 @@ from h2tune.wire import Payload
 if TYPE_CHECKING:
     from h2tune.client import Client
     from h2tune.config import Experiment
+    from h2tune.core.secure import ClientSecrets
 
 
 class MethodError(ValueError):
@@ -74,6 +75,9 @@ class ClientMethod(ABC):
     def welcome(self, payload: Payload, fresh: bool = True) -> None:  # noqa: B027 - most methods need nothing
         """Take the server's answer, before round 0. ``fresh`` is false where `load_state` will follow."""
 
+    def keep_secret(self, secrets: ClientSecrets, sealed: dict[str, str]) -> None:  # noqa: B027
+        """Send this round's update under masks (`h2tune.core.secure`)."""
+
     @abstractmethod
     def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
         """One local round: what is sent up, and the mean loss of each phase."""
@@ -111,6 +115,8 @@ class ServerMethod(ABC):
             raise MethodError("wire: only methods that share a core as H2Tune does can write it shorter")
         if experiment.privacy is not None:
             raise MethodError("privacy: only methods that share a core as H2Tune does can protect it")
+        if experiment.secure_aggregation is not None:
+            raise MethodError("secure_aggregation: only methods that share a core as H2Tune does can sum it in secret")
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """Clients whose `describe` is wanted before the start."""
@@ -138,6 +144,12 @@ class ServerMethod(ABC):
     @abstractmethod
     def add(self, client: str, payload: Payload, weight: int) -> None:
         """Fold one update in. Raises WireError if it is not what this client may send; then nothing has changed."""
+
+    def expect_masked(self, publics: dict[str, tuple[str, str]], context: bytes) -> None:  # noqa: B027
+        """This round's updates come under masks; called after `start_round`."""
+
+    def unmask(self, members: list[str], revealed: dict[str, dict[str, str]]) -> None:  # noqa: B027
+        """Take the masks off the sum; called before `finish_round`. Raises ValueError if that cannot be done."""
 
     @abstractmethod
     def finish_round(self) -> None:

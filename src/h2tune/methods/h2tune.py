@@ -220,6 +220,10 @@ class H2TuneClient(AdapterClient):
 
     accepted = 1.0
 
+    def keep_secret(self, secrets: Any, sealed: dict[str, str]) -> None:
+        weight = len(self.client.train_data) if self.client.experiment.weights == "examples" else 1
+        self.updates.secrets = secrets, sealed, weight
+
     def pack(self) -> dict[str, Tensor]:
         """What is sent: the kept entries of S and their coverage, nothing else."""
         return self.updates.pack(*self.upload(), masked=self.core.scores is not None)

@@ -20,8 +20,10 @@ from h2tune.core.packing import pack_core, unpack_core
 from h2tune.core.privacy import INSTALL, PrivateMean, clipped, epsilon, has_accountant
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.robust import RobustMean, Rule, rule_of
+from h2tune.core.secure import ClientSecrets, SecureError
 from h2tune.core.shared import CoreShape, CoreSum
 from h2tune.methods.base import MethodError, ServerMethod
+from h2tune.methods.masked import MaskedMean, against_secrecy, masked_tensors, threshold_of
 from h2tune.wire import Payload, WireError
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ def check_updates(experiment: Experiment, settings: H2TuneSettings) -> None:
         problems.append(
             f"method.aggregate: {rule.name} needs {rule.needs} clients in a round{survives}; there are {count}"
         )
+    if experiment.secure_aggregation:
+        problems += [f"secure_aggregation: {text}" for text in against_secrecy(experiment, settings)]
     if experiment.privacy:
         problems += [f"privacy: {text}" for text in _against_privacy(experiment, settings)]
     if problems:
@@ -97,6 +101,8 @@ class ClientUpdates:
     def __init__(self, experiment: Experiment, core: Tensor) -> None:
         self.code = code_of(experiment)
         self.clip = experiment.privacy.clip if experiment.privacy else None
+        self.rank, self.secret = experiment.rank, experiment.secure_aggregation is not None
+        self.secrets: tuple[ClientSecrets, dict[str, str], int] | None = None
         self.received, self.lost = torch.zeros(core.shape), torch.zeros(core.shape)
 
     def receive(self, core: Tensor) -> None:
@@ -105,6 +111,8 @@ class ClientUpdates:
 
     def pack(self, core: Tensor, coverage: Tensor, *, masked: bool) -> dict[str, Tensor]:
         """Tensors to send; once per round, since what the code loses is remembered."""
+        if self.secret:
+            return self._masked(core, coverage)
         if self.code is None:
             return pack_core(core, coverage, masked=masked)
         update = core.detach().cpu() - self.received + self.lost
@@ -113,6 +121,12 @@ class ClientUpdates:
         tensors, decoded = encode_update(update, coverage, self.code, masked=masked)
         self.lost = torch.where(coverage, update - decoded, self.lost)
         return tensors
+
+    def _masked(self, core: Tensor, coverage: Tensor) -> dict[str, Tensor]:
+        if self.secrets is None:  # whatever the server asks for, nothing leaves without masks
+            raise SecureError("secure aggregation was agreed on, and the server asks for a core without masks")
+        (secrets, sealed, weight), self.secrets = self.secrets, None
+        return masked_tensors(core, coverage, self.rank, weight, secrets, sealed)
 
     def state(self) -> dict[str, Tensor]:
         """What a restart needs: private, as S is before it is sent."""
@@ -177,12 +191,16 @@ class CoreServer(ServerMethod):
     def start_round(self) -> None:
         self.robust = RobustMean(self.shape, self.rule) if self.rule else None
         self.sum, self.private = CoreSum(self.shape), None
+        self.masked_mean: MaskedMean | None = None
         if privacy := self.experiment.privacy:
             covers = {name: self.covers(name) for name in self.selected}
             self.private = PrivateMean(self.shape, privacy.clip, privacy.noise, covers, self.randomness)
 
     def add(self, client: str, payload: Payload, weight: int) -> None:
         if not self.settings.share:
+            return
+        if self.masked_mean:
+            self._add_masked(client, payload.tensors, weight)
             return
         core, coverage = self._read(client, payload.tensors)
         if self.private:
@@ -191,6 +209,18 @@ class CoreServer(ServerMethod):
             self.robust.add(client, core, coverage)
         else:
             self.sum.add(core, coverage, weight)
+
+    def expect_masked(self, publics: dict[str, tuple[str, str]], context: bytes) -> None:
+        self.masked_mean = MaskedMean(self.shape, publics, context)
+
+    def _add_masked(self, client: str, tensors: dict[str, Tensor], weight: int) -> None:
+        try:
+            self.masked_mean.add(client, tensors, self.covers(client), weight)
+        except ValueError as error:
+            raise WireError(f"the update of {client} is refused: {error}") from None
+
+    def unmask(self, members: list[str], revealed: dict[str, dict[str, str]]) -> None:
+        self.S = self.masked_mean.mean(self.S, members, revealed, threshold_of(self.experiment))
 
     def _read(self, client: str, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """S_i and its coverage; raises WireError if it is not what this client may send."""
@@ -215,6 +245,8 @@ class CoreServer(ServerMethod):
     def finish_round(self) -> None:
         if not self.settings.share:
             return
+        if self.masked_mean:
+            return  # the mean was made when the sum was revealed
         if self.private:
             self.S = self.private.mean(self.S)
             self.spent.append(self.private.noise)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.config import Experiment
+from h2tune.methods.masked import threshold_of
 from h2tune.network.kits import OWN, PUBLIC, SCHEMA, THEIRS, About, KitError, write_kit
 from h2tune.store import write_atomic
 from h2tune.version import __version__
@@ -183,6 +184,9 @@ def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
     plain = experiment.model_dump(mode="json")
     plain |= {"baseline": "none", "select": "federated", "methods": {}, "tracking": []}
     clients = [{k: v for k, v in client.items() if k not in OWN} for client in plain["clients"]]
+    if experiment.secure_aggregation:
+        # A client must know it without knowing how many others there are, and never take the server's word for it.
+        plain["secure_aggregation"] = {"threshold": threshold_of(experiment)}
     if name != "server":
         clients = [client for client in clients if client["name"] == name]
         plain |= {"quorum": 1, "participation": 1.0}
