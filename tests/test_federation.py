@@ -391,3 +391,17 @@ def test_checkpointing_changes_no_result(tmp_path: Path) -> None:
         server.run()
         cores.append(server.method.S)
     assert torch.allclose(cores[0], cores[1], atol=1e-6)
+
+
+def test_no_private_row_can_influence_the_frames_that_are_sent(tmp_path: Path) -> None:
+    """Two clients with the same model, seed and name, and data that have nothing in common."""
+    sent = []
+    for kind in ("fill", "choice"):
+        experiment = small(clients=1)
+        other = {"task": f"demo-{kind}", "train": f"demo:{kind}?split=train&n=30&seed={len(sent) + 5}",
+                 "test": f"demo:{kind}?split=test&n=8", "validation": None}  # fmt: skip
+        config = experiment.clients[0].model_copy(update=other)
+        client = Client(config, experiment, Residents("cpu"), demo_anchors())
+        client.method.join()
+        sent.append(encode(Message("described", "r", 0, "c0", "h2tune", client.method.describe())))
+    assert len(sent[0]) > 10_000 and sent[0] == sent[1]

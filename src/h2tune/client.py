@@ -219,7 +219,8 @@ class Client:
     def _facts(self) -> dict[str, Any]:
         golds = [e.gold for e in self.test]
         return {
-            "model": self.config.model,
+            # A path says something about this machine; a public name says nothing.
+            "model": f"local {self.resident.family}" if Path(self.config.model).exists() else self.config.model,
             "family": self.resident.family,
             "task": self.task.name,
             "kind": self.task.kind,

@@ -82,6 +82,8 @@ def make_plan(experiment: Experiment) -> Plan:
     settings = _attempt(plan, lambda: resolve_method(experiment.method)[1])
     if settings and _attempt(plan, lambda: method_of(experiment)) and experiment.privacy:
         plan.privacy = _promise(experiment, experiment.privacy)
+    if settings and experiment.secure_aggregation and not plan.problems:
+        plan.privacy = [SECRET]
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     shapes = [_shape(plan, client) for client in experiment.clients]
     depths = [s.layout.depth for s in shapes if s is not None]
@@ -94,6 +96,12 @@ def make_plan(experiment: Experiment) -> Plan:
             _figures(plan, experiment, settings, client, shape, row, anchors, len(slots))
         plan.clients.append(row)
     return plan
+
+
+SECRET = (
+    "secure aggregation: the server learns the sum of the cores and no single one, as long as it keeps to the protocol;"
+    " it still sees the number of examples, losses and figures of each client"
+)
 
 
 def _promise(experiment: Experiment, privacy: Privacy) -> list[str]:
@@ -160,6 +168,12 @@ def _shape(plan: Plan, client: ClientConfig) -> Resident | None:
     return Resident(client.model, model, None, layout, family, family not in ENCODERS) if layout else None
 
 
+def _in_secret(row: ClientPlan, experiment: Experiment, pairs: int) -> None:
+    """Under masks everybody sends all entries of the core, as numbers of 64 bits."""
+    if experiment.secure_aggregation:
+        row.bytes_up = 8 * pairs * experiment.rank**2
+
+
 def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: Resident, row: ClientPlan,
              anchors: list[str], slots: int) -> None:  # fmt: skip
     layout = shape.layout.only(settings.adapter_slots if settings else None)
@@ -186,6 +200,7 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     if settings.frames == "words":  # one matrix for all blocks and slots
         row.bytes_up = code.size(plan.depth, plan.depth * row.rank**2)
         row.bytes_down = width * plan.depth * row.rank**2
+        _in_secret(row, experiment, plan.depth)
         return
     start = nearest_relation if settings.relation == "nearest" else depth_relation
     covered = int((start(plan.depth, layout.depth) > 0).any(1).sum())
@@ -194,6 +209,7 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     mask = 0 if dims or keep == 1 else -(-pairs * experiment.rank**2 // 8)
     row.bytes_up = code.size(pairs, pairs * entries) + mask
     row.bytes_down = width * plan.depth * len(layout.slots) * row.rank**2
+    _in_secret(row, experiment, plan.depth * slots)
     if settings.frames == "anchor":
         rows = sum(len(words(text)) for text in anchors)
         row.setup_bytes_up = (

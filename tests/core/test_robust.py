@@ -22,6 +22,7 @@ RULES = (
     Rule("trimmed", trim=0.3),
     Rule("krum"),
     Rule("multi-krum"),
+    Rule("closest"),
     Rule("bounded"),
     Rule("bounded", radius=0.5),
 )
@@ -98,6 +99,39 @@ def test_krum_equals_the_paper(updates: list[Update]) -> None:
     np.testing.assert_allclose(mean_of(RULES[3], updates, BEFORE), wanted, rtol=1e-5, atol=1e-7)
 
 
+@given(rounds(4))
+def test_closest_is_the_mean_of_the_set_of_least_diameter(updates: list[Update]) -> None:
+    n, f = len(updates), 1
+
+    def apart(i: int, j: int) -> float:
+        common = (updates[i][1] & updates[j][1]).numpy()
+        gap = (updates[i][0].double() - updates[j][0].double()).numpy()[common]
+        return float((gap**2).mean()) if common.any() else math.inf
+
+    width = {}
+    for out in range(n):
+        kept = [i for i in range(n) if i != out]
+        width[out] = max(apart(i, j) for i in kept for j in kept if i < j)
+    if len({round(w, 12) for w in width.values()}) < n - f:
+        return  # ties
+    out = min(width, key=width.get)  # type: ignore[arg-type]
+    if list(width.values()).count(width[out]) > 1:
+        return
+    chosen = [u for i, u in enumerate(updates) if i != out]
+    covered = np.stack([h.numpy() for _, h in chosen])
+    total = np.stack([c.double().numpy() for c, _ in chosen])
+    wanted = np.where(covered.any(0), (total * covered).sum(0) / np.maximum(covered.sum(0), 1), BEFORE)
+    np.testing.assert_allclose(mean_of(Rule("closest"), updates, BEFORE), wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_of_three_clients_closest_leaves_out_the_one_that_turned_round() -> None:
+    everything = torch.ones(SIZE, dtype=torch.bool)
+    common = draw_updates(7, 1)[0][0]
+    good = [common + 0.5 * core for core, _ in draw_updates(0, 2)]
+    found = mean_of(Rule("closest"), [(c, everything) for c in (*good, -common)], torch.zeros(SIZE))
+    torch.testing.assert_close(found, (good[0] + good[1]) / 2)
+
+
 @given(rounds(3), st.sampled_from([None, 0.5]))
 def test_bounded_equals_numpy(updates: list[Update], radius: float | None) -> None:
     start = BEFORE.double().numpy()
@@ -117,7 +151,7 @@ def test_the_order_of_arrival_changes_no_bit(updates: list[Update], random: obje
     assert torch.equal(mean_of(rule, updates, BEFORE), mean_of(rule, updates, BEFORE, names))
 
 
-@given(st.integers(5, 9), st.integers(0, 99), st.sampled_from(RULES[:5]))
+@given(st.integers(5, 9), st.integers(0, 99), st.sampled_from(RULES[:6]))
 def test_equal_clients_have_exactly_their_own_core(count: int, seed: int, rule: Rule) -> None:
     update = draw_updates(seed, 1, 0.7)[0]
     want = torch.where(update[1], update[0], BEFORE)
@@ -204,3 +238,4 @@ def test_a_round_that_shrank_says_what_was_done(rule: Rule, count: int, says: st
 def test_krum_survives_what_the_number_of_clients_allows() -> None:
     assert [rule_of("krum", 0.25, None, None, n).faulty for n in (3, 5, 7, 10)] == [1, 1, 2, 3]
     assert rule_of("krum", 0.25, 2, None, 10).needs == 7
+    assert [rule_of("closest", 0.25, None, None, n).faulty for n in (3, 5, 10)] == [1, 1, 3]

@@ -52,7 +52,12 @@ def test_median_and_mean_of_a_round_are_those_of_its_updates(tmp_path: Path) -> 
         assert torch.equal(server.method.S[covered].flatten(), rule(torch.stack(list(sent.values()))))
 
 
-@pytest.mark.parametrize("aggregate", ["median", "trimmed", "bounded"])
+def test_closest_refuses_to_compare_too_many_sets() -> None:
+    config = small(30, same_model=True, method={"name": "h2tune", "aggregate": "closest"})
+    assert any("lower `faulty`" in problem for problem in make_plan(config).problems)
+
+
+@pytest.mark.parametrize("aggregate", ["median", "trimmed", "closest", "bounded"])
 def test_a_poisoned_client_moves_robust_cores_little(aggregate: str, tmp_path: Path) -> None:
     method = {"name": "h2tune", "aggregate": aggregate}
     clean = shared_after_a_round(tmp_path / "clean", None, method=method).method.S

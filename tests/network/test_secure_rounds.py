@@ -16,6 +16,7 @@ pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install
 from h2tune import federation
 from h2tune.methods import MethodError
 from h2tune.methods.updates import CoreServer
+from h2tune.plan import make_plan
 from h2tune.transport.inprocess import InProcess
 from h2tune.wire import decode, encode
 
@@ -53,6 +54,8 @@ def test_the_result_is_that_of_plain_means_but_for_rounding(
         assert abs(share - 0.5) < 0.02
     record = metrics["clients"]["c0"]["rounds"][0]
     assert record["bytes_up"] > 8 * sent[0].numel()
+    planned = make_plan(small(clients=4, **SECURE))
+    assert [row.bytes_up for row in planned.clients] == [sent[0].nbytes] * 4 and "no single one" in planned.privacy[0]
 
 
 def test_who_drops_out_in_the_midst_is_not_in_the_sum_and_the_round_is_held(tmp_path: Path) -> None:

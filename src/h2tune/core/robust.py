@@ -4,6 +4,7 @@
     trimmed     mean without the share b at either end                (Yin et al. 2018)
     krum        the one update that is nearest to its n - f - 2 nearest   (Blanchard et al. 2017, NeurIPS)
     multi-krum  mean of the n - f best by that score
+    closest     mean of the n - f that are closest together           (minimum diameter: Rousseeuw 1985; El Mhamdi 2020, 1905.03853)
     bounded     mean of the updates, each scaled down to a radius     (Sun et al. 2019, arXiv 1911.07963)
 
 Entry by entry over the clients that cover it; an entry that nobody covers keeps its value. Every client counts once:
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from torch import Tensor
 from h2tune.core.shared import CoreShape, CoreSum
 
 FEWEST = 3  # clients among which one that differs can be told at all
+SUBSETS = 100_000  # that `closest` compares at most
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Rule:
     """A robust rule and its figures.
 
     Attributes:
-        name: ``median``, ``trimmed``, ``krum``, ``multi-krum`` or ``bounded``.
+        name: ``median``, ``trimmed``, ``krum``, ``multi-krum``, ``closest`` or ``bounded``.
         trim: share that the trimmed mean leaves out at either end, rounded up to whole clients.
-        faulty: bad clients that Krum must survive.
+        faulty: f, the bad clients that krum, multi-krum and closest must survive.
         radius: largest norm of a bounded update; None is the median norm of the round.
     """
 
@@ -50,6 +53,8 @@ class Rule:
         """Clients without which the rule means nothing."""
         if self.name in ("krum", "multi-krum"):
             return 2 * self.faulty + 3
+        if self.name == "closest":
+            return 2 * self.faulty + 1
         return 1 if self.name == "bounded" and self.radius is not None else FEWEST
 
 
@@ -77,21 +82,31 @@ def with_vote(values: Tensor, held: Tensor, start: Tensor) -> tuple[Tensor, Tens
     return torch.cat([values, start[None]]), torch.cat([held, (held.sum(0) == 2)[None]])
 
 
-def krum_scores(values: Tensor, held: Tensor, faulty: int) -> Tensor:
-    """Sum of each update's n - f - 2 least distances to others.
+def distances(values: Tensor, held: Tensor) -> Tensor:
+    """Squared distance between any two updates, n x n, infinite to oneself.
 
-    The squared distance is the mean over the entries that both cover, so that clients of other ranks and slots compare;
-    two that have no entry in common are infinitely far apart.
+    It is the mean over the entries that both cover, so that clients of other ranks and slots compare; two that have no
+    entry in common are infinitely far apart.
     """
     flat, covers = torch.where(held, values, 0.0).flatten(1), held.flatten(1)
-    n = len(flat)
-    distance = torch.full((n, n), torch.inf, dtype=torch.float64)
-    for i in range(n):
+    found = torch.full((len(flat), len(flat)), torch.inf, dtype=torch.float64)
+    for i in range(len(flat)):
         common = covers & covers[i]
         squares = torch.where(common, flat - flat[i], 0.0).square().sum(1)
-        distance[i] = torch.where(common.any(1), squares / common.sum(1).clamp_min(1), torch.inf)
-    distance.fill_diagonal_(torch.inf)
-    return distance.sort(1).values[:, : max(1, n - faulty - 2)].sum(1)
+        found[i] = torch.where(common.any(1), squares / common.sum(1).clamp_min(1), torch.inf)
+    return found.fill_diagonal_(torch.inf)
+
+
+def krum_scores(values: Tensor, held: Tensor, faulty: int) -> Tensor:
+    """Sum of each update's n - f - 2 least distances to others."""
+    return distances(values, held).sort(1).values[:, : max(1, len(values) - faulty - 2)].sum(1)
+
+
+def closest(values: Tensor, held: Tensor, faulty: int) -> list[int]:
+    """The n - f updates whose two farthest members are nearest; the first such set in order."""
+    apart = distances(values, held).tolist()
+    sets = combinations(range(len(values)), len(values) - faulty)
+    return list(min(sets, key=lambda chosen: max((apart[i][j] for i, j in combinations(chosen, 2)), default=0.0)))
 
 
 def norms(values: Tensor, held: Tensor, start: Tensor) -> Tensor:
@@ -133,6 +148,9 @@ class RobustMean:
         start = before.double()
         if rule.name == "bounded":
             return self._bounded(values, held, before)
+        if rule.name == "closest":
+            kept = closest(values, held, rule.faulty)
+            return self._sum(values[kept], held[kept], before)
         if "krum" in rule.name:
             return self._nearest(values, held, before)
         votes = with_vote(values, held, start)
@@ -163,6 +181,9 @@ class RobustMean:
 
 
 def rule_of(aggregate: str, trim: float, faulty: int | None, radius: float | None, clients: int) -> Rule:
-    """The rule for rounds of so many clients; Krum by default survives as many bad ones as that number allows."""
-    most = max(1, math.floor((clients - 3) / 2))
-    return Rule(aggregate, trim, most if faulty is None else faulty, radius)
+    """The rule for rounds of so many clients.
+
+    By default krum survives as many bad ones as that number allows, and closest a third.
+    """
+    most = clients // 3 if aggregate == "closest" else math.floor((clients - 3) / 2)
+    return Rule(aggregate, trim, max(1, most) if faulty is None else faulty, radius)

@@ -52,13 +52,15 @@ class H2TuneSettings(Settings):
         description="`validation`: a client takes the received core, its own, or their mean, by validation loss",
     )
 
-    aggregate: Literal["mean", "median", "trimmed", "krum", "multi-krum", "bounded"] = Field(
+    aggregate: Literal["mean", "median", "trimmed", "krum", "multi-krum", "closest", "bounded"] = Field(
         "mean",
         description="how cores are combined: the mean, or a rule that bad clients cannot drag away (docs/robust.md)",
     )
     trim: float = Field(0.25, ge=0, lt=0.5, description="share of the clients that `trimmed` leaves out at either end")
     faulty: int | None = Field(
-        None, ge=1, description="bad clients that krum must survive; by default as many as (n - 3) / 2"
+        None,
+        ge=1,
+        description="f, bad clients that krum, multi-krum and closest must survive; by default (n - 3) / 2, or n / 3",
     )
     radius: float | None = Field(
         None, gt=0, description="largest norm of an update under `bounded`; by default the median norm of the round"

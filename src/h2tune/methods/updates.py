@@ -10,6 +10,7 @@ differential privacy (`h2tune.core.privacy`), which clips once more: nothing rec
 from __future__ import annotations
 
 import os
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from h2tune.core.compress import Code, decode_update, encode_update
 from h2tune.core.packing import pack_core, unpack_core
 from h2tune.core.privacy import INSTALL, PrivateMean, clipped, epsilon, has_accountant
 from h2tune.core.relation import depth_relation, nearest_relation
-from h2tune.core.robust import RobustMean, Rule, rule_of
+from h2tune.core.robust import SUBSETS, RobustMean, Rule, rule_of
 from h2tune.core.secure import ClientSecrets, SecureError
 from h2tune.core.shared import CoreShape, CoreSum
 from h2tune.methods.base import MethodError, ServerMethod
@@ -60,10 +61,12 @@ def check_updates(experiment: Experiment, settings: H2TuneSettings) -> None:
     problems: list[str] = []
     rule, count = robust_rule(experiment, settings), clients_of_a_round(experiment)
     if settings.share and rule is not None and count < rule.needs:
-        survives = f" to survive {rule.faulty} bad ones (2f + 3)" if "krum" in rule.name else ""
+        survives = f" to survive {rule.faulty} bad ones" if rule.name in ("krum", "multi-krum", "closest") else ""
         problems.append(
             f"method.aggregate: {rule.name} needs {rule.needs} clients in a round{survives}; there are {count}"
         )
+    if rule is not None and rule.name == "closest" and comb(count, rule.faulty) > SUBSETS:
+        problems.append(f"method.aggregate: closest would compare {comb(count, rule.faulty):,} sets; lower `faulty`")
     if experiment.secure_aggregation:
         problems += [f"secure_aggregation: {text}" for text in against_secrecy(experiment, settings)]
     if experiment.privacy:
