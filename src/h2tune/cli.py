@@ -64,6 +64,9 @@ def run(
         bool | None, typer.Option("--baseline/--no-baseline", help="Also train every client alone.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the file's seed.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Spread the clients over so many processes, GPUs or machines, with Ray.")
+    ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
@@ -79,10 +82,14 @@ def run(
         if tensorboard and "tensorboard" not in experiment.tracking:
             update["tracking"] = [*experiment.tracking, "tensorboard"]
         experiment = experiment.model_copy(update=update)
-        _train(experiment, out or Path("runs") / experiment.name, resume, tuple(changed or ()), as_json, quiet)
+        _train(
+            experiment, out or Path("runs") / experiment.name, resume, tuple(changed or ()), as_json, quiet, workers
+        )
 
 
-def _train(experiment: Any, out: Path, resume: bool, changed: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def _train(
+    experiment: Any, out: Path, resume: bool, changed: tuple[str, ...], as_json: bool, quiet: bool, workers: int = 0
+) -> None:
     from h2tune.quiet import quiet_libraries
 
     quiet_libraries()
@@ -92,7 +99,7 @@ def _train(experiment: Any, out: Path, resume: bool, changed: tuple[str, ...], a
 
     progress = Progress(mode="json" if as_json else "quiet" if quiet else "auto")
     try:
-        metrics = run_federation(experiment, out, resume=resume, changed=changed, watcher=progress)
+        metrics = run_federation(experiment, out, resume=resume, changed=changed, watcher=progress, workers=workers)
     finally:
         progress.stop()
     page = write_report(out)

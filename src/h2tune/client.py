@@ -89,6 +89,10 @@ class Client:
         self.run, self.done = "", 0  # of which run, and the last round that it has trained
         self.secrets: ClientSecrets | None = None
 
+    def introduction(self) -> dict[str, Any]:
+        """What its method may tell of it before anything is trained."""
+        return self.method.introduction()
+
     def _load_data(self) -> None:
         config, seed = self.config, derive(self.seed, self.data_seed, "data")
         train = tasks.load_examples(

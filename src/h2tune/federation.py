@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,10 @@ from h2tune.server import Server
 from h2tune.store import RunStore
 from h2tune.transport.inprocess import InProcess
 from h2tune.version import __version__
+from h2tune.workers import Remote, Workers
+
+Gather = Callable[[Experiment, RunStore], "InProcess | Workers"]
+"""Makes the clients of an experiment, and the way to them."""
 
 
 class Watcher(Protocol):
@@ -75,6 +79,7 @@ def run(
     changed: Sequence[str] = (),
     watcher: Watcher | None = None,
     residents: Residents | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Run a federation in this process and return its metrics (as in ``metrics.json``).
 
@@ -84,6 +89,7 @@ def run(
         resume: go on with the run in ``out``, from its last committed round.
         changed: keys of the config that may differ from the run's when resuming.
         residents: base models that are in memory already, without adapters (`Residents.release`).
+        workers: spread the clients over so many of Ray's workers (`h2tune.workers`); 0 keeps them here.
     """
     begin = time.perf_counter()
     if not isinstance(experiment, Experiment):
@@ -95,23 +101,27 @@ def run(
     if watcher:
         watcher.message("loading models and data")
     accelerator = make_accelerator(experiment, residents.device, store.folder)
-    build = partial(_build, residents=residents, accelerator=accelerator, watcher=watcher)
+    if workers:
+        gather: Gather = lambda e, s: Workers(e, s.folder, workers)  # noqa: E731
+    else:
+        build = partial(build_clients, residents=residents, accelerator=accelerator, watcher=watcher)
+        gather = lambda e, s: InProcess(build(e, s))  # noqa: E731
     if resume and store.exists:
         identity, _ = store.open(experiment, tuple(changed))
-        clients = build(experiment, store)
+        party = gather(experiment, store)
     else:
         # Every mistake in models, data and method shows before anything is written.
-        clients = build(experiment, store)
-        check_method(experiment, clients)
+        party = gather(experiment, store)
+        check_method(experiment, party.clients)
         identity = store.create(experiment)
     beside = {}
     for name in experiment.baselines:
-        beside[name] = _baseline(experiment, name, store.folder, build, watcher)
+        beside[name] = _baseline(experiment, name, store.folder, gather, watcher)
         residents.release()
     if experiment.tracking:
         accelerator.init_trackers(experiment.name.replace(" ", "-"))
         store.track = accelerator.log
-    server = _federate(experiment, identity, store, clients, watcher)
+    server = _federate(experiment, identity, store, party, watcher)
     metrics = collect(experiment, server, store, time.perf_counter() - begin)
     _compare(metrics, experiment, beside, store)
     store.write_metrics(metrics)
@@ -120,10 +130,10 @@ def run(
     return metrics
 
 
-def check_method(experiment: Experiment, clients: dict[str, Client]) -> None:
+def check_method(experiment: Experiment, clients: Mapping[str, Client | Remote]) -> None:
     """Raise MethodError if the experiment's method cannot run on these clients."""
     method, _ = resolve_method(experiment.method)
-    introductions = {name: client.method.introduction() for name, client in clients.items()}
+    introductions = {name: client.introduction() for name, client in clients.items()}
     try:
         method.server.suits(experiment, introductions)
     except MethodError as error:
@@ -131,7 +141,7 @@ def check_method(experiment: Experiment, clients: dict[str, Client]) -> None:
 
 
 def _federate(
-    experiment: Experiment, identity: str, store: RunStore, clients: dict[str, Client], watcher: Watcher | None
+    experiment: Experiment, identity: str, store: RunStore, party: InProcess | Workers, watcher: Watcher | None
 ) -> Server:
     """Go on from the last commit if there is one, and run to the end."""
     if watcher:
@@ -141,29 +151,40 @@ def _federate(
     last = store.committed()
     store.event(
         "run_started",
-        f"{_method_name(experiment)}, {len(clients)} clients, {experiment.rounds} rounds",
+        f"{_method_name(experiment)}, {len(party.clients)} clients, {experiment.rounds} rounds",
         resumed=last is not None,
     )
-    _warn(store, experiment, clients)
-    server = Server(experiment, identity, list(clients), InProcess(clients), store)
-    if last:
-        server.resume(*last, store.kept("frames"))
-    server.run()
+    _warn(store, experiment, party.clients)
+    server = Server(experiment, identity, list(party.clients), party, store)
+    try:
+        if last:
+            server.resume(*last, store.kept("frames"))
+        server.run()
+    finally:
+        party.close()
     return server
 
 
-def _build(
-    experiment: Experiment, store: RunStore, residents: Residents, accelerator: Accelerator, watcher: Watcher | None
+def build_clients(
+    experiment: Experiment,
+    store: RunStore,
+    residents: Residents,
+    accelerator: Accelerator | None = None,
+    watcher: Watcher | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Client]:
+    """The clients of a run in this process; ``names`` picks some of them."""
     anchors = load_anchors(experiment.anchors, experiment.anchor_words)
+    step = watcher.step if watcher else None
     return {
-        c.name: Client(c, experiment, residents, anchors, store.client(c.name), watcher and watcher.step, accelerator)
+        c.name: Client(c, experiment, residents, anchors, store.client(c.name), step, accelerator)
         for c in experiment.clients
+        if names is None or c.name in names
     }
 
 
 def _baseline(
-    experiment: Experiment, method: str, folder: Path, build: Callable[..., dict[str, Client]], watcher: Watcher | None
+    experiment: Experiment, method: str, folder: Path, gather: Gather, watcher: Watcher | None
 ) -> dict[str, Any]:
     """Metrics of the same experiment with another method, in a run directory of its own inside this one; cached."""
     store = WatchedStore(folder / "baselines" / method, watcher)
@@ -181,12 +202,13 @@ def _baseline(
         "tracking": [],
         "wire": Wire(),
         "privacy": None,
+        "secure_aggregation": None,
     }
     beside = experiment.model_copy(update=changes)
     identity = store.open(beside)[0] if store.exists else store.create(beside)
     begin = time.perf_counter()
-    clients = build(beside, store)
-    metrics = collect(beside, _federate(beside, identity, store, clients, watcher), store, time.perf_counter() - begin)
+    party = gather(beside, store)
+    metrics = collect(beside, _federate(beside, identity, store, party, watcher), store, time.perf_counter() - begin)
     store.write_metrics(metrics)
     return metrics
 
@@ -225,7 +247,7 @@ def _task_name(task: Any) -> str:
     return task if isinstance(task, str) else str(task.get("preset") or task.get("kind"))
 
 
-def _warn(store: RunStore, experiment: Experiment, clients: dict[str, Client]) -> None:
+def _warn(store: RunStore, experiment: Experiment, clients: Mapping[str, Client | Remote]) -> None:
     """What deserves attention before training starts."""
     for name, client in clients.items():
         if client.leaked:

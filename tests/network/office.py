@@ -9,13 +9,14 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from h2tune.config import Experiment
 from h2tune.network.attend import Participant
-from h2tune.network.kits import SCHEMA, About, Kit, write_kit
-from h2tune.network.provision import concerns
+from h2tune.network.kits import PUBLIC, SCHEMA, About, Kit, write_kit
+from h2tune.network.provision import concerns, with_public_files
 from h2tune.transport.courier import Done
 from h2tune.transport.letters import Letter, unpack
 from h2tune.version import __version__
@@ -30,13 +31,13 @@ def kits(experiment: Experiment, folder: Path) -> dict[str, Kit]:
     for name in ("server", *(c.name for c in experiment.clients)):
         role = "server" if name == "server" else "client"
         about = About(SCHEMA, role, name, FEDERATION, "localhost", 1, __version__)
-        write_kit(folder / name, about, concerns(experiment, name))
+        write_kit(folder / name, about, with_public_files(concerns(experiment, name), folder / name / PUBLIC))
     return {path.name: _Kit(path) for path in folder.iterdir()}
 
 
 class _Kit(Kit):
-    def check_certificate(self, now: Any = None) -> Any:
-        return None
+    def check_certificate(self, now: datetime | None = None) -> datetime:
+        return datetime(2100, 1, 1, tzinfo=UTC)
 
 
 class Office:

@@ -298,3 +298,21 @@ def test_strangers_and_garbage_are_refused_and_disturb_nobody(
     assert same(night, undisturbed)
     texts = [e["text"] for e in night.events("refused")]
     assert texts[0].startswith("mallory: it is not a participant") and texts[1].startswith("c0: This is no letter")
+
+
+def test_answers_that_come_twice_or_again_rounds_later_count_once(
+    undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    night = Night(tmp_path)
+    deliver = SimulatedClient._post
+
+    def twice(client: SimulatedClient, letter: Any) -> bool:
+        if letter.kind == "answer":
+            for delay in (0.0, 5.0, 17.0):
+                night.office.after(delay, lambda: night.office.letters.append((client.name, letter.pack())))
+        return deliver(client, letter)
+
+    for client in night.clients.values():
+        client._post = twice.__get__(client)
+    night.serve()
+    assert same(night, undisturbed) and night.events("late")

@@ -336,3 +336,67 @@ def test_kits_are_added_and_renewed_without_touching_the_others(made: tuple[Expe
         provision(three, tmp_path / "kits", renew=["c9"])
     with pytest.raises(KitError, match="belongs to the federation 'small'"):
         provision(small(name="else"), tmp_path / "kits")
+
+
+class Session:
+    """A federation as people run it: four processes of the command line."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self.experiment, self.folder = experiment, folder
+        self.processes: dict[str, subprocess.Popen] = {}
+
+    def start(self, name: str) -> None:
+        first = not (self.folder / name / "own.yaml").is_file()
+        role = "server" if name == "server" else "client"
+        options = []
+        if role == "client" and first:  # later starts remember them
+            client = next(c for c in self.experiment.clients if c.name == name)
+            options = ["--model", client.model, "--train", client.train, "--test", client.test, "--validation",
+                       client.validation, "--device", "cpu"]  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115 - the child keeps it
+        self.processes[name] = subprocess.Popen([sys.executable, "-m", "h2tune", role, str(self.folder / name), *options],
+                                                env=environment, stdout=log, stderr=log)  # fmt: skip
+
+    def committed(self, round: int) -> bool:
+        path = self.folder / "server" / "run" / "events.jsonl"
+        return path.is_file() and f'"round_committed", "round": {round}' in path.read_text()
+
+    def engine_of(self, name: str) -> psutil.Process:
+        return psutil.Process(self.processes[name].pid).children()[0]
+
+    def finish(self) -> None:
+        assert {name: process.wait(300) for name, process in self.processes.items()} == dict.fromkeys(
+            self.processes, 0
+        )
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["client", "server", "client's engine", "server's engine", "both"])
+def test_kill_9_of_real_processes_changes_nothing(victim: str, tmp_path: Path) -> None:
+    network = {"port": free_port(), "gather": SECONDS, "silence": 60}
+    experiment = small(clients=3, network=network, rounds=6, training={"steps": 10, "batch_size": 4})
+    federation.run(experiment, tmp_path / "run")
+    provision(experiment, tmp_path / "kits")
+    session = Session(experiment, tmp_path / "kits")
+    try:
+        for name in ("server", "c0", "c1", "c2"):
+            session.start(name)
+        until(lambda: session.committed(2), "two rounds")
+        for name in {"both": ["c1", "server"], "client": ["c1"], "server": ["server"]}.get(victim, []):
+            session.processes[name].kill()
+            session.processes[name].wait()
+            session.start(name)
+        if "engine" in victim:
+            session.engine_of("server" if "server" in victim else "c1").kill()
+        session.finish()
+    finally:
+        session.close()
+    core = load_file(tmp_path / "kits" / "server" / "run" / "server" / "core.safetensors")
+    wanted = load_file(tmp_path / "run" / "server" / "core.safetensors")
+    assert all(torch.equal(core[k], wanted[k]) for k in wanted)
+    until(lambda: not engines(tmp_path), "no process is left")

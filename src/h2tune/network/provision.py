@@ -156,7 +156,7 @@ def _make_kit(experiment: Experiment, name: str, made: Path, folder: Path, feder
     _settle(engine, role, experiment)
     network = experiment.network
     about = About(SCHEMA, role, name, federation, network.host, network.port, __version__)
-    write_kit(folder, about, _with_public_files(concerns(experiment, name), folder / PUBLIC))
+    write_kit(folder, about, with_public_files(concerns(experiment, name), folder / PUBLIC))
 
 
 def _settle(engine: Path, role: str, experiment: Experiment) -> None:
@@ -194,14 +194,14 @@ def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
     return plain
 
 
-def _with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
+def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Copy the files that all need into the kit, and name them by their place in it."""
 
     def carry(value: Any) -> Any:
         source = Path(value) if isinstance(value, str) else None
         if source is None or not source.is_file():
             return value
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / source.name)
         return f"{PUBLIC}/{source.name}"
 

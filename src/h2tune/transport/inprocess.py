@@ -31,5 +31,8 @@ class InProcess:
         """Nobody else will come; at the start all are here."""
         return first
 
+    def close(self) -> None:
+        """Nothing was opened."""
+
     def dismiss(self, name: str, reason: str) -> None:
         """A client in this process is simply not asked again."""
