@@ -62,3 +62,10 @@ def test_planned_bytes_of_smaller_messages(wire: dict, mask: str, keep: float, t
 
 def sizes(tensors: dict) -> int:
     return sum(t.nbytes for name, t in tensors.items() if name != "pairs")
+
+
+def test_a_coordinator_may_not_know_models_and_data() -> None:
+    experiment = small()
+    unknown = experiment.clients[0].model_copy(update=dict.fromkeys(("model", "train", "test", "validation"), "-"))
+    found = make_plan(experiment.model_copy(update={"clients": [unknown, experiment.clients[1]]}))
+    assert not found.problems and found.clients[0].blocks is None and found.clients[1].bytes_up

@@ -22,7 +22,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for what is made; by default under runs/.")]
-Run = Annotated[Path, typer.Argument(help="A run directory.")]
+Run = Annotated[Path, typer.Argument(help="A run directory, or (for `export` and `predict`) a client's kit.")]
 File = Annotated[Path, typer.Argument(help="A federation's YAML file; `h2tune init` writes one.")]
 
 
@@ -294,7 +294,7 @@ def report(run_dir: Run) -> None:
 @app.command()
 def export(
     run_dir: Run,
-    client: Annotated[str, typer.Option(help="Whose adapter.")],
+    client: Annotated[str | None, typer.Option(help="Whose adapter; not needed for a client's kit.")] = None,
     to: Annotated[str, typer.Option(help="`peft`: a standard LoRA; `merged`: the whole model.")] = "peft",
     out: Out = None,
 ) -> None:
@@ -306,15 +306,17 @@ def export(
 
         quiet_libraries()
         from h2tune.leaving import export as write
+        from h2tune.leaving import only_client
 
+        client = client or only_client(run_dir)
         typer.echo(write(run_dir, client, out or run_dir / "export" / f"{client}-{to}", to))
 
 
 @app.command()
 def predict(
     run_dir: Run,
-    client: Annotated[str, typer.Option(help="Whose adapter answers.")],
     file: Annotated[Path, typer.Option(help="Rows with the task's columns; answers are not needed.")],
+    client: Annotated[str | None, typer.Option(help="Whose adapter answers; not needed for a client's kit.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of printing.")] = None,
 ) -> None:
     """Answer the rows of a file with a client's adapter, as JSON lines."""
@@ -322,10 +324,10 @@ def predict(
         from h2tune.quiet import quiet_libraries
 
         quiet_libraries()
+        from h2tune.leaving import only_client, to_jsonl
         from h2tune.leaving import predict as answer
-        from h2tune.leaving import to_jsonl
 
-        lines = to_jsonl(answer(run_dir, client, file))
+        lines = to_jsonl(answer(run_dir, client or only_client(run_dir), file))
         if out is None:
             for line in lines:
                 sys.stdout.write(line + "\n")

@@ -20,6 +20,7 @@ from h2tune import tasks
 from h2tune.adapter import save_lora
 from h2tune.config import ClientConfig
 from h2tune.models import resolve_source
+from h2tune.network.kits import Kit
 from h2tune.store import RunStore, StoreError
 from h2tune.tasks.example import Example, Task
 from h2tune.tasks.prompts import encode, encode_prompts
@@ -28,9 +29,28 @@ from h2tune.training.batches import collate
 from h2tune.training.score import choose, generate
 
 
+def is_kit(folder: Path) -> bool:
+    """Whether a folder is a client's kit (`h2tune.network.kits`) and not a run directory."""
+    return (folder / "kit.json").is_file()
+
+
+def only_client(run: Path) -> str:
+    """Whose adapter a folder holds, where it can be but one."""
+    if is_kit(run):
+        return Kit(run, "client").about.name
+    names = [c.name for c in RunStore(run).open()[1].clients]
+    if len(names) > 1:
+        raise StoreError(f"{run} has several clients: choose with --client {' or --client '.join(names)}")
+    return names[0]
+
+
 def find_client(run: Path, name: str) -> ClientConfig:
-    """The client's part of a run's config; raises StoreError naming the clients there are."""
-    _, experiment = RunStore(run).open()
+    """The client's part of a run's (or its own kit's) config; raises StoreError naming the clients there are."""
+    if is_kit(run):
+        kit = Kit(run, "client")
+        experiment = kit.experiment(kit.own())
+    else:
+        _, experiment = RunStore(run).open()
     for client in experiment.clients:
         if client.name == name:
             return client
@@ -40,9 +60,10 @@ def find_client(run: Path, name: str) -> ClientConfig:
 def load_client(run: Path, name: str) -> tuple[PeftModel, PreTrainedTokenizerBase, Task]:
     """Base model with the client's trained adapter, tokenizer and task."""
     client = find_client(run, name)
-    folder = run / "clients" / name / "adapter"
+    folder = run / "state" / "adapter" if is_kit(run) else run / "clients" / name / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():
-        raise StoreError(f"{run} has no finished adapter for {name}: let the run end first (h2tune run --resume).")
+        goes_on = "h2tune client" if is_kit(run) else "h2tune run --resume"
+        raise StoreError(f"{run} has no finished adapter for {name}: let the run end first ({goes_on}).")
     task = tasks.build_task(client.task)
     source, common = (
         resolve_source(client.model),

@@ -73,6 +73,7 @@ LEAVES = (
     "each round, unless nothing is shared: the kept entries of the core S, and which they are",
     "each round: number of examples, mean losses, validation and test figures",
 )
+UNKNOWN = "-"  # a model or data source that only the client itself knows (docs/network.md)
 STAYS = "training, validation and test text; the base model; A, B, P, M and the head; optimiser states; predictions"
 
 
@@ -131,6 +132,8 @@ def _check_client(plan: Plan, client: ClientConfig, row: ClientPlan) -> None:
     row.task = task.name if task else "?"
     for part in ("train", "test", "validation"):
         source = getattr(client, part)
+        if source == UNKNOWN:
+            continue
         if task is None and source and not source.startswith(("demo:", "hub:")) and not Path(source).exists():
             plan.problems.append(f"{where}{part}: no file or folder {source}")
         if task and source:
@@ -145,6 +148,8 @@ def _check_client(plan: Plan, client: ClientConfig, row: ClientPlan) -> None:
 
 def _shape(plan: Plan, client: ClientConfig) -> Resident | None:
     """The client's model without weights; None (and a warning) if its config is not on this machine yet."""
+    if client.model == UNKNOWN:
+        return None
     source = _attempt(plan, lambda: resolve_source(client.model), f"{client.name}: ")
     if source is None:
         return None

@@ -13,11 +13,14 @@ import torch
 from federations import small
 from office import Office, SimulatedClient, kits, participant
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from h2tune import federation
+from h2tune.cli import app
 from h2tune.network.serve import serve
 from h2tune.server import QuorumError
 from h2tune.store import ClientStore, RunStore, StoreError
+from h2tune.tasks.sources import read_rows
 
 WAITS = {"deadline": 60, "silence": 5, "gather": 30, "patience": 300}
 
@@ -316,3 +319,18 @@ def test_answers_that_come_twice_or_again_rounds_later_count_once(
         client._post = twice.__get__(client)
     night.serve()
     assert same(night, undisturbed) and night.events("late")
+
+
+def test_a_clients_kit_exports_and_predicts_without_its_run(tmp_path: Path) -> None:
+    night = Night(tmp_path)
+    night.serve()
+    for name, kit in night.kits.items():
+        if name != "server":
+            client = next(c for c in night.experiment.clients if c.name == name)
+            kit.keep_own({"model": client.model, "train": client.train, "test": client.test})
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(next(iter(read_rows("demo:choice?split=test&n=2")))) + "\n")
+    exported = CliRunner().invoke(app, ["export", str(tmp_path / "c1"), "--out", str(tmp_path / "lora")])
+    assert exported.exit_code == 0 and (tmp_path / "lora" / "adapter_model.safetensors").is_file()
+    answered = CliRunner().invoke(app, ["predict", str(tmp_path / "c1"), "--file", str(rows)])
+    assert answered.exit_code == 0 and "prediction" in json.loads(answered.output)
