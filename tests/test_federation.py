@@ -405,3 +405,36 @@ def test_no_private_row_can_influence_the_frames_that_are_sent(tmp_path: Path) -
         client.method.join()
         sent.append(encode(Message("described", "r", 0, "c0", "h2tune", client.method.describe())))
     assert len(sent[0]) > 10_000 and sent[0] == sent[1]
+
+
+NONSENSE = [
+    None,
+    3,
+    "x",
+    [],
+    {},
+    {"loss": {"shared": "low"}},
+    {"metric": "high", "nats": 1.0},
+    {"loss": {}, "seconds": -1},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("joined", "facts"), ("joined", "base"), ("update", "record"), ("result", "final")]
+)
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=str)
+def test_what_a_client_says_of_itself_cannot_stop_the_server(
+    kind: str, key: str, nonsense: Any, tmp_path: Path
+) -> None:
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == kind:
+                message.payload.meta[key] = nonsense
+            yield name, encode(message)
+
+    server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path)
+    server.transport = Tampering(server.transport, spoil)
+    server.run()
+    assert server.members["c0"].status.startswith(f"stopped: its {'figures' if key == 'base' else key} cannot be read")
+    assert server.members["c1"].final and server.round == 1

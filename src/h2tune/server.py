@@ -10,59 +10,27 @@ import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from h2tune.answers import Facts, Figures, Final, Record, read
 from h2tune.config import Experiment
 from h2tune.methods import MethodError, method_of
 from h2tune.methods.masked import threshold_of
+from h2tune.roll import STOPPED, WAITING, Member, Roll, RunLog
 from h2tune.secure import SecureRound
 from h2tune.seeds import derive
-from h2tune.transport.base import Absent, Lost, Transport
-from h2tune.wire import Message, Payload, WireError, decode, encode
+from h2tune.transport.base import Transport
+from h2tune.wire import Message, Payload, WireError
 
 ENOUGH_WORDS = 0.5  # share of a client's word occurrences that the anchors should hold
-WAITING, AWAY, STOPPED = "not joined yet", "away: ", "stopped: "  # what a member's status is or begins with, or "ok"
 ATTEMPTS = 3  # times that a client which restarts in a round is asked again
-
-
-class RunLog(Protocol):
-    """Where rounds are committed and events told; see `h2tune.store.RunStore`."""
-
-    def event(self, event: str, text: str, **fields: Any) -> None: ...
-
-    def commit(self, round: int, tensors: dict, records: dict) -> None: ...
-
-    def committed(self) -> tuple[int, dict, dict] | None: ...
-
-    def keep(self, name: str, tensors: dict) -> None: ...
-
-    def kept(self, name: str) -> dict: ...
 
 
 class QuorumError(RuntimeError):
     """Too few clients answered for a round to be committed."""
 
 
-def _failure(meta: dict[str, Any]) -> WireError:
-    """What a client says went wrong."""
-    reason = str(meta.get("reason", "failed"))
-    return Lost(reason) if meta.get("rejoin") is True else WireError(reason)
-
-
-@dataclass
-class Member:
-    """What the server remembers of a client."""
-
-    facts: dict[str, Any] = field(default_factory=dict)
-    base: dict[str, float] | None = None
-    final: dict[str, Any] | None = None
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    setup_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
-    status: str = WAITING
-
-
-class Server:
+class Server(Roll):
     """Runs the rounds of one experiment.
 
     Args:
@@ -72,10 +40,8 @@ class Server:
 
     def __init__(self, experiment: Experiment, run: str, names: list[str], transport: Transport, log: RunLog) -> None:
         method, settings = method_of(experiment)
-        self.method = method.server(experiment, settings)
-        self.method_name = method.name
-        self.experiment, self.run_id, self.transport, self.log = experiment, run, transport, log
-        self.members = {name: Member() for name in names}
+        super().__init__(run, method.name, names, transport, log, experiment.network.largest)
+        self.experiment, self.method = experiment, method.server(experiment, settings)
         self.joins = {client.name: client.joins for client in experiment.clients}
         self.round, self.best, self.waited = 0, math.inf, 0
         self.secret = experiment.secure_aggregation is not None
@@ -112,19 +78,23 @@ class Server:
         """Let clients join, and hand them the frames; returns how many did."""
         introductions = {}
         for name, message, _ in self._ask("join", {n: Payload() for n in names}, number, setup=True):
-            self.members[name].facts = message.payload.meta.pop("facts", {})
-            self.members[name].base = message.payload.meta.pop("base", None)
+            try:
+                self.members[name].facts = read(Facts, message.payload.meta.pop("facts", None))
+                self.members[name].base = read(Figures, message.payload.meta.pop("base", None))
+            except WireError as error:
+                self._exclude(name, str(error), number)
+                continue
             self._warn_of_strange_words(name)
             introductions[name] = message.payload
         if not introductions:
             return 0
-        asked = {n: Payload() for n in self.method.ask(introductions)}
-        described = {n: m.payload for n, m, _ in self._ask("describe", asked, number, setup=True)}
         try:
+            asked = {n: Payload() for n in self.method.ask(introductions)}
+            described = {n: m.payload for n, m, _ in self._ask("describe", asked, number, setup=True)}
             welcomes = self.method.open(introductions, described)
         except MethodError:
             raise
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WireError(f"The clients do not fit together: {error}") from None
         ready = [name for name, _, _ in self._ask("welcome", welcomes, number, setup=True)]
         for name in ready:
@@ -176,11 +146,12 @@ class Server:
         for name, message, traffic in ask("round", requests, number):
             weight = message.examples if self.experiment.weights == "examples" else 1
             try:
+                record = read(Record, message.payload.meta.get("record"))
                 self.method.add(name, message.payload, weight)
             except WireError as error:
                 self._exclude(name, str(error), number)
                 continue
-            taken[name] = {"round": number} | message.payload.meta.get("record", {}) | traffic
+            taken[name] = {"round": number} | record | traffic
             self.log.event("client_finished", f"{name} finished round {number}", client=name, **taken[name])
         return taken
 
@@ -251,7 +222,10 @@ class Server:
         alive = [name for name, member in self.members.items() if member.status == "ok"]
         requests = {name: self.method.download(name) for name in alive}
         for name, message, _ in self._ask_again("finish", requests, self.round):
-            self.members[name].final = message.payload.meta.get("final")
+            try:
+                self.members[name].final = read(Final, message.payload.meta.get("final"))
+            except WireError as error:
+                self._exclude(name, str(error), self.round)
 
     def resume(self, round: int, tensors: dict, records: dict, fixed: dict) -> None:
         """Stand where a committed round left the federation."""
@@ -274,34 +248,6 @@ class Server:
         """Whether `patience` rounds went by without a better mean validation."""
         return self.experiment.patience is not None and self.waited >= self.experiment.patience
 
-    def _ask(self, kind: str, payloads: dict[str, Payload], number: int = 0, setup: bool = False
-             ) -> Iterator[tuple[str, Message, dict[str, int]]]:  # fmt: skip
-        """Send one message to each client and yield the answers that pass every check."""
-        requests = {
-            name: encode(Message(kind, self.run_id, number, name, self.method_name, payload))
-            for name, payload in payloads.items()
-        }
-        for name, data in self.transport.exchange(requests, fresh=kind in ("join", "resume")):
-            try:
-                if isinstance(data, Exception):
-                    raise data
-                message = decode(data, run=self.run_id, limit=self.experiment.network.largest)
-                if (message.client, message.round) != (name, number):
-                    raise WireError(f"an answer of {message.client} for round {message.round} came from {name}")
-                if message.kind == "failure":
-                    raise _failure(message.payload.meta)
-            except Absent as error:
-                self._lose(name, error, number)
-                continue
-            except WireError as error:
-                self._exclude(name, str(error), number)
-                continue
-            down, up = len(requests[name]), len(data)
-            if setup:
-                self.members[name].setup_bytes["down"] += down
-                self.members[name].setup_bytes["up"] += up
-            yield name, message, {"bytes_down": down, "bytes_up": up}
-
     def _ask_again(self, kind: str, payloads: dict[str, Payload], number: int
                    ) -> Iterator[tuple[str, Message, dict[str, int]]]:  # fmt: skip
         """As `_ask`; who restarts meanwhile takes his place again and is asked once more."""
@@ -314,23 +260,6 @@ class Server:
             if not back:
                 return
             payloads = {name: payloads[name] for name in back}
-
-    def _exclude(self, name: str, reason: str, number: int) -> None:
-        """A client that failed takes no further part; the others go on if the quorum allows."""
-        self.members[name].status = f"{STOPPED}{reason}"
-        self.log.event("client_excluded", f"{name}: {reason}", round=number, client=name)
-        self.transport.dismiss(name, reason)
-
-    def _lose(self, name: str, error: Absent, number: int) -> None:
-        """A client that gave no answer misses the round; when it is here again, it takes part again."""
-        if isinstance(error, Lost):
-            self.members[name].status = WAITING
-        elif self.members[name].status != WAITING:
-            self.members[name].status = f"{AWAY}{error}"
-        self.log.event("client_away", f"{name}: {error}", round=number, client=name)
-
-    def _away(self, name: str) -> bool:
-        return self.members[name].status.startswith(AWAY)
 
     def _short(self, count: int) -> str:
         return (

@@ -1,0 +1,68 @@
+"""What clients say of themselves beside tensors, read strictly: a server must not stumble over one client's nonsense."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from h2tune.wire import WireError
+
+Text = Annotated[str, Field(max_length=300)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Said(BaseModel):
+    # What this version does not know is left out, so that a newer client can take part.
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Figures(_Said):
+    """Scores of a model on some rows."""
+
+    metric: float
+    nats: float
+
+
+class Final(Figures):
+    """Scores at the end, with those on validation that a choice may rest on."""
+
+    validation: float
+    validation_nats: float
+
+
+class Record(_Said):
+    """A round as a client saw it."""
+
+    loss: dict[Text, float] = Field(max_length=20)
+    validation: Figures | None = None
+    test: Figures | None = None
+    seconds: float = Field(ge=0)
+
+
+class Facts(_Said):
+    """What a client says when it joins."""
+
+    model: Text
+    family: Text
+    task: Text
+    kind: Text
+    metric: Text
+    n_train: Count
+    n_validation: Count
+    n_test: Count
+    keep: float = Field(gt=0, le=1)
+    unigram_nats: float
+    majority: float = Field(ge=0, le=1)
+    leaked: Count
+    anchor_coverage: float | None = None
+
+
+def read(kind: type[_Said], value: Any) -> dict[str, Any]:
+    """Plain values of what was said; raises WireError naming what is wrong with it."""
+    try:
+        return kind.model_validate(value, strict=True).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"]) or kind.__name__.lower()
+        raise WireError(f"its {kind.__name__.lower()} cannot be read: {place}: {first['msg']}") from None
