@@ -22,7 +22,7 @@ HEAD = """# Accuracy
 Generated from `benchmarks/results/accuracy/*.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each setting is a file in
 `benchmarks/accuracy/` whose head has the command. Differences are paired by seed, intervals are Student's t, 95 %; where local training answers under
 5 % of a client's test exactly right, the quantity is nats per answer token (differences are positive where the method is better). Rates of every
-method were tuned with the same multiples by validation, on a seed that no row uses. What the figures mean, and what was tried before
+method were tuned with the same multiples by validation, on a seed that no row uses, but for `demo-all`: one run of everything at the demo's own rates. What the figures mean, and what was tried before
 them, is in [experiments](experiments.md).
 """
 
@@ -43,9 +43,18 @@ def kept_form(result: dict[str, Any], name: str) -> dict[str, Any]:
                 client[key] = client[key].rsplit("/shared/", 1)[-1].rsplit("/benchmarks/", 1)[-1]
     result["config"]["anchors"] = str(result["config"]["anchors"]).rsplit("/benchmarks/", 1)[-1]
     seeds = max((len(row["seeds"]) for table in result["tables"] for row in table["methods"]), default=0)
-    file = "demo" if name == "demo" else f"benchmarks/accuracy/{name}.yaml"
+    file = "demo" if name.startswith("demo") else f"benchmarks/accuracy/{name}.yaml"
     methods = ",".join(row["method"] for row in result["tables"][0]["methods"])
     return {"command": f"h2tune compare {file} --methods {methods} --seeds {seeds}"} | result
+
+
+def reasons(result: dict[str, Any]) -> list[str]:
+    """Why some methods have no row; those with the same reason in one line."""
+    found: dict[str, list[str]] = {}
+    for kind in ("skipped", "failed"):
+        for key, reason in result[kind].items():
+            found.setdefault(f"{kind}: {reason.removeprefix(key + ': ')}", []).append(key)
+    return [f"{', '.join(keys)}: {reason}." for reason, keys in found.items()]
 
 
 def page_of(results: dict[str, dict[str, Any]]) -> str:
@@ -75,8 +84,7 @@ def page_of(results: dict[str, dict[str, Any]]) -> str:
                          best, size(row["bytes_up"]), f"x{row['rate']:g}"]  # fmt: skip
                 lines.append("| " + " | ".join(cells) + " |")
             parts.append("\n".join(lines))
-        for kind in ("skipped", "failed"):
-            parts += [f"{kind}: {key}: {reason}" for key, reason in result[kind].items()]
+        parts += reasons(result)
     return "\n\n".join(parts) + "\n"
 
 
