@@ -31,7 +31,7 @@ from h2tune.store import RunStore
 from h2tune.training.batches import collate
 from h2tune.transport.inprocess import InProcess
 
-ROUNDS, RATE = (2, 4, 8, 16, 32, 64), 0.02
+ROUNDS, RATE = (2, 4, 8, 16, 32), 0.02
 PICTURE = Path(__file__).parents[1] / "docs" / "slope.svg"
 
 
