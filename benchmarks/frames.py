@@ -60,6 +60,7 @@ def model_of(shape: dict) -> torch.nn.Module:
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16)
     model = model.to_empty(device="cpu").eval()
+    model.tie_weights()  # which the copy from the meta device took apart
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.02)
