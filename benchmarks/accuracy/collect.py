@@ -1,4 +1,4 @@
-"""Keep the results of finished comparisons, and write the tables of docs/accuracy.md from what is kept.
+"""Keep the results of finished comparisons and ablations, and write docs/accuracy.md and docs/ablations.md from what is kept.
 
 Run as: python benchmarks/accuracy/collect.py runs/accuracy     # a folder for each comparison, as `h2tune compare --out` makes it
         python benchmarks/accuracy/collect.py                   # only the page, from benchmarks/results/accuracy/
@@ -16,13 +16,22 @@ from h2tune.report.words import size
 
 ROOT = Path(__file__).parents[2]
 KEPT, PAGE = ROOT / "benchmarks" / "results" / "accuracy", ROOT / "docs" / "accuracy.md"
+ABLATIONS, ABLATED = ROOT / "benchmarks" / "results" / "ablations.json", ROOT / "docs" / "ablations.md"
 HEAD = """# Accuracy
 
 Generated from `benchmarks/results/accuracy/*.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each setting is a file in
 `benchmarks/accuracy/` whose head has the command. Differences are paired by seed, intervals are Student's t, 95 %; where local training answers under
 5 % of a client's test exactly right, the quantity is nats per answer token (differences are positive where the method is better). Rates of every
-method were tuned with the same multiples by validation, on a seed that no row uses. What the figures mean, and what was tried before
+method were tuned with the same multiples by validation, on a seed that no row uses, but for `demo-all`: one run of everything at the demo's own rates. What the figures mean, and what was tried before
 them, is in [experiments](experiments.md).
+"""
+
+ABLATED_HEAD = """# Ablations
+
+Generated from `benchmarks/results/ablations.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each table is one federation, a file in
+`benchmarks/accuracy/` that says what each variant changes; everything else stays as it is. Per cent of the test right, mean over the clients;
+differences are to the table's first row, paired by seed. Rates are the file's, not tuned for each variant, and two seeds give no interval worth
+printing: read differences of a few points as noise.
 """
 
 
@@ -34,9 +43,18 @@ def kept_form(result: dict[str, Any], name: str) -> dict[str, Any]:
                 client[key] = client[key].rsplit("/shared/", 1)[-1].rsplit("/benchmarks/", 1)[-1]
     result["config"]["anchors"] = str(result["config"]["anchors"]).rsplit("/benchmarks/", 1)[-1]
     seeds = max((len(row["seeds"]) for table in result["tables"] for row in table["methods"]), default=0)
-    file = "demo" if name == "demo" else f"benchmarks/accuracy/{name}.yaml"
+    file = "demo" if name.startswith("demo") else f"benchmarks/accuracy/{name}.yaml"
     methods = ",".join(row["method"] for row in result["tables"][0]["methods"])
     return {"command": f"h2tune compare {file} --methods {methods} --seeds {seeds}"} | result
+
+
+def reasons(result: dict[str, Any]) -> list[str]:
+    """Why some methods have no row; those with the same reason in one line."""
+    found: dict[str, list[str]] = {}
+    for kind in ("skipped", "failed"):
+        for key, reason in result[kind].items():
+            found.setdefault(f"{kind}: {reason.removeprefix(key + ': ')}", []).append(key)
+    return [f"{', '.join(keys)}: {reason}." for reason, keys in found.items()]
 
 
 def page_of(results: dict[str, dict[str, Any]]) -> str:
@@ -66,9 +84,48 @@ def page_of(results: dict[str, dict[str, Any]]) -> str:
                          best, size(row["bytes_up"]), f"x{row['rate']:g}"]  # fmt: skip
                 lines.append("| " + " | ".join(cells) + " |")
             parts.append("\n".join(lines))
-        for kind in ("skipped", "failed"):
-            parts += [f"{kind}: {key}: {reason}" for key, reason in result[kind].items()]
+        parts += reasons(result)
     return "\n\n".join(parts) + "\n"
+
+
+def ablated_form(result: dict[str, Any]) -> dict[str, Any]:
+    rows = {}
+    for name, seeds in result["results"].items():
+        scores = {
+            seed: {n: f["metric"] for n, f in found.items() if n != "seconds" and f} for seed, found in seeds.items()
+        }
+        rows[name] = {"changes": result["plan"][name], "seeds": scores}
+    return {"command": result["command"], "base": result["base"], "variants": rows}
+
+
+def ablated_page(results: dict[str, dict[str, Any]]) -> str:
+    parts = [ABLATED_HEAD]
+    for name, result in results.items():
+        means = {
+            v: {s: sum(c.values()) / len(c) for s, c in row["seeds"].items()} for v, row in result["variants"].items()
+        }
+        first = next(iter(means.values()))
+        lines = ["| variant | mean | by seed | difference |", "|---|---|---|---|"]
+        for variant, seeds in means.items():
+            common = [seed for seed in seeds if seed in first]
+            gap = sum(seeds[s] - first[s] for s in common) / max(1, len(common))
+            by_seed = " ".join(f"{100 * v:.1f}" for v in seeds.values())
+            lines.append(
+                f"| {variant} | {100 * sum(seeds.values()) / len(seeds):.1f} | {by_seed} | {100 * gap:+.1f} |"
+            )
+        parts.append(f"## {name}\n\n`{result['command']}` (base: `{result['base']}`)\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def collect_ablations(folder: Path | None) -> None:
+    kept = json.loads(ABLATIONS.read_text()) if ABLATIONS.is_file() else {}
+    for found in sorted(folder.glob("*/variants.json")) if folder else []:
+        result = json.loads(found.read_text())
+        if result["read"] == "test":
+            kept[found.parent.name] = ablated_form(result)
+    if kept:
+        ABLATIONS.write_text(json.dumps(kept, indent=1) + "\n")
+        ABLATED.write_text(ablated_page(kept), encoding="utf-8")
 
 
 def main() -> None:
@@ -77,6 +134,7 @@ def main() -> None:
         for found in sorted(Path(sys.argv[1]).glob("*/compare.json")):
             result = kept_form(json.loads(found.read_text()), found.parent.name)
             (KEPT / f"{found.parent.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    collect_ablations(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     results = {path.stem: json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))}
     PAGE.write_text(page_of(results), encoding="utf-8")
     print(f"{PAGE}: {', '.join(results)}")

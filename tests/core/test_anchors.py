@@ -77,6 +77,28 @@ def test_a_row_is_the_mean_over_a_word_or_in_a_decoder_its_end(kind: str, specia
 
 
 @EVERY
+def test_chunks_hold_sentences_of_like_lengths_and_average_to_the_same_rows(kind: str, special: bool) -> None:
+    batch = anchor_batch(LINES, tokenizer(kind, special), 512, causal=False)
+    chunks = batch.chunks(batch.input_ids.shape[1])
+    assert len(chunks) > 1
+    assert sum(len(c.input_ids) for c in chunks) == len(LINES)
+    assert all(c.input_ids.numel() <= batch.input_ids.shape[1] for c in chunks)
+    assert all(c.attention_mask[:, -1].any() for c in chunks)  # padded to their own longest only
+    table = torch.randn(int(batch.input_ids.max()) + 1, 5, generator=torch.Generator().manual_seed(0))
+    out = torch.zeros(batch.rows, 5)
+    for chunk in chunks:
+        chunk.average(table[chunk.input_ids], out)
+    torch.testing.assert_close(out, batch.average(table[batch.input_ids]))
+
+
+def test_anchors_that_fit_are_one_chunk_in_their_own_order() -> None:
+    batch = anchor_batch(LINES, tokenizer("bytes"), 512, causal=True)
+    (chunk,) = batch.chunks(batch.input_ids.numel())
+    assert torch.equal(chunk.input_ids, batch.input_ids)
+    assert torch.equal(chunk.token, batch.token)
+
+
+@EVERY
 @pytest.mark.parametrize("causal", [True, False])
 def test_every_tokenizer_has_the_same_rows(kind: str, special: bool, causal: bool) -> None:
     """The characters behind a row are its word, or in a decoder the end of it, in any tokenizer."""

@@ -53,3 +53,12 @@ def test_generation_does_not_depend_on_the_batch(resident) -> None:
 def test_choice_takes_the_likeliest_whole_option(resident) -> None:
     example = Example("7 + 4 =", " 11", "11", options=(" 1", " 11", " 30"))
     assert choose(resident.model, resident.tokenizer, [example]) == [" 11"]
+
+
+def test_examples_of_any_lengths_get_the_option_that_they_get_alone(resident) -> None:
+    sums = [(7, 4), (2, 3), (6, 6), (9, 1)]
+    prompts = ["So " * (5 * (i % 3)) + f"{a} + {b} =" for i, (a, b) in enumerate(sums)]
+    examples = [Example(p, " 5", "5", options=(" 5", " 11", " 12", " 3 or so")) for p in prompts]
+    alone = [choose(resident.model, resident.tokenizer, [e])[0] for e in examples]
+    assert len(set(alone)) > 1
+    assert choose(resident.model, resident.tokenizer, examples, size=3) == alone

@@ -66,12 +66,40 @@ class AnchorBatch:
     weight: Tensor
     rows: int
 
-    def average(self, activations: Tensor) -> Tensor:
-        """Rows (n x d, float32) of activations (sentences x tokens x d)."""
+    def average(self, activations: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rows (n x d, float32) of activations (sentences x tokens x d), added to ``out`` where it is given."""
         flat = activations.reshape(-1, activations.shape[-1])
         picked = flat.index_select(0, self.token.to(flat.device)).float()
-        out = torch.zeros(self.rows, flat.shape[-1], device=flat.device)
-        return out.index_add_(0, self.row.to(flat.device), picked * self.weight.to(flat.device)[:, None]).cpu()
+        out = torch.zeros(self.rows, flat.shape[-1]) if out is None else out
+        return out.index_add_(0, self.row, (picked * self.weight.to(flat.device)[:, None]).cpu())
+
+    def chunks(self, tokens: int) -> list[AnchorBatch]:
+        """The same rows from smaller batches of sentences of like lengths, at most so many tokens each.
+
+        Each knows the rows of its own sentences only; its averages leave all others at 0.
+        """
+        width, lengths = self.input_ids.shape[1], self.attention_mask.sum(1)
+        sentence, found = self.token // width, []
+        for picked in _by_size(lengths, tokens):
+            longest = int(lengths[picked].max())
+            place = torch.full((len(lengths),), -1).scatter_(0, picked, torch.arange(len(picked)))
+            mine = place[sentence] >= 0
+            token = place[sentence[mine]] * longest + self.token[mine] % width
+            ids, mask = self.input_ids[picked, :longest], self.attention_mask[picked, :longest]
+            found.append(AnchorBatch(ids, mask, token, self.row[mine], self.weight[mine], self.rows))
+        return found
+
+
+def _by_size(lengths: Tensor, tokens: int) -> list[Tensor]:
+    """Sentences in groups that take at most ``tokens`` when padded to their longest; all in order if they fit in one."""
+    if len(lengths) * int(lengths.max()) <= tokens:
+        return [torch.arange(len(lengths))]
+    groups: list[list[int]] = [[]]
+    for sentence in torch.argsort(lengths, stable=True).tolist():
+        if groups[-1] and (len(groups[-1]) + 1) * int(lengths[sentence]) > tokens:
+            groups.append([])
+        groups[-1].append(sentence)
+    return [torch.tensor(group) for group in groups]
 
 
 def anchor_batch(

@@ -20,6 +20,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,8 +88,10 @@ def practice_texts(sentences: list[str], seed: int = 0) -> list[str]:
     """The public sentences, bags of their words, and pairs of them: new company for every word."""
     rng = random.Random(seed)
     counts = vocabulary(sentences)
-    known, weights = list(counts), [count**0.5 for count in counts.values()]
-    bags = [" ".join(rng.choices(known, weights, k=rng.randint(2, 14))) for _ in range(int(1.3 * len(sentences)))]
+    # Added up once: thousands of words would be added up again for every bag.
+    known, weights = list(counts), list(accumulate(count**0.5 for count in counts.values()))
+    sizes = (rng.randint(2, 14) for _ in range(int(1.3 * len(sentences))))
+    bags = [" ".join(rng.choices(known, cum_weights=weights, k=size)) for size in sizes]
     pairs = [" ".join(rng.sample(sentences, 2)) for _ in range(int(0.8 * len(sentences)))]
     texts = [*sentences, *bags, *pairs]
     rng.shuffle(texts)

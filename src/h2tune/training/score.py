@@ -153,12 +153,14 @@ def choose(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     options = encode_options(examples, tokenizer, max_length=context, truncate=True)
     rows = [(i, option) for i, several in enumerate(options) for option in several]
+    values = [0.0] * len(rows)
+    for picked in _by_length([option.input_ids for _, option in rows], size):
+        found = _likelihoods(model, [rows[j][1] for j in picked], tokenizer.pad_token_id)
+        for j, value in zip(picked, found, strict=True):
+            values[j] = value
     scores: list[list[float]] = [[] for _ in examples]
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        values = _likelihoods(model, [option for _, option in part], tokenizer.pad_token_id)
-        for (i, _), value in zip(part, values, strict=True):
-            scores[i].append(value)
+    for (i, _), value in zip(rows, values, strict=True):
+        scores[i].append(value)
     return [e.options[max(range(len(s)), key=s.__getitem__)] for e, s in zip(examples, scores, strict=True)]
 
 
