@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +58,7 @@ def server(kit: KitFolder, as_json: Json = False) -> None:
         from h2tune.report import write_report
         from h2tune.report.live import Progress
 
+        _stop_on_terminate()
         progress = Progress(mode="json" if as_json else "auto")
         try:
             metrics = serve(Kit(kit, "server"), progress)
@@ -94,6 +96,7 @@ def client(
         from h2tune.network.attend import attend
         from h2tune.network.kits import Kit, own_values
 
+        _stop_on_terminate()
         given = {"model": model, "train": train, "test": test, "validation": validation, "device": device}
         own = own_values({k: v for k, v in given.items() if v is not None}, settings or [])
 
@@ -121,6 +124,15 @@ def status(kit: KitFolder, as_json: Json = False) -> None:
             return
         for line in status_lines(found):
             typer.echo(line)
+
+
+def _stop_on_terminate() -> None:
+    """What containers and services send to stop a process ends it as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from h2tune import federation
 from h2tune.config import Experiment
 from h2tune.network.kits import Kit, KitError
 from h2tune.network.provision import provision, revoke
+from h2tune.network.status import describe
 from h2tune.transport.courier import SERVER, CourierError
 from h2tune.transport.flare import Flare
 
@@ -373,6 +374,28 @@ class Session:
     def close(self) -> None:
         for process in self.processes.values():
             process.kill()
+
+
+@pytest.mark.slow
+def test_a_service_that_is_stopped_ends_tidily_and_goes_on(tmp_path: Path) -> None:
+    experiment = small(clients=2, network={"port": free_port(), "gather": SECONDS}, rounds=6,
+                       training={"steps": 10, "batch_size": 4})  # fmt: skip
+    provision(experiment, tmp_path / "kits")
+    session = Session(experiment, tmp_path / "kits")
+    try:
+        for name in ("server", "c0", "c1"):
+            session.start(name)
+        until(lambda: session.committed(1), "a round")
+        for name in ("server", "c1"):
+            session.processes[name].terminate()
+            assert session.processes[name].wait(30) == 1
+            assert "Stopped." in (tmp_path / "kits" / f"{name}.log").read_text()
+            assert describe(Kit(tmp_path / "kits" / name))["state"] == "stopped"
+            session.start(name)
+        session.finish()
+    finally:
+        session.close()
+    until(lambda: not engines(tmp_path), "no process is left")
 
 
 @pytest.mark.slow
