@@ -30,8 +30,8 @@ ABLATED_HEAD = """# Ablations
 
 Generated from `benchmarks/results/ablations.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each table is one federation, a file in
 `benchmarks/accuracy/` that says what each variant changes; everything else stays as it is. Per cent of the test right, mean over the clients;
-differences are to the table's first row, paired by seed. Rates are the file's, not tuned for each variant, and two seeds give no interval worth
-printing: read differences of a few points as noise.
+differences are to the table's first row, paired by seed. Rates are the file's, not tuned for each variant, and one seed gives no interval
+(seeds of one setting differ by .04): read differences of a few points as noise.
 """
 
 
