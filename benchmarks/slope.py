@@ -115,8 +115,8 @@ def draw(means: dict[int, list[float]], fitted: list[float]) -> None:
         f'<polyline points="{mean}" fill="none" stroke="#1f6f8b"/>'
         f'<polyline points="{line}" fill="none" stroke="#888" stroke-dasharray="5 4"/>{ticks}{marks}'
         f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">rounds T (one run each, step size ~ 1/sqrt T)</text>'
-        f'<text x="{left + 20}" y="24">mean squared gradient of the core; fitted slope {fitted[0]:.2f}</text>'
-        f'<text x="{left + 20}" y="40" fill="#888">dashed: the stated O(1/sqrt T), slope -0.5</text></svg>\n',
+        f'<text x="{width - 12}" y="24" text-anchor="end">mean squared gradient of the core; fitted slope {fitted[0]:.2f}</text>'
+        f'<text x="{width - 12}" y="40" text-anchor="end" fill="#888">dashed: the stated O(1/sqrt T), slope -0.5</text></svg>\n',
         encoding="utf-8",
     )
 

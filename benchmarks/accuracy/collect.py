@@ -22,7 +22,7 @@ HEAD = """# Accuracy
 Generated from `benchmarks/results/accuracy/*.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each setting is a file in
 `benchmarks/accuracy/` whose head has the command. Differences are paired by seed, intervals are Student's t, 95 %; where local training answers under
 5 % of a client's test exactly right, the quantity is nats per answer token (differences are positive where the method is better). Rates of every
-method were tuned with the same multiples by validation, on a seed that no row uses, but for `demo-all`: one run of everything at the demo's own rates. What the figures mean, and what was tried before
+method were tuned with the same multiples by validation, on a seed that no row uses, but for `demo-all` and `items-pairs`, which ran at the file's own rates, and `math-different`, which took over its multiple. What the figures mean, and what was tried before
 them, is in [experiments](experiments.md).
 """
 
@@ -30,8 +30,8 @@ ABLATED_HEAD = """# Ablations
 
 Generated from `benchmarks/results/ablations.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each table is one federation, a file in
 `benchmarks/accuracy/` that says what each variant changes; everything else stays as it is. Per cent of the test right, mean over the clients;
-differences are to the table's first row, paired by seed. Rates are the file's, not tuned for each variant, and two seeds give no interval worth
-printing: read differences of a few points as noise.
+differences are to the table's first row, paired by seed. Rates are the file's, not tuned for each variant, and one seed gives no interval
+(seeds of one setting differ by .04): read differences of a few points as noise.
 """
 
 

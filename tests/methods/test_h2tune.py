@@ -67,3 +67,19 @@ def test_a_client_accepts_what_its_validation_likes(tmp_path: Path) -> None:
     server.method.S = torch.randn_like(server.method.S) * 50
     method._receive_what_fits(server.method.download("c0"))
     assert method.accepted == 0.0 and torch.equal(method.core.S.detach(), own)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_relation_is_trained_only_where_it_is_asked_for(trained: bool, tmp_path: Path) -> None:
+    server, method = client_of(tmp_path, train_relation=trained)
+    held = [any(p is method.core.relation.logits for p in method.groups[g].parameters) for g in method.groups]
+    assert any(held) == trained
+    server.one_round()
+    assert method.core.relation.logits.requires_grad == trained
+
+
+def test_a_relation_from_similarity_needs_no_attention_input(tmp_path: Path) -> None:
+    server, method = client_of(tmp_path, relation="similarity", slots=["o", "up", "down"])
+    columns = method.core.relation().sum(dim=0)
+    torch.testing.assert_close(columns, torch.ones_like(columns))
+    server.one_round()

@@ -73,8 +73,12 @@ class Bases:
         return Rows(**self.layout.parts[module]).join(parts) if module in self.layout.parts else parts[0]
 
     def relation(self, frames: Frames) -> Tensor:
-        """Start of P from linear CKA of every block's attention input with each depth's coordinates."""
-        columns = [fr.similarity(block["attention"], frames.inputs["attention"]) for block in self.inputs]
+        """Start of P from linear CKA of every block's attention input with each depth's coordinates.
+
+        Where no adapted slot reads that input, another kind that all have stands in.
+        """
+        kind = "attention" if "attention" in frames.inputs else next(k for k in frames.inputs if k in self.inputs[0])
+        columns = [fr.similarity(block[kind], frames.inputs[kind]) for block in self.inputs]
         return similarity_relation(torch.stack(columns, dim=1))
 
 

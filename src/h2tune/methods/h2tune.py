@@ -102,7 +102,9 @@ class H2TuneClient(AdapterClient):
         updates = {name: client.rounds * sum(p in (name, "joint") for p in phases) for name in ("shared", "specific")}
         factors = self.factors if self.learns_factors else []
         specific = [*factors, *self.head]
-        core, rate = list(self.core.parameters()), client.training.core_learning_rate
+        # `group` lets gradients flow to all that it is given: a fixed P must not be among them.
+        core = [p for p in self.core.parameters() if p.requires_grad]
+        rate = client.training.core_learning_rate
         self.groups = {"shared": self.group(core, rate, updates["shared"])}
         if specific:
             self.groups["specific"] = self.group(specific, self.rate, updates["specific"])
