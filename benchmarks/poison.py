@@ -25,7 +25,7 @@ from torch import Tensor
 
 from h2tune.quiet import quiet_libraries
 
-RULES = ("mean", "median", "trimmed", "krum", "multi-krum", "closest", "bounded")
+RULES = ("mean", "median", "trimmed", "krum", "multi-krum", "closest", "agreeing", "bounded")
 RESULTS = Path(__file__).parent / "results" / "poison.json"
 
 
@@ -123,7 +123,7 @@ def run(experiment: Any, bad: list[str], attack: str | None, residents: Any) -> 
 
 
 def suits(count: int, rule: str, attack: str) -> bool:
-    if count > 3 and attack in ("nan", "unit") and rule not in ("mean", "median", "multi-krum", "closest"):
+    if count > 3 and attack in ("nan", "unit") and rule not in ("mean", "median", "multi-krum", "closest", "agreeing"):
         return False
     return "krum" not in rule or count > 3
 

@@ -189,7 +189,7 @@ def test_a_killed_comparison_leaves_no_worker_behind(file: Path, tmp_path: Path)
     command = [
         sys.executable,
         "-m",
-        "h2tune.cli",
+        "h2tune",
         "compare",
         str(file),
         "--methods",

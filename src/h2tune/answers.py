@@ -52,7 +52,7 @@ class Facts(_Said):
     n_validation: Count
     n_test: Count
     keep: float = Field(gt=0, le=1)
-    unigram_nats: float
+    unigram_nats: float | None = None  # none where answers are no text
     majority: float = Field(ge=0, le=1)
     leaked: Count
     anchor_coverage: float | None = None

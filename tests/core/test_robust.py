@@ -23,6 +23,7 @@ RULES = (
     Rule("krum"),
     Rule("multi-krum"),
     Rule("closest"),
+    Rule("agreeing"),
     Rule("bounded"),
     Rule("bounded", radius=0.5),
 )
@@ -239,3 +240,25 @@ def test_krum_survives_what_the_number_of_clients_allows() -> None:
     assert [rule_of("krum", 0.25, None, None, n).faulty for n in (3, 5, 7, 10)] == [1, 1, 2, 3]
     assert rule_of("krum", 0.25, 2, None, 10).needs == 7
     assert [rule_of("closest", 0.25, None, None, n).faulty for n in (3, 5, 10)] == [1, 1, 3]
+
+
+def test_agreeing_leaves_out_who_turned_round_shrank_or_made_noise_and_tames_who_shouts() -> None:
+    rng = np.random.default_rng(0)
+    start = torch.from_numpy(rng.normal(size=SIZE)).float()
+    way = rng.normal(size=SIZE)
+    good = [start + torch.from_numpy(way + rng.normal(size=SIZE)).float() for _ in range(7)]
+    everything = torch.ones(SIZE, dtype=torch.bool)
+    wanted = np.mean([_shortened(c, start, good) for c in good], axis=0)
+    for bad in (2 * start - good[0], 0.0 * start, start + torch.from_numpy(10 * rng.normal(size=SIZE)).float()):
+        updates = [(c, everything) for c in (*good, bad)]
+        found = np.asarray(mean_of(Rule("agreeing"), updates, start))
+        assert np.linalg.norm(found - wanted) < 0.25 * np.linalg.norm(wanted - start.numpy())
+    shouting = start + 100 * (good[0] - start)
+    found = np.asarray(mean_of(Rule("agreeing"), [(c, everything) for c in (*good, shouting)], start))
+    assert np.linalg.norm(found - wanted) < 0.5 * np.linalg.norm(wanted - start.numpy())
+
+
+def _shortened(core: torch.Tensor, start: torch.Tensor, good: list[torch.Tensor]) -> np.ndarray:
+    """NumPy: an update scaled down to the median norm."""
+    update, radius = (core - start).numpy(), np.median([np.linalg.norm((c - start).numpy()) for c in good])
+    return start.numpy() + update * min(1.0, radius / np.linalg.norm(update))

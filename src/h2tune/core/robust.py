@@ -5,6 +5,8 @@
     krum        the one update that is nearest to its n - f - 2 nearest   (Blanchard et al. 2017, NeurIPS)
     multi-krum  mean of the n - f best by that score
     closest     mean of the n - f that are closest together           (minimum diameter: Rousseeuw 1985; El Mhamdi 2020, 1905.03853)
+    agreeing    mean of the updates that point the median's way, each scaled down to their median norm  (after Cao et al.
+                2021, FLTrust, arXiv 2012.13995, with the median in the place of the server's own update)
     bounded     mean of the updates, each scaled down to a radius     (Sun et al. 2019, arXiv 1911.07963)
 
 Entry by entry over the clients that cover it; an entry that nobody covers keeps its value. Every client counts once:
@@ -37,7 +39,7 @@ class Rule:
     """A robust rule and its figures.
 
     Attributes:
-        name: ``median``, ``trimmed``, ``krum``, ``multi-krum``, ``closest`` or ``bounded``.
+        name: ``median``, ``trimmed``, ``krum``, ``multi-krum``, ``closest``, ``agreeing`` or ``bounded``.
         trim: share that the trimmed mean leaves out at either end, rounded up to whole clients.
         faulty: f, the bad clients that krum, multi-krum and closest must survive.
         radius: largest norm of a bounded update; None is the median norm of the round.
@@ -109,6 +111,18 @@ def closest(values: Tensor, held: Tensor, faulty: int) -> list[int]:
     return list(min(sets, key=lambda chosen: max((apart[i][j] for i, j in combinations(chosen, 2)), default=0.0)))
 
 
+def agreeing(values: Tensor, held: Tensor, start: Tensor) -> list[int]:
+    """Updates whose cosine with the median update is above 0 and above half of the median cosine."""
+    updates = torch.where(held, values - start, 0.0)
+    middle = torch.where(held.any(0), median(*with_vote(values, held, start)) - start, 0.0)
+    theirs = torch.where(held, middle, 0.0)  # the median where the client covers it
+    norms = updates.flatten(1).norm(dim=1) * theirs.flatten(1).norm(dim=1)
+    cosines = (updates * theirs).flatten(1).sum(1) / norms.clamp_min(1e-30)
+    least = max(0.0, float(cosines.median()) / 2)
+    kept = [i for i, cosine in enumerate(cosines.tolist()) if cosine > least]
+    return kept or list(range(len(values)))  # nobody moved at all
+
+
 def norms(values: Tensor, held: Tensor, start: Tensor) -> Tensor:
     """L2 norm of each update ``values - start`` over its covered entries."""
     return torch.where(held, values - start, 0.0).flatten(1).norm(dim=1)
@@ -148,6 +162,9 @@ class RobustMean:
         start = before.double()
         if rule.name == "bounded":
             return self._bounded(values, held, before)
+        if rule.name == "agreeing":
+            kept = agreeing(values, held, start)
+            return self._bounded(values[kept], held[kept], before)
         if rule.name == "closest":
             kept = closest(values, held, rule.faulty)
             return self._sum(values[kept], held[kept], before)

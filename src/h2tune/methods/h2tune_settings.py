@@ -52,7 +52,7 @@ class H2TuneSettings(Settings):
         description="`validation`: a client takes the received core, its own, or their mean, by validation loss",
     )
 
-    aggregate: Literal["mean", "median", "trimmed", "krum", "multi-krum", "closest", "bounded"] = Field(
+    aggregate: Literal["mean", "median", "trimmed", "krum", "multi-krum", "closest", "agreeing", "bounded"] = Field(
         "mean",
         description="how cores are combined: the mean, or a rule that bad clients cannot drag away (docs/robust.md)",
     )

@@ -46,7 +46,7 @@ class Link:
         try:
             header = self._connection.recv_bytes(HEAD_LIMIT)
             return json.loads(header), self._connection.recv_bytes(FRAME_LIMIT)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, TypeError) as error:  # the last if it is closed here while we wait
             raise LinkClosed(str(error)) from None
 
     def close(self) -> None:
