@@ -6,7 +6,7 @@ in another unit, x 0.01 (`unit`). 1 of 3 and 3 of 10 clients are bad. Accuracies
 Frames are practised once per model and kept under --out. Finished runs are not repeated: the JSON goes on where it
 stopped. The grid is reduced: `nan` and `unit` on ten clients not for `trimmed`, `krum` and `bounded`.
 
-Run as: python benchmarks/poison.py --out /tmp/poison
+Run as: python benchmarks/poison.py --out runs/poison
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("/tmp/poison"), help="where practised frames are kept")
+    parser.add_argument("--out", type=Path, default=Path("runs/poison"), help="where practised frames are kept")
     parser.add_argument("--sizes", type=int, nargs="+", default=[3, 10], help="federations: 3 (1 bad) and 10 (3 bad)")
     parser.add_argument("--rounds", type=int, nargs="+", default=[10, 6], help="rounds of each of them")
     parser.add_argument("--tests", type=int, nargs="+", default=[200, 100], help="test rows of a client in each")

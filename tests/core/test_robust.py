@@ -259,6 +259,6 @@ def test_agreeing_leaves_out_who_turned_round_shrank_or_made_noise_and_tames_who
 
 
 def _shortened(core: torch.Tensor, start: torch.Tensor, good: list[torch.Tensor]) -> np.ndarray:
-    """NumPy: an update scaled down to the median norm."""
+    """NumPy: an update scaled to the median norm."""
     update, radius = (core - start).numpy(), np.median([np.linalg.norm((c - start).numpy()) for c in good])
-    return start.numpy() + update * min(1.0, radius / np.linalg.norm(update))
+    return start.numpy() + update * radius / np.linalg.norm(update)

@@ -5,7 +5,7 @@
     krum        the one update that is nearest to its n - f - 2 nearest   (Blanchard et al. 2017, NeurIPS)
     multi-krum  mean of the n - f best by that score
     closest     mean of the n - f that are closest together           (minimum diameter: Rousseeuw 1985; El Mhamdi 2020, 1905.03853)
-    agreeing    mean of the updates that point the median's way, each scaled down to their median norm  (after Cao et al.
+    agreeing    mean of the updates that point the median's way, each scaled to their median norm  (after Cao et al.
                 2021, FLTrust, arXiv 2012.13995, with the median in the place of the server's own update)
     bounded     mean of the updates, each scaled down to a radius     (Sun et al. 2019, arXiv 1911.07963)
 
@@ -164,7 +164,7 @@ class RobustMean:
             return self._bounded(values, held, before)
         if rule.name == "agreeing":
             kept = agreeing(values, held, start)
-            return self._bounded(values[kept], held[kept], before)
+            return self._bounded(values[kept], held[kept], before, alike=True)
         if rule.name == "closest":
             kept = closest(values, held, rule.faulty)
             return self._sum(values[kept], held[kept], before)
@@ -180,13 +180,14 @@ class RobustMean:
         kept = order[: 1 if self.rule.name == "krum" else len(order) - self.rule.faulty].tolist()
         return self._sum(values[kept], held[kept], before)
 
-    def _bounded(self, values: Tensor, held: Tensor, before: Tensor) -> Tensor:
+    def _bounded(self, values: Tensor, held: Tensor, before: Tensor, alike: bool = False) -> Tensor:
+        """Updates scaled down to the radius; ``alike``: and the shorter ones up to it, so that none is there in name only."""
         start, lengths = before.double(), norms(values, held, before.double())
         ordered = lengths.sort().values
         middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
         radius = float(middle) if self.rule.radius is None else self.rule.radius
         for index, length in enumerate(lengths.tolist()):
-            if length > radius:  # others stay themselves, to the last bit
+            if length > radius or (alike and 0 < length < radius):  # others stay themselves, to the last bit
                 values[index] = start + (values[index] - start) * (radius / length)
         return self._sum(values, held, before)
 
