@@ -3,7 +3,7 @@
 Every setting is the demo with another `wire` section; baselines beside the run are left out. Frames are practised once
 and kept under --out. Finished runs are not repeated: the JSON goes on where it stopped.
 
-Run as: python benchmarks/compression.py --out /tmp/compression
+Run as: python benchmarks/compression.py --out runs/compression
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure(wire: dict[str, Any], seed: int, residents: Any) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("/tmp/compression"), help="where practised frames are kept")
+    parser.add_argument("--out", type=Path, default=Path("runs/compression"), help="where practised frames are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     quiet_libraries()

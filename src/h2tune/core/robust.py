@@ -112,12 +112,17 @@ def closest(values: Tensor, held: Tensor, faulty: int) -> list[int]:
 
 
 def agreeing(values: Tensor, held: Tensor, start: Tensor) -> list[int]:
-    """Updates whose cosine with the median update is above 0 and above half of the median cosine."""
-    updates = torch.where(held, values - start, 0.0)
-    middle = torch.where(held.any(0), median(*with_vote(values, held, start)) - start, 0.0)
+    """Updates whose cosine with the median update is above 0 and above half of the median cosine.
+
+    All are brought to one norm first, so that nobody moves the median by being loud.
+    """
+    lengths = norms(values, held, start)
+    scale = (lengths.median() / lengths.clamp_min(1e-30)).view(-1, *[1] * start.ndim)
+    updates = torch.where(held, values - start, 0.0) * scale
+    middle = median(*with_vote(updates, held, torch.zeros_like(start)))
     theirs = torch.where(held, middle, 0.0)  # the median where the client covers it
-    norms = updates.flatten(1).norm(dim=1) * theirs.flatten(1).norm(dim=1)
-    cosines = (updates * theirs).flatten(1).sum(1) / norms.clamp_min(1e-30)
+    sizes = updates.flatten(1).norm(dim=1) * theirs.flatten(1).norm(dim=1)
+    cosines = (updates * theirs).flatten(1).sum(1) / sizes.clamp_min(1e-30)
     least = max(0.0, float(cosines.median()) / 2)
     kept = [i for i, cosine in enumerate(cosines.tolist()) if cosine > least]
     return kept or list(range(len(values)))  # nobody moved at all
