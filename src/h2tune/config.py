@@ -221,13 +221,18 @@ class Experiment(_Strict):
             raise ValueError(f"two clients have the name {twice[0]!r}; names must be unique")
         if self.quorum > len(names):
             raise ValueError(f"quorum {self.quorum} can never be met by {len(names)} clients")
-        if self.quorum > max(1, round(self.participation * len(names))):
+        if self.quorum > self.clients_per_round:
             raise ValueError(
                 f"quorum {self.quorum} can never be met: a round selects {self.participation:.0%} of the clients"
             )
         if self.select == "best" and "local" not in self.baselines:
             raise ValueError("select: best needs baseline: local")
         return self
+
+    @property
+    def clients_per_round(self) -> int:
+        """How many clients a round selects, if all take part."""
+        return max(1, round(self.participation * len(self.clients)))
 
     @property
     def baselines(self) -> list[str]:

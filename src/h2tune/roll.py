@@ -100,5 +100,5 @@ class Roll:
 
 def _failure(meta: dict[str, Any]) -> WireError:
     """What a client says went wrong."""
-    reason = str(meta.get("reason", "failed"))
+    reason = str(meta.get("reason", "failed"))[:500]
     return Lost(reason) if meta.get("rejoin") is True else WireError(reason)

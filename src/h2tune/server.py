@@ -212,8 +212,9 @@ class Server(Roll):
     def select(self, number: int) -> list[str]:
         """The clients of a round: all that still take part, or a seeded sample of them."""
         alive = [name for name, member in self.members.items() if member.status == "ok"]
-        count = max(1, round(self.experiment.participation * len(self.members)))
-        chosen = random.Random(derive(self.experiment.seed, "select", number)).sample(alive, min(count, len(alive)))
+        chosen = random.Random(derive(self.experiment.seed, "select", number)).sample(
+            alive, min(self.experiment.clients_per_round, len(alive))
+        )
         return [name for name in alive if name in chosen]
 
     def finish(self) -> None:

@@ -21,7 +21,7 @@ from h2tune.network.attend import Participant
 from h2tune.network.kits import Kit, KitError, own_values
 from h2tune.network.status import StatusFile, describe, running
 from h2tune.transport.enginelog import judge
-from h2tune.transport.letters import Letter, unpack
+from h2tune.transport.letters import Letter, progress, unpack
 from h2tune.wire import WireError
 
 
@@ -45,6 +45,13 @@ def test_letters_come_out_as_they_went_in(number: str, body: bytes) -> None:
 def test_letters_of_another_form_are_refused(letter: Letter) -> None:
     with pytest.raises(WireError, match="This is no letter"):
         unpack(letter.pack())
+
+
+def test_only_progress_as_clients_tell_it_is_believed() -> None:
+    said = {"round": 1, "phase": "shared", "step": 2, "steps": 3}
+    assert progress(said) == said
+    for nonsense in ({}, {"x": 1}, said | {"step": "two"}, said | {"phase": "p" * 50}, said | {"more": 1}):
+        assert progress(nonsense) == {}
 
 
 @pytest.mark.parametrize(

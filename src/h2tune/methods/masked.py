@@ -36,13 +36,12 @@ def threshold_of(experiment: Experiment) -> int:
     """How many clients must help to reveal a sum: more than two thirds of a round's, unless the experiment says."""
     section = experiment.secure_aggregation
     assert section is not None
-    count = max(1, round(experiment.participation * len(experiment.clients)))
-    return section.threshold or 2 * count // 3 + 1
+    return section.threshold or 2 * experiment.clients_per_round // 3 + 1
 
 
 def against_secrecy(experiment: Experiment, settings: H2TuneSettings) -> list[str]:
     """What secure aggregation excludes, or lacks."""
-    count = max(1, round(experiment.participation * len(experiment.clients)))
+    count = experiment.clients_per_round
     threshold = threshold_of(experiment)
     masked = settings.mask == "entries" and any(c.keep != 1 for c in experiment.clients)
     found = {

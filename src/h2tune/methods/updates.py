@@ -43,23 +43,18 @@ def code_of(experiment: Experiment) -> Code | None:
     return None if whole else code
 
 
-def clients_of_a_round(experiment: Experiment) -> int:
-    """How many clients a round selects, if all take part."""
-    return max(1, round(experiment.participation * len(experiment.clients)))
-
-
 def robust_rule(experiment: Experiment, settings: H2TuneSettings) -> Rule | None:
     """The robust rule that the settings ask for; None is the mean."""
     if settings.aggregate == "mean":
         return None
-    count = clients_of_a_round(experiment)
+    count = experiment.clients_per_round
     return rule_of(settings.aggregate, settings.trim, settings.faulty, settings.radius, count)
 
 
 def check_updates(experiment: Experiment, settings: H2TuneSettings) -> None:
     """Raise MethodError if the experiment's options exclude each other; needs no client."""
     problems: list[str] = []
-    rule, count = robust_rule(experiment, settings), clients_of_a_round(experiment)
+    rule, count = robust_rule(experiment, settings), experiment.clients_per_round
     if settings.share and rule is not None and count < rule.needs:
         survives = f" to survive {rule.faulty} bad ones" if rule.name in ("krum", "multi-krum", "closest") else ""
         problems.append(

@@ -1,6 +1,6 @@
 """A kit: the folder that one participant gets from the coordinator, and all that it needs.
 
-KIT/kit.json          who this is, which federation, which server, until when
+KIT/kit.json          who this is, which federation, which server
 KIT/federation.yaml   what all have agreed on; of the clients a client's kit names only its own
 KIT/public/           public files that all need: anchors, words, codes, practice problems
 KIT/own.yaml          a client's own: model and data paths, written on its machine, never sent

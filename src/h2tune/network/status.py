@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from h2tune.network.kits import Kit, KitError
@@ -59,11 +58,3 @@ def describe(kit: Kit) -> dict[str, Any]:
             f"{kit.about.host}:{kit.about.port}", "certificate_until": f"{end:%Y-%m-%d}", "state": state} | {
         k: v for k, v in said.items() if k not in ("role", "name", "over")
     }  # fmt: skip
-
-
-def place_of(run: Path) -> str:
-    """Where to look for more, relative to where the person is."""
-    try:
-        return str(run.relative_to(Path.cwd()))
-    except ValueError:
-        return str(run)

@@ -50,3 +50,12 @@ def unpack(data: bytes) -> Letter:
     except Exception as error:
         raise WireError(f"This is no letter: {error}") from None
     return Letter(kind, head, bytes(data[4 + size :]))
+
+
+PROGRESS = {"round": int, "phase": str, "step": int, "steps": int}
+
+
+def progress(doing: dict[str, Any]) -> dict[str, Any]:
+    """What a client says it is doing, if it says so as clients do; people and commands read it."""
+    fits = {k: type(v) for k, v in doing.items()} == PROGRESS and len(doing["phase"]) <= 40
+    return doing if fits else {}

@@ -16,7 +16,7 @@ from typing import Any
 from h2tune.config import NetworkConfig
 from h2tune.transport.base import Absent, Reply
 from h2tune.transport.courier import Courier
-from h2tune.transport.letters import Letter, unpack
+from h2tune.transport.letters import Letter, progress, unpack
 from h2tune.wire import WireError
 
 RETRY = 0.5  # seconds after which a letter that could not be delivered is sent again
@@ -47,7 +47,7 @@ class Open:
 
 
 class Network:
-    """Implements `h2tune.server.Transport` on a courier.
+    """Implements `h2tune.transport.base.Transport` on a courier.
 
     Args:
         names: the participants; nobody else is heard.
@@ -184,10 +184,12 @@ class Network:
         elif known and said["incarnation"] in known.replaced:
             self._refuse(name, "another process has taken up the same identity", said["incarnation"])
         elif known and said["incarnation"] == known.incarnation:
-            known.heard, known.busy, known.doing = self.clock(), said["busy"], said["doing"]
+            known.heard, known.busy, known.doing = self.clock(), said["busy"], progress(said["doing"])
         else:
             before = known.replaced | {known.incarnation} if known else set()
-            self.present[name] = Presence(said["incarnation"], self.clock(), said["busy"], said["doing"], before)
+            self.present[name] = Presence(
+                said["incarnation"], self.clock(), said["busy"], progress(said["doing"]), before
+            )
             self.tell("client_here", f"{name} is {'back' if before else 'here'}", client=name)
             if name in self.open and self.open[name].incarnation:
                 return [self._drop(name, "it was restarted")]
