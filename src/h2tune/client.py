@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 
 from h2tune import tasks
 from h2tune.adapter import TriLoraConfig
-from h2tune.anchors import load_codes
+from h2tune.anchors import load_anchors, load_codes
 from h2tune.config import ClientConfig, ConfigError, Experiment
 from h2tune.core import budget
 from h2tune.core.anchors import anchor_batch, coverage
@@ -32,7 +32,7 @@ from h2tune.methods.masked import threshold_of
 from h2tune.models import Residents
 from h2tune.seeds import derive
 from h2tune.sizes import parse_size
-from h2tune.store import ClientStore
+from h2tune.store import ClientStore, RunStore
 from h2tune.tasks.practice import load_practice
 from h2tune.tasks.prompts import encode
 from h2tune.training.batches import stream
@@ -40,6 +40,9 @@ from h2tune.training.score import Score, score, unigram_nats
 from h2tune.training.updates import NanLossError
 from h2tune.wire import Message, Payload, WireError, decode
 from h2tune.wire import encode as to_bytes
+
+Watch = Callable[[str, int, str, int, int, float], None]
+"""Told of every update: client, round, phase, step, steps, loss."""
 
 
 class LostStateError(RuntimeError):
@@ -65,7 +68,7 @@ class Client:
         residents: Residents,
         anchors: Sequence[str] = (),
         store: ClientStore | None = None,
-        watch: Callable[[str, int, str, int, int, float], None] | None = None,
+        watch: Watch | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.config, self.experiment, self.anchors, self.store, self.watch = config, experiment, anchors, store, watch
@@ -357,3 +360,20 @@ def make_accelerator(experiment: Experiment, device: str, folder: Path | None = 
         # Accelerate keeps one precision per process; a second run with another one is nothing unusual for us.
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder)
+
+
+def build_clients(
+    experiment: Experiment,
+    store: RunStore,
+    residents: Residents,
+    accelerator: Accelerator | None = None,
+    watch: Watch | None = None,
+    names: Sequence[str] | None = None,
+) -> dict[str, Client]:
+    """The clients of a run in this process; ``names`` picks some of them."""
+    anchors = load_anchors(experiment.anchors, experiment.anchor_words)
+    return {
+        c.name: Client(c, experiment, residents, anchors, store.client(c.name), watch, accelerator)
+        for c in experiment.clients
+        if names is None or c.name in names
+    }

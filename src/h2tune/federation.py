@@ -14,10 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from accelerate import Accelerator
-
-from h2tune.anchors import load_anchors
-from h2tune.client import Client, make_accelerator
+from h2tune.client import Client, build_clients, make_accelerator
 from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods import MethodError, method_of, resolve_method
 from h2tune.models import Residents
@@ -104,7 +101,8 @@ def run(
     if workers:
         gather: Gather = lambda e, s: Workers(e, s.folder, workers)  # noqa: E731
     else:
-        build = partial(build_clients, residents=residents, accelerator=accelerator, watcher=watcher)
+        build = partial(build_clients, residents=residents, accelerator=accelerator,
+                        watch=watcher.step if watcher else None)  # fmt: skip
         gather = lambda e, s: InProcess(build(e, s))  # noqa: E731
     if resume and store.exists:
         identity, _ = store.open(experiment, tuple(changed))
@@ -163,24 +161,6 @@ def _federate(
     finally:
         party.close()
     return server
-
-
-def build_clients(
-    experiment: Experiment,
-    store: RunStore,
-    residents: Residents,
-    accelerator: Accelerator | None = None,
-    watcher: Watcher | None = None,
-    names: Sequence[str] | None = None,
-) -> dict[str, Client]:
-    """The clients of a run in this process; ``names`` picks some of them."""
-    anchors = load_anchors(experiment.anchors, experiment.anchor_words)
-    step = watcher.step if watcher else None
-    return {
-        c.name: Client(c, experiment, residents, anchors, store.client(c.name), step, accelerator)
-        for c in experiment.clients
-        if names is None or c.name in names
-    }
 
 
 def _baseline(

@@ -45,7 +45,7 @@ class Worker:
     def __init__(self, plain: dict[str, Any], run: str, names: list[str], threads: int) -> None:
         import torch
 
-        from h2tune.federation import build_clients
+        from h2tune.client import build_clients
         from h2tune.models import Residents
         from h2tune.quiet import quiet_libraries
         from h2tune.store import RunStore
