@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,6 @@ from h2tune.transport.courier import Courier
 from h2tune.transport.flare import Flare
 from h2tune.wire import Message, Payload, WireError, decode, encode
 
-STATUS_SECONDS = 1.0
 Say = Callable[[str], None]
 
 
@@ -101,22 +99,16 @@ def attend(
     say(f"{kit.about.name}: model and data are ready; connecting to {kit.about.host}:{kit.about.port}")
     courier = engine(kit.engine, "client", kit.about.name, say)
     attendance = Attendance(courier, kit.about.federation, lambda: participant.doing)
-    finished, over = threading.Event(), "stopped"
-    reporter = threading.Thread(target=_report, args=(status, attendance, participant, finished), daemon=True)
-    reporter.start()
+    over = "stopped"
+
+    def standing() -> dict[str, Any]:
+        return {"busy": attendance.busy, "server_heard": attendance.heard, "doing": participant.doing}
+
     try:
-        words = attendance.run(participant.answer)
+        with status.kept(standing):
+            words = attendance.run(participant.answer)
         over = "finished"
         return words
     finally:
-        finished.set()
-        reporter.join()
         courier.close()
         status.write(over=over)
-
-
-def _report(status: StatusFile, attendance: Attendance, participant: Participant, finished: threading.Event) -> None:
-    while True:
-        status.write(busy=attendance.busy, server_heard=attendance.heard, doing=participant.doing)
-        if finished.wait(STATUS_SECONDS):
-            return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,6 @@ from h2tune.store import RunStore
 from h2tune.transport.courier import Courier
 from h2tune.transport.flare import Flare
 from h2tune.transport.network import Network
-
-STATUS_SECONDS = 1.0
 
 
 def serve(
@@ -54,7 +51,7 @@ def serve(
         names = [client.name for client in experiment.clients]
         network = Network(courier, names, kit.about.federation, experiment.network, tell, clock)
         server = Server(experiment, identity, names, network, store)
-        with _Reported(status, server, network):
+        with status.kept(lambda: _standing(server, network)):
             _run(experiment, server, store, watcher)
         metrics = collect(experiment, server, store, time.perf_counter() - begin)
         store.write_metrics(metrics)
@@ -80,32 +77,12 @@ def _run(experiment: Experiment, server: Server, store: RunStore, watcher: Watch
     server.run()
 
 
-class _Reported:
-    """While it lasts, status.json says how things stand."""
-
-    def __init__(self, status: StatusFile, server: Server, network: Network) -> None:
-        self.status, self.server, self.network = status, server, network
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._write, daemon=True, name="h2tune-status")
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _write(self) -> None:
-        while True:
-            self.status.write(round=self.server.round, rounds=self.server.experiment.rounds, clients=self._clients())
-            if self._over.wait(STATUS_SECONDS):
-                return
-
-    def _clients(self) -> dict[str, dict[str, Any]]:
-        now, found = self.network.clock(), {}
-        for name, member in self.server.members.items():
-            presence = self.network.present.get(name)
-            heard = None if presence is None else round(now - presence.heard, 1)
-            doing = presence.doing if presence and presence.busy else {}
-            found[name] = {"status": member.status, "heard_seconds_ago": heard, "doing": doing}
-        return found
+def _standing(server: Server, network: Network) -> dict[str, Any]:
+    """How things stand, for status.json."""
+    now, clients = network.clock(), {}
+    for name, member in server.members.items():
+        presence = network.present.get(name)
+        heard = None if presence is None else round(now - presence.heard, 1)
+        doing = presence.doing if presence and presence.busy else {}
+        clients[name] = {"status": member.status, "heard_seconds_ago": heard, "doing": doing}
+    return {"round": server.round, "rounds": server.experiment.rounds, "clients": clients}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from h2tune.network.kits import Kit, KitError
 from h2tune.store import write_atomic
 
+SECONDS = 1.0  # between two writings
 FRESH = 10.0  # seconds; a process writes more often than that
 
 
@@ -26,6 +30,25 @@ class StatusFile:
         about = self.kit.about
         known = {"role": about.role, "name": about.name, "pid": os.getpid(), "since": self.begin, "time": time.time()}
         write_atomic(self.path, json.dumps(known | fields, indent=1).encode())
+
+    @contextmanager
+    def kept(self, fields: Callable[[], dict[str, Any]]) -> Iterator[None]:
+        """While it lasts, the file says every second how things stand."""
+        over = threading.Event()
+
+        def keep() -> None:
+            while True:
+                self.write(**fields())
+                if over.wait(SECONDS):
+                    return
+
+        thread = threading.Thread(target=keep, daemon=True, name="h2tune-status")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def running(kit: Kit) -> int | None:
