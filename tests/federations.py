@@ -6,10 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from h2tune.client import Client, make_accelerator
 from h2tune.config import Experiment, parse_config
+from h2tune.models import Residents
+from h2tune.server import Server
+from h2tune.store import RunStore
+from h2tune.tasks.demo import demo_anchors
+from h2tune.transport.inprocess import InProcess
 
 FORMATS = ("fill", "choice", "program")
 MODELS = ("zoo:llama", "zoo:gpt2", "zoo:qwen")
@@ -44,6 +51,10 @@ def outcome(run: Path) -> dict[str, Tensor]:
     return found
 
 
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
 class Tampering:
     """A transport that lets a test change the answers on their way."""
 
@@ -55,3 +66,18 @@ class Tampering:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+
+def build(experiment: Any, folder: Path, change: Any = None) -> tuple[Server, dict[str, Client]]:
+    """Server and clients as `federation.run` makes them, with a hand on the transport."""
+    residents = Residents("cpu")
+    accelerator = make_accelerator(experiment, "cpu")
+    store = RunStore(folder)
+    identity = store.create(experiment)
+    anchors = demo_anchors(60)
+    clients = {
+        c.name: Client(c, experiment, residents, anchors, store.client(c.name), None, accelerator)
+        for c in experiment.clients
+    }
+    transport = InProcess(clients) if change is None else Tampering(InProcess(clients), change)
+    return Server(experiment, identity, list(clients), transport, store), clients

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federations import small
-from test_federation import build
+from federations import build, small
 
 from h2tune.client import Client
 from h2tune.config import ClientConfig, ConfigError

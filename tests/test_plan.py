@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from federations import small
-from test_federation import build
+from federations import build, small
 
 from h2tune.plan import make_plan
 

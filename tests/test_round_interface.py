@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from federations import small
-from test_federation import build
+from federations import build, small
 from torch import Tensor
 
 from h2tune.methods.base import ClientMethod, Method, OnStep, Settings

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federations import small
-from test_federation import build
+from federations import build, small
 
 from h2tune.core.glossary import code, fit_readers, written
 from h2tune.methods import MethodError

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from federations import outcome, small
+from federations import build, equal, outcome, small
 from safetensors.torch import load_file
-from test_federation import build, equal
 
 from h2tune import federation
 from h2tune.client import Client

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from federations import small
-from test_federation import build
+from federations import build, small
 
 from h2tune.methods.h2tune import H2TuneClient
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federations import outcome, small
+from federations import build, equal, outcome, small
 from safetensors.torch import load_file
-from test_federation import build, equal
 from torch import Tensor
 
 from h2tune import federation

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from federations import Tampering, small
-from test_federation import build
+from federations import Tampering, build, small
 
 from h2tune import federation
 from h2tune.config import ConfigError

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from federations import Tampering, outcome, small
-from test_federation import build, equal
+from federations import Tampering, build, equal, outcome, small
 
 from h2tune import federation
 from h2tune.methods import MethodError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_federation import build
+from federations import build
 
 from h2tune import federation
 from h2tune.config import parse_config
