@@ -3,8 +3,10 @@
 A poisoned client trains as it should and then sends something else than its S: its update turned round (`flip`), a
 hundred times too large (`large`), noise of ten times its size (`noise`), values that are not finite (`nan`), or its core
 in another unit, x 0.01 (`unit`). 1 of 3 and 3 of 10 clients are bad. Accuracies are means over the honest clients.
-Frames are practised once per model and kept under --out. Finished runs are not repeated: the JSON goes on where it
-stopped. The grid is reduced: `nan` and `unit` on ten clients not for `trimmed`, `krum` and `bounded`.
+`+check` after a rule: clients have `accept: validation`, they take a received core only as far as it fits their own data.
+Frames are practised once per model and kept under --out; a seed draws the clients' examples anew.
+Finished runs are not repeated: the JSON goes on where it stopped. The grid is reduced: `nan` and `unit` on ten clients
+not for `trimmed`, `krum` and `bounded`, and seeds beyond 0 for the rules that are asked for.
 
 Run as: python benchmarks/poison.py --out runs/poison
 """
@@ -25,7 +27,11 @@ from torch import Tensor
 
 from h2tune.quiet import quiet_libraries
 
-RULES = ("mean", "median", "trimmed", "krum", "multi-krum", "closest", "agreeing", "bounded")
+CHECK = "+check"
+RULES = ("mean", "median", "trimmed", "krum", "multi-krum", "closest", "agreeing", "bounded",
+         "mean+check", "agreeing+check")  # fmt: skip
+# One bad client of three; three of ten, one of each format.
+BAD = {3: ["program"], 10: ["program", "fill-1", "choice-2"]}
 RESULTS = Path(__file__).parent / "results" / "poison.json"
 
 
@@ -60,7 +66,7 @@ def poison(client: Any, attack: str, seed: int) -> None:
     method.pack = pack
 
 
-def federation(count: int, rule: str, rounds: int, tests: int) -> Any:
+def federation(count: int, rule: str, rounds: int, tests: int, seed: int) -> Any:
     """The demo with so many clients: those beyond the third have examples of their own in the same formats."""
     from h2tune.demo import demo_experiment
 
@@ -69,10 +75,11 @@ def federation(count: int, rule: str, rounds: int, tests: int) -> Any:
     for index in range(count):
         row = demo.clients[index % 3].model_dump()
         for part, size in (("train", 24), ("validation", 60), ("test", tests)):
-            row[part] = f"demo:{row['name']}?split={part}&n={size}&seed={index // 3}"
+            row[part] = f"demo:{row['name']}?split={part}&n={size}&seed={index // 3 + 10 * seed}"
         row["name"] += f"-{index // 3}" if index >= 3 else ""
         rows.append(row)
-    method = {**demo.method, "aggregate": rule}
+    accept = "validation" if rule.endswith(CHECK) else "always"
+    method = {**demo.method, "aggregate": rule.removesuffix(CHECK), "accept": accept}
     return demo_experiment(0, clients=rows, rounds=rounds, method=method, baseline="none",
                            evaluation={"every": rounds, "n_validation": 60})  # fmt: skip
 
@@ -123,42 +130,60 @@ def run(experiment: Any, bad: list[str], attack: str | None, residents: Any) -> 
 
 
 def suits(count: int, rule: str, attack: str) -> bool:
-    if count > 3 and attack in ("nan", "unit") and rule not in ("mean", "median", "multi-krum", "closest", "agreeing"):
+    if count > 3 and attack in ("nan", "unit") and rule in ("trimmed", "krum", "bounded"):
         return False
     return "krum" not in rule or count > 3
 
 
-def summary(runs: dict[str, Any], bad: dict[int, list[str]]) -> list[dict[str, Any]]:
-    """Mean accuracy of the honest clients of every run, against two clean runs."""
+def named(key: str) -> dict[str, Any]:
+    """What a run's key says: clients x rounds / rule / attack / seed / bad clients."""
+    size, rule, attack, seed, bad = key.split("/")
+    return {"federation": size, "rule": rule, "attack": attack, "seed": int(seed.removeprefix("seed-")), "bad": bad}
+
+
+def summary(runs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Mean accuracy of the honest clients of every run, against two clean runs with the same seed."""
     rows = []
     for key, found in runs.items():
-        size, rule, attack = key.split("/")
-        honest = [n for n in found["clients"] if n not in bad[found["size"]]]
+        row = named(key)
+        bad = row["bad"].split("+")
 
-        def mean(run: dict[str, Any] | None, names: list[str] = honest) -> float | None:
-            return run and sum(run["clients"][n] or 0.0 for n in names) / len(names)
+        def mean(run: dict[str, Any] | None, bad: list[str] = bad) -> float | None:
+            honest = run and [value or 0.0 for name, value in run["clients"].items() if name not in bad]
+            return honest and sum(honest) / len(honest)
 
-        clean, best = mean(runs.get(f"{size}/{rule}/clean")), mean(runs.get(f"{size}/mean/clean"))
-        value = mean(found)
-        rows.append({"federation": size, "rule": rule, "attack": attack, "accuracy": value,
-                     "over_clean_rule": clean and value - clean, "over_clean_mean": best and value - best})  # fmt: skip
+        def clean(rule: str, row: dict[str, Any] = row) -> dict[str, Any] | None:
+            usual = "+".join(BAD[int(row["federation"].split("x")[0])])
+            return runs.get(f"{row['federation']}/{rule}/clean/seed-{row['seed']}/{usual}")
+
+        value, own, best = mean(found), mean(clean(row["rule"])), mean(clean("mean"))
+        rows.append(
+            row | {"accuracy": value, "over_clean_rule": own and value - own, "over_clean_mean": best and value - best}
+        )
     return rows
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     attacks = ("clean", *ATTACKS)
     for size in sorted({row["federation"] for row in rows}):
-        print(
-            f"\n{size.replace('x', ' clients, ')} rounds: accuracy of the honest ones (and points against the clean run of the same rule)"
-        )
-        print(f"{'':<12}" + "".join(f"{attack:>16}" for attack in attacks))
+        print(f"\n{size.replace('x', ' clients, ')} rounds: accuracy of the honest ones, mean of the seeds and bad clients "
+              "(points against the same rule's clean run / the plain mean's; number of runs)")  # fmt: skip
+        print(f"{'':<16}" + "".join(f"{attack:>26}" for attack in attacks))
         for rule in RULES:
-            cells = {r["attack"]: r for r in rows if (r["federation"], r["rule"]) == (size, rule)}
-            texts = [
-                f"{100 * c['accuracy']:.1f} ({100 * (c['over_clean_rule'] or 0):+.1f})" if (c := cells.get(a)) else "-"
-                for a in attacks
-            ]
-            print(f"{rule:<12}" + "".join(f"{text:>16}" for text in texts))
+            print(f"{rule:<16}" + "".join(f"{cell(rows, size, rule, attack):>26}" for attack in attacks))
+
+
+def cell(rows: list[dict[str, Any]], size: str, rule: str, attack: str) -> str:
+    found = [r for r in rows if (r["federation"], r["rule"], r["attack"]) == (size, rule, attack)]
+    if not found:
+        return "-"
+
+    def points(key: str) -> str:
+        known = [r[key] for r in found if r[key] is not None]
+        return f"{100 * sum(known) / len(known):+.1f}" if known else "?"
+
+    accuracy = 100 * sum(r["accuracy"] for r in found) / len(found)
+    return f"{accuracy:.1f} ({points('over_clean_rule')} / {points('over_clean_mean')}; {len(found)})"
 
 
 def main() -> None:
@@ -169,6 +194,8 @@ def main() -> None:
     parser.add_argument("--tests", type=int, nargs="+", default=[200, 100], help="test rows of a client in each")
     parser.add_argument("--attacks", nargs="+", default=["clean", *ATTACKS])
     parser.add_argument("--rules", nargs="+", default=list(RULES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--bad", nargs="+", help="the bad clients, in place of the usual ones")
     args = parser.parse_args()
     quiet_libraries()
     from h2tune.models import Residents
@@ -176,22 +203,30 @@ def main() -> None:
     torch.set_num_threads(1)
     practise_once()
     residents = Residents("cpu", args.out / "frames")
-    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else {}
-    # One bad client of three; three of ten, one of each format.
-    bad = {3: ["program"], 10: ["program", "fill-1", "choice-2"]}
-    for count, rounds, tests in zip(args.sizes, args.rounds, args.tests, strict=True):
-        cells = [(rule, attack) for attack in args.attacks for rule in args.rules if suits(count, rule, attack)]
-        for rule, attack in cells:
-            key = f"{count}x{rounds}/{rule}/{attack}"
-            if key in runs:
-                continue
-            experiment = federation(count, rule, rounds, tests)
-            runs[key] = run(experiment, bad[count], None if attack == "clean" else attack, residents)
-            runs[key] |= {"size": count, "rounds": rounds, "tests": tests}
-            rows = summary(runs, bad)
-            print(f"{key:<24} {rows[-1]['accuracy']:.3f}  {runs[key]['seconds']:.0f} s", flush=True)
-            write("poison", {"bad": bad, "table": rows, "runs": runs})
-    show(summary(runs, bad))
+    grid = [
+        (seed, count, rounds, tests, attack, rule)
+        for seed in args.seeds
+        for count, rounds, tests in zip(args.sizes, args.rounds, args.tests, strict=True)
+        for attack in args.attacks
+        for rule in args.rules
+        if suits(count, rule, attack)
+    ]
+    for seed, count, rounds, tests, attack, rule in grid:
+        bad = args.bad or BAD[count]
+        key = f"{count}x{rounds}/{rule}/{attack}/seed-{seed}/{'+'.join(bad)}"
+        if key in kept():
+            continue
+        experiment = federation(count, rule, rounds, tests, seed)
+        found = run(experiment, bad, None if attack == "clean" else attack, residents)
+        runs = kept() | {key: found | {"tests": tests}}  # read again: two programs may fill one table
+        rows = summary(runs)
+        print(f"{key:<50} {rows[-1]['accuracy']:.3f}  {found['seconds']:.0f} s", flush=True)
+        write("poison", {"table": rows, "runs": runs})
+    show(summary(kept()))
+
+
+def kept() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else {}
 
 
 if __name__ == "__main__":
