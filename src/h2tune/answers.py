@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from h2tune.wire import WireError
+from h2tune.wire import Size, WireError
 
 Text = Annotated[str, Field(max_length=300)]
 Count = Annotated[int, Field(ge=0)]
@@ -38,6 +38,25 @@ class Record(_Said):
     validation: Figures | None = None
     test: Figures | None = None
     seconds: float = Field(ge=0)
+
+
+class Introduction(_Said):
+    """What a client's method says of its model before anything is set up; what is asked for depends on the method.
+
+    The bounds are what no model reaches: the server makes room for a core of this depth.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)  # methods of others may say more
+
+    depth: Size = 1
+    slots: list[Literal["q", "k", "v", "o", "gate", "up", "down", "any"]] = []
+    rank: Size = 1
+    keep: float = Field(1.0, gt=0, le=1)
+    family: Text = ""
+    fingerprint: Text = ""
+    digest: Text = ""
+    maps: list[list[Count]] = []
+    vocabulary: list[str] = []
 
 
 class Facts(_Said):

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from pydantic import Field
 
 from h2tune import tasks
 from h2tune.adapter import TriLoraConfig
@@ -90,6 +91,7 @@ class Client:
         self.method = method.client(self, settings)
         self.method.check()
         self.run, self.done = "", 0  # of which run, and the last round that it has trained
+        self.joined = self.ready = False
         self.secrets: ClientSecrets | None = None
 
     def introduction(self) -> dict[str, Any]:
@@ -196,12 +198,16 @@ class Client:
             "round": self._round,
             "unmask": lambda m: (
                 "shares",
-                Payload(meta={"shares": self._secrets().reveal(m.payload.meta["answered"])}),
+                Payload(meta={"shares": self._secrets().reveal(m.payload.said("answered", list[str]))}),
             ),
             "finish": self._finish,
         }
         if message.kind not in actions:
             raise WireError(f"{self.name} cannot answer a message of kind {message.kind!r}.")
+        if not {"describe": self.joined, "welcome": self.joined, "round": self.ready, "finish": self.ready}.get(
+            message.kind, True
+        ):
+            raise WireError(f"{self.name} is sent {message.kind!r} before its time.")
         try:
             kind, payload = actions[message.kind](message)
         except (NanLossError, SecureError) as error:
@@ -216,6 +222,7 @@ class Client:
             self.resident.cache[key] = self._score(self.test, self.test_data, bare=True)
         base = self.resident.cache[key]
         payload = self.method.join()
+        self.joined = True
         covered, missing = coverage(self.anchors, [e.prompt + e.answer for e in self.train_examples])
         if self.store:
             # The words themselves are private text; only the share is told.
@@ -244,6 +251,7 @@ class Client:
     def _welcome(self, message: Message) -> tuple[str, Payload]:
         with self.generator("welcome"):
             self.method.welcome(message.payload)
+        self.ready = True
         self.done = max(0, message.round - 1)
         if self.store:
             self.store.save_state(self.done, self.method.state())
@@ -254,6 +262,7 @@ class Client:
         self.method.join(fresh=False)
         self.method.welcome(message.payload, fresh=False)
         self._stand_at(message.round)
+        self.joined = self.ready = True
         return "ready", Payload()
 
     def _stand_at(self, round: int) -> None:
@@ -274,7 +283,7 @@ class Client:
             self._stand_at(message.round - 1)
         good = self.method.state()
         if "sealed" in message.payload.meta:
-            self.method.keep_secret(self._secrets(), message.payload.meta["sealed"])
+            self.method.keep_secret(self._secrets(), message.payload.said("sealed", dict[str, str]))
         try:
             with self.generator(message.round, "train"):
                 payload, losses = self.method.train(message.round, message.payload, on_step)
@@ -297,10 +306,9 @@ class Client:
         return "keys", Payload(meta={"mask": mask, "channel": channel})
 
     def _shares(self, message: Message) -> tuple[str, Payload]:
-        publics = {
-            name: (str(mask), str(channel)) for name, (mask, channel) in message.payload.meta["publics"].items()
-        }
-        return "shares", Payload(meta={"shares": self._secrets().share_out(publics)})
+        publics = message.payload.said("publics", dict[str, Annotated[list[str], Field(min_length=2, max_length=2)]])
+        pairs = {name: (mask, channel) for name, (mask, channel) in publics.items()}
+        return "shares", Payload(meta={"shares": self._secrets().share_out(pairs)})
 
     def _secrets(self) -> ClientSecrets:
         if self.secrets is None:

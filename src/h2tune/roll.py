@@ -86,6 +86,9 @@ class Roll:
         self.log.event("client_excluded", f"{name}: {reason}", round=number, client=name)
         self.transport.dismiss(name, reason)
 
+    def _stopped(self, name: str) -> bool:
+        return self.members[name].status.startswith(STOPPED)
+
     def _lose(self, name: str, error: Absent, number: int) -> None:
         """A client that gave no answer misses the round; when it is here again, it takes part again."""
         if isinstance(error, Lost):

@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from h2tune.answers import Facts, Figures, Final, Record, read
+from h2tune.answers import Facts, Figures, Final, Introduction, Record, read
 from h2tune.config import Experiment
 from h2tune.methods import MethodError, method_of
 from h2tune.methods.masked import threshold_of
-from h2tune.roll import STOPPED, WAITING, Member, Roll, RunLog
+from h2tune.roll import WAITING, Member, Roll, RunLog
 from h2tune.secure import SecureRound
 from h2tune.seeds import derive
 from h2tune.transport.base import Transport
@@ -81,6 +81,8 @@ class Server(Roll):
             try:
                 self.members[name].facts = read(Facts, message.payload.meta.pop("facts", None))
                 self.members[name].base = read(Figures, message.payload.meta.pop("base", None))
+                read(Introduction, message.payload.meta)
+                self.method.check_introduction(message.payload)
             except WireError as error:
                 self._exclude(name, str(error), number)
                 continue
@@ -91,7 +93,11 @@ class Server(Roll):
         try:
             asked = {n: Payload() for n in self.method.ask(introductions)}
             described = {n: m.payload for n, m, _ in self._ask("describe", asked, number, setup=True)}
-            welcomes = self.method.open(introductions, described)
+            for name, reason in self.method.misfits(described).items():
+                self._exclude(name, reason, number)
+                del described[name]
+            introductions = {n: p for n, p in introductions.items() if not self._stopped(n)}
+            welcomes = self.method.open(introductions, described) if introductions else {}
         except MethodError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -125,6 +131,7 @@ class Server(Roll):
         if len(taken) < self.quorum:
             self._shortage = self._short(len(taken))
             return False
+        self.method.excluded = sum(map(self._stopped, self.members))
         self.method.finish_round()
         for text in self.method.notices():
             self.log.event("warning", f"round {number}: {text}", round=number)
@@ -176,7 +183,7 @@ class Server(Roll):
         """Before a round: late joiners join, and who was away takes his place again."""
         here = self.transport.returned()
         for name in here:
-            if self.members[name].status.startswith(STOPPED):
+            if self._stopped(name):
                 self.transport.dismiss(name, self.members[name].status)
         self._take_back(here)
         if late := [n for n in here if self.members[n].status == WAITING and self.joins[n] <= number]:

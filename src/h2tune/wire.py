@@ -11,14 +11,16 @@ import json
 import math
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
 SCHEMA = 1
 HEADER_LIMIT = 1 << 20
+Size = Annotated[int, Field(ge=1, le=4096)]  # of what room is made for on another's word: blocks, ranks
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -32,6 +34,13 @@ class Payload:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def said(self, key: str, kind: Any) -> Any:
+        """The plain value under a key, which must be of this type (``int``, ``list[str]``); else raises WireError."""
+        try:
+            return TypeAdapter(kind).validate_python(self.meta.get(key), strict=True)
+        except ValidationError as error:
+            raise WireError(f"its {key!r} cannot be read: {error.errors()[0]['msg']}") from None
 
 
 @dataclass

@@ -236,6 +236,26 @@ def test_a_round_that_shrank_says_what_was_done(rule: Rule, count: int, says: st
         assert torch.equal(found, BEFORE)
 
 
+@pytest.mark.parametrize("name", ["closest", "agreeing", "bounded", "median", "trimmed"])
+def test_with_the_bad_one_excluded_two_are_enough(name: str) -> None:
+    """Three clients, one excluded: the two that are left are those whom the rule would have kept."""
+    start = torch.zeros(SHAPE.zeros().shape)
+    updates = [(torch.full_like(start, value), torch.ones_like(start, dtype=torch.bool)) for value in (1.0, 3.0)]
+    total = RobustMean(SHAPE, Rule(name))
+    for client, update in zip("ab", updates, strict=True):
+        total.add(client, *update)
+    assert "coordinate median was taken" in str(total.mean(start)[1])
+    found, instead = total.mean(start, excluded=1)
+    assert instead is None
+    # Lengths are limited by the median length, made alike, or voted on with the core as it was.
+    assert torch.equal(found, torch.full_like(start, {"closest": 2.0, "agreeing": 2.0, "bounded": 1.5}.get(name, 1.0)))
+
+
+@pytest.mark.parametrize(("faulty", "excluded", "needs"), [(1, 0, 5), (1, 1, 3), (2, 1, 5), (1, 9, 2)])
+def test_krum_needs_fewer_when_bad_ones_are_gone(faulty: int, excluded: int, needs: int) -> None:
+    assert Rule("krum", faulty=faulty).needs_without(excluded) == needs
+
+
 def test_krum_survives_what_the_number_of_clients_allows() -> None:
     assert [rule_of("krum", 0.25, None, None, n).faulty for n in (3, 5, 7, 10)] == [1, 1, 2, 3]
     assert rule_of("krum", 0.25, 2, None, 10).needs == 7

@@ -92,6 +92,8 @@ def test_a_client_refuses_what_would_give_somebody_away() -> None:
     held, _, _ = whole_round()
     with pytest.raises(SecureError, match="reveal a sum of 2"):
         held["c0"].reveal(["c0", "c1"])
+    with pytest.raises(SecureError, match="reveal a sum"):
+        held["c0"].reveal(["c0", "c0", "c0"])  # one client, said three times
     held["c0"].reveal(["c0", "c1", "c2", "c3"])
     with pytest.raises(SecureError, match="a second time"):
         held["c0"].reveal(["c0", "c1", "c2"])
@@ -113,6 +115,18 @@ def test_shares_that_were_tampered_with_or_are_of_another_round_are_refused() ->
     swapped = first | {"b": first["c"]}
     with pytest.raises(SecureError, match="the shares of b"):
         held["a"].mask(np.zeros(LENGTH, np.uint64), swapped)
+
+
+@pytest.mark.parametrize("key", ["", "zz", "00" * 31, "00" * 32])
+def test_public_keys_that_are_none_are_refused(key: str) -> None:
+    publics = publics_of(clients(["a", "b", "c"], 2))
+    none = r"public keys? that (is|are) none"
+    with pytest.raises(SecureError, match=none):
+        clients(["a"], 2)["a"].share_out(publics | {"b": (publics["b"][0], key)})
+    fresh = clients(["a"], 2)["a"]
+    with pytest.raises(SecureError, match=none):
+        fresh.share_out(publics | {"b": (key, publics["b"][1])})
+        fresh._pair("b")
 
 
 def test_a_client_may_add_only_once() -> None:

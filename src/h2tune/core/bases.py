@@ -7,6 +7,7 @@ tensors that travel.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from h2tune.core.record import record
 from h2tune.core.relation import similarity_relation
 from h2tune.core.shared import CoreShape
 from h2tune.core.slots import INPUTS, Layout, input_kind
+
+_TOLERANCE = 0.05  # of the length of a column that was rounded to half precision
 
 
 @dataclass
@@ -68,6 +71,11 @@ class Bases:
                 b = self._join(module, [writes[slot] for _, slot in refs])
                 found.append((reads[input_kind(refs[0][1])], b))
         return found
+
+    def lacks(self, frames: Frames) -> list[str]:
+        """Inputs and slots of this model for which there are no frames."""
+        reads, writes = self.inputs[0].keys() - frames.inputs.keys(), self.outputs[0].keys() - frames.outputs.keys()
+        return sorted(reads | writes)
 
     def _join(self, module: str, parts: list[Tensor]) -> Tensor:
         return Rows(**self.layout.parts[module]).join(parts) if module in self.layout.parts else parts[0]
@@ -134,6 +142,27 @@ class Frames:
                 raise ValueError(f"the frame {name!r} has shape {tuple(tensor.shape)}")
             sides[side][key] = tensor.float()
         return cls(sides["in"], sides["out"])
+
+
+def misfits(described: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Models whose tensors cannot be theirs, with the reason: malformed, too loud, or of other rows than most have."""
+    found, rows = {}, {}
+    for name, tensors in described.items():
+        try:
+            parsed = _parse(name, tensors)
+            (rows[name],) = {u.shape[0] for u in parsed.values()}
+            if max(float(u.norm(dim=0).max()) for u in parsed.values()) > 1 + _TOLERANCE:
+                found[name] = "its bases have columns longer than those of left factors"
+        except ValueError as error:
+            found[name] = f"its bases cannot be read: {error}"
+    if rows:
+        usual = Counter(rows.values()).most_common(1)[0][0]
+        found |= {
+            name: f"it did not use the same anchors: {n} rows, where most have {usual}"
+            for name, n in rows.items()
+            if n != usual
+        }
+    return found
 
 
 def agree(described: Mapping[str, Mapping[str, Tensor]], shape: CoreShape, rotate: bool = True) -> Frames:

@@ -22,7 +22,7 @@ the result lies between "no change" and what the more cautious of the two says.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -58,6 +58,15 @@ class Rule:
         if self.name == "closest":
             return 2 * self.faulty + 1
         return 1 if self.name == "bounded" and self.radius is not None else FEWEST
+
+    def without(self, excluded: int) -> Rule:
+        """The rule when so many bad clients are gone."""
+        return replace(self, faulty=max(0, self.faulty - excluded))
+
+    def needs_without(self, excluded: int) -> int:
+        """Clients that must be left: of a rule that means nothing for one, two at least."""
+        left = min(self.needs - excluded, self.without(excluded).needs)
+        return max(left, 2) if self.needs > 1 else 1
 
 
 def median(values: Tensor, held: Tensor) -> Tensor:
@@ -147,16 +156,20 @@ class RobustMean:
         whole[..., :r, :r], held[..., :r, :r] = torch.where(coverage, core.double(), 0.0), coverage
         self.updates[client] = whole, held
 
-    def mean(self, before: Tensor) -> tuple[Tensor, str | None]:
+    def mean(self, before: Tensor, excluded: int = 0) -> tuple[Tensor, str | None]:
         """The rule's result, and what was done instead where the round had too few clients for it.
 
         That is the median, which with two updates goes no further than the more cautious one; a lone update, which
         nobody else can vouch for, is left out.
+
+        Args:
+            excluded: clients that the run has excluded. They are of the bad ones that the rule must survive.
         """
-        n, rule = len(self.updates), self.rule
-        if n >= rule.needs:
+        n, rule = len(self.updates), self.rule.without(excluded)
+        needs = self.rule.needs_without(excluded)
+        if n >= needs:
             return self._apply(rule, before), None
-        why = f"{rule.name} needs {rule.needs} updates and this round has {n}"
+        why = f"{rule.name} needs {needs} updates and this round has {n}"
         if n > 1:
             return self._apply(Rule("median"), before), f"{why}: the coordinate median was taken"
         return before.clone(), f"{why}: the core stays as it was"
@@ -174,15 +187,15 @@ class RobustMean:
             kept = closest(values, held, rule.faulty)
             return self._sum(values[kept], held[kept], before)
         if "krum" in rule.name:
-            return self._nearest(values, held, before)
+            return self._nearest(values, held, before, rule.faulty)
         votes = with_vote(values, held, start)
         mean = median(*votes) if rule.name == "median" else trimmed_mean(*votes, rule.trim)
         return torch.where(held.any(0), mean, start).to(before.dtype)
 
-    def _nearest(self, values: Tensor, held: Tensor, before: Tensor) -> Tensor:
+    def _nearest(self, values: Tensor, held: Tensor, before: Tensor, faulty: int) -> Tensor:
         """The best update by Krum's score, or the mean of the best n - f; ties go to the first name."""
-        order = krum_scores(values, held, self.rule.faulty).argsort(stable=True)
-        kept = order[: 1 if self.rule.name == "krum" else len(order) - self.rule.faulty].tolist()
+        order = krum_scores(values, held, faulty).argsort(stable=True)
+        kept = order[: 1 if self.rule.name == "krum" else len(order) - faulty].tolist()
         return self._sum(values[kept], held[kept], before)
 
     def _bounded(self, values: Tensor, held: Tensor, before: Tensor, alike: bool = False) -> Tensor:

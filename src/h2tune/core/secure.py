@@ -84,7 +84,10 @@ class _Key:
     def agree(self, other: bytes) -> bytes:
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-        return self._private.exchange(X25519PublicKey.from_public_bytes(other))
+        try:
+            return self._private.exchange(X25519PublicKey.from_public_bytes(other))
+        except ValueError:
+            raise SecureError("a public key that is none") from None
 
 
 def _split(secret: bytes, threshold: int, count: int) -> list[bytes]:
@@ -132,7 +135,10 @@ class ClientSecrets:
         """Shares of this client's two secrets, for each other client encrypted to it."""
         if self.members or len(publics) < self.threshold or self.name not in publics:
             raise SecureError(f"{self.name} is asked to share its secrets with {len(publics)} clients, or twice")
-        self.members = {n: (bytes.fromhex(m), bytes.fromhex(c)) for n, (m, c) in publics.items()}
+        try:
+            self.members = {n: (bytes.fromhex(m), bytes.fromhex(c)) for n, (m, c) in publics.items()}
+        except ValueError:
+            raise SecureError(f"{self.name} is sent public keys that are none") from None
         places, found = sorted(self.members), {}
         keys, owns = (_split(s, self.threshold, len(places)) for s in (self._mask.seed, self._own))
         for place, other in enumerate(places):
@@ -162,7 +168,7 @@ class ClientSecrets:
 
     def reveal(self, answered: list[str]) -> dict[str, str]:
         """Shares of b_j for clients that answered, of the key for those that did not; only once in a round."""
-        if len(answered) < self.threshold or not set(answered) <= set(self._held):
+        if len(set(answered)) < self.threshold or not set(answered) <= set(self._held):
             raise SecureError(
                 f"{self.name} is asked to reveal a sum of {len(answered)} clients; it takes {self.threshold}"
             )

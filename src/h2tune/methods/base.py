@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from h2tune.config import Wire
-from h2tune.wire import Payload
+from h2tune.wire import Payload, WireError
 
 if TYPE_CHECKING:
     from h2tune.client import Client
@@ -118,9 +118,24 @@ class ServerMethod(ABC):
         if experiment.secure_aggregation is not None:
             raise MethodError("secure_aggregation: only methods that share a core as H2Tune does can sum it in secret")
 
+    excluded = 0
+    """Clients that the run has excluded so far; the server keeps it."""
+
+    needs: tuple[str, ...] = ()
+    """What an introduction must hold (`h2tune.answers.Introduction`); without it a client is excluded."""
+
+    def check_introduction(self, payload: Payload) -> None:
+        """Raise WireError if a client's introduction lacks what the method needs, or holds what cannot be."""
+        if missing := [key for key in self.needs if key not in payload.meta]:
+            raise WireError(f"its introduction lacks {', '.join(missing)}")
+
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """Clients whose `describe` is wanted before the start."""
         return []
+
+    def misfits(self, described: dict[str, Payload]) -> dict[str, str]:
+        """Clients whose description cannot be used, with the reason; they are excluded before `open`."""
+        return {}
 
     @abstractmethod
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:

@@ -29,7 +29,7 @@ from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
 from h2tune.methods.factors import mean
 from h2tune.methods.sketch import SKETCH, gradient_sketch
 from h2tune.seeds import derive
-from h2tune.wire import Payload, WireError
+from h2tune.wire import Payload, Size, WireError
 
 
 class CoLoraSettings(Settings):
@@ -142,8 +142,8 @@ class CoLoraClient(AdapterClient):
         return found
 
     def welcome(self, payload: Payload, fresh: bool = True) -> None:
-        self.blocks = anchor_blocks(self.client.layout.depth, payload.meta["blocks"])
-        self.twins = payload.meta["twins"]
+        self.blocks = anchor_blocks(self.client.layout.depth, payload.said("blocks", Size))
+        self.twins = payload.said("twins", bool)
         if fresh:
             if payload.tensors:
                 self._align(payload.tensors)
@@ -242,6 +242,13 @@ class CoLoraServer(ServerMethod):
     """Keeps a round's updates until its end; the mixtures are small, the factors of equal models are not."""
 
     settings: CoLoraSettings
+    needs = ("depth", "slots", "fingerprint")
+
+    def check_introduction(self, payload: Payload) -> None:
+        super().check_introduction(payload)
+        sketch = payload.tensors.get("sketch", torch.zeros(0))
+        if self.settings.relevance == "sketch" and tuple(sketch.shape) != (SKETCH,):
+            raise WireError("its introduction holds no sketch")
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         if hasattr(self, "pivot"):
@@ -261,8 +268,6 @@ class CoLoraServer(ServerMethod):
         self.known |= {name: dict(p.meta) for name, p in joined.items()}
         for name, payload in joined.items():
             if self.settings.relevance == "sketch":
-                if tuple(payload.tensors.get("sketch", torch.zeros(0)).shape) != (SKETCH,):
-                    raise ValueError(f"{name} sent no sketch")
                 self.sketches[name] = payload.tensors["sketch"]
         return {name: self._welcome(name, fresh=True) for name in joined}
 

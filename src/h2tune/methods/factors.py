@@ -110,7 +110,7 @@ class FactorClient(AdapterClient):
     shared = True
 
     def welcome(self, payload: Payload, fresh: bool = True) -> None:
-        self.shared = payload.meta["shared"]
+        self.shared = payload.said("shared", bool)
 
     def receive(self, payload: Payload) -> None:
         with torch.no_grad():
@@ -133,6 +133,7 @@ class FactorClient(AdapterClient):
 
 
 class FactorServer(ServerMethod):
+    needs = ("fingerprint", "maps", "rank")
     """Groups, checks and versions; a method adds `combine`."""
 
     client: ClassVar[type[FactorClient]] = FactorClient

@@ -89,7 +89,7 @@ class FedMktClient(AdapterClient):
         return {self._spelling(i): i for i in reversed(range(len(self.client.tokenizer)))}
 
     def welcome(self, payload: Payload, fresh: bool = True) -> None:
-        self.vocabularies: dict[str, list[str]] = payload.meta["vocabularies"]
+        self.vocabularies = payload.said("vocabularies", dict[str, list[str]])
 
     def public(self, round: int) -> list[dict[str, Any]]:
         """The round's sentences: token ids, and after which character each token ends."""
@@ -186,6 +186,7 @@ class FedMktClient(AdapterClient):
 
 
 class FedMktServer(ServerMethod):
+    needs = ("vocabulary",)
     """Passes every client's predictions on to the others."""
 
     settings: FedMktSettings

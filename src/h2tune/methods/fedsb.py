@@ -122,6 +122,8 @@ class FedSbClient(H2TuneClient):
 
 
 class FedSbServer(H2TuneServer):
+    needs = (*H2TuneServer.needs, "fingerprint")
+
     @classmethod
     def allows(cls, experiment: Any, settings: Any) -> None:
         super().allows(experiment, settings)

@@ -34,7 +34,7 @@ from h2tune.methods.h2tune_settings import H2TuneSettings, UnsharedSettings
 from h2tune.methods.starts import check_frames, start
 from h2tune.methods.updates import ClientUpdates, CoreServer
 from h2tune.methods.words import core_slots
-from h2tune.wire import Payload
+from h2tune.wire import Payload, Size, WireError
 
 
 class H2TuneClient(AdapterClient):
@@ -71,7 +71,10 @@ class H2TuneClient(AdapterClient):
 
     def welcome(self, payload: Payload, fresh: bool = True) -> None:
         client, settings = self.client, self.settings
-        self.shape = CoreShape(payload.meta["depth"], client.rank, tuple(payload.meta["slots"]))
+        depth, slots = payload.said("depth", Size), payload.said("slots", list[str])
+        if slots != list(ANY) and (odd := set(slots) - set(SLOTS) or set(client.layout.slots) - set(slots)):
+            raise WireError(f"the server's core has unknown slots, or lacks this client's: {', '.join(sorted(odd))}")
+        self.shape = CoreShape(depth, client.rank, tuple(slots))
         places = nearest_relation if settings.relation == "nearest" else depth_relation
         relation = places(self.shape.depth, client.layout.depth)
         if fresh:
@@ -250,6 +253,17 @@ class H2TuneClient(AdapterClient):
 
 class H2TuneServer(CoreServer):
     settings: H2TuneSettings
+    needs = ("depth", "slots", "rank", "keep")
+
+    def check_introduction(self, payload: Payload) -> None:
+        super().check_introduction(payload)
+        if self.settings.frames == "anchor":
+            payload.said("digest", str)
+
+    def misfits(self, described: dict[str, Payload]) -> dict[str, str]:
+        if self.settings.frames != "anchor":
+            return {}
+        return bases.misfits({name: payload.tensors for name, payload in described.items()})
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """One client for each distinct set of bases: clients on one model would send the same bytes."""

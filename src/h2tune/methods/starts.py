@@ -19,7 +19,7 @@ from h2tune.core import bases
 from h2tune.methods.base import MethodError
 from h2tune.methods.practice import practise
 from h2tune.methods.words import practise_words
-from h2tune.wire import Payload
+from h2tune.wire import Payload, WireError
 
 if TYPE_CHECKING:
     from h2tune.methods.h2tune import H2TuneClient
@@ -39,7 +39,7 @@ def start(method: H2TuneClient, payload: Payload, relation: Tensor) -> Tensor:
     """Set A and B to the frames; returns the start of P."""
     settings = method.settings
     if settings.frames == "anchor":
-        frames = bases.Frames.from_tensors(payload.tensors, method.shape)
+        frames = _received(method, payload)
         if settings.relation == "similarity":
             relation = method.described.relation(frames)
         _take_frames(method, frames, relation)
@@ -51,6 +51,16 @@ def start(method: H2TuneClient, payload: Payload, relation: Tensor) -> Tensor:
     elif settings.frames == "weights":
         _take_singular_vectors(method)
     return relation
+
+
+def _received(method: H2TuneClient, payload: Payload) -> bases.Frames:
+    try:
+        frames = bases.Frames.from_tensors(payload.tensors, method.shape)
+    except ValueError as error:
+        raise WireError(f"the server's frames cannot be read: {error}") from None
+    if missing := method.described.lacks(frames):
+        raise WireError(f"the server's frames lack {', '.join(missing)}")
+    return frames
 
 
 def _take_singular_vectors(method: H2TuneClient) -> None:

@@ -164,6 +164,11 @@ class CoreServer(ServerMethod):
     def allows(cls, experiment: Experiment, settings: H2TuneSettings) -> None:
         check_updates(experiment, settings)
 
+    def check_introduction(self, payload: Payload) -> None:
+        super().check_introduction(payload)
+        if payload.meta["rank"] > self.experiment.rank:
+            raise WireError(f"its rank {payload.meta['rank']} is above the core's, {self.experiment.rank}")
+
     def reached(self, client: str) -> Tensor:
         """Entries of S (L x slots x R x R) that are sent to a client: all depths of its slots, to its rank."""
         r, whole = self.ranks[client], self.shape.zeros().bool()
@@ -249,7 +254,7 @@ class CoreServer(ServerMethod):
             self.S = self.private.mean(self.S)
             self.spent.append(self.private.noise)
         elif self.robust:
-            self.S, instead = self.robust.mean(self.S)
+            self.S, instead = self.robust.mean(self.S, self.excluded)
             self.told += [instead] if instead else []
         else:
             self.S = self.sum.mean(self.S)

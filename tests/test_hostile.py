@@ -1,0 +1,200 @@
+"""Nothing received is trusted: a bad client is left out and the others go on; a client refuses a bad server by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federations import Tampering, build, small
+
+from h2tune.client import LostStateError
+from h2tune.core.slots import SLOTS
+from h2tune.wire import Message, Payload, WireError, decode, encode
+
+
+@pytest.mark.parametrize("damage", ["flip a byte", "foreign run", "not finite", "other tensors"])
+def test_a_bad_update_excludes_its_client_and_the_others_go_on(damage: str, tmp_path: Path) -> None:
+    def spoil(answers: list) -> list:
+        out = []
+        for name, data in answers:
+            message = decode(data)
+            if message.kind == "update" and name == "c1":
+                if damage == "flip a byte":
+                    data = data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
+                elif damage == "foreign run":
+                    message.run = "another"
+                    data = encode(message)
+                elif damage == "not finite":
+                    message.payload.tensors["values"][0] = torch.inf
+                    data = encode(message)
+                else:
+                    message.payload.tensors["extra"] = torch.zeros(1)
+                    data = encode(message)
+            out.append((name, data))
+        return out
+
+    server, _ = build(small(rounds=2), tmp_path / "run", spoil)
+    server.run()
+    assert server.round == 2
+    assert server.members["c1"].status.startswith("stopped: ")
+    assert server.members["c0"].final is not None
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert "client_excluded" in events
+
+
+NONSENSE = [
+    None,
+    3,
+    "x",
+    [],
+    {},
+    {"loss": {"shared": "low"}},
+    {"metric": "high", "nats": 1.0},
+    {"loss": {}, "seconds": -1},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("joined", "facts"), ("joined", "base"), ("update", "record"), ("result", "final")]
+)
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=str)
+def test_what_a_client_says_of_itself_cannot_stop_the_server(
+    kind: str, key: str, nonsense: Any, tmp_path: Path
+) -> None:
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == kind:
+                message.payload.meta[key] = nonsense
+            yield name, encode(message)
+
+    server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path)
+    server.transport = Tampering(server.transport, spoil)
+    server.run()
+    assert server.members["c0"].status.startswith(f"stopped: its {'figures' if key == 'base' else key} cannot be read")
+    assert server.members["c1"].final and server.round == 1
+
+
+INTRODUCTIONS = [
+    ("depth", 10**9, "introduction cannot be read: depth"),  # the core would not fit into any memory
+    ("depth", None, "introduction cannot be read: depth"),
+    ("slots", ["q", "x"], "introduction cannot be read: slots"),
+    ("rank", 5, "rank 5 is above the core's, 4"),
+    ("keep", -1, "introduction cannot be read: keep"),
+    ("digest", ["a"], "introduction cannot be read: digest"),
+    ("fingerprint", "a" * 301, "introduction cannot be read: fingerprint"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "says"), INTRODUCTIONS, ids=str)
+@pytest.mark.parametrize("method", ["h2tune", "colora", "fedsb"])
+def test_an_introduction_that_cannot_be_excludes_its_client_and_the_others_begin(
+    key: str, value: Any, says: str, method: str, tmp_path: Path
+) -> None:
+    if method == "colora" and "above" in says:
+        pytest.skip("Co-LoRA does not read it")
+    if method != "h2tune" and key == "digest":
+        pytest.skip("only anchor frames have it")
+
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == "joined":
+                message.payload.meta[key] = value
+            yield name, encode(message)
+
+    experiment = small(rounds=1, training={"steps": 1, "batch_size": 2}, method={"name": method})
+    server, _ = build(experiment, tmp_path)
+    server.transport = Tampering(server.transport, spoil)
+    server.run()
+    assert says in server.members["c0"].status, server.members["c0"].status
+    assert server.members["c1"].final and server.round == 1
+
+
+def test_an_introduction_without_what_the_method_needs_is_no_introduction(tmp_path: Path) -> None:
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == "joined":
+                del message.payload.meta["depth"], message.payload.meta["slots"]
+            yield name, encode(message)
+
+    server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, spoil)
+    server.run()
+    assert server.members["c0"].status == "stopped: its introduction lacks depth, slots"
+    assert server.members["c1"].final
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("rows", "did not use the same anchors"),
+        ("ragged", "cannot be read"),
+        ("name", "cannot be read"),
+        ("loud", "columns longer than"),
+    ],
+)
+def test_bases_that_cannot_be_exclude_their_client_and_the_others_begin(
+    damage: str, says: str, tmp_path: Path
+) -> None:
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == "described":
+                sent = message.payload.tensors
+                if damage == "rows":
+                    message.payload.tensors = {key: u[:-1].contiguous() for key, u in sent.items()}
+                elif damage == "ragged":
+                    sent["in.0.attention"] = sent["in.0.attention"][:-1].contiguous()
+                elif damage == "name":
+                    sent["x"] = torch.zeros(2, 1)
+                else:
+                    sent["in.0.attention"] = sent["in.0.attention"] * 10
+            yield name, encode(message)
+
+    server, _ = build(small(clients=3, rounds=1), tmp_path, spoil)
+    server.run()
+    assert says in server.members["c0"].status, server.members["c0"].status
+    assert all(server.members[name].final for name in ("c1", "c2")) and server.method.S.abs().sum() > 0
+
+
+SAID = [
+    ("welcome", {"depth": "deep", "slots": ["q"]}, "depth"),
+    ("welcome", {"depth": 10**9, "slots": ["q"]}, "depth"),
+    ("welcome", {"depth": 2, "slots": ["z"]}, "unknown slots"),
+    ("welcome", {}, "depth"),
+    ("welcome", {"depth": 2, "slots": ["q"]}, "lacks this client's"),
+    ("welcome", {"depth": 2, "slots": list(SLOTS)}, "frames lack attention"),
+    ("shares", {"publics": {"c0": 3}}, "publics"),
+    ("shares", {}, "publics"),
+    ("round", {"sealed": ["x"]}, "sealed"),
+    ("unmask", {"answered": "c0"}, "answered"),
+]
+
+
+@pytest.mark.parametrize(("kind", "meta", "says"), SAID, ids=str)
+def test_nonsense_of_a_server_is_refused_by_name(kind: str, meta: dict[str, Any], says: str, tmp_path: Path) -> None:
+    pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install -e '.[secure]'")
+    method = {"name": "h2tune", "frames": "random" if kind == "round" else "anchor"}
+    _, clients = build(small(clients=3, secure_aggregation={}, method=method), tmp_path)
+    client = clients["c0"]
+
+    def say(kind: str, meta: dict[str, Any]) -> bytes:
+        return client.handle(encode(Message(kind, "r", 1, "c0", "h2tune", Payload(meta=meta))))
+
+    say("join", {})
+    if kind == "round":
+        say("welcome", {"depth": 2, "slots": list(client.layout.slots)})
+    if kind != "welcome":
+        say("keys", {})
+    with pytest.raises(WireError, match=says):
+        say(kind, meta)
+
+
+@pytest.mark.parametrize("kind", ["describe", "welcome", "round", "finish", "resume", "delete"])
+def test_what_comes_before_its_time_is_refused(kind: str, tmp_path: Path) -> None:
+    _, clients = build(small(clients=1), tmp_path)
+    with pytest.raises((WireError, LostStateError), match=r"before its time|cannot answer|no saved state|its '"):
+        clients["c0"].handle(encode(Message(kind, "r", 1, "c0", "h2tune")))
