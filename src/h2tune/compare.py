@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.config import ConfigError, Experiment, load_config
+from h2tune.files import write_atomic
 from h2tune.methods import Method, MethodError, resolve_method
-from h2tune.store import RunStore, StoreError, write_atomic
+from h2tune.store import RunStore, StoreError
 
 TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
 UNREAD_TEST = 4  # test rows of a trial: a run needs some, nobody looks at them

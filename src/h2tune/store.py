@@ -12,7 +12,6 @@ RUN/clients/NAME/          a client's own: state-*.safetensors, adapter/; on rea
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,28 +26,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from h2tune.config import Experiment, parse_config
+from h2tune.files import StoreError, write_atomic
 from h2tune.version import __version__
 
 SCHEMA = 1
-
-
-class StoreError(RuntimeError):
-    """A run directory cannot be used as asked; the text says what to do."""
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file by new contents, or leave the old ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{path} could not be written: {error.strerror}. Nothing committed was lost.") from error
 
 
 def _plain(value: Any) -> bytes:

@@ -25,6 +25,12 @@ from h2tune.transport.letters import Letter, progress, unpack
 from h2tune.wire import WireError
 
 
+def test_status_needs_no_tensors() -> None:
+    """People ask often, also on machines that are busy: PyTorch would cost them seconds."""
+    code = "import sys, h2tune.cli_network, h2tune.network.status; print({'torch', 'peft'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
 @given(st.text(max_size=20), st.binary(max_size=200))
 def test_letters_come_out_as_they_went_in(number: str, body: bytes) -> None:
     letter = Letter("answer", {"number": number}, body)

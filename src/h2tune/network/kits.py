@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from h2tune.config import Experiment, parse_config
-from h2tune.store import write_atomic
+from h2tune.files import write_atomic
 
 SCHEMA = 1
 OWN = ("model", "train", "test", "validation")  # a client's own, never in a kit

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.config import Experiment
+from h2tune.files import write_atomic
 from h2tune.methods.masked import threshold_of
 from h2tune.network.kits import OWN, PUBLIC, SCHEMA, THEIRS, About, KitError, write_kit
-from h2tune.store import write_atomic
 from h2tune.version import __version__
 
 SHIM = "h2tune.transport.shim.Shim"

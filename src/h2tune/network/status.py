@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from h2tune.files import write_atomic
 from h2tune.network.kits import Kit, KitError
-from h2tune.store import write_atomic
 
 SECONDS = 1.0  # between two writings
 FRESH = 10.0  # seconds; a process writes more often than that

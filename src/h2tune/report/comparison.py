@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from h2tune.store import write_atomic
+from h2tune.files import write_atomic
 from h2tune.version import __version__
 
 if TYPE_CHECKING:
