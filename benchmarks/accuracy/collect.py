@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from picture import picture
+
 from h2tune.report.comparison import text_of
 from h2tune.report.words import size
 
 ROOT = Path(__file__).parents[2]
 KEPT, PAGE = ROOT / "benchmarks" / "results" / "accuracy", ROOT / "docs" / "accuracy.md"
+PICTURE = ROOT / "docs" / "accuracy.svg"
 ABLATIONS, ABLATED = ROOT / "benchmarks" / "results" / "ablations.json", ROOT / "docs" / "ablations.md"
 HEAD = """# Accuracy
 
@@ -137,6 +140,7 @@ def main() -> None:
     collect_ablations(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     results = {path.stem: json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))}
     PAGE.write_text(page_of(results), encoding="utf-8")
+    PICTURE.write_text(picture(results), encoding="utf-8")
     print(f"{PAGE}: {', '.join(results)}")
 
 
