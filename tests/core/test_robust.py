@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from torch import Tensor
 
-from h2tune.core.robust import RobustMean, Rule, rule_of
+from h2tune.core.robust import RobustMean, Rule, in_usual_unit, rule_of
 from h2tune.core.shared import CoreShape
 
 SHAPE = CoreShape(2, 2, ("q", "k"))
@@ -276,6 +276,21 @@ def test_agreeing_leaves_out_who_turned_round_shrank_or_made_noise_and_tames_who
     shouting = start + 100 * (good[0] - start)
     found = np.asarray(mean_of(Rule("agreeing"), [(c, everything) for c in (*good, shouting)], start))
     assert np.linalg.norm(found - wanted) < 0.5 * np.linalg.norm(wanted - start.numpy())
+
+
+def test_agreeing_is_not_taken_in_by_a_group_in_another_unit() -> None:
+    """Three of ten send 0.01 S: their updates are alike, those of honest clients with other tasks are not."""
+    rng = np.random.default_rng(1)
+    start = torch.from_numpy(rng.normal(size=SIZE)).float()
+    good = [start + torch.from_numpy(0.3 * rng.normal(size=SIZE)).float() for _ in range(7)]
+    everything = torch.ones(SIZE, dtype=torch.bool)
+    bad = [0.01 * core for core in good[:3]]
+    found = mean_of(Rule("agreeing"), [(c, everything) for c in (*good, *bad)], start)
+    assert torch.equal(found, mean_of(Rule("agreeing"), [(c, everything) for c in good], start))
+    assert in_usual_unit(torch.stack([*good, *bad]), everything.expand(10, *SIZE)) == list(range(7))
+    # Where no majority shares a unit, there is no usual one.
+    several = torch.stack([good[0] * 10.0**i for i in range(4)])
+    assert in_usual_unit(several, everything.expand(4, *SIZE)) == [0, 1, 2, 3]
 
 
 def _shortened(core: torch.Tensor, start: torch.Tensor, good: list[torch.Tensor]) -> np.ndarray:
