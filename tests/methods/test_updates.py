@@ -14,6 +14,7 @@ from h2tune import federation
 from h2tune.methods import MethodError
 from h2tune.plan import make_plan
 from h2tune.store import RunStore
+from h2tune.transport.base import Absent
 from h2tune.wire import decode, encode
 
 BRIEF = {"steps": 4, "batch_size": 2}
@@ -79,7 +80,8 @@ def test_too_few_clients_are_an_error_before_training(aggregate: str, tmp_path: 
 )
 def test_a_round_that_shrank_is_told(lost: list[str], did: str, tmp_path: Path) -> None:
     def lose(answers: list) -> list:
-        return [(n, d if n not in lost or decode(d).kind != "update" else b"") for n, d in answers]
+        away = Absent("it did not answer")
+        return [(n, d if n not in lost or decode(d).kind != "update" else away) for n, d in answers]
 
     server = shared_after_a_round(tmp_path / "run", lose, method={"name": "h2tune", "aggregate": "median"})
     assert bool(server.method.S.any()) == (len(lost) == 1)
@@ -87,6 +89,15 @@ def test_a_round_that_shrank_is_told(lost: list[str], did: str, tmp_path: Path) 
     told = [e["text"] for e in events if e["event"] == "warning" and e["round"] == 1]
     left = 3 - len(lost)
     assert len(told) == 1 and told[0].startswith(f"round 1: median needs 3 updates and this round has {left}: {did}")
+
+
+def test_with_the_bad_one_excluded_the_rule_goes_on_with_the_others(tmp_path: Path) -> None:
+    def spoil(answers: list) -> list:
+        return [(n, d if n != "c0" or decode(d).kind != "update" else b"") for n, d in answers]
+
+    server = shared_after_a_round(tmp_path / "run", spoil, method={"name": "h2tune", "aggregate": "closest"})
+    assert server.members["c0"].status.startswith("stopped: ") and server.method.S.any()
+    assert "needs 3 updates" not in (tmp_path / "run" / "events.jsonl").read_text()
 
 
 SMALLER = [
