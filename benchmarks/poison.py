@@ -164,16 +164,19 @@ def summary(runs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    attacks = ("clean", *ATTACKS)
+    """Tables as docs/robust.md has them."""
     for size in sorted({row["federation"] for row in rows}):
-        print(f"\n{size.replace('x', ' clients, ')} rounds: accuracy of the honest ones, mean of the seeds and bad clients "
-              "(points against the same rule's clean run / the plain mean's; number of runs)")  # fmt: skip
-        print(f"{'':<16}" + "".join(f"{attack:>26}" for attack in attacks))
+        print(f"\n{size.replace('x', ' clients, ')} rounds\n")
+        print(f"| `aggregate` | runs | {' | '.join(('clean', *ATTACKS))} |\n" + "|---" * (len(ATTACKS) + 3) + "|")
         for rule in RULES:
-            print(f"{rule:<16}" + "".join(f"{cell(rows, size, rule, attack):>26}" for attack in attacks))
+            cells = [cell(rows, size, rule, attack) for attack in ("clean", *ATTACKS)]
+            count = max(len({(r["seed"], r["bad"]) for r in rows if (r["federation"], r["rule"]) == (size, rule)}), 0)
+            if count:
+                print(f"| `{rule}` | {count} | {' | '.join(cells)} |")
 
 
 def cell(rows: list[dict[str, Any]], size: str, rule: str, attack: str) -> str:
+    """Mean accuracy in per cent, and the mean difference to the clean runs of the same rule and of the plain mean."""
     found = [r for r in rows if (r["federation"], r["rule"], r["attack"]) == (size, rule, attack)]
     if not found:
         return "-"
@@ -183,7 +186,9 @@ def cell(rows: list[dict[str, Any]], size: str, rule: str, attack: str) -> str:
         return f"{100 * sum(known) / len(known):+.1f}" if known else "?"
 
     accuracy = 100 * sum(r["accuracy"] for r in found) / len(found)
-    return f"{accuracy:.1f} ({points('over_clean_rule')} / {points('over_clean_mean')}; {len(found)})"
+    if attack == "clean":
+        return f"{accuracy:.1f} ({points('over_clean_mean')})"
+    return f"{accuracy:.1f} ({points('over_clean_rule')}, {points('over_clean_mean')})"
 
 
 def main() -> None:

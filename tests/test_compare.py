@@ -168,12 +168,17 @@ def test_nats_stand_in_where_hardly_anything_is_right(file: Path) -> None:
 
 
 def test_rates_are_chosen_by_validation_never_by_test() -> None:
-    def trial(rate: float, validation: float, test: float) -> Outcome:
-        found = metrics({"a": (test, 1.0)})
-        found["clients"]["a"]["final"]["validation_nats"] = validation
+    def trial(rate: float, right: float, nats: float, test: float, other: float = 0.5) -> Outcome:
+        found = metrics({"a": (test, 1.0), "b": (0.5, 1.0)})
+        found["clients"]["a"]["final"] |= {"validation": right, "validation_nats": nats}
+        found["clients"]["b"]["final"] |= {"validation": other, "validation_nats": 1.0}
         return Outcome(Cell("local", comparing.TUNING_SEED, None, rate, True), found)
 
-    assert best_rates([trial(0.3, 1.0, 0.2), trial(1.0, 0.9, 0.1), trial(3.0, 1.1, 0.9)]) == {"local": 1.0}
+    # What the table shows counts, though nats would say x0.3; between equals nats decide.
+    assert best_rates([trial(0.3, 0.4, 0.8, 0.9), trial(1, 0.6, 0.9, 0.1), trial(3, 0.6, 1.1, 0.9)]) == {"local": 1}
+    # A client that gets next to nothing right at any rate: nats for all.
+    trials = [trial(0.3, 0.4, 0.8, 0.9, other=0.0), trial(1, 0.6, 0.9, 0.1, other=0.04)]
+    assert best_rates(trials) == {"local": 0.3}
 
 
 def test_texts_of_intervals() -> None:

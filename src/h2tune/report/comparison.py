@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from h2tune.config import Experiment
 
 SCHEMA = 1
-TOO_FEW_RIGHT = 0.05
+TOO_FEW_RIGHT = 0.05  # where a client has less right than this, nats say more than the metric
 Interval = list[float]
 """Mean, lower and upper end; the ends equal the mean where there is but one value."""
 
