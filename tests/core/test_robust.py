@@ -282,15 +282,17 @@ def test_agreeing_is_not_taken_in_by_a_group_in_another_unit() -> None:
     """Three of ten send 0.01 S: their updates are alike, those of honest clients with other tasks are not."""
     rng = np.random.default_rng(1)
     start = torch.from_numpy(rng.normal(size=SIZE)).float()
-    good = [start + torch.from_numpy(0.3 * rng.normal(size=SIZE)).float() for _ in range(7)]
+    good = [start + torch.from_numpy(0.3 * rng.normal(size=SIZE)).float() for _ in range(10)]
     everything = torch.ones(SIZE, dtype=torch.bool)
-    bad = [0.01 * core for core in good[:3]]
-    found = mean_of(Rule("agreeing"), [(c, everything) for c in (*good, *bad)], start)
-    assert torch.equal(found, mean_of(Rule("agreeing"), [(c, everything) for c in good], start))
-    assert in_usual_unit(torch.stack([*good, *bad]), everything.expand(10, *SIZE)) == list(range(7))
-    # Where no majority shares a unit, there is no usual one.
-    several = torch.stack([good[0] * 10.0**i for i in range(4)])
-    assert in_usual_unit(several, everything.expand(4, *SIZE)) == [0, 1, 2, 3]
+    bad = [*good[:7], *(0.01 * core for core in good[7:])]
+    wanted, found = (mean_of(Rule("agreeing"), [(c, everything) for c in cores], start) for cores in (good, bad))
+    assert (found - wanted).norm() < 0.3 * (wanted - start).norm()
+    stacked, held = torch.stack(bad), everything.expand(10, *SIZE)
+    enlarged = in_usual_unit(stacked, held)
+    assert torch.equal(enlarged[:7], stacked[:7])
+    sizes = enlarged.flatten(1).norm(dim=1)
+    assert torch.allclose(sizes[7:], stacked.flatten(1).norm(dim=1).median())
+    assert torch.equal(in_usual_unit(0 * stacked, held), 0 * stacked)
 
 
 def _shortened(core: torch.Tensor, start: torch.Tensor, good: list[torch.Tensor]) -> np.ndarray:

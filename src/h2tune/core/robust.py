@@ -6,8 +6,8 @@
     multi-krum  mean of the n - f best by that score
     closest     mean of the n - f that are closest together           (minimum diameter: Rousseeuw 1985; El Mhamdi 2020, 1905.03853)
     agreeing    mean of the updates that point the median's way, each scaled to their median norm  (after Cao et al.
-                2021, FLTrust, arXiv 2012.13995, with the median in the place of the server's own update), without
-                cores in another unit than most
+                2021, FLTrust, arXiv 2012.13995, with the median in the place of the server's own update); cores that
+                are far smaller than most are enlarged before
     bounded     mean of the updates, each scaled down to a radius     (Sun et al. 2019, arXiv 1911.07963)
 
 Entry by entry over the clients that cover it; an entry that nobody covers keeps its value. Every client counts once:
@@ -33,7 +33,7 @@ from h2tune.core.shared import CoreShape, CoreSum
 
 FEWEST = 3  # clients among which one that differs can be told at all
 SUBSETS = 100_000  # that `closest` compares at most
-UNIT = 4.0  # all begin a round with the same core: how much larger or smaller it may be at the end
+UNIT = 4.0  # all begin a round with the same core: how much smaller than others' it may be at the end
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,10 @@ def closest(values: Tensor, held: Tensor, faulty: int) -> list[int]:
 
 
 def agreeing(values: Tensor, held: Tensor, start: Tensor) -> list[int]:
-    """Updates in the usual unit whose cosine with the median update is above 0 and above half of the median cosine.
+    """Updates whose cosine with the median update is above 0 and above half of the median cosine.
 
     All are brought to one norm first, so that nobody moves the median by being loud.
     """
-    usual = in_usual_unit(values, held)
-    if len(usual) < len(values):
-        return [usual[i] for i in agreeing(values[usual], held[usual], start)]
     lengths = norms(values, held, start)
     scale = (lengths.median() / lengths.clamp_min(1e-30)).view(-1, *[1] * start.ndim)
     updates = torch.where(held, values - start, 0.0) * scale
@@ -142,15 +139,16 @@ def agreeing(values: Tensor, held: Tensor, start: Tensor) -> list[int]:
     return kept or list(range(len(values)))  # nobody moved at all
 
 
-def in_usual_unit(values: Tensor, held: Tensor) -> list[int]:
-    """Cores whose root mean square over their entries is within a factor `UNIT` of the median one.
+def in_usual_unit(values: Tensor, held: Tensor) -> Tensor:
+    """Cores of a root mean square below the median one by more than a factor `UNIT`, enlarged to the median.
 
-    Who sends his core in another unit sends the same wrong update as all who make that mistake: a group that agrees.
+    Who sends his core in another unit sends the same wrong update, -S, as all who make that mistake: a group that agrees.
+    Cores that are too large need nothing: what is left of their updates when they have the usual length does no harm.
     """
     sizes = norms(values, held, torch.zeros_like(values[0])) / held.flatten(1).sum(1).clamp_min(1).sqrt()
     usual = sizes.median()
-    kept = [i for i, size in enumerate(sizes) if usual / UNIT <= size <= usual * UNIT]
-    return kept if len(kept) > len(values) / 2 else list(range(len(values)))
+    scale = torch.where(sizes * UNIT < usual, usual / sizes.clamp_min(1e-30), 1.0)
+    return values * scale.view(-1, *[1] * (values.ndim - 1))
 
 
 def norms(values: Tensor, held: Tensor, start: Tensor) -> Tensor:
@@ -197,6 +195,7 @@ class RobustMean:
         if rule.name == "bounded":
             return self._bounded(values, held, before)
         if rule.name == "agreeing":
+            values = in_usual_unit(values, held)
             kept = agreeing(values, held, start)
             return self._bounded(values[kept], held[kept], before, alike=True)
         if rule.name == "closest":
