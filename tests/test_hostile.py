@@ -84,7 +84,9 @@ INTRODUCTIONS = [
     ("rank", 5, "rank 5 is above the core's, 4"),
     ("keep", -1, "introduction cannot be read: keep"),
     ("digest", ["a"], "introduction cannot be read: digest"),
-    ("fingerprint", "a" * 301, "introduction cannot be read: fingerprint"),
+    ("fingerprint", "a/b", "introduction cannot be read: fingerprint"),
+    ("maps", [[1]], "introduction cannot be read: maps"),
+    ("slots", ["q", "any"], "slots that do not belong"),
 ]
 
 
@@ -93,7 +95,7 @@ INTRODUCTIONS = [
 def test_an_introduction_that_cannot_be_excludes_its_client_and_the_others_begin(
     key: str, value: Any, says: str, method: str, tmp_path: Path
 ) -> None:
-    if method == "colora" and "above" in says:
+    if method == "colora" and ("above" in says or "belong" in says):
         pytest.skip("Co-LoRA does not read it")
     if method != "h2tune" and key == "digest":
         pytest.skip("only anchor frames have it")
@@ -134,6 +136,9 @@ def test_an_introduction_without_what_the_method_needs_is_no_introduction(tmp_pa
         ("ragged", "cannot be read"),
         ("name", "cannot be read"),
         ("loud", "columns longer than"),
+        ("empty", "has no column, or more"),
+        ("wide", "has no column, or more"),
+        ("fewer blocks", "not those of"),
     ],
 )
 def test_bases_that_cannot_be_exclude_their_client_and_the_others_begin(
@@ -150,6 +155,11 @@ def test_bases_that_cannot_be_exclude_their_client_and_the_others_begin(
                     sent["in.0.attention"] = sent["in.0.attention"][:-1].contiguous()
                 elif damage == "name":
                     sent["x"] = torch.zeros(2, 1)
+                elif damage in ("empty", "wide"):
+                    old = sent["in.0.attention"]
+                    sent["in.0.attention"] = old[:, :0].contiguous() if damage == "empty" else old.repeat(1, 9)
+                elif damage == "fewer blocks":
+                    message.payload.tensors = {key: u for key, u in sent.items() if ".0." in key}
                 else:
                     sent["in.0.attention"] = sent["in.0.attention"] * 10
             yield name, encode(message)
@@ -158,6 +168,70 @@ def test_bases_that_cannot_be_exclude_their_client_and_the_others_begin(
     server.run()
     assert says in server.members["c0"].status, server.members["c0"].status
     assert all(server.members[name].final for name in ("c1", "c2")) and server.method.S.abs().sum() > 0
+
+
+def test_who_says_another_number_of_examples_than_before_is_excluded(tmp_path: Path) -> None:
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == "update":
+                message.examples = 10_000_000
+            yield name, encode(message)
+
+    server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, spoil)
+    server.run()
+    assert "it says 10000000 examples" in server.members["c0"].status and server.members["c1"].final
+
+
+def test_another_describes_the_anchors_where_the_first_cannot(tmp_path: Path) -> None:
+    """Two clients on one base: one of them is asked; its answer is rubbish, and the other one is asked."""
+
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == "described":
+                message.payload.tensors = {"x": torch.zeros(2, 1)}
+            yield name, encode(message)
+
+    server, _ = build(small(clients=2, same_model=True, rounds=1), tmp_path, spoil)
+    server.transport = Tampering(server.transport, spoil)
+    server.run()
+    assert "bases cannot be read" in server.members["c0"].status
+    assert server.members["c1"].final and server.method.S.abs().sum() > 0
+
+
+@pytest.mark.parametrize("damage", ["rank", "nothing"])
+def test_colora_goes_on_with_another_pivot(damage: str, tmp_path: Path) -> None:
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == "joined":
+                message.payload.meta["depth"] = 512  # the deepest model is the pivot
+            if name == "c0" and message.kind == "described":
+                sent = {k: t[:, :3].contiguous() for k, t in message.payload.tensors.items()}
+                message.payload.tensors = sent if damage == "rank" else {}
+            yield name, encode(message)
+
+    server, _ = build(small(clients=3, rounds=1, method={"name": "colora"}), tmp_path, spoil)
+    server.run()
+    assert "its guide" in server.members["c0"].status
+    assert server.method.pivot != "c0" and all(server.members[name].final for name in ("c1", "c2"))
+
+
+def test_a_key_that_is_none_excludes_its_sender_and_nobody_else(tmp_path: Path) -> None:
+    pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install -e '.[secure]'")
+
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == "keys":
+                message.payload.meta["mask"] = "00" * 32
+            yield name, encode(message)
+
+    server, _ = build(small(clients=4, rounds=1, secure_aggregation={"threshold": 3}), tmp_path, spoil)
+    server.run()
+    assert "public key" in server.members["c0"].status
+    assert all(server.members[name].final for name in ("c1", "c2", "c3"))
 
 
 SAID = [

@@ -16,7 +16,7 @@ from hypothesis.strategies import DrawFn
 from torch import Tensor
 
 from h2tune import wire
-from h2tune.wire import Message, Payload, WireError, decode, encode, expect
+from h2tune.wire import EXAMPLES, LARGEST, Message, Payload, WireError, decode, encode, expect
 
 DTYPES = [
     torch.float32,
@@ -61,7 +61,7 @@ def messages(draw: DrawFn) -> Message:
         draw(text),
         draw(text),
         payload,
-        draw(st.integers(0, 10**9)),
+        draw(st.integers(0, EXAMPLES)),
     )
 
 
@@ -200,7 +200,7 @@ def test_tables_that_lie_are_refused_before_a_tensor_is_built(
         ({"schema": "1"}, "no schema version"),
         ({"schema": True}, "no schema version"),
         ({"round": -2}, "negative"),
-        ({"examples": -1}, "negative"),
+        ({"examples": -1}, "says -1 examples"),
         ({"examples": 1.5}, "'examples'"),
         ({"examples": True}, "'examples'"),
         ({"client": None}, "'client'"),
@@ -270,3 +270,19 @@ def test_expect_names_what_is_wrong(shapes: dict, says: str) -> None:
 
 def test_expect_lets_the_right_shapes_pass() -> None:
     expect(message().payload, {"values": (2, -1, 4), "pairs": (1,)}, "The update")
+
+
+@pytest.mark.parametrize("value", [1e300, -2 * LARGEST])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_that_overflow_later_are_refused(value: float, dtype: torch.dtype) -> None:
+    """A float64 may be finite and no longer be so in float32, or in a product."""
+    tensor = torch.tensor([0.0, min(max(value, -3e38), 3e38) if dtype == torch.float32 else value], dtype=dtype)
+    data = encode(Message("update", "r", 1, "a", "h2tune", Payload({"x": tensor})))
+    with pytest.raises(WireError, match="holds values beyond"):
+        decode(data)
+
+
+@pytest.mark.parametrize("examples", [-1, EXAMPLES + 1, 2**64])
+def test_numbers_of_examples_that_cannot_be_are_refused(examples: int) -> None:
+    with pytest.raises(WireError, match="examples"):
+        decode(encode(Message("update", "r", 1, "a", "h2tune", examples=examples)))

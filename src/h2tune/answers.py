@@ -48,14 +48,14 @@ class Introduction(_Said):
 
     model_config = ConfigDict(extra="allow", frozen=True)  # methods of others may say more
 
-    depth: Size = 1
+    depth: Annotated[int, Field(ge=1, le=512)] = 1
     slots: list[Literal["q", "k", "v", "o", "gate", "up", "down", "any"]] = []
     rank: Size = 1
     keep: float = Field(1.0, gt=0, le=1)
     family: Text = ""
-    fingerprint: Text = ""
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
     digest: Text = ""
-    maps: list[list[Count]] = []
+    maps: list[Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]] = []
     vocabulary: list[str] = []
 
 

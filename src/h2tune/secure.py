@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from h2tune.core.secure import context_of
+from h2tune.core.secure import SecureError, check_public, context_of
 from h2tune.wire import Message, Payload, WireError
 
 Ask = Callable[[str, dict[str, Payload], int], Iterator[tuple[str, Message, dict[str, int]]]]
@@ -74,13 +74,17 @@ class SecureRound:
                 self.bytes[name][way] += count
             try:
                 taken[name] = read(name, message.payload.meta)
-            except (KeyError, TypeError, WireError) as error:
+            except (KeyError, TypeError, WireError, SecureError) as error:
                 self.refuse(name, f"its part in {kind!r} cannot be read: {error!r}", self.number)
         return taken
 
 
 def _keys(name: str, found: dict[str, Any]) -> tuple[str, str]:
-    return _hex(found["mask"], KEY_HEX), _hex(found["channel"], KEY_HEX)
+    """Public keys with which others can agree; one that is none would make every honest client give up."""
+    keys = _hex(found["mask"], KEY_HEX), _hex(found["channel"], KEY_HEX)
+    for key in keys:
+        check_public(bytes.fromhex(key))
+    return keys
 
 
 def _hex(value: Any, length: int) -> str:

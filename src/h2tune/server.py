@@ -82,7 +82,7 @@ class Server(Roll):
                 self.members[name].facts = read(Facts, message.payload.meta.pop("facts", None))
                 self.members[name].base = read(Figures, message.payload.meta.pop("base", None))
                 read(Introduction, message.payload.meta)
-                self.method.check_introduction(message.payload)
+                self.method.check_introduction(name, message.payload)
             except WireError as error:
                 self._exclude(name, str(error), number)
                 continue
@@ -91,11 +91,7 @@ class Server(Roll):
         if not introductions:
             return 0
         try:
-            asked = {n: Payload() for n in self.method.ask(introductions)}
-            described = {n: m.payload for n, m, _ in self._ask("describe", asked, number, setup=True)}
-            for name, reason in self.method.misfits(described).items():
-                self._exclude(name, reason, number)
-                del described[name]
+            described = self._describe(introductions, number)
             introductions = {n: p for n, p in introductions.items() if not self._stopped(n)}
             welcomes = self.method.open(introductions, described) if introductions else {}
         except MethodError:
@@ -106,6 +102,23 @@ class Server(Roll):
         for name in ready:
             self.members[name].status = "ok"
         return len(ready)
+
+    def _describe(self, introductions: dict[str, Payload], number: int) -> dict[str, Payload]:
+        """Descriptions from those whom the method asks; where one cannot be used, others are asked in his place."""
+        described: dict[str, Payload] = {}
+        asked: set[str] = set()
+        while True:
+            left = {n: p for n, p in introductions.items() if not self._stopped(n)}
+            wanted = [n for n in self.method.ask(left) if n not in asked] if left else []
+            if not wanted:
+                return described
+            asked |= set(wanted)
+            described |= {
+                n: m.payload for n, m, _ in self._ask("describe", dict.fromkeys(wanted, Payload()), number, setup=True)
+            }
+            for name, reason in self.method.misfits(introductions, described).items():
+                self._exclude(name, reason, number)
+                del described[name]
 
     def _warn_of_strange_words(self, name: str) -> None:
         share = self.members[name].facts.get("anchor_coverage")
@@ -153,6 +166,8 @@ class Server(Roll):
         for name, message, traffic in ask("round", requests, number):
             weight = message.examples if self.experiment.weights == "examples" else 1
             try:
+                if message.examples != self.members[name].facts.get("n_train", message.examples):
+                    raise WireError(f"it says {message.examples} examples, and said another number when it joined")
                 record = read(Record, message.payload.meta.get("record"))
                 self.method.add(name, message.payload, weight)
             except WireError as error:
@@ -191,10 +206,10 @@ class Server(Roll):
 
     def _admit_late(self, names: list[str], number: int) -> None:
         """A latecomer that does not fit is not let in; that is no reason to stop the others."""
-        try:
-            self._admit(names, number)
-        except (MethodError, WireError) as error:
-            for name in names:
+        for name in names:  # one by one: nobody is refused for another's sake
+            try:
+                self._admit([name], number)
+            except (MethodError, WireError) as error:
                 self._exclude(name, str(error), number)
 
     def _take_back(self, names: list[str]) -> list[str]:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 SCHEMA = 1
 HEADER_LIMIT = 1 << 20
+EXAMPLES = 10_000_000  # behind one update: sums of weights over a hundred clients stay exact
+LARGEST = 1e12  # of a value: what is made of received values, as the product of two, stays finite in float32
 Size = Annotated[int, Field(ge=1, le=4096)]  # of what room is made for on another's word: blocks, ranks
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -105,8 +107,12 @@ def decode(data: bytes, *, run: str | None = None, limit: int = 1 << 30) -> Mess
     if _checksum({k: v for k, v in header.items() if k != "checksum"}, tensors) != header["checksum"]:
         raise WireError("The message was damaged on its way: its checksum is wrong.")
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WireError(f"The tensor {name!r} holds values that are not finite.")
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = tensor.aminmax()
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise WireError(f"The tensor {name!r} holds values that are not finite.")
+            if max(-float(low), float(high)) > LARGEST:
+                raise WireError(f"The tensor {name!r} holds values beyond {LARGEST:g}.")
     payload = Payload(tensors, header["meta"])
     return Message(
         header["kind"], header["run"], header["round"], header["client"], header["method"], payload, header["examples"]
@@ -158,7 +164,9 @@ def _check_header(header: Any) -> None:
     for name, kind in _FIELDS.items():
         if type(header.get(name)) is not kind:
             raise WireError(f"The message's header lacks {name!r} or has it in another form.")
-    if header["examples"] < 0 or header["round"] < -1:
+    if not 0 <= header["examples"] <= EXAMPLES:
+        raise WireError(f"The message's header says {header['examples']} examples; at most {EXAMPLES} can be.")
+    if header["round"] < -1:
         raise WireError("The message's header has a negative number where none can be.")
 
 

@@ -144,25 +144,44 @@ class Frames:
         return cls(sides["in"], sides["out"])
 
 
-def misfits(described: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
-    """Models whose tensors cannot be theirs, with the reason: malformed, too loud, or of other rows than most have."""
-    found, rows = {}, {}
+def misfits(described: Mapping[str, Mapping[str, Tensor]], said: Mapping[str, tuple[int, list[str]]], rank: int, most: int
+            ) -> dict[str, str]:  # fmt: skip
+    """Models whose tensors cannot be theirs, with the reason: malformed, too loud, or of other rows than most have.
+
+    Args:
+        said: depth and slots of each model, from its introduction.
+        rank: columns that all models together must have. most: columns that one may have.
+    """
+    found: dict[str, str] = {}
+    rows: dict[str, int] = {}
+    widths: dict[str, int] = {}
     for name, tensors in described.items():
         try:
             parsed = _parse(name, tensors)
+            _check_shapes(parsed, *said[name], most)
             (rows[name],) = {u.shape[0] for u in parsed.values()}
+            widths[name] = min(u.shape[1] for u in parsed.values())
             if max(float(u.norm(dim=0).max()) for u in parsed.values()) > 1 + _TOLERANCE:
                 found[name] = "its bases have columns longer than those of left factors"
         except ValueError as error:
             found[name] = f"its bases cannot be read: {error}"
-    if rows:
-        usual = Counter(rows.values()).most_common(1)[0][0]
-        found |= {
-            name: f"it did not use the same anchors: {n} rows, where most have {usual}"
-            for name, n in rows.items()
-            if n != usual
-        }
+    usual = Counter(rows.values()).most_common(1)[0][0] if rows else 0
+    wide = any(width >= rank for width in widths.values())
+    for name, n in rows.items():
+        if n != usual:
+            found[name] = f"it did not use the same anchors: {n} rows, where most have {usual}"
+        elif wide and widths[name] < rank:
+            found[name] = f"its bases span {widths[name]} directions, where others' span {rank}"
     return found
+
+
+def _check_shapes(parsed: dict[tuple[str, str, int], Tensor], depth: int, slots: list[str], most: int) -> None:
+    wanted = {("in", input_kind(s), block) for s in slots for block in range(depth)}
+    wanted |= {("out", s, block) for s in slots for block in range(depth)}
+    if parsed.keys() != wanted:
+        raise ValueError(f"they are not those of {depth} blocks with the slots {', '.join(slots)}")
+    if any(not 1 <= u.shape[1] <= most for u in parsed.values()):
+        raise ValueError(f"a basis has no column, or more than {most}")
 
 
 def agree(described: Mapping[str, Mapping[str, Tensor]], shape: CoreShape, rotate: bool = True) -> Frames:

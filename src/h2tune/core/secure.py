@@ -90,6 +90,11 @@ class _Key:
             raise SecureError("a public key that is none") from None
 
 
+def check_public(key: bytes) -> None:
+    """Raise SecureError if nobody could agree on a secret with who sent this public key."""
+    _Key(bytes(SEED)).agree(key)
+
+
 def _split(secret: bytes, threshold: int, count: int) -> list[bytes]:
     from Crypto.Protocol.SecretSharing import Shamir
 

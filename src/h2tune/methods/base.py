@@ -124,7 +124,7 @@ class ServerMethod(ABC):
     needs: tuple[str, ...] = ()
     """What an introduction must hold (`h2tune.answers.Introduction`); without it a client is excluded."""
 
-    def check_introduction(self, payload: Payload) -> None:
+    def check_introduction(self, name: str, payload: Payload) -> None:
         """Raise WireError if a client's introduction lacks what the method needs, or holds what cannot be."""
         if missing := [key for key in self.needs if key not in payload.meta]:
             raise WireError(f"its introduction lacks {', '.join(missing)}")
@@ -133,7 +133,7 @@ class ServerMethod(ABC):
         """Clients whose `describe` is wanted before the start."""
         return []
 
-    def misfits(self, described: dict[str, Payload]) -> dict[str, str]:
+    def misfits(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, str]:
         """Clients whose description cannot be used, with the reason; they are excluded before `open`."""
         return {}
 

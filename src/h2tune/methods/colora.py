@@ -244,18 +244,34 @@ class CoLoraServer(ServerMethod):
     settings: CoLoraSettings
     needs = ("depth", "slots", "fingerprint")
 
-    def check_introduction(self, payload: Payload) -> None:
-        super().check_introduction(payload)
+    def check_introduction(self, name: str, payload: Payload) -> None:
+        super().check_introduction(name, payload)
         sketch = payload.tensors.get("sketch", torch.zeros(0))
         if self.settings.relevance == "sketch" and tuple(sketch.shape) != (SKETCH,):
             raise WireError("its introduction holds no sketch")
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
-        if hasattr(self, "pivot"):
+        if hasattr(self, "known"):
             return []
         # The deepest model has most to say; equal depths in the order of the names.
         self.pivot = min(joined, key=lambda n: (-joined[n].meta["depth"], n))
         return [self.pivot]
+
+    def misfits(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, str]:
+        found = {}
+        for name, payload in described.items():
+            meta, sent = joined[name].meta, payload.tensors
+            places = [f"{k}.{s}" for k in range(min(self.settings.blocks, meta["depth"])) for s in meta["slots"]]
+            wanted = {f"{kind}.{place}" for kind in ("read", "rows", "write") for place in places}
+            if sent.keys() != wanted or any(t.ndim != 2 or not t.is_floating_point() for t in sent.values()):
+                found[name] = "its guide holds other tensors than it may"
+                continue
+            for place in places:
+                read, rows, write = (sent[f"{kind}.{place}"] for kind in ("read", "rows", "write"))
+                rank = self.experiment.rank
+                if read.shape != (len(rows), rank) or write.shape != (rows.shape[1], rank):
+                    found[name] = f"its guide has tensors of other shapes at {place}"
+        return found
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
         if not hasattr(self, "known"):

@@ -134,6 +134,13 @@ class FactorClient(AdapterClient):
 
 class FactorServer(ServerMethod):
     needs = ("fingerprint", "maps", "rank")
+
+    def check_introduction(self, name: str, payload: Payload) -> None:
+        super().check_introduction(name, payload)
+        whole = next(c for c in self.experiment.clients if c.name == name).keep == 1
+        if whole and payload.meta["rank"] != self.experiment.rank:
+            raise WireError(f"its rank {payload.meta['rank']} is not the experiment's, {self.experiment.rank}")
+
     """Groups, checks and versions; a method adds `combine`."""
 
     client: ClassVar[type[FactorClient]] = FactorClient

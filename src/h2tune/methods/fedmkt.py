@@ -69,6 +69,8 @@ class FedMktClient(AdapterClient):
             raise MethodError(
                 f"{self.client.name}: fedmkt exchanges predictions of words, a classification head has none"
             )
+        if self.client.training.steps < 2:
+            raise MethodError("fedmkt learns from public and from own text: it needs training.steps of 2 or more")
 
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=True)
@@ -128,10 +130,14 @@ class FedMktClient(AdapterClient):
     def _learn_from_others(self, round: int, payload: Payload, on_step: OnStep) -> float:
         """Updates on the public text of the last round, towards the best prediction of each sentence."""
         sentences, own = self.public(round), self._predictions(round)["losses"]
-        teachers = {n.split("/")[0] for n in payload.tensors}
+        names = {n.split("/")[0] for n in payload.tensors}
+        teachers = [n for n in names if len(payload.tensors.get(f"{n}/losses", ())) == len(sentences)]
         targets = []
         for number in range(len(sentences)):
             # Reward 1 / exp(CE): the least loss. Nobody better, nothing to learn.
+            if not teachers:  # what the others sent is of no use
+                targets.append({})
+                continue
             best = min(teachers, key=lambda name: (float(payload.tensors[f"{name}/losses"][number]), name))
             better = float(payload.tensors[f"{best}/losses"][number]) < float(own[number])
             targets.append(self._target(best, number, sentences[number], payload.tensors) if better else {})
@@ -211,7 +217,8 @@ class FedMktServer(ServerMethod):
         sizes = {"values": (n, top), "ids": (n, top), "places": (n, 2)}
         whole = all(tuple(tensors[k].shape) == shape for k, shape in sizes.items()) and tensors["losses"].ndim == 1
         inside = whole and bool(((tensors["ids"] >= 0) & (tensors["ids"] < len(self.vocabularies[client]))).all())
-        if not inside or not 0 < len(tensors["losses"]) <= self.settings.sentences:
+        whole_numbers = not any(tensors[k].is_floating_point() for k in ("ids", "places"))
+        if not inside or not whole_numbers or not 0 < len(tensors["losses"]) <= self.settings.sentences:
             raise WireError(f"the update of {client} is malformed")
         self.updates[client] = tensors
 

@@ -122,7 +122,16 @@ class FedSbClient(H2TuneClient):
 
 
 class FedSbServer(H2TuneServer):
-    needs = (*H2TuneServer.needs, "fingerprint")
+    needs = (*H2TuneServer.needs, "fingerprint", "maps")
+
+    def misfits(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, str]:
+        rank, found = self.experiment.rank, {}
+        for name, payload in described.items():
+            for index, (d_in, d_out) in enumerate(joined[name].meta["maps"]):
+                a, b, first = (payload.tensors.get(f"{index}.{kind}", torch.zeros(0)) for kind in "ABR")
+                if a.shape != (rank, d_in) or b.shape != (d_out, rank) or first.shape[-2:] != (rank, rank):
+                    found[name] = f"its bases of map {index} are missing or of another shape"
+        return found
 
     @classmethod
     def allows(cls, experiment: Any, settings: Any) -> None:

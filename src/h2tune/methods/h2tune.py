@@ -255,15 +255,19 @@ class H2TuneServer(CoreServer):
     settings: H2TuneSettings
     needs = ("depth", "slots", "rank", "keep")
 
-    def check_introduction(self, payload: Payload) -> None:
-        super().check_introduction(payload)
+    def check_introduction(self, name: str, payload: Payload) -> None:
+        super().check_introduction(name, payload)
         if self.settings.frames == "anchor":
             payload.said("digest", str)
+        if ("any" in payload.meta["slots"]) != (self.settings.frames == "words") or not payload.meta["slots"]:
+            raise WireError(f"its introduction has slots that do not belong to frames: {self.settings.frames}")
 
-    def misfits(self, described: dict[str, Payload]) -> dict[str, str]:
+    def misfits(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, str]:
         if self.settings.frames != "anchor":
             return {}
-        return bases.misfits({name: payload.tensors for name, payload in described.items()})
+        sent = {name: payload.tensors for name, payload in described.items()}
+        said = {name: (joined[name].meta["depth"], joined[name].meta["slots"]) for name in sent}
+        return bases.misfits(sent, said, self.experiment.rank, self.settings.directions * self.experiment.rank)
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """One client for each distinct set of bases: clients on one model would send the same bytes."""

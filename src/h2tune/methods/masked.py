@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from h2tune.config import Experiment
     from h2tune.methods.h2tune_settings import H2TuneSettings
 
+LARGEST_MEAN = 1e5  # of an entry: cores have entries near 1, a sum that was revealed with false shares near 1e8
 LEAST = 3  # of two clients each knows the other's core from the sum
 
 
@@ -92,4 +93,6 @@ class MaskedMean:
         """``sum w C S / sum w C``; entries that nobody covers keep their value ``before``."""
         total = from_steps(self.sum.unmask(members, revealed, threshold), before.shape)
         mean = total / self.weight.clamp_min(1)
+        if float(mean.abs().max()) > LARGEST_MEAN:
+            raise ValueError("the sum that was revealed is none of cores: somebody's shares were false")
         return torch.where(self.weight > 0, mean, before.double()).to(before.dtype)

@@ -164,10 +164,14 @@ class CoreServer(ServerMethod):
     def allows(cls, experiment: Experiment, settings: H2TuneSettings) -> None:
         check_updates(experiment, settings)
 
-    def check_introduction(self, payload: Payload) -> None:
-        super().check_introduction(payload)
+    def check_introduction(self, name: str, payload: Payload) -> None:
+        super().check_introduction(name, payload)
         if payload.meta["rank"] > self.experiment.rank:
             raise WireError(f"its rank {payload.meta['rank']} is above the core's, {self.experiment.rank}")
+        depth = self.experiment.depth or payload.meta["depth"]
+        room = depth * len(payload.meta["slots"]) * self.experiment.rank**2 * 4
+        if room > self.experiment.network.largest:
+            raise WireError(f"a core of its depth {depth} would take {room:,} bytes, more than network.limit")
 
     def reached(self, client: str) -> Tensor:
         """Entries of S (L x slots x R x R) that are sent to a client: all depths of its slots, to its rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,12 @@ from h2tune.transport.flare import Flare
 from h2tune.wire import Message, Payload, WireError, decode, encode
 
 Say = Callable[[str], None]
+NONSENSE = (
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)  # what a message leads to that says other things than it may
 
 
 class Participant:
@@ -54,8 +61,9 @@ class Participant:
 
     def answer(self, data: bytes) -> bytes:
         """The answer to one message of the server; a refused message is answered with the reason."""
-        message = decode(data, limit=self.experiment.network.largest)
+        message = Message("unknown", "", -1, "", "")
         try:
+            message = decode(data, limit=self.experiment.network.largest)
             self._check_run(message)
             if message.kind in ("join", "resume") and (self.client is None or self.client.run):
                 self.client = self._build()
@@ -63,9 +71,12 @@ class Participant:
             return self.client.handle(data)
         except (WireError, MethodError, LostStateError) as error:  # a full disk or a bug ends the process instead
             reason = Payload(meta={"reason": str(error), "rejoin": isinstance(error, LostStateError)})
-            return encode(Message("failure", message.run, message.round, self.config.name, message.method, reason))
+        except NONSENSE as error:
+            logging.getLogger(__name__).exception("a message of the server could not be answered")
+            reason = Payload(meta={"reason": f"the message {message.kind!r} could not be answered: {error!r}"[:300]})
         finally:
             self.doing = {}
+        return encode(Message("failure", message.run, message.round, self.config.name, message.method, reason))
 
     def _check_run(self, message: Message) -> None:
         """Private state belongs to one run; the first join decides which."""

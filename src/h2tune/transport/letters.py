@@ -14,6 +14,7 @@ from typing import Any
 from h2tune.wire import WireError
 
 HEAD_LIMIT = 1 << 14
+INCARNATION = 40  # characters
 # What each kind's header must hold.
 KINDS: dict[str, dict[str, type]] = {
     "hello": {"federation": str, "incarnation": str, "version": str, "busy": bool, "doing": dict},
@@ -47,6 +48,8 @@ def unpack(data: bytes) -> Letter:
         wanted = KINDS[kind]
         if {k: type(v) for k, v in head.items()} != wanted:
             raise ValueError(f"the header of {kind!r} does not hold {', '.join(wanted)}")
+        if kind == "hello" and len(head["incarnation"]) > INCARNATION:
+            raise ValueError("its incarnation is longer than it may be")
     except Exception as error:
         raise WireError(f"This is no letter: {error}") from None
     return Letter(kind, head, bytes(data[4 + size :]))

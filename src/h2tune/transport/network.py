@@ -22,6 +22,7 @@ from h2tune.wire import WireError
 RETRY = 0.5  # seconds after which a letter that could not be delivered is sent again
 REMIND = 30.0  # seconds between lines about whom we wait for
 LINGER = 5.0  # seconds in which a last letter must be delivered
+GLANCE = 100  # letters for each client that are taken in at a time
 Tell = Callable[..., None]
 
 
@@ -125,7 +126,9 @@ class Network:
 
     def _look_around(self, seconds: float = 0.0) -> None:
         """Take in all that there is, outside of any exchange."""
-        while self._take_in(seconds) is not None:
+        for _ in range(GLANCE * len(self.names)):  # who writes without end must not keep us from the others
+            if self._take_in(seconds) is None:
+                return
             seconds = 0.0
 
     def _send_out(self, fresh: bool) -> Iterator[Reply]:
@@ -186,7 +189,8 @@ class Network:
         elif known and said["incarnation"] == known.incarnation:
             known.heard, known.busy, known.doing = self.clock(), said["busy"], progress(said["doing"])
         else:
-            before = known.replaced | {known.incarnation} if known else set()
+            before = known.replaced if known else set()
+            before |= {known.incarnation} if known else set()
             self.present[name] = Presence(
                 said["incarnation"], self.clock(), said["busy"], progress(said["doing"]), before
             )
