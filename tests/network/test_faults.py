@@ -21,6 +21,7 @@ from h2tune.network.serve import serve
 from h2tune.server import QuorumError
 from h2tune.store import ClientStore, RunStore, StoreError
 from h2tune.tasks.sources import read_rows
+from h2tune.transport.letters import Letter
 
 WAITS = {"deadline": 60, "silence": 5, "gather": 30, "patience": 300}
 
@@ -301,6 +302,19 @@ def test_strangers_and_garbage_are_refused_and_disturb_nobody(
     assert same(night, undisturbed)
     texts = [e["text"] for e in night.events("refused")]
     assert texts[0].startswith("mallory: it is not a participant") and texts[1].startswith("c0: This is no letter")
+
+
+def test_who_writes_without_end_fills_neither_the_time_nor_the_disk(
+    undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    night = Night(tmp_path)
+    hello = {"federation": "f", "version": "1", "busy": False, "doing": {}}
+    letters = [("c0", b"rubbish"), ("c0", Letter("hello", hello | {"incarnation": "x" * 500}).pack())]
+    night.office.at(1.0, lambda: night.office.letters.extend(letters * 2500))
+    night.serve()
+    assert same(night, undisturbed)
+    refused = night.events("refused")
+    assert len(refused) == 201 and "not listed any more" in refused[-1]["text"]
 
 
 def test_answers_that_come_twice_or_again_rounds_later_count_once(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from h2tune.wire import WireError
 RETRY = 0.5  # seconds after which a letter that could not be delivered is sent again
 REMIND = 30.0  # seconds between lines about whom we wait for
 LINGER = 5.0  # seconds in which a last letter must be delivered
+MOST_EVENTS = 200  # of one kind that one client may bring about
 GLANCE = 100  # letters for each client that are taken in at a time
 Tell = Callable[..., None]
 
@@ -65,6 +67,7 @@ class Network:
         self.served: dict[str, str] = {}  # the incarnation that has its place in the run
         self.open: dict[str, Open] = {}
         self._refused: set[tuple[str, str]] = set()
+        self._complaints: Counter[tuple[str, str]] = Counter()
 
     def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[Reply]:
         """Deliver a message to each client, yield answers as they come; who gives none is `Absent`.
@@ -174,7 +177,7 @@ class Network:
         try:
             letter = unpack(data)
         except WireError as error:
-            self.tell("refused", f"{name}: {error}", client=name)
+            self._tell_some("refused", f"{name}: {error}", name)
             return []
         if letter.kind == "hello":
             return self._hello(name, letter)
@@ -194,7 +197,7 @@ class Network:
             self.present[name] = Presence(
                 said["incarnation"], self.clock(), said["busy"], progress(said["doing"]), before
             )
-            self.tell("client_here", f"{name} is {'back' if before else 'here'}", client=name)
+            self._tell_some("client_here", f"{name} is {'back' if before else 'here'}", name)
             if name in self.open and self.open[name].incarnation:
                 return [self._drop(name, "it was restarted")]
         return []
@@ -202,7 +205,7 @@ class Network:
     def _answer(self, name: str, letter: Letter) -> list[Reply]:
         request = self.open.get(name)
         if request is None or letter.fields["number"] != request.number:
-            self.tell("late", f"{name}: an answer came too late and was dropped", client=name)
+            self._tell_some("late", f"{name}: an answer came too late and was dropped", name)
             return []
         del self.open[name]
         return [(name, letter.body)]
@@ -211,5 +214,14 @@ class Network:
         """Say so on both sides, here only once."""
         if (name, incarnation) not in self._refused:
             self._refused.add((name, incarnation))
-            self.tell("refused", f"{name}: {reason}", client=name)
+            self._tell_some("refused", f"{name}: {reason}", name)
         self._stop(name, reason, incarnation=incarnation)
+
+    def _tell_some(self, event: str, text: str, name: str) -> None:
+        """An event that a client brings about by itself: it cannot fill the disk with them."""
+        key = (name if name in self.names else "", event)
+        self._complaints[key] += 1
+        if self._complaints[key] <= MOST_EVENTS:
+            self.tell(event, text, client=name)
+        elif self._complaints[key] == MOST_EVENTS + 1:
+            self.tell(event, f"{name}: more of the same is not listed any more", client=name)
