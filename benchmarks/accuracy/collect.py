@@ -25,8 +25,8 @@ HEAD = """# Accuracy
 Generated from `benchmarks/results/accuracy/*.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each setting is a file in
 `benchmarks/accuracy/` whose head has the command. Differences are paired by seed, intervals are Student's t, 95 %; where local training answers under
 5 % of a client's test exactly right, the quantity is nats per answer token (differences are positive where the method is better). Rates of every
-method were tuned with the same multiples by validation, on a seed that no row uses, but for `demo-all` and `items-pairs`, which ran at the file's own rates, and `math-different`, which took over its multiple. What the figures mean, and what was tried before
-them, is in [experiments](experiments.md).
+method were tuned with the same multiples by validation of that quantity, on a seed that no row uses, but for `demo-all`, which ran at the file's own rates, and
+`math-different`, which took over the multiple of `math-same`. What the figures mean, and what was tried before them, is in [experiments](experiments.md).
 """
 
 ABLATED_HEAD = """# Ablations
@@ -43,7 +43,12 @@ def kept_form(result: dict[str, Any], name: str) -> dict[str, Any]:
         # Where data lie on a machine is nobody's business, and not part of the result.
         for key in ("train", "test", "validation", "practice", "model"):
             if client.get(key):
-                client[key] = client[key].rsplit("/shared/", 1)[-1].rsplit("/benchmarks/", 1)[-1]
+                client[key] = (
+                    client[key]
+                    .rsplit("/shared/", 1)[-1]
+                    .rsplit("/benchmarks/", 1)[-1]
+                    .rsplit("/site-packages/", 1)[-1]
+                )
     result["config"]["anchors"] = str(result["config"]["anchors"]).rsplit("/benchmarks/", 1)[-1]
     seeds = max((len(row["seeds"]) for table in result["tables"] for row in table["methods"]), default=0)
     file = "demo" if name.startswith("demo") else f"benchmarks/accuracy/{name}.yaml"
@@ -76,6 +81,8 @@ def page_of(results: dict[str, dict[str, Any]]) -> str:
                 "up / round",
                 "rates",
             ]
+            if table["n_train"]:
+                parts.append(f"**{table['n_train']} training rows for each client:**")
             lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
             for row in table["methods"]:
                 clients = [
