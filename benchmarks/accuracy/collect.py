@@ -51,9 +51,12 @@ def kept_form(result: dict[str, Any], name: str) -> dict[str, Any]:
                 )
     result["config"]["anchors"] = str(result["config"]["anchors"]).rsplit("/benchmarks/", 1)[-1]
     seeds = max((len(row["seeds"]) for table in result["tables"] for row in table["methods"]), default=0)
-    file = "demo" if name.startswith("demo") else f"benchmarks/accuracy/{name}.yaml"
+    file = "demo" if name.startswith("demo") else f"benchmarks/accuracy/{result['config']['name']}.yaml"
+    sizes = ",".join(str(table["n_train"]) for table in result["tables"] if table["n_train"])
     methods = ",".join(row["method"] for row in result["tables"][0]["methods"])
-    return {"command": f"h2tune compare {file} --methods {methods} --seeds {seeds}"} | result
+    return {
+        "command": f"h2tune compare {file} --methods {methods}{sizes and f' --n-train {sizes}'} --seeds {seeds}"
+    } | result
 
 
 def reasons(result: dict[str, Any]) -> list[str]:
