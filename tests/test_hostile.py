@@ -272,3 +272,23 @@ def test_what_comes_before_its_time_is_refused(kind: str, tmp_path: Path) -> Non
     _, clients = build(small(clients=1), tmp_path)
     with pytest.raises((WireError, LostStateError), match=r"before its time|cannot answer|no saved state|its '"):
         clients["c0"].handle(encode(Message(kind, "r", 1, "c0", "h2tune")))
+
+
+@pytest.mark.parametrize("method", ["fedsb", "fedmkt"])
+def test_what_the_server_passes_on_cannot_end_the_others(method: str, tmp_path: Path) -> None:
+    def spoil(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            if name == "c0" and message.kind == "described":
+                message.payload.tensors = {}
+            if name == "c0" and message.kind == "update" and method == "fedmkt":
+                message.payload.tensors["losses"] = torch.zeros(1)
+            yield name, encode(message)
+
+    same = method == "fedsb"  # bases are passed on to clients with the same model
+    experiment = small(clients=3, same_model=same, rounds=2, method={"name": method}, anchors="demo")
+    server, _ = build(experiment, tmp_path, spoil)
+    server.run()
+    assert server.round == 2 and all(server.members[name].final for name in ("c1", "c2"))
+    if same:
+        assert "are missing or of another shape" in server.members["c0"].status

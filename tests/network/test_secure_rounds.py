@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from federations import small
+from federations import build, small
 from safetensors.torch import load_file
 from test_faults import Night
 
@@ -109,3 +109,19 @@ def test_a_client_sends_nothing_without_masks(tmp_path: Path, monkeypatch: pytes
 def test_what_it_excludes_is_said_before_training(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(MethodError, match=says):
         federation.run(small(**({"clients": 4} | SECURE | changes)), tmp_path / "run")
+
+
+def test_a_sum_that_false_shares_revealed_is_not_committed(tmp_path: Path) -> None:
+    def lie(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            message = decode(data)
+            shares = message.payload.meta.get("shares", {})
+            if name == "c0" and any(len(share) == 32 for share in shares.values()):
+                message.payload.meta["shares"] = dict.fromkeys(shares, "0123456789abcdef" * 2)
+                data = encode(message)
+            yield name, data
+
+    server, _ = build(small(clients=3, rounds=1, secure_aggregation={"threshold": 3}), tmp_path, lie)
+    with pytest.raises(RuntimeError, match="Only 0 of 3"):
+        server.run()
+    assert "is none of cores" in (tmp_path / "events.jsonl").read_text() and not server.method.S.any()

@@ -131,6 +131,7 @@ class FedSbServer(H2TuneServer):
                 a, b, first = (payload.tensors.get(f"{index}.{kind}", torch.zeros(0)) for kind in "ABR")
                 if a.shape != (rank, d_in) or b.shape != (d_out, rank) or first.shape[-2:] != (rank, rank):
                     found[name] = f"its bases of map {index} are missing or of another shape"
+                    break
         return found
 
     @classmethod
