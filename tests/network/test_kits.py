@@ -16,13 +16,14 @@ from office import kits
 from typer.testing import CliRunner
 
 from h2tune.cli import app
+from h2tune.client import Client
 from h2tune.config import ConfigError
 from h2tune.network.attend import Participant
 from h2tune.network.kits import Kit, KitError, own_values
 from h2tune.network.status import StatusFile, describe, running
 from h2tune.transport.enginelog import judge
 from h2tune.transport.letters import Letter, progress, unpack
-from h2tune.wire import WireError
+from h2tune.wire import Message, WireError, decode, encode
 
 
 def test_status_needs_no_tensors() -> None:
@@ -123,6 +124,27 @@ def test_missing_model_and_data_show_before_anything_is_connected(tmp_path: Path
         )
     with pytest.raises(ConfigError, match="unknown key"):
         Participant(kit, {"model": "zoo:llama", "trian": "x", "train": "demo:fill?n=9", "test": "demo:fill?n=9"})
+
+
+def test_what_a_client_cannot_answer_is_said_without_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = kits(small(), tmp_path)["c0"]
+    own = {"model": "zoo:llama", "train": "demo:fill?split=train&n=9", "test": "demo:fill?split=test&n=8"}
+    answer = Participant(kit, own).answer
+
+    def fail(self: Client, data: bytes) -> bytes:
+        raise ValueError("row 'patient 7' of /home/someone/train.tsv")
+
+    monkeypatch.setattr(Client, "handle", fail)
+    for data in (encode(Message("round", "r", 1, "c0", "h2tune")), b"rubbish"):
+        message = decode(answer(data))
+        assert message.kind == "failure" and message.client == "c0"
+        assert "patient" not in str(message.payload.meta) and "/home" not in str(message.payload.meta)
+    assert (
+        "could not be answered (ValueError)"
+        in decode(answer(encode(Message("round", "r", 1, "c0", "h2tune")))).payload.meta["reason"]
+    )
 
 
 def test_one_process_at_a_time_works_on_a_kit(tmp_path: Path) -> None:

@@ -73,7 +73,11 @@ class Participant:
             reason = Payload(meta={"reason": str(error), "rejoin": isinstance(error, LostStateError)})
         except NONSENSE as error:
             logging.getLogger(__name__).exception("a message of the server could not be answered")
-            reason = Payload(meta={"reason": f"the message {message.kind!r} could not be answered: {error!r}"[:300]})
+            # Only what kind of error: its text may hold a path or a row of this machine.
+            kind = type(error).__name__
+            reason = Payload(
+                meta={"reason": f"a message of kind {message.kind[:20]!r} could not be answered ({kind})"}
+            )
         finally:
             self.doing = {}
         return encode(Message("failure", message.run, message.round, self.config.name, message.method, reason))
