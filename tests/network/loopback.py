@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+from federations import small
 
 from h2tune.config import Experiment
+from h2tune.network.provision import provision
 
 SECONDS = 120  # in which things must have happened; they take a few
 
@@ -115,3 +118,20 @@ class Session:
     def close(self) -> None:
         for process in self.processes.values():
             process.kill()
+
+
+@contextmanager
+def begun(folder: Path, **changes: Any) -> Iterator[Session]:
+    """A federation of two clients under ``folder``/kits, after its first round; in the end no process of it is left."""
+    network = {"port": free_port(), "gather": SECONDS, "silence": 30}
+    experiment = small(clients=2, network=network, training={"steps": 10, "batch_size": 4}, **changes)
+    provision(experiment, folder / "kits")
+    session = Session(experiment, folder / "kits")
+    try:
+        for name in ("server", "c0", "c1"):
+            session.start(name)
+        until(lambda: session.committed(1), "a round")
+        yield session
+    finally:
+        session.close()
+    until(lambda: not engines(folder), "no process is left")
