@@ -96,6 +96,21 @@ def test_forward_merge_and_formula_agree(family: str, residual: bool) -> None:
         torch.testing.assert_close(layer.get_base_layer().weight, before[name], atol=1e-6, rtol=0)
 
 
+def test_a_merge_without_the_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defect of H2Tune's release: forward is B (T + I) A, the merged weight B T A."""
+
+    def defect(self: TriLoraLayer, adapter_name: str) -> torch.Tensor:
+        rho, self.trilora_rho = self.trilora_rho, dict.fromkeys(self.trilora_rho, 0.0)
+        delta = sound(self, adapter_name)
+        self.trilora_rho = rho
+        return delta
+
+    sound = TriLoraLayer.get_delta_weight
+    monkeypatch.setattr(TriLoraLayer, "get_delta_weight", defect)
+    with pytest.raises(AssertionError):
+        test_forward_merge_and_formula_agree("llama-tied", True)
+
+
 @EVERY
 def test_merge_and_unload_leaves_a_plain_model_and_its_embeddings(family: str) -> None:
     model = adapted(family)

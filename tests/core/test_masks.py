@@ -55,6 +55,13 @@ def test_straight_through(kept: int, seed: int) -> None:
     torch.testing.assert_close(scores.M.grad, weight * core.detach())
 
 
+def test_scores_without_a_gradient_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defect of H2Tune's release: top-k of `.data`, and the mask learns nothing from the task."""
+    monkeypatch.setattr(EntryScores, "forward", lambda self, core: core * self.mask() + 0 * self.M)
+    with pytest.raises(AssertionError):
+        test_straight_through()
+
+
 @given(st.integers(2, 12), st.floats(0.05, 0.9))
 def test_before_learning_all_clients_keep_leading_coordinates_and_nested_sets(rank: int, keep: float) -> None:
     small, large = (EntryScores(torch.Size((2, 1, rank, rank)), k).mask()[0, 0] for k in (keep / 2, keep))

@@ -1,10 +1,12 @@
 """The rules of the methods for equal models, against plain NumPy statements of the papers' formulas.
 
-Published defects (peers of the field, 2023 to 2026) are planted at the end of the file: each must make its guard fail.
+Defects of published code, and near misses of the same kind, are planted at the end of the file: each must make its guard
+fail. What goes wrong between clients and server is planted in test_published_defects.py.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -200,27 +202,45 @@ def means_not_products(self: Any, pairs: Any, weights: Any) -> Any:
     return vh, u * s
 
 
-PLANTED: list[tuple[type, Callable, Callable, tuple]] = [
-    (FedItServer, first_client_only, test_fedit_is_the_weighted_mean_of_every_client, (0,)),
-    (FloraServer, weighted_twice, test_flora_gives_exactly_the_mean_of_the_products, (0, (3, 3, 3))),
-    (HetLoraServer, svd_of_each_factor, test_hetlora_weights_by_norm_and_pads_with_zeros, (0,)),
-    (
-        flexlora.FlexLoraServer,
-        means_not_products,
-        test_flexlora_is_the_truncated_svd_of_the_mean,
-        (0, (3, 3, 3)),
-    ),
-    (FloraServer, first_client_only, test_equal_clients_come_out_equal, (FloraServer,)),
+def first_client_only_of_b(self: Any, pairs: Any, weights: Any) -> Any:
+    return None, weights[0] * pairs[0][1]
+
+
+def first_client_only_of_a(self: Any, pairs: Any, weights: Any) -> Any:
+    return weights[0] * pairs[0][0], None
+
+
+def remainder_of_equal_clients(pairs: Any, weights: Any, shared: Any) -> Any:
+    """FedEx as if all clients had as many examples: right in the paper's experiments only."""
+    return stack([*pairs, shared], [*[1 / len(pairs)] * len(pairs), -1.0])
+
+
+def no_correction(pairs: Any, weights: Any, penalty: float) -> Any:
+    """LoRA-FAIR that is FedIT."""
+    return mean([a for a, _ in pairs], weights), mean([b for _, b in pairs], weights)
+
+
+HERE = sys.modules[__name__]
+PLANTED: list[tuple[Any, str, Callable, Callable, tuple]] = [
+    (FedItServer, "combine", first_client_only, test_fedit_is_the_weighted_mean_of_every_client, (0,)),
+    (FloraServer, "combine", weighted_twice, test_flora_gives_exactly_the_mean_of_the_products, (0, (3, 3, 3))),
+    (FloraServer, "combine", first_client_only, test_equal_clients_come_out_equal, (FloraServer,)),
+    (HetLoraServer, "combine", svd_of_each_factor, test_hetlora_weights_by_norm_and_pads_with_zeros, (0,)),
+    (FlexLoraServer, "combine", means_not_products, test_flexlora_is_the_truncated_svd_of_the_mean, (0, (3, 3, 3))),
+    (FfaServer, "combine", first_client_only_of_b, test_ffa_and_fedsa_share_one_factor, (0,)),
+    (FedSaServer, "combine", first_client_only_of_a, test_ffa_and_fedsa_share_one_factor, (0,)),
+    (HERE, "remainder", remainder_of_equal_clients, test_fedex_adds_exactly_what_the_means_miss, (0,)),
+    (HERE, "correction", no_correction, test_lora_fair_finds_the_best_correction, (0,)),
 ]
 
 
 @pytest.mark.parametrize(
-    ("owner", "defect", "guard", "arguments"), PLANTED, ids=lambda v: getattr(v, "__name__", None)
+    ("owner", "name", "defect", "guard", "arguments"), PLANTED, ids=lambda v: getattr(v, "__name__", None)
 )
 def test_the_guard_notices(
-    owner: type, defect: Callable, guard: Callable, arguments: tuple, monkeypatch: pytest.MonkeyPatch
+    owner: Any, name: str, defect: Callable, guard: Callable, arguments: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guard(*arguments)
-    monkeypatch.setattr(owner, "combine", defect)
+    monkeypatch.setattr(owner, name, defect)
     with pytest.raises(AssertionError):
         guard(*arguments)

@@ -133,6 +133,8 @@ class FactorClient(AdapterClient):
 
 
 class FactorServer(ServerMethod):
+    """Groups, checks and versions; a method adds `combine`."""
+
     needs = ("fingerprint", "maps", "rank")
 
     def check_introduction(self, name: str, payload: Payload) -> None:
@@ -140,8 +142,6 @@ class FactorServer(ServerMethod):
         whole = next(c for c in self.experiment.clients if c.name == name).keep == 1
         if whole and payload.meta["rank"] != self.experiment.rank:
             raise WireError(f"its rank {payload.meta['rank']} is not the experiment's, {self.experiment.rank}")
-
-    """Groups, checks and versions; a method adds `combine`."""
 
     client: ClassVar[type[FactorClient]] = FactorClient
     whole_rounds: ClassVar[bool] = False  # whether a client that misses a round could not go on

@@ -192,8 +192,9 @@ class FedMktClient(AdapterClient):
 
 
 class FedMktServer(ServerMethod):
-    needs = ("vocabulary",)
     """Passes every client's predictions on to the others."""
+
+    needs = ("vocabulary",)
 
     settings: FedMktSettings
 
