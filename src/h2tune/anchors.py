@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from h2tune.core.anchors import AnchorError
-from h2tune.core.wordcodes import WordCodes
+from h2tune.core.wordcodes import PairCodes, TextCodes, WordCodes
 from h2tune.zoo import word_vectors
 
 
@@ -36,17 +36,33 @@ def load_anchors(source: str, words_file: str | None = None) -> list[str]:
     return sentences
 
 
+def load_texts(source: str) -> list[str]:
+    """Public texts of one client, one a line, or two with a tab between them.
+
+    Raises:
+        AnchorError: if the file is missing or holds too little.
+    """
+    if not Path(source).is_file():
+        raise AnchorError(f"practice: there is no file {source}; frames: words needs public texts, one a line.")
+    texts = _lines(Path(source).read_text(encoding="utf-8"))
+    if len(texts) < 20:
+        raise AnchorError(f"practice: {source} holds {len(texts)} texts; frames: words needs some thousand.")
+    return texts
+
+
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-def load_codes(source: str, rank: int) -> WordCodes:
-    """Codes of words: the package's own, or from a text file of word vectors, commonest word first.
+def load_codes(source: str, rank: int, pairs: bool = False) -> TextCodes:
+    """Codes of words, or of pairs of texts: the package's own, or from a text file of word vectors, commonest word first.
 
     Raises:
         AnchorError: if the file is missing, malformed or too narrow.
     """
     try:
+        if pairs:
+            return PairCodes(load_codes(source, PairCodes.room(rank) + 1), rank)
         if source == "builtin":
             return WordCodes(*word_vectors(), rank)
         lines = [line.split() for line in _lines(Path(source).read_text(encoding="utf-8"))]

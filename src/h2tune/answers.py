@@ -49,7 +49,7 @@ class Introduction(_Said):
     model_config = ConfigDict(extra="allow", frozen=True)  # methods of others may say more
 
     depth: Annotated[int, Field(ge=1, le=512)] = 1
-    slots: list[Literal["q", "k", "v", "o", "gate", "up", "down", "any"]] = []
+    slots: list[Literal["q", "k", "v", "o", "gate", "up", "down", "any", "pair"]] = []
     rank: Size = 1
     keep: float = Field(1.0, gt=0, le=1)
     family: Text = ""

@@ -20,14 +20,14 @@ from pydantic import Field
 
 from h2tune import tasks
 from h2tune.adapter import TriLoraConfig
-from h2tune.anchors import load_anchors, load_codes
+from h2tune.anchors import load_anchors, load_codes, load_texts
 from h2tune.config import ClientConfig, ConfigError, Experiment
 from h2tune.core import budget
 from h2tune.core.anchors import anchor_batch, coverage
 from h2tune.core.bases import Bases, describe
 from h2tune.core.glossary import Episode
 from h2tune.core.secure import ClientSecrets, SecureError, context_of
-from h2tune.core.wordcodes import WordCodes
+from h2tune.core.wordcodes import TextCodes
 from h2tune.methods import resolve_method
 from h2tune.methods.masked import threshold_of
 from h2tune.models import Residents
@@ -176,9 +176,13 @@ class Client:
                     resident.cache[key] = describe(model, self.layout, batch, directions)
         return resident.cache[key]
 
-    def word_codes(self, source: str) -> WordCodes:
+    def word_codes(self, source: str, pairs: bool) -> TextCodes:
         """Public codes of words, of the core's rank."""
-        return load_codes(source, self.rank)
+        return load_codes(source, self.rank, pairs)
+
+    def public_texts(self) -> list[str]:
+        """What frames by words are practised on."""
+        return load_texts(self.config.practice) if self.config.practice else self.anchors
 
     def practice(self) -> list[Episode]:
         """Public practice problems, as episodes."""

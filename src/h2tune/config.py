@@ -51,7 +51,11 @@ class ClientConfig(_Strict):
     validation: str | None = Field(
         None, description="validation data; by default a tenth of `train`, at least 20 rows"
     )
-    practice: str | None = Field(None, description="public practice problems for `frames: glossary` (docs/frames.md)")
+    practice: str | None = Field(
+        None,
+        description="public practice problems for `frames: glossary`; for `frames: words` public texts of this client's own,"
+        " one a line, or two with a tab between them (docs/frames.md)",
+    )
     columns: dict[str, str] | None = Field(None, description="your column names, if they differ: {theirs: yours}")
     part: str | None = Field(
         None,

@@ -12,8 +12,10 @@ from federations import build
 
 from h2tune import federation
 from h2tune.config import parse_config
+from h2tune.core.anchors import AnchorError
 from h2tune.methods import MethodError
-from h2tune.methods.words import directions, practice_texts, written
+from h2tune.methods.word_texts import practice_texts
+from h2tune.methods.words import directions, written
 from h2tune.models import Residents
 
 GOOD, BAD = ("good", "happy", "sweet", "kind"), ("dark", "cruel", "angry", "cold")
@@ -103,8 +105,72 @@ def test_practice_is_the_same_for_every_seed_and_private_data(tmp_path: Path) ->
 def test_texts_of_practice_hold_the_public_words_only() -> None:
     public = [text for text, _ in sentences(30, 3)]
     texts = practice_texts(public)
-    assert set(" ".join(texts).split()) == set(" ".join(public).split()) and set(public) <= set(texts)
+    words = set(" ".join(public).split())
+    assert {w for (text,) in texts for w in text.split()} == words and {(text,) for text in public} <= set(texts)
     assert texts == practice_texts(public)
+    lines = ["\t".join(public[i : i + 2]) for i in range(0, 30, 2)]
+    pairs = practice_texts(lines, pairs=True)
+    assert {w for pair in pairs for text in pair for w in text.split()} <= words
+    assert {tuple(line.split("\t")) for line in lines} <= set(pairs) and pairs == practice_texts(lines, pairs=True)
+    # Every kind of overlap is among them: from nothing to all of the second text's words.
+    shares = [len(set(a.split()) & set(b.split())) / len(set(b.split())) for a, b in pairs]
+    assert min(shares) < 0.2 and max(shares) == 1 and all(len(pair) == 2 for pair in pairs)
+
+
+def with_pairs(tmp_path: Path, **changes: Any) -> Any:
+    """One client asks about a text, two about pairs, with public pairs of their own; ``changes`` are those two's."""
+    made = [text for text, _ in sentences(80, 7)]
+    for part, begin in (("train", 0), ("test", 40)):
+        rows = [
+            (made[i], made[i if i % 2 else (i + 1) % 80], "yes" if i % 2 else "no") for i in range(begin, begin + 40)
+        ]
+        text = "".join(f"{a}\t{b} too {i}\t{answer}\n" for i, (a, b, answer) in enumerate(rows))
+        (tmp_path / f"pairs-{part}.tsv").write_text("first\tsecond\tanswer\n" + text)
+    public = [text for text, _ in sentences(40, 9)]
+    (tmp_path / "pairs.txt").write_text("\n".join(f"{a}\t{b}" for a, b in zip(public[::2], public[1::2], strict=True)))
+    task = {
+        "kind": "choice",
+        "prompt": "First: {first}\nSecond: {second}\nSame:",
+        "answer": "{answer}",
+        "options": ["no", "yes"],
+    }
+    files = {part: str(tmp_path / f"pairs-{part}.tsv") for part in ("train", "test")}
+    rows = [{"name": name, "model": f"zoo:{name}", "task": task, "max_length": 96, "practice": str(tmp_path / "pairs.txt")} | files
+            for name in ("gpt2", "qwen")]  # fmt: skip
+    base = experiment(tmp_path).model_dump(mode="json")
+    return parse_config(base | {"clients": [base["clients"][0], *(row | changes for row in rows)]})
+
+
+def test_tasks_about_pairs_share_a_slot_of_their_own(tmp_path: Path) -> None:
+    server, clients = build(with_pairs(tmp_path), tmp_path / "run")
+    clients["llama"].anchors = [text for text, _ in sentences(40, 5)]
+    server.open()
+    assert server.method.shape.slots == ("any", "pair")
+    server.one_round()
+    trained = {name: client.method.core.S.detach().clone() for name, client in clients.items()}
+    weights = {name: len(client.train_data) for name, client in clients.items()}
+    torch.testing.assert_close(server.method.S[0, 0], trained["llama"][0, 0])
+    both = sum(weights[n] * trained[n][0, 1] for n in ("gpt2", "qwen")) / (weights["gpt2"] + weights["qwen"])
+    torch.testing.assert_close(server.method.S[0, 1], both)
+    assert not trained["llama"][0, 1].any() and not trained["gpt2"][0, 0].any()
+    assert all(t.abs().sum() > 0 for t in trained.values())
+
+
+def test_codes_of_pairs_are_read_where_the_second_text_stands(tmp_path: Path) -> None:
+    from h2tune.methods.word_texts import columns_of, make_pool, options_of
+
+    _, clients = build(with_pairs(tmp_path), tmp_path / "run")
+    method = clients["qwen"].method
+    codes = clients["qwen"].word_codes("builtin", pairs=True)
+    assert columns_of(method) == ("first", "second")
+    pair = ("the river was dark", "the dark house")
+    pool = make_pool(method, codes, [pair], options_of(method, pair))
+    ids = pool.rows[0][0].input_ids
+    tokens = clients["qwen"].tokenizer
+    ends = [tokens.decode(ids[: place + 1]) for place in pool.places[0][0]]
+    assert [end.split()[-1] for end in ends] == ["the", "dark", "house"] and all("Second:" in end for end in ends)
+    shared = pool.places[0][1][:, 2 * codes.wide] > 0
+    assert shared.tolist() == [True, True, False]
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
@@ -112,6 +178,11 @@ def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
         federation.run(experiment(tmp_path, kind="classify"), tmp_path / "a")
     with pytest.raises(MethodError, match="needs `private:`"):
         federation.run(experiment(tmp_path, method={"private": 0}), tmp_path / "b")
+    with pytest.raises(AnchorError, match=r"practice: there is no file nowhere\.txt"):
+        federation.run(with_pairs(tmp_path, practice="nowhere.txt"), tmp_path / "c")
+    three = {"kind": "choice", "prompt": "{first} {second} {answer}", "answer": "{answer}", "options": ["no", "yes"]}
+    with pytest.raises(MethodError, match="reads first, second, answer; name the text's column"):
+        federation.run(with_pairs(tmp_path, task=three), tmp_path / "d")
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from h2tune.core.masks import EntryScores, kept_rank
 from h2tune.core.relation import Relation
 from h2tune.core.slots import SLOTS, Layout
 
-ANY = ("any",)  # the slots of a core whose matrices serve whatever slot a client has
+# The slots of a core whose matrices serve whatever slot a client has: one for tasks about a text, one for pairs of texts.
+ANY = ("any", "pair")
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class CoreShape:
 
     @property
     def tied(self) -> bool:
-        """Whether one matrix serves all slots."""
-        return self.slots == ANY
+        """Whether one matrix serves all slots of a client."""
+        return set(self.slots) <= set(ANY)
 
     def zeros(self) -> Tensor:
         return torch.zeros(self.depth, len(self.slots), self.rank, self.rank)
@@ -48,6 +49,7 @@ class ClientCore(nn.Module):
         keep: share kappa of the budget, in (0, 1].
         mask: ``"dims"`` keeps the leading round(keep * R) coordinates, ``"entries"`` a learned set of entries.
         train_relation: whether P is trained with S.
+        tied: the slot of a tied core that all slots of this client read.
     """
 
     def __init__(
@@ -58,12 +60,13 @@ class ClientCore(nn.Module):
         keep: float = 1.0,
         mask: str = "dims",
         train_relation: bool = True,
+        tied: str = ANY[0],
     ) -> None:
         super().__init__()
         self.shape, self.layout = shape, layout
         self.rank = kept_rank(keep, shape.rank) if mask == "dims" else shape.rank
         self.relation = Relation(relation, train_relation)
-        self.columns = [0 if shape.tied else shape.slots.index(slot) for slot in layout.slots]
+        self.columns = [shape.slots.index(tied if shape.tied else slot) for slot in layout.slots]
         self.S = nn.Parameter(shape.zeros()[:, :, : self.rank, : self.rank].clone())
         self.scores = EntryScores(self.S.shape, keep) if mask == "entries" and keep < 1 else None
 

@@ -33,7 +33,7 @@ from h2tune.methods.distill import distillation
 from h2tune.methods.h2tune_settings import H2TuneSettings, UnsharedSettings
 from h2tune.methods.starts import check_frames, start
 from h2tune.methods.updates import ClientUpdates, CoreServer
-from h2tune.methods.words import core_slots
+from h2tune.methods.words import core_slots, tied_slot
 from h2tune.wire import Payload, Size, WireError
 
 
@@ -60,7 +60,7 @@ class H2TuneClient(AdapterClient):
         self.core_leaves = self.leaves  # the T of the maps that the core acts on
         meta = self.introduction() | {"keep": client.keep}
         if settings.frames == "words":
-            meta["slots"] = list(ANY)
+            meta["slots"] = [tied_slot(self)]
         if settings.frames == "anchor" and fresh:
             self.described = client.describe_anchors(settings.directions * client.rank)
             meta["digest"] = self.described.digest
@@ -72,7 +72,9 @@ class H2TuneClient(AdapterClient):
     def welcome(self, payload: Payload, fresh: bool = True) -> None:
         client, settings = self.client, self.settings
         depth, slots = payload.said("depth", Size), payload.said("slots", list[str])
-        if slots != list(ANY) and (odd := set(slots) - set(SLOTS) or set(client.layout.slots) - set(slots)):
+        tied = settings.frames == "words"
+        known, own = (ANY, [tied_slot(self)]) if tied else (SLOTS, client.layout.slots)
+        if odd := set(slots) - set(known) or set(own) - set(slots):
             raise WireError(f"the server's core has unknown slots, or lacks this client's: {', '.join(sorted(odd))}")
         self.shape = CoreShape(depth, client.rank, tuple(slots))
         places = nearest_relation if settings.relation == "nearest" else depth_relation
@@ -91,13 +93,16 @@ class H2TuneClient(AdapterClient):
         return start(self, payload, relation)
 
     def make_core(self, relation: Tensor) -> ClientCore:
-        settings, layout = self.settings, self.client.layout
+        settings, layout, tied = self.settings, self.client.layout, {}
         if settings.frames == "words":
+            tied = {"tied": tied_slot(self)}
             layout = layout.only(core_slots(settings))
             # The leaves of the maps that the core acts on, in its own order.
             places = [m for _ in range(layout.depth) for m in self.client.layout.modules]
             self.core_leaves = [leaf for leaf, m in zip(self.leaves, places, strict=True) if m in layout.modules]
-        return ClientCore(self.shape, layout, relation, self.client.keep, settings.mask, settings.train_relation)
+        return ClientCore(
+            self.shape, layout, relation, self.client.keep, settings.mask, settings.train_relation, **tied
+        )
 
     def _make_groups(self) -> None:
         client = self.client
@@ -259,7 +264,8 @@ class H2TuneServer(CoreServer):
         super().check_introduction(name, payload)
         if self.settings.frames == "anchor":
             payload.said("digest", str)
-        if ("any" in payload.meta["slots"]) != (self.settings.frames == "words") or not payload.meta["slots"]:
+        slots = set(payload.meta["slots"])
+        if bool(slots & set(ANY)) != (self.settings.frames == "words") or not slots:
             raise WireError(f"its introduction has slots that do not belong to frames: {self.settings.frames}")
 
     def misfits(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, str]:

@@ -20,7 +20,9 @@ class H2TuneSettings(Settings):
         None, description="slots that are adapted and shared; by default all (`frames: words`: o, up, down, tied)"
     )
     codes: str = Field("builtin", description="word vectors for `frames: words`: `builtin`, or a text file")
-    text_column: str = Field("sentence", description="the task's column that holds the text (`frames: words`)")
+    text_column: str | None = Field(
+        None, description="the task's column that holds the text (`frames: words`); by default what its prompt reads"
+    )
     practice_steps: int = Field(1800, ge=1, description="updates of practice (`frames: words`)")
     ridge: float = Field(0.0, ge=0, description="pull of the core towards 0, divided by the client's examples")
     practice_rate: float = Field(3e-3, gt=0, description="learning rate of A and B in practice")

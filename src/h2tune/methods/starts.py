@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from h2tune.core import bases
 from h2tune.methods.base import MethodError
 from h2tune.methods.practice import practise
-from h2tune.methods.words import practise_words
+from h2tune.methods.words import check_words, practise_words
 from h2tune.wire import Payload, WireError
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 def check_frames(method: H2TuneClient) -> None:
     """Raise MethodError if a client cannot have the frames that its settings ask for."""
-    if method.settings.frames == "words" and not method.settings.private:
-        raise MethodError("frames: words needs `private:`, a LoRA that is practised along, for example 32")
+    if method.settings.frames == "words":
+        check_words(method)
     if method.settings.frames == "glossary" and not method.client.config.practice:
         raise MethodError(f"{method.client.name}: frames: glossary needs `practice:`, public problems with a lexicon")
     if method.settings.frames == "glossary" and method.client.task.kind == "classify":

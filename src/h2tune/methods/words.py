@@ -10,30 +10,28 @@ A and B read and write in the frames; a private LoRA beside them, on all maps, i
 hold the codes by itself. After that S means the same in every model: row c is the direction in word space that speaks
 for label c, learnt from private examples by gradient, and the mean of S's is the mean of directions.
 
-One S serves all blocks and slots. It works for tasks that choose among the same few labels (kind `choice`).
+One S serves all blocks and slots. It works for tasks that choose among the same few labels (kind `choice`). Tasks about two
+texts have a slot of the core of their own, with codes that say which words of the second text the first one has.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, log_softmax
 
-from h2tune.core.anchors import vocabulary
 from h2tune.core.glossary import fit_readers
+from h2tune.core.shared import ANY
 from h2tune.core.slots import input_kind
-from h2tune.core.wordcodes import WordCodes
+from h2tune.core.wordcodes import TextCodes
 from h2tune.methods.base import MethodError
+from h2tune.methods.word_texts import Pool, Texts, columns_of, make_pool, options_of, practice_texts
 from h2tune.seeds import derive
-from h2tune.tasks.prompts import Encoded, encode
 from h2tune.training.batches import collate
 from h2tune.training.updates import Group
 
@@ -46,37 +44,29 @@ FITTED, BATCH, SHARPNESS, BIAS = 1500, 48, 3.0, 0.3
 READING, FORMAT = 2.0, 0.3  # weights of the losses beside obeying
 
 
-@dataclass
-class Pool:
-    """Practice texts as a model reads them.
-
-    Attributes:
-        rows: for each label, each text's prompt with that label as the answer.
-        asked: index of the first answer token in each text's rows. first: its id for each label.
-        places: for each text the last tokens of its known words, and the words' numbers.
-        features: texts x rank.
-    """
-
-    prompts: list[str]
-    rows: list[list[Encoded]]
-    asked: list[int]
-    first: list[int]
-    places: list[tuple[list[int], list[int]]]
-    features: Tensor
+def check_words(method: H2TuneClient) -> None:
+    """Raise MethodError or AnchorError if the client's task or its public texts are nothing for these frames."""
+    client = method.client
+    if not method.settings.private:
+        raise MethodError("frames: words needs `private:`, a LoRA that is practised along, for example 32")
+    if client.task.kind != "choice":
+        raise MethodError(
+            f"{client.name}: frames: words needs a task that chooses among labels, not {client.task.kind}"
+        )
+    columns_of(method)
+    client.public_texts()
 
 
 def practise_words(method: H2TuneClient) -> None:
     """Set the client's A and B, and the private LoRA, to practised frames; what was practised once is kept."""
     client, settings = method.client, method.settings
-    if client.task.kind != "choice":
-        raise MethodError(
-            f"{client.name}: frames: words needs a task that chooses among labels, not {client.task.kind}"
-        )
-    codes = client.word_codes(settings.codes)
-    texts = practice_texts(client.anchors)
+    columns = columns_of(method)
+    codes = client.word_codes(settings.codes, pairs=len(columns) == 2)
+    texts = practice_texts(client.public_texts(), pairs=len(columns) == 2)
     options = options_of(method, texts[0])
     what = (client.resident.fingerprint, client.rank, settings.private, settings.practice_steps, settings.practice_rate,
-            settings.text_column, core_slots(settings), client.config.max_length, options, len(codes.words), float(codes.codes.sum()), texts)  # fmt: skip
+            ",".join(columns), core_slots(settings), client.config.max_length, options, len(codes.words), float(codes.codes.sum()),
+            ["\t".join(text) for text in texts])  # fmt: skip
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
     kept = client.residents.kept(f"words-{key}", lambda: _practised(method, codes, texts, options))
     with torch.no_grad():
@@ -84,65 +74,25 @@ def practise_words(method: H2TuneClient) -> None:
             parameter.copy_(kept[str(index)])
 
 
-def practice_texts(sentences: list[str], seed: int = 0) -> list[str]:
-    """The public sentences, bags of their words, and pairs of them: new company for every word."""
-    rng = random.Random(seed)
-    counts = vocabulary(sentences)
-    # Added up once: thousands of words would be added up again for every bag.
-    known, weights = list(counts), list(accumulate(count**0.5 for count in counts.values()))
-    sizes = (rng.randint(2, 14) for _ in range(int(1.3 * len(sentences))))
-    bags = [" ".join(rng.choices(known, cum_weights=weights, k=size)) for size in sizes]
-    pairs = [" ".join(rng.sample(sentences, 2)) for _ in range(int(0.8 * len(sentences)))]
-    texts = [*sentences, *bags, *pairs]
-    rng.shuffle(texts)
-    return texts
-
-
 def core_slots(settings: H2TuneSettings) -> tuple[str, ...]:
     """Where the core acts."""
     return tuple(settings.slots or SLOTS)
 
 
-def options_of(method: H2TuneClient, text: str) -> tuple[str, ...]:
-    """The labels, as the task writes them."""
-    return method.client.task.ask({method.settings.text_column: text}).options
+def tied_slot(method: H2TuneClient) -> str:
+    """The slot of the core that a client's task reads: one for texts, another one for pairs of texts."""
+    return ANY[len(columns_of(method)) - 1]
 
 
 def _practised(
-    method: H2TuneClient, codes: WordCodes, texts: list[str], options: tuple[str, ...]
+    method: H2TuneClient, codes: TextCodes, texts: list[Texts], options: tuple[str, ...]
 ) -> dict[str, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(derive(0, "words"))
-        pool = _pool(method, codes, texts, options)
+        pool = make_pool(method, codes, texts, options)
         _fit(method, codes, pool)
         _practise(method, codes, pool)
     return {str(index): parameter.detach().clone() for index, parameter in enumerate(method.factors)}
-
-
-def _pool(method: H2TuneClient, codes: WordCodes, texts: list[str], options: tuple[str, ...]) -> Pool:
-    client = method.client
-    longest = client.config.max_length or client.resident.context
-    asked = [client.task.ask({method.settings.text_column: text}) for text in texts]
-    rows = [
-        encode([replace(e, answer=o, options=()) for e in asked], client.tokenizer, max_length=longest, truncate=True)
-        for o in options
-    ]
-    borders = [next(i for i, label in enumerate(row.labels) if label != -100) for row in rows[0]]
-    first = [row[0].labels[borders[0]] for row in rows]
-    if len(set(first)) < len(first):
-        raise MethodError(f"{client.name}: frames: words needs labels that begin with different tokens: {options}")
-    encoded = client.tokenizer([e.prompt for e in asked], add_special_tokens=False, return_offsets_mapping=True)
-    places: list[tuple[list[int], list[int]]] = []
-    for example, text, border, ids, offsets in zip(
-        asked, texts, borders, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        shift = border - len(ids)  # tokens before the prompt; negative where the text was cut
-        ends = {end: i + shift for i, (_, end) in enumerate(offsets)}
-        start = example.prompt.find(text)
-        found = [(ends[start + end], word) for word, end in codes.known(text) if start + end in ends]
-        found = [(place, word) for place, word in found if place >= 0] if shift >= 0 and start >= 0 else []
-        places.append(([place for place, _ in found], [word for _, word in found]))
-    return Pool([e.prompt for e in asked], rows, borders, first, places, codes.features(texts))
 
 
 def _cores(method: H2TuneClient) -> list[tuple[int, str, Any]]:
@@ -157,11 +107,11 @@ def _cores(method: H2TuneClient) -> list[tuple[int, str, Any]]:
     return found
 
 
-def _fit(method: H2TuneClient, codes: WordCodes, pool: Pool) -> None:
+def _fit(method: H2TuneClient, codes: TextCodes, pool: Pool) -> None:
     """A reads the codes as well as one linear map can; B gets small random columns for the labels."""
     client, name = method.client, method.client.name
     resident, rank = client.resident, method.shared_rank
-    table = {word: codes.codes[i] for word, i in codes.index.items()}
+    table = codes.table()
     fits = [p for p in pool.prompts[:FITTED] if len(client.tokenizer(p)["input_ids"]) <= resident.context]
     with resident.peft.disable_adapter():
         readers = fit_readers(
@@ -203,7 +153,7 @@ def written(method: H2TuneClient, w: Tensor, read: Callable[[int, str, Tensor], 
         yield
 
 
-def _practise(method: H2TuneClient, codes: WordCodes, pool: Pool) -> None:
+def _practise(method: H2TuneClient, codes: TextCodes, pool: Pool) -> None:
     client, settings, labels = method.client, method.settings, len(pool.first)
     schedule = client.training.model_copy(update={"schedule": "cosine", "warmup": 0.02})
     for parameter in method.factors:
@@ -228,7 +178,7 @@ def _practise(method: H2TuneClient, codes: WordCodes, pool: Pool) -> None:
             client.watch(client.name, 0, "practice", step + 1, settings.practice_steps, float(loss.detach()))
 
 
-def _loss(method: H2TuneClient, codes: WordCodes, pool: Pool, chosen: list[int], w: Tensor) -> Tensor:
+def _loss(method: H2TuneClient, codes: TextCodes, pool: Pool, chosen: list[int], w: Tensor) -> Tensor:
     """Obeying + `READING` x reading + `FORMAT` x writing the answer out."""
     client = method.client
     device = client.accelerator.device
@@ -236,16 +186,14 @@ def _loss(method: H2TuneClient, codes: WordCodes, pool: Pool, chosen: list[int],
     wanted = torch.softmax(SHARPNESS * torch.cat([torch.zeros(len(chosen), 1), says], dim=1), dim=1)
     answers = torch.multinomial(wanted, 1)[:, 0].tolist()
     batch = collate([pool.rows[c][i] for c, i in zip(answers, chosen, strict=True)], client.tokenizer.pad_token_id)
-    places = [(row, place, word) for row, i in enumerate(chosen) for place, word in zip(*pool.places[i], strict=True)]
-    at, token, words = (
-        torch.tensor(part, dtype=torch.long) for part in (zip(*places, strict=True) if places else ((), (), ()))
-    )
-    target = codes.codes[words].to(device)
+    at = torch.tensor([row for row, i in enumerate(chosen) for _ in pool.places[i][0]], dtype=torch.long)
+    token = torch.tensor([place for i in chosen for place in pool.places[i][0]], dtype=torch.long)
+    target = torch.cat([pool.places[i][1] for i in chosen]).to(device)
     unread: list[Tensor] = []
 
     def read(block: int, slot: str, u: Tensor) -> None:
         # The attention output mixes words, and early blocks have not read them to the end.
-        if len(places) and slot != "o" and block >= client.layout.depth // 2:
+        if len(at) and slot != "o" and block >= client.layout.depth // 2:
             unread.append((u[at, token] - target).square().mean() / target.square().mean())
 
     with written(method, w.to(device), read):

@@ -85,6 +85,7 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
         read=lambda row: task.read(renamed(row)),
         ask=lambda row: task.ask(renamed(row)),
         accepts=lambda row: task.accepts({**row, **{k: row[c] for k, c in columns.items() if c in row}}),
+        texts=tuple(columns.get(name, name) for name in task.texts),
     )
 
 
@@ -114,6 +115,7 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
         name=name, kind=kind, labels=labels, max_new_tokens=64 if kind == "generate" else 8, description="own data",
         read=asker(forms, answered=True), ask=asker(forms, answered=False), score=_scorer(spec, kind, labels),
         finish=run_gold_programs if spec.get("score") == "program" else None,
+        texts=tuple(dict.fromkeys(fields(spec.get("prompt", "")))),
     )  # fmt: skip
 
 

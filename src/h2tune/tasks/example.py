@@ -50,6 +50,7 @@ class Task:
     ask: the same without looking at the answer (``answer`` and ``gold`` stay empty), for prediction.
     score: example and generated text (without the prompt) to right or wrong.
     accepts: whether a row belongs to this task; the others of a mixed file are left out.
+    texts: columns that hold the running text which is asked about, in the order of the prompt; empty where that is not known.
     finish: a last step over all examples at once, for what is too slow row by row; None drops an example.
     """
 
@@ -62,5 +63,6 @@ class Task:
     score: Callable[[Example, str], bool]
     labels: tuple[str, ...] = ()
     metric: str = "accuracy"
+    texts: tuple[str, ...] = ()
     accepts: Callable[[Row], bool] = _every_row
     finish: Callable[[list[Example]], list[Example | None]] | None = None

@@ -105,4 +105,5 @@ def glue_task(name: str, kind: Kind) -> Task:
     return Task(
         name=name, kind=kind, labels=shown, max_new_tokens=4, description=glue.description,
         read=asker(forms, answered=True), ask=asker(forms, answered=False), score=label_scorer(kind, shown),
+        texts=glue.columns[0][0],
     )  # fmt: skip
