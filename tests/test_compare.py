@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import queue
 import subprocess
 import sys
 import time
@@ -16,10 +17,11 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from h2tune import compare as comparing
+from h2tune import grid
 from h2tune.cli import app
-from h2tune.compare import Cell, CompareError, Outcome, best_rates, compare, experiment_of
+from h2tune.compare import best_rates, compare
 from h2tune.config import ConfigError, load_config
+from h2tune.grid import TUNING_SEED, UNREAD_TEST, Cell, CompareError, Outcome, experiment_of
 from h2tune.methods import MethodError
 from h2tune.report.comparison import interval, summarise, text_of
 
@@ -57,8 +59,8 @@ def test_each_cell_is_what_the_file_says(file: Path) -> None:
 
 
 def test_a_trial_of_a_rate_reads_next_to_no_test_data(file: Path) -> None:
-    trial = experiment_of(file, Cell("local", comparing.TUNING_SEED, tuning=True))
-    assert [c.n_test for c in trial.clients] == [comparing.UNREAD_TEST] * 2
+    trial = experiment_of(file, Cell("local", TUNING_SEED, tuning=True))
+    assert [c.n_test for c in trial.clients] == [UNREAD_TEST] * 2
     assert [c.n_test for c in experiment_of(file, Cell("local", 0)).clients] == [None, None]
 
 
@@ -172,7 +174,7 @@ def test_rates_are_chosen_by_validation_never_by_test() -> None:
         found = metrics({"a": (test, 1.0), "b": (0.5, 1.0)})
         found["clients"]["a"]["final"] |= {"validation": right, "validation_nats": nats}
         found["clients"]["b"]["final"] |= {"validation": other, "validation_nats": 1.0}
-        return Outcome(Cell("local", comparing.TUNING_SEED, None, rate, True), found)
+        return Outcome(Cell("local", TUNING_SEED, None, rate, True), found)
 
     # What the table shows counts, though nats would say x0.3; between equals nats decide.
     assert best_rates([trial(0.3, 0.4, 0.8, 0.9), trial(1, 0.6, 0.9, 0.1), trial(3, 0.6, 1.1, 0.9)]) == {"local": 1}
@@ -215,3 +217,14 @@ def test_a_killed_comparison_leaves_no_worker_behind(file: Path, tmp_path: Path)
     parent.wait()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
+
+
+def test_a_long_run_says_how_far_it_is(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    told = queue.Queue()
+    monkeypatch.setattr(grid, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(grid, "_TOLD", [told])
+    with grid._passing_on(told, said.append):
+        outcome = grid._run(str(file), Cell("h2tune", 0), tmp_path / "out")
+    assert outcome.metrics is not None and len(said) == 4  # two clients, two updates each
+    assert said[0] == "    h2tune/seed-0: a, round 1, joint 1 of 2"

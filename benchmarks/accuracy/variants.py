@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from h2tune.compare import TUNING_SEED, UNREAD_TEST
 from h2tune.config import Experiment, parse_config
 from h2tune.federation import run
+from h2tune.grid import TUNING_SEED, UNREAD_TEST
 from h2tune.models import Residents
 from h2tune.quiet import quiet_libraries
 from h2tune.store import RunStore

@@ -19,8 +19,8 @@ from h2tune.files import write_atomic
 from h2tune.version import __version__
 
 if TYPE_CHECKING:
-    from h2tune.compare import Outcome
     from h2tune.config import Experiment
+    from h2tune.grid import Outcome
 
 SCHEMA = 1
 TOO_FEW_RIGHT = 0.05  # where a client has less right than this, nats say more than the metric
