@@ -13,7 +13,7 @@ from typing import Any
 
 from picture import picture
 
-from h2tune.report.comparison import text_of
+from h2tune.report.comparison import interval, text_of
 from h2tune.report.words import size
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,42 @@ def kept_form(result: dict[str, Any], name: str) -> dict[str, Any]:
     } | result
 
 
+OWN = ("h2tune", "h2tune-unshared")
+
+
+def gain(table: dict[str, Any], rival: str) -> str:
+    """What h2tune has over a rival, paired by seed; bold where the interval is on one side of 0."""
+    rows = {row["method"]: row["seeds"] for row in table["methods"]}
+    if rival not in rows:
+        return "-"
+    sign = -1 if table["quantity"] == "nats" else 1
+    common = [seed for seed in rows["h2tune"] if seed in rows[rival]]
+    found = interval([sign * (rows["h2tune"][s] - rows[rival][s]) for s in common])
+    told = text_of(found, table["quantity"], signed=True)
+    return f"**{told}**" if len(common) > 1 and (found[1] > 0 or found[2] < 0) else told
+
+
+def summary(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| setting | seeds | local | h2tune | over local | over the same frames, not averaged | over the best rival |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        for table in result["tables"]:
+            rows = {row["method"]: row for row in table["methods"]}
+            rivals = [row for method, row in rows.items() if method not in OWN]
+            best = (min if table["quantity"] == "nats" else max)(rivals, key=lambda row: row["mean"][0])["method"]
+            shown = [text_of(rows[m]["mean"][:1] * 3, table["quantity"]) for m in ("local", "h2tune")]
+            size, unit = (
+                f", {table['n_train']} rows" if table["n_train"] else "",
+                ", nats" if table["quantity"] == "nats" else "",
+            )
+            cells = [f"[{name}](#{name}){size}{unit}", str(len(rows["h2tune"]["seeds"])), *shown, gain(table, "local"),
+                     gain(table, "h2tune-unshared"), f"{gain(table, best)} {best}"]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def reasons(result: dict[str, Any]) -> list[str]:
     """Why some methods have no row; those with the same reason in one line."""
     found: dict[str, list[str]] = {}
@@ -69,7 +105,7 @@ def reasons(result: dict[str, Any]) -> list[str]:
 
 
 def page_of(results: dict[str, dict[str, Any]]) -> str:
-    parts = [HEAD]
+    parts = [HEAD, summary(results)]
     for name, result in results.items():
         parts.append(f"## {name}\n\n`{result['command']}`")
         for table in result["tables"]:

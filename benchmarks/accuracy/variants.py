@@ -58,7 +58,7 @@ def cloned(clients: list[Plain], count: int) -> list[Plain]:
 def held_out(client: Plain, folder: Path, rows: int, home: Path) -> Plain:
     """The client with its training file cut in two: the last ``rows`` rows are for validation."""
     source = (home / client["train"]).resolve()
-    lines = source.read_text(encoding="utf-8").splitlines()
+    lines = source.read_text(encoding="utf-8").rstrip("\n").split("\n")  # texts may hold other line separators
     head = lines[:1] if source.suffix == ".tsv" else []
     parts = {"train": lines[len(head) : -rows], "validation": lines[-rows:]}
     folder.mkdir(parents=True, exist_ok=True)
