@@ -23,7 +23,7 @@ from h2tune.compare import best_rates, compare
 from h2tune.config import ConfigError, load_config
 from h2tune.grid import TUNING_SEED, UNREAD_TEST, Cell, CompareError, Outcome, experiment_of
 from h2tune.methods import MethodError
-from h2tune.report.comparison import interval, summarise, text_of
+from h2tune.report.comparison import averaging_of, interval, summarise, text_of
 
 FILE = """
 name: tiny
@@ -157,6 +157,23 @@ def test_figures_are_paired_by_seed(file: Path) -> None:
     np.testing.assert_allclose(row["mean"][0], (level + gain).mean())
     assert row["best_other"] == "local" and row["bytes_up"] == 7 and table["quantity"] == "metric"
     assert row["over_local"][1] > 0 > row["mean"][1] - row["mean"][0]
+
+
+def test_what_averaging_is_worth_is_said(file: Path) -> None:
+    def table(gains: list[float]) -> dict[str, Any]:
+        outcomes = []
+        for seed, gain in enumerate(gains):
+            outcomes.append(Outcome(Cell("h2tune-unshared", seed), metrics({"a": (0.5, 1), "b": (0.5, 1)})))
+            outcomes.append(Outcome(Cell("h2tune", seed), metrics({"a": (0.5 + gain, 1), "b": (0.5, 1)})))
+        return summarise(load_config(file), outcomes, {})["tables"][0]
+
+    assert averaging_of(table([0.1, 0.12])).endswith(
+        "not averaged): +5.5 (-0.9 to +11.9) points, which may be chance."
+    )
+    assert averaging_of(table([0.1, 0.1, 0.11])).endswith("+5.2 (+4.4 to +5.9) points.")
+    assert averaging_of(table([0.1])).endswith("+5.0 points.")
+    alone = summarise(load_config(file), [Outcome(Cell("h2tune", 0), metrics({"a": (0.5, 1), "b": (0.5, 1)}))], {})
+    assert averaging_of(alone["tables"][0]) == ""
 
 
 def test_nats_stand_in_where_hardly_anything_is_right(file: Path) -> None:

@@ -70,7 +70,10 @@ def _table(outcomes: Sequence[Outcome], size: int | None, rates: dict[str, float
         if rivals:
             best = (min if nats else max)(rivals, key=lambda r: r["mean"][0])
             row["best_other"], row["over_best_other"] = best["method"], _difference(row, best, nats)
-    return {"n_train": size, "quantity": "nats" if nats else "metric", "methods": rows}
+    named = {row["method"]: row for row in rows}
+    pair = [named[name] for name in ("h2tune", "h2tune-unshared") if name in named]
+    averaging = _difference(*pair, nats) if len(pair) == 2 else None
+    return {"n_train": size, "quantity": "nats" if nats else "metric", "methods": rows, "averaging": averaging}
 
 
 def _exact_match_is_too_rare(runs: dict[str, dict[int, dict[str, Any]]]) -> bool:
@@ -130,6 +133,17 @@ def _difference(row: dict[str, Any], other: dict[str, Any], nats: bool) -> Inter
     common = row["seeds"].keys() & other["seeds"].keys()
     sign = -1 if nats else 1
     return interval([sign * (row["seeds"][s] - other["seeds"][s]) for s in sorted(common)]) if common else None
+
+
+def averaging_of(table: dict[str, Any]) -> str:
+    """What averaging alone is worth, in a sentence; empty where it cannot be said."""
+    found = table.get("averaging")
+    if found is None:
+        return ""
+    unit = "points" if table["quantity"] == "metric" else "nats"
+    told = text_of(found, table["quantity"], signed=True)
+    doubt = "" if found[1] > 0 or found[2] < 0 else ", which may be chance"
+    return f"Averaging alone (h2tune over the same frames, not averaged): {told} {unit}{doubt if found[1] < found[2] else ''}."
 
 
 def write_comparison(result: dict[str, Any], out: Path) -> None:
@@ -209,6 +223,8 @@ def print_comparison(result: dict[str, Any]) -> None:
                           f"{best} {row.get('best_other', '')}".strip(),
                           size(row["bytes_up"]), size(row["bytes_down"]), f"{row['seconds']:.0f} s")  # fmt: skip
         Console(width=max(console.width, 100 + 9 * len(result["clients"]))).print(table)
+        if told := averaging_of(found):
+            console.print(told, highlight=False)
     for kind in ("skipped", "failed"):
         for name, reason in result[kind].items():
             console.print(f"{kind} {name}: {reason}", highlight=False, markup=False)

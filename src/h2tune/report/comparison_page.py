@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from h2tune.report import words
-from h2tune.report.comparison import text_of
+from h2tune.report.comparison import averaging_of, text_of
 from h2tune.report.plots import Line, _svg, _ticks, line_chart
 
 if TYPE_CHECKING:
@@ -40,7 +40,12 @@ def render(result: dict[str, Any]) -> str:
         if table["methods"]
     ]
     return env.get_template("compare.html").render(
-        result=result, tables=tables, text_of=text_of, sweep=sweep(result["tables"]), verdict=verdict(result)
+        result=result,
+        tables=tables,
+        text_of=text_of,
+        averaging_of=averaging_of,
+        sweep=sweep(result["tables"]),
+        verdict=verdict(result),
     )
 
 
