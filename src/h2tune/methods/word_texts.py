@@ -14,6 +14,7 @@ from h2tune.core.anchors import vocabulary
 from h2tune.core.anchors import words as spans
 from h2tune.core.wordcodes import TextCodes
 from h2tune.methods.base import MethodError
+from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import Encoded, encode
 
 if TYPE_CHECKING:
@@ -101,22 +102,41 @@ def options_of(method: H2TuneClient, texts: Texts) -> tuple[str, ...]:
     return method.client.task.ask(dict(zip(columns_of(method), texts, strict=True))).options
 
 
-def make_pool(method: H2TuneClient, codes: TextCodes, texts: list[Texts], options: tuple[str, ...]) -> Pool:
+def asked(
+    method: H2TuneClient, texts: list[Texts], options: tuple[str, ...]
+) -> tuple[list[Example], list[list[Encoded]], list[int], list[int]]:
+    """The texts as the task asks about them, their rows for each label, where answers begin, and each label's first token.
+
+    Raises:
+        MethodError: if two labels begin with the same token, which is what practice tells them apart by.
+    """
     client, columns = method.client, columns_of(method)
     longest = client.config.max_length or client.resident.context
-    asked = [client.task.ask(dict(zip(columns, text, strict=True))) for text in texts]
+    examples = [client.task.ask(dict(zip(columns, text, strict=True))) for text in texts]
     rows = [
-        encode([replace(e, answer=o, options=()) for e in asked], client.tokenizer, max_length=longest, truncate=True)
+        encode(
+            [replace(e, answer=o, options=()) for e in examples], client.tokenizer, max_length=longest, truncate=True
+        )
         for o in options
     ]
     borders = [next(i for i, label in enumerate(row.labels) if label != -100) for row in rows[0]]
     first = [row[0].labels[borders[0]] for row in rows]
     if len(set(first)) < len(first):
-        raise MethodError(f"{client.name}: frames: words needs labels that begin with different tokens: {options}")
-    encoded = client.tokenizer([e.prompt for e in asked], add_special_tokens=False, return_offsets_mapping=True)
+        raise MethodError(
+            f"{client.name}: frames: words needs labels that begin with different tokens, and this model's tokenizer begins"
+            f" two of these alike: {', '.join(o.strip() for o in options)}; write them in other words"
+        )
+    return examples, rows, borders, first
+
+
+def make_pool(method: H2TuneClient, codes: TextCodes, texts: list[Texts], options: tuple[str, ...]) -> Pool:
+    """All that practice reads: the texts with every label, where their words stand, and what they say."""
+    examples, rows, borders, first = asked(method, texts, options)
+    client = method.client
+    encoded = client.tokenizer([e.prompt for e in examples], add_special_tokens=False, return_offsets_mapping=True)
     places: list[tuple[list[int], Tensor]] = []
     for example, text, border, ids, offsets in zip(
-        asked, texts, borders, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        examples, texts, borders, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
         shift = border - len(ids)  # tokens before the prompt; negative where the text was cut
         ends = {end: i + shift for i, (_, end) in enumerate(offsets)}
@@ -125,7 +145,7 @@ def make_pool(method: H2TuneClient, codes: TextCodes, texts: list[Texts], option
         found = [(place, code) for place, code in found if place >= 0] if shift >= 0 else []
         read = torch.stack([code for _, code in found]) if found else torch.zeros(0, codes.rank)
         places.append(([place for place, _ in found], read))
-    return Pool([e.prompt for e in asked], rows, borders, first, places, codes.features(texts))
+    return Pool([e.prompt for e in examples], rows, borders, first, places, codes.features(texts))
 
 
 def _starts(prompt: str, texts: Texts) -> list[int]:

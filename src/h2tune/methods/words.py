@@ -30,7 +30,7 @@ from h2tune.core.shared import ANY
 from h2tune.core.slots import input_kind
 from h2tune.core.wordcodes import TextCodes
 from h2tune.methods.base import MethodError
-from h2tune.methods.word_texts import Pool, Texts, columns_of, make_pool, options_of, practice_texts
+from h2tune.methods.word_texts import Pool, Texts, asked, columns_of, make_pool, options_of, practice_texts
 from h2tune.seeds import derive
 from h2tune.training.batches import collate
 from h2tune.training.updates import Group
@@ -53,8 +53,9 @@ def check_words(method: H2TuneClient) -> None:
         raise MethodError(
             f"{client.name}: frames: words needs a task that chooses among labels, not {client.task.kind}"
         )
-    columns_of(method)
-    client.public_texts()
+    first, columns = client.public_texts()[0].split("\t"), columns_of(method)
+    text = tuple((first * 2)[: len(columns)])
+    asked(method, [text], options_of(method, text))
 
 
 def practise_words(method: H2TuneClient) -> None:
