@@ -14,7 +14,7 @@ from h2tune import federation
 from h2tune.config import parse_config
 from h2tune.core.anchors import AnchorError
 from h2tune.methods import MethodError
-from h2tune.methods.word_texts import practice_texts
+from h2tune.methods.word_texts import columns_of, make_pool, practice_texts, question_of
 from h2tune.methods.words import directions, written
 from h2tune.models import Residents
 
@@ -82,6 +82,22 @@ def test_runs_resumes_and_sends_one_small_matrix(tmp_path: Path) -> None:
         federation.run(experiment(tmp_path), tmp_path / name, residents=Residents("cpu", tmp_path / "kept"))
         stamps.append([p.stat().st_mtime_ns for p in sorted((tmp_path / "kept").glob("*.safetensors"))])
     assert len(stamps[0]) == 2 and stamps[0] == stamps[1]
+    # Frames are practised on a task's own prompt: another wording needs others.
+    config = experiment(tmp_path)
+    other = {
+        "kind": "choice",
+        "prompt": "{sentence} So it is",
+        "answer": "{label}",
+        "options": ["negative", "positive"],
+    }
+    rows = [client.model_copy(update={"task": other}) for client in config.clients]
+    for part, seed in (("train", 3), ("test", 4)):
+        text = "".join(f"{t}\t{('negative', 'positive')[label]}\n" for t, label in sentences(60, seed))
+        (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + text)
+    federation.run(
+        config.model_copy(update={"clients": rows}), tmp_path / "three", residents=Residents("cpu", tmp_path / "kept")
+    )
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 4
 
 
 def test_practice_is_the_same_for_every_seed_and_private_data(tmp_path: Path) -> None:
@@ -157,14 +173,12 @@ def test_tasks_about_pairs_share_a_slot_of_their_own(tmp_path: Path) -> None:
 
 
 def test_codes_of_pairs_are_read_where_the_second_text_stands(tmp_path: Path) -> None:
-    from h2tune.methods.word_texts import columns_of, make_pool, options_of
-
     _, clients = build(with_pairs(tmp_path), tmp_path / "run")
     method = clients["qwen"].method
     codes = clients["qwen"].word_codes("builtin", pairs=True)
     assert columns_of(method) == ("first", "second")
     pair = ("the river was dark", "the dark house")
-    pool = make_pool(method, codes, [pair], options_of(method, pair))
+    pool = make_pool(method, codes, [pair], question_of(method, pair).options)
     ids = pool.rows[0][0].input_ids
     tokens = clients["qwen"].tokenizer
     ends = [tokens.decode(ids[: place + 1]) for place in pool.places[0][0]]

@@ -97,9 +97,9 @@ def _practice_pairs(lines: list[str], singles: list[str], bag: object, rng: rand
     return texts
 
 
-def options_of(method: H2TuneClient, texts: Texts) -> tuple[str, ...]:
-    """The labels, as the task writes them."""
-    return method.client.task.ask(dict(zip(columns_of(method), texts, strict=True))).options
+def question_of(method: H2TuneClient, texts: Texts) -> Example:
+    """How the task asks about the texts: its prompt, and its labels as the options."""
+    return method.client.task.ask(dict(zip(columns_of(method), texts, strict=True)))
 
 
 def asked(
@@ -110,9 +110,9 @@ def asked(
     Raises:
         MethodError: if two labels begin with the same token, which is what practice tells them apart by.
     """
-    client, columns = method.client, columns_of(method)
+    client = method.client
     longest = client.config.max_length or client.resident.context
-    examples = [client.task.ask(dict(zip(columns, text, strict=True))) for text in texts]
+    examples = [question_of(method, text) for text in texts]
     rows = [
         encode(
             [replace(e, answer=o, options=()) for e in examples], client.tokenizer, max_length=longest, truncate=True

@@ -30,7 +30,7 @@ from h2tune.core.shared import ANY
 from h2tune.core.slots import input_kind
 from h2tune.core.wordcodes import TextCodes
 from h2tune.methods.base import MethodError
-from h2tune.methods.word_texts import Pool, Texts, asked, columns_of, make_pool, options_of, practice_texts
+from h2tune.methods.word_texts import Pool, Texts, asked, columns_of, make_pool, practice_texts, question_of
 from h2tune.seeds import derive
 from h2tune.training.batches import collate
 from h2tune.training.updates import Group
@@ -55,7 +55,7 @@ def check_words(method: H2TuneClient) -> None:
         )
     first, columns = client.public_texts()[0].split("\t"), columns_of(method)
     text = tuple((first * 2)[: len(columns)])
-    asked(method, [text], options_of(method, text))
+    asked(method, [text], question_of(method, text).options)
 
 
 def practise_words(method: H2TuneClient) -> None:
@@ -64,12 +64,12 @@ def practise_words(method: H2TuneClient) -> None:
     columns = columns_of(method)
     codes = client.word_codes(settings.codes, pairs=len(columns) == 2)
     texts = practice_texts(client.public_texts(), pairs=len(columns) == 2)
-    options = options_of(method, texts[0])
+    question = question_of(method, texts[0])
     what = (client.resident.fingerprint, client.rank, settings.private, settings.practice_steps, settings.practice_rate,
-            ",".join(columns), core_slots(settings), client.config.max_length, options, len(codes.words), float(codes.codes.sum()),
+            question, core_slots(settings), client.config.max_length, len(codes.words), float(codes.codes.sum()),
             ["\t".join(text) for text in texts])  # fmt: skip
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-    kept = client.residents.kept(f"words-{key}", lambda: _practised(method, codes, texts, options))
+    kept = client.residents.kept(f"words-{key}", lambda: _practised(method, codes, texts, question.options))
     with torch.no_grad():
         for index, parameter in enumerate(method.factors):
             parameter.copy_(kept[str(index)])
