@@ -224,7 +224,7 @@ def print_comparison(result: dict[str, Any]) -> None:
                           size(row["bytes_up"]), size(row["bytes_down"]), f"{row['seconds']:.0f} s")  # fmt: skip
         Console(width=max(console.width, 100 + 9 * len(result["clients"]))).print(table)
         if told := averaging_of(found):
-            console.print(told, highlight=False)
+            console.print(told, highlight=False, soft_wrap=True)
     for kind in ("skipped", "failed"):
         for name, reason in result[kind].items():
             console.print(f"{kind} {name}: {reason}", highlight=False, markup=False)
