@@ -25,8 +25,8 @@ HEAD = """# Accuracy
 Generated from `benchmarks/results/accuracy/*.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each setting is a file in
 `benchmarks/accuracy/` whose head has the command. Differences are paired by seed, intervals are Student's t, 95 %; where local training answers under
 5 % of a client's test exactly right, the quantity is nats per answer token (differences are positive where the method is better). Rates of every
-method were tuned with the same multiples by validation of that quantity, on a seed that no row uses, but for `demo-all`, which ran at the file's own rates, and
-`math-different`, which took over the multiple of `math-same`. What the figures mean, and what was tried before them, is in [experiments](experiments.md).
+method were tuned with the same multiples by validation of that quantity, on a seed that no row uses, but for `demo-all`, which ran at the file's own rates. Bold
+differences have an interval on one side of 0. What the figures mean, and what was tried before them, is in [experiments](experiments.md).
 """
 
 ABLATED_HEAD = """# Ablations
@@ -60,6 +60,7 @@ def kept_form(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 OWN = ("h2tune", "h2tune-unshared")
+CORE = (*OWN, "local", "h2tune-published", "colora")
 
 
 def gain(table: dict[str, Any], rival: str) -> str:
@@ -95,6 +96,22 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def over_all(results: dict[str, dict[str, Any]]) -> str:
+    """The mean of the core methods over all settings that have five seeds or more of each and exact answers."""
+    sums: dict[str, list[float]] = {method: [] for method in CORE}
+    used = []
+    for name, result in results.items():
+        table = result["tables"][0]
+        rows = {row["method"]: row for row in table["methods"]}
+        whole = all(method in rows and len(rows[method]["seeds"]) >= 5 for method in CORE)
+        if whole and table["quantity"] == "metric":
+            used.append(name)
+            for method, found in sums.items():
+                found.append(rows[method]["mean"][0])
+    told = ", ".join(f"{m} {100 * sum(v) / len(v):.1f}" for m, v in sums.items())
+    return f"Mean over {', '.join(used)}: {told}."
+
+
 def reasons(result: dict[str, Any]) -> list[str]:
     """Why some methods have no row; those with the same reason in one line."""
     found: dict[str, list[str]] = {}
@@ -105,7 +122,7 @@ def reasons(result: dict[str, Any]) -> list[str]:
 
 
 def page_of(results: dict[str, dict[str, Any]]) -> str:
-    parts = [HEAD, summary(results)]
+    parts = [HEAD, summary(results), over_all(results)]
     for name, result in results.items():
         parts.append(f"## {name}\n\n`{result['command']}`")
         for table in result["tables"]:
