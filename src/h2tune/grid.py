@@ -270,4 +270,9 @@ def _line(outcome: Outcome) -> str:
     where = outcome.cell.folder.removeprefix("runs/")
     if outcome.metrics is None:
         return f"{where}  {'skipped' if outcome.skipped else 'FAILED'}: {outcome.reason}"
-    return f"{where}  mean {outcome.metrics['mean']['final']:.3f}  {outcome.metrics['seconds']:.0f} s"
+    if outcome.cell.tuning:  # a trial has next to no test rows
+        held = [client["final"]["validation"] for client in outcome.metrics["clients"].values() if client["final"]]
+        told = f"validation {sum(held) / max(1, len(held)):.3f}"
+    else:
+        told = f"mean {outcome.metrics['mean']['final']:.3f}"
+    return f"{where}  {told}  {outcome.metrics['seconds']:.0f} s"
