@@ -68,3 +68,12 @@ def test_a_coordinator_may_not_know_models_and_data() -> None:
     unknown = experiment.clients[0].model_copy(update=dict.fromkeys(("model", "train", "test", "validation"), "-"))
     found = make_plan(experiment.model_copy(update={"clients": [unknown, experiment.clients[1]]}))
     assert not found.problems and found.clients[0].blocks is None and found.clients[1].bytes_up
+
+
+def test_public_texts_that_are_missing_are_among_the_mistakes() -> None:
+    experiment = small(method={"name": "h2tune", "frames": "words", "private": 4})
+    rows = [experiment.clients[0].model_copy(update={"practice": "nowhere.txt"}), experiment.clients[1]]
+    found = make_plan(experiment.model_copy(update={"clients": rows}))
+    assert (
+        "c0: practice: there is no file nowhere.txt; frames: words needs public texts, one a line." in found.problems
+    )

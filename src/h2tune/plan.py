@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from h2tune import tasks
-from h2tune.anchors import load_anchors
+from h2tune.anchors import load_anchors, load_texts
 from h2tune.config import ClientConfig, Experiment, Privacy
 from h2tune.core import budget
 from h2tune.core.anchors import words
@@ -92,7 +92,7 @@ def make_plan(experiment: Experiment) -> Plan:
     slots = {slot for s in shapes if s is not None for slot in s.layout.slots}
     for client, shape in zip(experiment.clients, shapes, strict=True):
         row = ClientPlan(client.name, client.model)
-        _check_client(plan, client, row)
+        _check_client(plan, settings, client, row)
         if shape is not None and plan.depth:
             _figures(plan, experiment, settings, client, shape, row, anchors, len(slots))
         plan.clients.append(row)
@@ -126,7 +126,7 @@ def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:
         return None
 
 
-def _check_client(plan: Plan, client: ClientConfig, row: ClientPlan) -> None:
+def _check_client(plan: Plan, settings: Any, client: ClientConfig, row: ClientPlan) -> None:
     where = f"{client.name}: "
     task = _attempt(plan, lambda: tasks.build_task(client.task), where)
     row.task = task.name if task else "?"
@@ -138,6 +138,8 @@ def _check_client(plan: Plan, client: ClientConfig, row: ClientPlan) -> None:
             plan.problems.append(f"{where}{part}: no file or folder {source}")
         if task and source:
             _attempt(plan, lambda s=source: tasks.load_examples(s, task, columns=client.columns), f"{where}{part}: ")
+    if client.practice and settings is not None and getattr(settings, "frames", "") == "words":
+        _attempt(plan, lambda: load_texts(client.practice or ""), where)
     if "/" in client.model and not Path(client.model).exists() and client.revision is None:
         plan.warnings.append(f"{where}{client.model} has no pinned revision; it may change under you")
     if client.budget:

@@ -48,6 +48,11 @@ def test_choice_from_several_columns() -> None:
     assert task.read({"q": "Which?", "x": "1", "y": "2", "a": "neither"}).options == (" 1", " 2", " neither")
     with pytest.raises(RowError, match="different"):
         task.read({"q": "Which?", "x": "1", "y": "1", "a": "1"})
+    with pytest.raises(
+        TaskError, match=r"the answer 'both' is none of the options \(1, 2, neither\), nor the letter of one"
+    ):
+        task.read({"q": "Which?", "x": "1", "y": "2", "a": "both"})
+    assert task.texts == ("q",)
 
 
 def test_program() -> None:

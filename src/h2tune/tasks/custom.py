@@ -171,7 +171,13 @@ def _pick(answer: str, example: Example) -> Example:
         if option.strip() == answer.strip():
             return replace(example, answer=option, gold=option.strip())
     lettered = replace(example, options=tuple(f" {letter}" for letter in "ABCDEFGHIJ"[: len(example.options)]))
-    index = "ABCDEFGHIJ".index(solve_letter(answer, lettered).gold)
+    try:
+        index = "ABCDEFGHIJ".index(solve_letter(answer, lettered).gold)
+    except RowError:
+        shown = ", ".join(option.strip() for option in example.options)
+        raise RowError(
+            f"the answer {answer[-40:].strip()!r} is none of the options ({shown}), nor the letter of one"
+        ) from None
     return replace(example, answer=example.options[index], gold=example.options[index].strip())
 
 
