@@ -9,6 +9,7 @@ PANELS = {
     "demo": "three formats, generated problems",
     "items-same": "one format, generated problems",
     "glue-same": "SST-2, whole development set",
+    "glue-different": "three GLUE tasks",
 }
 METHODS = {
     "h2tune": "h2tune",
@@ -42,6 +43,8 @@ def panel(result: dict[str, Any], title: str, left: float) -> list[str]:
         )
         parts.append(text(x, height + 14, f"{tick} %"))
     for place, method in enumerate(METHODS):
+        if method not in rows:
+            continue
         mean, low, high = rows[method]
         y, colour = TOP + ROW * (place + 0.5), STRONG if method == "h2tune" else WEAK
         parts.append(
