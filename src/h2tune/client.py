@@ -163,11 +163,12 @@ class Client:
             torch.manual_seed(derive(self.seed, self.data_seed, *purpose))
             yield
 
-    def describe_anchors(self, directions: int) -> Bases:
-        """Factors of this model's activations on the anchors; clients on one base share them."""
-        resident, key = self.resident, ("bases", directions, hash(tuple(self.anchors)))
+    def describe_anchors(self, directions: int, most: int | None = None) -> Bases:
+        """Factors of this model's activations on the anchors, or ``most`` of them; clients on one base share them."""
+        anchors = self.anchors[:: -(-len(self.anchors) // most)] if most else self.anchors
+        resident, key = self.resident, ("bases", directions, hash(tuple(anchors)))
         if key not in resident.cache:
-            batch = anchor_batch(self.anchors, self.tokenizer, resident.context, resident.causal)
+            batch = anchor_batch(anchors, self.tokenizer, resident.context, resident.causal)
             model = resident.model
             if resident.peft is None:
                 resident.cache[key] = describe(model, self.layout, batch, directions)

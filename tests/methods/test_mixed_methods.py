@@ -296,3 +296,13 @@ def test_twins_share_their_bases_in_fedsb_and_colora(tmp_path: Path) -> None:
         server.open()
         for one, two in zip(*(c.method.factors for c in clients.values()), strict=True):
             assert torch.equal(one, two), name
+
+
+def test_colora_aligns_on_as_many_sentences_as_it_is_told(tmp_path: Path) -> None:
+    server, clients = build(trio(method={"name": "colora", "sentences": 25}), tmp_path / "run")
+    server.open()  # the kit has 60 anchors: every third is 20 of them
+    rows = {len(t) for key, t in server.method.guide.items() if key.startswith("rows.")}
+    words = sum(len(c.split()) for c in clients["c0"].anchors[::3])
+    assert len(rows) == 1 and 0.5 * words < rows.pop() < 2 * words
+    server.one_round()
+    assert all(member.status == "ok" for member in server.members.values())

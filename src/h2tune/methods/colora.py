@@ -39,6 +39,11 @@ class CoLoraSettings(Settings):
     temperature: float = Field(0.5, gt=0, description="of the mixture's softmax")
     common: str = Field("zoo:llama", description="the small common model behind the sketches")
     directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
+    sentences: int | None = Field(
+        None,
+        ge=20,
+        description="anchors that models are aligned on, evenly taken; by default all (the guide grows with them)",
+    )
 
 
 def anchor_blocks(depth: int, count: int) -> list[int]:
@@ -118,7 +123,7 @@ class CoLoraClient(AdapterClient):
     def describe(self) -> Payload:
         """As the pivot: what A reads and B writes on the public text at the anchor blocks."""
         tensors = {}
-        bases = self.client.describe_anchors(self.settings.directions * self.client.rank)
+        bases = self.client.describe_anchors(self.settings.directions * self.client.rank, self.settings.sentences)
         for place, block in enumerate(anchor_blocks(self.client.layout.depth, self._count())):
             for slot, (a, b) in self._factors_of(block).items():
                 x, y = bases.inputs[block][input_kind(slot)], bases.outputs[block][slot]
@@ -157,7 +162,7 @@ class CoLoraClient(AdapterClient):
 
     def _align(self, pivot: dict[str, Tensor]) -> None:
         layout, name = self.client.layout, self.client.name
-        bases = self.client.describe_anchors(self.settings.directions * self.client.rank)
+        bases = self.client.describe_anchors(self.settings.directions * self.client.rank, self.settings.sentences)
         with torch.no_grad():
             for place, block in enumerate(self.blocks):
                 for module_index, module in enumerate(layout.modules):
