@@ -16,7 +16,7 @@ from h2tune.answers import Facts, Figures, Final, Introduction, Record, read
 from h2tune.config import Experiment
 from h2tune.methods import MethodError, method_of
 from h2tune.methods.masked import threshold_of
-from h2tune.roll import WAITING, Member, Roll, RunLog
+from h2tune.roll import STOPPED, WAITING, Member, Roll, RunLog
 from h2tune.secure import SecureRound
 from h2tune.seeds import derive
 from h2tune.transport.base import Transport
@@ -285,9 +285,11 @@ class Server(Roll):
             payloads = {name: payloads[name] for name in back}
 
     def _short(self, count: int) -> str:
+        stopped = {n: m.status.removeprefix(STOPPED) for n, m in self.members.items() if m.status.startswith(STOPPED)}
+        why = "".join(f" The first of them, {name}: {reason}" for name, reason in list(stopped.items())[:1])
         return (
             f"Only {count} of {len(self.members)} clients {'answered' if self.opened else 'came'}, the quorum is {self.quorum}."
-            " Nothing of this round was committed; see the reasons in events.jsonl."
+            f" Nothing of this round was committed; the reasons are in events.jsonl.{why}"
         )
 
     def _need_here(self) -> None:
