@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -81,7 +82,9 @@ def practice_texts(lines: list[str], pairs: bool = False, seed: int = 0) -> list
     return [(text,) for text in texts]
 
 
-def _practice_pairs(lines: list[str], singles: list[str], bag: object, rng: random.Random) -> list[Texts]:
+def _practice_pairs(
+    lines: list[str], singles: list[str], bag: Callable[[int], list[str]], rng: random.Random
+) -> list[Texts]:
     """Pairs as they are; with a strange second text; and with a second text that has some share of the first one's words."""
     whole = [tuple(t.strip() for t in line.split("\t")[:2]) for line in lines if "\t" in line]
     strange = [(rng.choice(singles), rng.choice(singles)) for _ in range(len(singles) // 3)]
@@ -90,7 +93,7 @@ def _practice_pairs(lines: list[str], singles: list[str], bag: object, rng: rand
         first = rng.choice(singles)
         held = [first[a:b] for a, b in spans(first)]
         size, share = rng.randint(3, 14), rng.random()
-        words = [rng.choice(held) if held and rng.random() < share else bag(1)[0] for _ in range(size)]  # type: ignore[operator]
+        words = [rng.choice(held) if held and rng.random() < share else bag(1)[0] for _ in range(size)]
         mixed.append((first, " ".join(words)))
     texts = [*whole, *strange, *mixed]
     rng.shuffle(texts)
