@@ -1,10 +1,9 @@
-# Two commands need nothing but Python 3.11 or newer: `make demo` and `make test`.
+# `make demo` and `make test` need nothing but Python 3.11, 3.12 or 3.13.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TORCH ?= 2.13.0
 
-.PHONY: demo test lint install clean
+.PHONY: demo test install lock clean
 
 demo: install
 	$(BIN)/h2tune demo --out runs/demo
@@ -12,14 +11,15 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2
 
-lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml scripts/install.sh
-	PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH="$(TORCH)" sh scripts/install.sh
+$(VENV)/.installed: pyproject.toml requirements/lock.txt requirements/torch.txt scripts/install.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/install.sh
 	touch $@
+
+# Locks what pyproject.toml asks for; `make lock UPGRADE=--upgrade` takes the newest versions that it allows.
+lock: install
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/lock.py $(UPGRADE)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
