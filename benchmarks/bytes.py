@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from common import write
 
+from h2tune.core.client_core import ClientCore, CoreShape
 from h2tune.core.packing import pack_core
 from h2tune.core.relation import depth_relation
-from h2tune.core.shared import ClientCore, CoreShape
 from h2tune.core.slots import layout_of
-from h2tune.models import Resident
-from h2tune.wire import Message, Payload, encode
+from h2tune.participant.base_models import LoadedModel
+from h2tune.protocol.codec import Message, Payload, encode
 
 RANK = 16
 SHAPE = {"vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
@@ -27,14 +27,14 @@ def main() -> None:
 
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SHAPE))
-    resident = Resident("llama-3.2-1b", model, None, layout_of(model), "llama", True)  # type: ignore[arg-type]
-    layout, rows = resident.layout, {}
+    base = LoadedModel("llama-3.2-1b", model, None, layout_of(model), "llama", True)  # type: ignore[arg-type]
+    layout, rows = base.layout, {}
 
     def size(tensors: dict[str, torch.Tensor]) -> int:
         return len(encode(Message("update", "0" * 32, 1, "client", "method", Payload(tensors), 100)))
 
     factors = {}
-    for index, (d_in, d_out, _) in enumerate(resident.maps(layout, whole=True)):
+    for index, (d_in, d_out, _) in enumerate(base.maps(layout, whole=True)):
         factors |= {f"{index}.A": torch.randn(RANK, d_in), f"{index}.B": torch.randn(d_out, RANK)}
     rows["lora"] = size(factors)
     for keep in (1.0, 0.5, 0.25):

@@ -1,4 +1,4 @@
-"""Sixty clients on three base models in one process: how much resident memory they add.
+"""Sixty clients on three base models in one process: how much base memory they add.
 
 Run as: python benchmarks/clients.py
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from common import write
 
-from h2tune.quiet import quiet_libraries
+from h2tune.utils.logging import quiet_libraries
 
 
 def resident_bytes() -> int:
@@ -24,13 +24,13 @@ def main() -> None:
     quiet_libraries()
     from h2tune.client import Client, make_accelerator
     from h2tune.config import parse_config
-    from h2tune.models import Residents
+    from h2tune.participant.base_models import ModelPool
     from h2tune.server import Server
     from h2tune.store import RunStore
-    from h2tune.tasks.demo import demo_anchors
+    from h2tune.tasks.demo_problems import demo_anchors
     from h2tune.transport.inprocess import InProcess
 
-    def federation(count: int, folder: Path, residents: Residents) -> tuple[Server, dict[str, Client]]:
+    def federation(count: int, folder: Path, models: ModelPool) -> tuple[Server, dict[str, Client]]:
         formats = (("fill", "zoo:llama"), ("choice", "zoo:gpt2"), ("program", "zoo:qwen"))
         rows = []
         for i in range(count):
@@ -45,24 +45,24 @@ def main() -> None:
         identity = store.create(experiment)
         accelerator = make_accelerator(experiment, "cpu")
         clients = {
-            c.name: Client(c, experiment, residents, demo_anchors(60), store.client(c.name), None, accelerator)
+            c.name: Client(c, experiment, models, demo_anchors(60), store.client(c.name), None, accelerator)
             for c in experiment.clients
         }
         return Server(experiment, identity, list(clients), InProcess(clients), store), clients
 
     with tempfile.TemporaryDirectory() as folder:
         # A small federation first, so that one-time costs (libraries, buffers) are not counted.
-        residents = Residents("cpu")
-        server, clients = federation(3, Path(folder) / "warm", residents)
+        models = ModelPool("cpu")
+        server, clients = federation(3, Path(folder) / "warm", models)
         server.run()
         del server, clients
-        residents.release()
+        models.release()
         before = resident_bytes()
-        server, clients = federation(60, Path(folder) / "run", residents)
+        server, clients = federation(60, Path(folder) / "run", models)
         server.open()
         server.one_round()
         grown = resident_bytes() - before
-        models = len({id(c.resident.model) for c in clients.values()})
+        models = len({id(c.base.model) for c in clients.values()})
         computed = 0
         for client in clients.values():
             trained = [*client.method.factors, *client.method.leaves, *client.method.core.parameters()]
@@ -72,7 +72,7 @@ def main() -> None:
             computed += sum(t.numel() * t.element_size() for t in moments.values())
             rows = (client.train_data, client.validation_data, client.test_data)
             computed += sum(8 * 2 * len(row.input_ids) for part in rows for row in part)
-    print(f"base models resident {models}; growth {grown / 1e6:.1f} MB, computed {computed / 1e6:.1f} MB,"
+    print(f"base models base {models}; growth {grown / 1e6:.1f} MB, computed {computed / 1e6:.1f} MB,"
           f" ratio {grown / computed:.2f}")  # fmt: skip
     write("clients", {"clients": 60, "models": models, "grown_bytes": grown, "computed_bytes": computed,
                       "ratio": grown / computed})  # fmt: skip

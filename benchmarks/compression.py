@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from common import write
 
-from h2tune.quiet import quiet_libraries
+from h2tune.utils.logging import quiet_libraries
 
 WIRES: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -30,14 +30,14 @@ WIRES: dict[str, dict[str, Any]] = {
 RESULTS = Path(__file__).parent / "results" / "compression.json"
 
 
-def measure(wire: dict[str, Any], seed: int, residents: Any) -> dict[str, Any]:
+def measure(wire: dict[str, Any], seed: int, models: Any) -> dict[str, Any]:
     from h2tune.demo import demo_experiment
     from h2tune.federation import run
 
-    residents.release()
+    models.release()
     with tempfile.TemporaryDirectory() as folder:
         experiment = demo_experiment(seed, baseline="none", wire=wire, evaluation={"every": 20, "n_validation": 60})
-        metrics = run(experiment, Path(folder) / "run", residents=residents)
+        metrics = run(experiment, Path(folder) / "run", models=models)
     rounds = [client["rounds"] for client in metrics["clients"].values()]
     up = sum(r["bytes_up"] for client in rounds for r in client) / sum(map(len, rounds))
     return {"accuracy": metrics["mean"]["final"], "bytes_up": up, "seconds": metrics["seconds"],
@@ -50,16 +50,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     quiet_libraries()
-    from h2tune.models import Residents
+    from h2tune.participant.base_models import ModelPool
 
     torch.set_num_threads(1)
-    residents = Residents("cpu", args.out / "frames")
+    models = ModelPool("cpu", args.out / "frames")
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else {}
     for seed in args.seeds:
         for name, wire in WIRES.items():
             key = f"{name}/{seed}"
             if key not in runs:
-                runs[key] = measure(wire, seed, residents)
+                runs[key] = measure(wire, seed, models)
                 write("compression", {"runs": runs})
             found, full = runs[key], runs[f"float32/{seed}"]
             print(f"seed {seed}  {name:<16} {found['bytes_up'] / 1000:8.1f} KB a round"

@@ -15,8 +15,8 @@ from typing import Any
 
 from common import write
 
-from h2tune.quiet import quiet_libraries
-from h2tune.report.comparison import interval
+from h2tune.comparison.statistics import interval
+from h2tune.utils.logging import quiet_libraries
 
 
 def one(seed: int) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from common import write
 
-from h2tune.anchors import load_anchors
-from h2tune.core.anchors import anchor_batch
-from h2tune.core.bases import describe
 from h2tune.core.slots import layout_of
-from h2tune.quiet import quiet_libraries
+from h2tune.frames.anchor_text import anchor_batch
+from h2tune.frames.bases import describe
+from h2tune.frames.sources import load_anchors
+from h2tune.utils.logging import quiet_libraries
 
 RANK, DIRECTIONS = 16, 4
 SHAPE = {"vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
@@ -72,7 +72,7 @@ def model_of(shape: dict) -> torch.nn.Module:
 def main() -> None:
     from transformers import AutoTokenizer
 
-    from h2tune.models import resolve_source
+    from h2tune.participant.base_models import resolve_source
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--small", action="store_true")

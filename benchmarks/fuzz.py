@@ -1,4 +1,4 @@
-"""Hostile messages: mutated letters and messages, by the hundred thousand. All are refused, memory stays bounded.
+"""Hostile messages: mutated envelopes and messages, by the hundred thousand. All are refused, memory stays bounded.
 
 Run as: python benchmarks/fuzz.py                  # 100,000 of each, about two minutes on one core
         python benchmarks/fuzz.py --count 5000     # a glance
@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from common import write
 
-from h2tune.transport.letters import Letter, unpack
-from h2tune.wire import Message, Payload, WireError, decode, encode
+from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
+from h2tune.transport.envelope import Envelope, unpack
 
 STRANGE = [-1, 0, 2**31, 2**63, 10**30, 1.5, None, True, "", "\0", "F32", "F64", "../..", [], {}, [2**40, 2**40], [-4],
            [[]], {"a": {}}, "x" * 5000, float("1e308")]  # fmt: skip
@@ -42,9 +42,9 @@ def messages() -> list[bytes]:
     return found
 
 
-def letters() -> list[bytes]:
-    hello = {"federation": "f" * 32, "incarnation": "i" * 16, "version": "1", "busy": False, "doing": {"step": 3}}
-    return [Letter("hello", hello).pack(), Letter("answer", {"number": "n" * 16}, b"body" * 100).pack()]
+def envelopes() -> list[bytes]:
+    hello = {"federation": "f" * 32, "process": "i" * 16, "version": "1", "busy": False, "doing": {"step": 3}}
+    return [Envelope("hello", hello).pack(), Envelope("answer", {"number": "n" * 16}, b"body" * 100).pack()]
 
 
 def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
@@ -71,7 +71,7 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 def rewrite(data: bytes, rng: random.Random) -> bytes:
     """Another value somewhere in the headers, lengths put right, so that it gets past the first look."""
-    wide = data[4:5] != b"{"  # a message has an eight-byte length, a letter one of four
+    wide = data[4:5] != b"{"  # a message has an eight-byte length, a envelope one of four
     form, start = ("<Q", 8) if wide else (">I", 4)
     size = struct.unpack(form, data[:start])[0]
     head = json.loads(data[start : start + size])
@@ -117,7 +117,7 @@ def attack(read: Callable[[bytes], Any], seeds: list[bytes], count: int) -> dict
         try:
             read(data)
             outcomes["still valid"] += 1
-        except WireError as error:
+        except ProtocolError as error:
             outcomes["refused"] += 1
             reasons[str(error)[:40]] += 1
         if measured:
@@ -133,7 +133,7 @@ def main() -> None:
     count = parser.parse_args().count
     result = {
         "messages": attack(lambda data: decode(data, run="r" * 32, limit=1 << 20), messages(), count),
-        "letters": attack(unpack, letters(), count),
+        "envelopes": attack(unpack, envelopes(), count),
     }
     for name, found in result.items():
         print(f"{name:<10} {found}")

@@ -23,12 +23,12 @@ import psutil
 from common import write
 
 from h2tune.config import parse_config
-from h2tune.network.kits import Kit
-from h2tune.network.provision import provision
-from h2tune.transport.attendance import Attendance
-from h2tune.transport.flare import Flare
+from h2tune.deployment.kits import Kit
+from h2tune.deployment.provision import provision
+from h2tune.transport.client_loop import ClientLoop
 from h2tune.transport.inprocess import InProcess
 from h2tune.transport.network import Network
+from h2tune.transport.nvflare.flare import Flare
 
 CLIENTS = ("a", "b", "c")
 SMALL, LARGE = 100_000, 100_000_000
@@ -42,9 +42,9 @@ class Echo:
 def client(folder: str) -> None:
     """A client's process: answers with what it got."""
     kit = Kit(folder)
-    courier = Flare(kit.engine, "client", kit.about.name)
-    Attendance(courier, kit.about.federation).run(lambda data: data)
-    courier.close()
+    channel = Flare(kit.engine, "client", kit.about.name)
+    ClientLoop(channel, kit.about.federation).run(lambda data: data)
+    channel.close()
 
 
 def exchange(transport: Any, size: int, repeats: int) -> list[float]:
@@ -79,7 +79,7 @@ def copy(size: int) -> float:
 
 
 class Memory:
-    """Peak resident memory of processes above what they had, looked at often."""
+    """Peak base memory of processes above what they had, looked at often."""
 
     def __init__(self, processes: dict[str, psutil.Process]) -> None:
         self.processes, self.over = processes, threading.Event()
@@ -114,17 +114,17 @@ def main() -> None:
         kits = Path(folder)
         provision(experiment, kits)
         server = Kit(kits / "server")
-        courier = Flare(server.engine, "server", "server")
+        channel = Flare(server.engine, "server", "server")
         begin = time.perf_counter()
         processes = [subprocess.Popen([sys.executable, __file__, str(kits / name)]) for name in CLIENTS]
-        network = Network(courier, CLIENTS, server.about.federation, experiment.network, lambda *a, **k: None)
+        network = Network(channel, CLIENTS, server.about.federation, experiment.network, lambda *a, **k: None)
         assert network.wait(CLIENTS, len(CLIENTS), first=True)
         start = time.perf_counter() - begin
         small, inside = (
             exchange(network, SMALL, 21)[1:],
             exchange(InProcess(dict.fromkeys(CLIENTS, Echo())), SMALL, 21)[1:],
         )
-        watched = {"server": psutil.Process(), "server's engine": psutil.Process(courier.pid),
+        watched = {"server": psutil.Process(), "server's engine": psutil.Process(channel.pid),
                    "a client": psutil.Process(processes[0].pid),
                    "a client's engine": psutil.Process(processes[0].pid).children()[0]}  # fmt: skip
         with Memory(watched) as memory:
@@ -132,7 +132,7 @@ def main() -> None:
         network.stop("done", finished=True)
         for process in processes:
             process.wait(20)
-        courier.close()
+        channel.close()
     plain = [copy(LARGE) for _ in range(3)]
     result = {
         "seconds_until_all_are_here": start,

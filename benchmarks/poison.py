@@ -25,7 +25,7 @@ import torch
 from common import write
 from torch import Tensor
 
-from h2tune.quiet import quiet_libraries
+from h2tune.utils.logging import quiet_libraries
 
 CHECK = "+check"
 RULES = ("mean", "median", "trimmed", "krum", "multi-krum", "closest", "agreeing", "bounded",
@@ -86,7 +86,7 @@ def federation(count: int, rule: str, rounds: int, tests: int, seed: int) -> Any
 
 def practise_once() -> None:
     """Let clients on one model start from the same practised frames, as if one of them had published them."""
-    from h2tune.methods import starts
+    from h2tune.frames import registry as starts
 
     original, known = starts.practise, {}
 
@@ -102,22 +102,22 @@ def practise_once() -> None:
     starts.practise = practise
 
 
-def run(experiment: Any, bad: list[str], attack: str | None, residents: Any) -> dict[str, Any]:
+def run(experiment: Any, bad: list[str], attack: str | None, models: Any) -> dict[str, Any]:
     """Final accuracies by client, and who was excluded."""
     from h2tune.client import Client, make_accelerator
     from h2tune.server import Server
     from h2tune.store import RunStore
-    from h2tune.tasks.demo import demo_anchors
+    from h2tune.tasks.demo_problems import demo_anchors
     from h2tune.transport.inprocess import InProcess
 
-    residents.release()
+    models.release()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)
         identity = store.create(experiment)
         accelerator = make_accelerator(experiment, "cpu")
         clients = {
-            c.name: Client(c, experiment, residents, demo_anchors(60), None, None, accelerator)
+            c.name: Client(c, experiment, models, demo_anchors(60), None, None, accelerator)
             for c in experiment.clients
         }
         for index, name in enumerate(bad if attack else ()):
@@ -203,11 +203,11 @@ def main() -> None:
     parser.add_argument("--bad", nargs="+", help="the bad clients, in place of the usual ones")
     args = parser.parse_args()
     quiet_libraries()
-    from h2tune.models import Residents
+    from h2tune.participant.base_models import ModelPool
 
     torch.set_num_threads(1)
     practise_once()
-    residents = Residents("cpu", args.out / "frames")
+    models = ModelPool("cpu", args.out / "frames")
     grid = [
         (seed, count, rounds, tests, attack, rule)
         for seed in args.seeds
@@ -222,7 +222,7 @@ def main() -> None:
         if key in kept():
             continue
         experiment = federation(count, rule, rounds, tests, seed)
-        found = run(experiment, bad, None if attack == "clean" else attack, residents)
+        found = run(experiment, bad, None if attack == "clean" else attack, models)
         runs = kept() | {key: found | {"tests": tests}}  # read again: two programs may fill one table
         rows = summary(runs)
         print(f"{key:<50} {rows[-1]['accuracy']:.3f}  {found['seconds']:.0f} s", flush=True)

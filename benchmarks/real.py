@@ -13,7 +13,7 @@ from typing import Any
 
 from common import write
 
-from h2tune.quiet import quiet_libraries
+from h2tune.utils.logging import quiet_libraries
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

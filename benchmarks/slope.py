@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from common import write
 
-from h2tune.anchors import load_anchors
 from h2tune.client import Client, make_accelerator
+from h2tune.comparison.statistics import interval
 from h2tune.config import Experiment
 from h2tune.demo import demo_experiment
-from h2tune.models import Residents
-from h2tune.quiet import quiet_libraries
-from h2tune.report.comparison import interval
+from h2tune.frames.sources import load_anchors
+from h2tune.participant.base_models import ModelPool
+from h2tune.participant.batches import collate
 from h2tune.server import Server
 from h2tune.store import RunStore
-from h2tune.training.batches import collate
 from h2tune.transport.inprocess import InProcess
+from h2tune.utils.logging import quiet_libraries
 
 ROUNDS, RATE = (2, 4, 8, 16, 32), 0.02
 PICTURE = Path(__file__).parents[1] / "docs" / "slope.svg"
@@ -55,20 +55,20 @@ def shared_gradient(clients: dict[str, Client], server: Server) -> float:
         method.receive(server.method.download(name))
         method._listen(core=True, factors=False)
         batch = collate(client.train_data, client.tokenizer.pad_token_id)
-        client.resident.peft.eval()
-        client.resident.peft(**batch).loss.backward()
+        client.base.peft.eval()
+        client.base.peft(**batch).loss.backward()
         method.core.pull(method.core_leaves)
         total += method.core.S.grad * (len(client.train_data) / weight)
         method.core.zero_grad()
     return float(total.square().sum())
 
 
-def gradients(seed: int, rounds: int, folder: Path, residents: Residents) -> list[float]:
+def gradients(seed: int, rounds: int, folder: Path, models: ModelPool) -> list[float]:
     """The squared norm before every round of one run."""
     experiment, store = experiment_of(seed, rounds), RunStore(folder)
     accelerator, anchors = make_accelerator(experiment, "cpu"), load_anchors(experiment.anchors)
     clients = {
-        c.name: Client(c, experiment, residents, anchors, store.client(c.name), None, accelerator)
+        c.name: Client(c, experiment, models, anchors, store.client(c.name), None, accelerator)
         for c in experiment.clients
     }
     server = Server(experiment, store.create(experiment), list(clients), InProcess(clients), store)
@@ -77,7 +77,7 @@ def gradients(seed: int, rounds: int, folder: Path, residents: Residents) -> lis
     for _ in range(rounds):
         found.append(shared_gradient(clients, server))
         server.one_round()
-    residents.release()
+    models.release()
     return found
 
 
@@ -126,12 +126,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     seeds = parser.parse_args().seeds
     quiet_libraries()
-    residents, means, slopes = Residents("cpu"), {t: [] for t in ROUNDS}, []
+    models, means, slopes = ModelPool("cpu"), {t: [] for t in ROUNDS}, []
     with TemporaryDirectory() as folder:
         for seed in range(seeds):
             points = []
             for rounds in ROUNDS:
-                found = gradients(seed, rounds, Path(folder) / f"{seed}-{rounds}", residents)
+                found = gradients(seed, rounds, Path(folder) / f"{seed}-{rounds}", models)
                 points.append((rounds, sum(found) / rounds))
                 means[rounds].append(points[-1][1])
                 print(f"seed {seed}  T {rounds:>3}  mean ||grad F||^2 {points[-1][1]:.4g}", flush=True)

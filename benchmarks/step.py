@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from h2tune.adapter import TriLoraConfig
+from h2tune.core.client_core import ClientCore, CoreShape
 from h2tune.core.relation import depth_relation
-from h2tune.core.shared import ClientCore, CoreShape
 from h2tune.core.slots import layout_of
 
 BLOCKS, WIDTH, RANK, ROWS, TOKENS, PAIRS = 8, 512, 16, 8, 128, 50

@@ -11,7 +11,7 @@ from typing import Any
 
 from common import write
 
-from h2tune.quiet import quiet_libraries
+from h2tune.utils.logging import quiet_libraries
 
 MODELS = ("llama", "gpt2", "qwen")
 SST2 = Path(__file__).parents[2] / "shared" / "data" / "SST-2"

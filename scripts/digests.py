@@ -28,7 +28,17 @@ from h2tune.config import parse_config
 RECORD = Path(__file__).parent.parent / ".digests.json"
 FORMATS, MODELS = ("fill", "choice", "program"), ("zoo:llama", "zoo:gpt2", "zoo:qwen")
 EQUAL = ("fedex", "fedit", "fedprox", "fedsa", "ffa", "flexlora", "flora", "hetlora", "lora-fair", "rolora")
-DIFFERENT = ("celora", "colora", "fedmkt", "fedsb", "h2tune", "h2tune-published", "h2tune-unshared", "local", "pfedlora")
+DIFFERENT = (
+    "celora",
+    "colora",
+    "fedmkt",
+    "fedsb",
+    "h2tune",
+    "h2tune-published",
+    "h2tune-unshared",
+    "local",
+    "pfedlora",
+)
 
 
 def experiment(same_model: bool, **changes: Any) -> Any:
@@ -61,7 +71,9 @@ def runs() -> dict[str, Any]:
     found["h2tune: entries"] = experiment(False, method={"name": "h2tune", "mask": "entries"}, **half)
     found["h2tune: int8, top-k"] = experiment(False, wire={"dtype": "int8", "top_k": 0.5, "download": "bfloat16"})
     found["h2tune: secure aggregation"] = experiment(False, secure_aggregation={"threshold": 2})
-    found["h2tune: accumulation"] = experiment(False, training={"accumulation": 2, "schedule": "linear", "dropout": 0.1})
+    found["h2tune: accumulation"] = experiment(
+        False, training={"accumulation": 2, "schedule": "linear", "dropout": 0.1}
+    )
     found["h2tune: late joiner"] = experiment(False, c2={"joins": 2})
     found["h2tune: baselines"] = experiment(False, baseline=["local", "h2tune-unshared"])
     words = {"name": "h2tune", "frames": "words", "private": 4, "practice_steps": 3}
@@ -111,7 +123,9 @@ def main() -> None:
         for number, (name, config) in enumerate(runs().items()):
             if wanted and not any(w in name for w in wanted):
                 continue
-            plain = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")).replace("TRAIN", train).replace("TEST", test))
+            plain = yaml.safe_load(
+                yaml.safe_dump(config.model_dump(mode="json")).replace("TRAIN", train).replace("TEST", test)
+            )
             out = Path(folder) / str(number)
             run(parse_config(plain), out)
             fresh[name] = digest(out)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from h2tune.client import Client, make_accelerator
 from h2tune.config import Experiment, parse_config
-from h2tune.models import Residents
+from h2tune.participant.base_models import ModelPool
 from h2tune.server import Server
 from h2tune.store import RunStore
-from h2tune.tasks.demo import demo_anchors
+from h2tune.tasks.demo_problems import demo_anchors
 from h2tune.transport.inprocess import InProcess
 
 FORMATS = ("fill", "choice", "program")
@@ -70,13 +70,13 @@ class Tampering:
 
 def build(experiment: Any, folder: Path, change: Any = None) -> tuple[Server, dict[str, Client]]:
     """Server and clients as `federation.run` makes them, with a hand on the transport."""
-    residents = Residents("cpu")
+    models = ModelPool("cpu")
     accelerator = make_accelerator(experiment, "cpu")
     store = RunStore(folder)
     identity = store.create(experiment)
     anchors = demo_anchors(60)
     clients = {
-        c.name: Client(c, experiment, residents, anchors, store.client(c.name), None, accelerator)
+        c.name: Client(c, experiment, models, anchors, store.client(c.name), None, accelerator)
         for c in experiment.clients
     }
     transport = InProcess(clients) if change is None else Tampering(InProcess(clients), change)

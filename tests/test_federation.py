@@ -17,12 +17,12 @@ from federations import build, equal, outcome, small
 
 from h2tune import federation
 from h2tune.client import Client
-from h2tune.models import Residents
+from h2tune.participant.base_models import ModelPool
+from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.server import QuorumError, Server
 from h2tune.store import ClientStore, RunStore, StoreError
-from h2tune.tasks.demo import demo_anchors
+from h2tune.tasks.demo_problems import demo_anchors
 from h2tune.transport.inprocess import InProcess
-from h2tune.wire import Message, Payload, decode, encode
 
 
 @pytest.fixture(scope="module")
@@ -209,13 +209,13 @@ def test_nan_loss_stops_that_client_only_and_quorum_counts(tmp_path: Path) -> No
 
 def test_clients_on_one_model_share_its_memory(tmp_path: Path) -> None:
     _, clients = build(small(clients=6), tmp_path / "run")
-    models = {id(c.resident.model) for c in clients.values()}
+    models = {id(c.base.model) for c in clients.values()}
     assert len(models) == 3
 
 
 def test_generate_and_classify_share_frozen_tensors() -> None:
-    residents = Residents("cpu")
-    first, second = residents.get("zoo:llama"), residents.get("zoo:llama", labels=2)
+    models = ModelPool("cpu")
+    first, second = models.get("zoo:llama"), models.get("zoo:llama", labels=2)
     mine, theirs = dict(first.model.named_parameters()), dict(second.model.named_parameters())
     shared = [n for n in theirs if n in mine]
     assert shared and all(mine[n].data_ptr() == theirs[n].data_ptr() for n in shared)
@@ -352,7 +352,7 @@ def test_no_private_row_can_influence_the_frames_that_are_sent(tmp_path: Path) -
         other = {"task": f"demo-{kind}", "train": f"demo:{kind}?split=train&n=30&seed={len(sent) + 5}",
                  "test": f"demo:{kind}?split=test&n=8", "validation": None}  # fmt: skip
         config = experiment.clients[0].model_copy(update=other)
-        client = Client(config, experiment, Residents("cpu"), demo_anchors())
+        client = Client(config, experiment, ModelPool("cpu"), demo_anchors())
         client.method.join()
         sent.append(encode(Message("described", "r", 0, "c0", "h2tune", client.method.describe())))
     assert len(sent[0]) > 10_000 and sent[0] == sent[1]

@@ -12,7 +12,7 @@ from federations import build, small
 
 from h2tune.client import LostStateError
 from h2tune.core.slots import SLOTS
-from h2tune.wire import Message, Payload, WireError, decode, encode
+from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
 
 
 def of_c0(change: Callable[[Message], None]) -> Callable[[list[tuple[str, Any]]], Iterator[tuple[str, Any]]]:
@@ -252,14 +252,14 @@ def test_nonsense_of_a_server_is_refused_by_name(kind: str, meta: dict[str, Any]
         say("welcome", {"depth": 2, "slots": list(client.layout.slots)})
     if kind != "welcome":
         say("keys", {})
-    with pytest.raises(WireError, match=says):
+    with pytest.raises(ProtocolError, match=says):
         say(kind, meta)
 
 
 @pytest.mark.parametrize("kind", ["describe", "welcome", "round", "finish", "resume", "delete"])
 def test_what_comes_before_its_time_is_refused(kind: str, tmp_path: Path) -> None:
     _, clients = build(small(clients=1), tmp_path)
-    with pytest.raises((WireError, LostStateError), match=r"before its time|cannot answer|no saved state|its '"):
+    with pytest.raises((ProtocolError, LostStateError), match=r"before its time|cannot answer|no saved state|its '"):
         clients["c0"].handle(encode(Message(kind, "r", 1, "c0", "h2tune")))
 
 

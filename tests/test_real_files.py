@@ -10,7 +10,7 @@ from federations import small
 
 from h2tune import federation
 from h2tune.config import load_config
-from h2tune.models import Residents
+from h2tune.participant.base_models import ModelPool
 from h2tune.plan import make_plan
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -22,10 +22,10 @@ needs_weights = pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="th
 @needs_weights
 def test_real_checkpoint_by_name_knows_its_stories_and_federates(tmp_path: Path) -> None:
     folder = SHARED / "weights" / "stories260K-llama"
-    resident = Residents("cpu").get(str(folder))
-    ids = resident.tokenizer("Once upon a time, there was a little girl named Lily.", return_tensors="pt")["input_ids"]
+    base = ModelPool("cpu").get(str(folder))
+    ids = base.tokenizer("Once upon a time, there was a little girl named Lily.", return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        loss = resident.model(input_ids=ids, labels=ids).loss
+        loss = base.model(input_ids=ids, labels=ids).loss
     assert loss < 2.0  # a uniform guess over its 512 tokens is 6.2
     experiment = small(rounds=1)
     rows = [c.model_copy(update={"model": str(folder)}) for c in experiment.clients[:1]] + experiment.clients[1:]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from h2tune.reference import methods, reference
+from generate_docs import methods, reference
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_generated_pages_are_current() -> None:
     for name, page in (("configuration", reference()), ("methods", methods())):
-        assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == page, "run: python -m h2tune.reference docs"
+        assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == page, "run: python scripts/generate_docs.py"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from h2tune.methods.base import ClientMethod, Method, OnStep, Settings
 from h2tune.methods.local import LocalServer
-from h2tune.wire import Payload
+from h2tune.protocol.codec import Payload
 
 
 class _Toy(ClientMethod):

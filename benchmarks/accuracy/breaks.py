@@ -26,11 +26,12 @@ import torch
 import yaml
 from variants import experiment_of, figures, line
 
-from h2tune.core import glossary
-from h2tune.methods import practice, starts
-from h2tune.models import Residents
-from h2tune.quiet import quiet_libraries
+from h2tune.frames import glossary as practice
+from h2tune.frames import lexicon as glossary
+from h2tune.frames import registry as starts
+from h2tune.participant.base_models import ModelPool
 from h2tune.tasks.sources import read_rows
+from h2tune.utils.logging import quiet_libraries
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -91,7 +92,7 @@ def main() -> None:
     base = yaml.safe_load((HERE / plan["base"]).read_text(encoding="utf-8"))
     results: dict[str, dict[str, Any]] = {}
     for kind in ("as it is", "shuffled answers", "private codes"):
-        residents = Residents("cpu", args.out / ("frames-private" if kind == "private codes" else "frames"))
+        models = ModelPool("cpu", args.out / ("frames-private" if kind == "private codes" else "frames"))
         for seed in range(args.seeds):
             for name in VARIANTS:
                 changes: Plain = {}
@@ -102,9 +103,9 @@ def main() -> None:
                 folder = args.out / kind.replace(" ", "-") / name.replace(" ", "-") / f"seed-{seed}"
                 if kind == "private codes":
                     with private_codes():
-                        found = figures(experiment, folder, residents)
+                        found = figures(experiment, folder, models)
                 else:
-                    found = figures(experiment, folder, residents)
+                    found = figures(experiment, folder, models)
                 results.setdefault(f"{kind}, {name}", {})[str(seed)] = found
                 print(kind, line(name, seed, found, "test"), flush=True)
     table = {name: [accuracy(found) for found in seeds.values()] for name, seeds in results.items()}

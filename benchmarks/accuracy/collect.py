@@ -13,8 +13,8 @@ from typing import Any
 
 from picture import picture
 
-from h2tune.report.comparison import interval, text_of
-from h2tune.report.words import size
+from h2tune.comparison.statistics import interval, text_of
+from h2tune.report.format import size
 
 ROOT = Path(__file__).parents[2]
 KEPT, PAGE = ROOT / "benchmarks" / "results" / "accuracy", ROOT / "docs" / "accuracy.md"

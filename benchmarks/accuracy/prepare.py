@@ -20,7 +20,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from h2tune.tasks.demo import demo_anchors
+from h2tune.tasks.demo_problems import demo_anchors
 
 HERE = Path(__file__).parent
 SOURCE, TARGET = HERE.parents[1].parent / "shared" / "data", HERE / "data"

@@ -18,12 +18,12 @@ from typing import Any
 
 import yaml
 
+from h2tune.comparison.grid import TUNING_SEED, UNREAD_TEST
 from h2tune.config import Experiment, parse_config
 from h2tune.federation import run
-from h2tune.grid import TUNING_SEED, UNREAD_TEST
-from h2tune.models import Residents
-from h2tune.quiet import quiet_libraries
+from h2tune.participant.base_models import ModelPool
 from h2tune.store import RunStore
+from h2tune.utils.logging import quiet_libraries
 
 Plain = dict[str, Any]
 
@@ -79,13 +79,13 @@ def experiment_of(plan: Plain, home: Path, out: Path, variant: str, seed: int) -
     return parse_config(data | {"seed": seed}, folder)
 
 
-def figures(experiment: Experiment, folder: Path, residents: Residents) -> Plain:
+def figures(experiment: Experiment, folder: Path, models: ModelPool) -> Plain:
     """One run, or what it left when it was finished before."""
     if (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text())
     else:
-        metrics = run(experiment, folder, resume=RunStore(folder).exists, residents=residents)
-        residents.release()
+        metrics = run(experiment, folder, resume=RunStore(folder).exists, models=models)
+        models.release()
     return {name: client["final"] for name, client in metrics["clients"].items()} | {"seconds": metrics["seconds"]}
 
 
@@ -100,14 +100,14 @@ def line(name: str, seed: int, found: Plain, read: str) -> str:
 def main() -> None:
     quiet_libraries()
     file, out = Path(sys.argv[1]), Path(sys.argv[2])
-    plan, residents = yaml.safe_load(file.read_text(encoding="utf-8")), Residents("cpu", out / "frames")
+    plan, models = yaml.safe_load(file.read_text(encoding="utf-8")), ModelPool("cpu", out / "frames")
     read = plan["read"]
     seeds = [TUNING_SEED] if read == "validation" else plan["seeds"]
     results: dict[str, Plain] = {}
     for variant in plan["variants"]:
         for seed in seeds:
             experiment = experiment_of(plan, file.parent, out, variant, seed)
-            found = figures(experiment, out / variant.replace(" ", "-").replace("/", "-") / f"seed-{seed}", residents)
+            found = figures(experiment, out / variant.replace(" ", "-").replace("/", "-") / f"seed-{seed}", models)
             results.setdefault(variant, {})[str(seed)] = found
             print(line(variant, seed, found, read), flush=True)
         command = f"python benchmarks/accuracy/variants.py benchmarks/accuracy/{file.name} runs/{file.stem}"

@@ -1,5 +1,5 @@
 """``python -m h2tune`` is the command line."""
 
-from h2tune.cli import app
+from h2tune.cli.app import app
 
 app()

@@ -20,27 +20,27 @@ from pydantic import Field
 
 from h2tune import tasks
 from h2tune.adapter import TriLoraConfig
-from h2tune.anchors import load_anchors, load_codes, load_texts
+from h2tune.aggregation.secret_sharing import ClientSecrets, SecureError, context_of
+from h2tune.aggregation.secure_mean import threshold_of
 from h2tune.config import ClientConfig, ConfigError, Experiment
-from h2tune.core import budget
-from h2tune.core.anchors import anchor_batch, coverage
-from h2tune.core.bases import Bases, describe
-from h2tune.core.glossary import Episode
-from h2tune.core.secure import ClientSecrets, SecureError, context_of
-from h2tune.core.wordcodes import TextCodes
+from h2tune.frames.anchor_text import anchor_batch, coverage
+from h2tune.frames.bases import Bases, describe
+from h2tune.frames.episodes import load_practice
+from h2tune.frames.lexicon import Episode
+from h2tune.frames.sources import load_anchors, load_codes, load_texts
+from h2tune.frames.word_codes import TextCodes
 from h2tune.methods import resolve_method
-from h2tune.methods.masked import threshold_of
-from h2tune.models import Residents
-from h2tune.seeds import derive
-from h2tune.sizes import parse_size
+from h2tune.participant import budget
+from h2tune.participant.base_models import ModelPool
+from h2tune.participant.batches import stream
+from h2tune.participant.optim import NanLossError
+from h2tune.participant.scoring import Score, score, unigram_nats
+from h2tune.protocol.codec import Message, Payload, ProtocolError, decode
+from h2tune.protocol.codec import encode as to_bytes
 from h2tune.store import ClientStore, RunStore
-from h2tune.tasks.practice import load_practice
 from h2tune.tasks.prompts import encode
-from h2tune.training.batches import stream
-from h2tune.training.score import Score, score, unigram_nats
-from h2tune.training.updates import NanLossError
-from h2tune.wire import Message, Payload, WireError, decode
-from h2tune.wire import encode as to_bytes
+from h2tune.utils.seeds import derive
+from h2tune.utils.sizes import parse_size
 
 Watch = Callable[[str, int, str, int, int, float], None]
 """Told of every update: client, round, phase, step, steps, loss."""
@@ -56,7 +56,7 @@ class Client:
     Args:
         config: its own part of the experiment.
         experiment: what all participants agree on.
-        residents: the base models of this process.
+        models: the base models of this process.
         anchors: the public sentences, the same for everyone.
         store: where its private state lives; None keeps nothing.
         watch: called with client, phase, step, steps, loss after every update.
@@ -66,7 +66,7 @@ class Client:
         self,
         config: ClientConfig,
         experiment: Experiment,
-        residents: Residents,
+        models: ModelPool,
         anchors: Sequence[str] = (),
         store: ClientStore | None = None,
         watch: Watch | None = None,
@@ -77,15 +77,15 @@ class Client:
         self.training, self.rank, self.data_seed = experiment.training, experiment.rank, config.name
         self.task = tasks.build_task(config.task)
         labels = len(self.task.labels) if self.task.kind == "classify" else None
-        self.residents = residents
-        self.resident = residents.get(
+        self.models = models
+        self.base = models.get(
             config.model, labels=labels, revision=config.revision, trust=config.trust_remote_code, slots=config.slots,
             quantization=config.quantization,
         )  # fmt: skip
         method, settings = resolve_method(experiment.method)
-        self.layout = self.resident.layout.only(settings.adapter_slots)
-        self.tokenizer = self.resident.tokenizer
-        self.accelerator = accelerator or make_accelerator(experiment, residents.device)
+        self.layout = self.base.layout.only(settings.adapter_slots)
+        self.tokenizer = self.base.tokenizer
+        self.accelerator = accelerator or make_accelerator(experiment, models.device)
         self._load_data()
         self.keep = self._affordable() if config.keep == "auto" else float(config.keep)
         self.method = method.client(self, settings)
@@ -110,7 +110,7 @@ class Client:
         else:
             train, validation = tasks.split_validation(train, seed, test=self.test)
         self.validation = validation[: self.experiment.evaluation.n_validation]
-        length = config.max_length or self.resident.context
+        length = config.max_length or self.base.context
         encoded = [
             encode(part, self.tokenizer, max_length=length, truncate=config.truncate)
             for part in (train, self.validation, self.test)
@@ -122,7 +122,7 @@ class Client:
         """``keep: auto``; what was found once is kept, so that a resumed run has the same shapes."""
         known = self.store.read_json("budget.json") if self.store else None
         if known is None:
-            maps = self.resident.maps(self.layout)
+            maps = self.base.maps(self.layout)
             pairs = len(self.layout.slots) * min(self.experiment.depth or 2 * self.layout.depth, 2 * self.layout.depth)
             limits = self.config.budget
 
@@ -145,15 +145,15 @@ class Client:
         name, times = f"_probe{rank}", []
         config = TriLoraConfig(r=rank, residual=False, target_modules=self.layout.targets, parts=self.layout.parts or None,
                                task_type="SEQ_CLS" if self.task.kind == "classify" else "CAUSAL_LM")  # fmt: skip
-        self.resident.attach(name, config)
+        self.base.attach(name, config)
         batches = stream(self.train_data, self.training.batch_size, self.tokenizer.pad_token_id, 0)
         for _ in range(4):
             batch = {k: v.to(self.accelerator.device) for k, v in next(batches)[0].items()}
             begin = time.perf_counter()
-            self.resident.peft(**batch).loss.backward()
+            self.base.peft(**batch).loss.backward()
             times.append(1000 * (time.perf_counter() - begin))
-        self.resident.peft.zero_grad()
-        self.resident.detach(name)
+        self.base.peft.zero_grad()
+        self.base.detach(name)
         return sorted(times[1:])[1]
 
     @contextmanager
@@ -166,16 +166,16 @@ class Client:
     def describe_anchors(self, directions: int, most: int | None = None) -> Bases:
         """Factors of this model's activations on the anchors, or ``most`` of them; clients on one base share them."""
         anchors = self.anchors[:: -(-len(self.anchors) // most)] if most else self.anchors
-        resident, key = self.resident, ("bases", directions, hash(tuple(anchors)))
-        if key not in resident.cache:
-            batch = anchor_batch(anchors, self.tokenizer, resident.context, resident.causal)
-            model = resident.model
-            if resident.peft is None:
-                resident.cache[key] = describe(model, self.layout, batch, directions)
+        base, key = self.base, ("bases", directions, hash(tuple(anchors)))
+        if key not in base.cache:
+            batch = anchor_batch(anchors, self.tokenizer, base.context, base.causal)
+            model = base.model
+            if base.peft is None:
+                base.cache[key] = describe(model, self.layout, batch, directions)
             else:
-                with resident.peft.disable_adapter():
-                    resident.cache[key] = describe(model, self.layout, batch, directions)
-        return resident.cache[key]
+                with base.peft.disable_adapter():
+                    base.cache[key] = describe(model, self.layout, batch, directions)
+        return base.cache[key]
 
     def word_codes(self, source: str, pairs: bool) -> TextCodes:
         """Public codes of words, of the core's rank."""
@@ -187,7 +187,7 @@ class Client:
 
     def practice(self) -> list[Episode]:
         """Public practice problems, as episodes."""
-        return load_practice(self.config.practice, self.tokenizer, self.config.max_length or self.resident.context)
+        return load_practice(self.config.practice, self.tokenizer, self.config.max_length or self.base.context)
 
     def handle(self, data: bytes) -> bytes:
         """Answer one message of the server."""
@@ -208,11 +208,11 @@ class Client:
             "finish": self._finish,
         }
         if message.kind not in actions:
-            raise WireError(f"{self.name} cannot answer a message of kind {message.kind!r}.")
+            raise ProtocolError(f"{self.name} cannot answer a message of kind {message.kind!r}.")
         if not {"describe": self.joined, "welcome": self.joined, "round": self.ready, "finish": self.ready}.get(
             message.kind, True
         ):
-            raise WireError(f"{self.name} is sent {message.kind!r} before its time.")
+            raise ProtocolError(f"{self.name} is sent {message.kind!r} before its time.")
         try:
             kind, payload = actions[message.kind](message)
         except (NanLossError, SecureError) as error:
@@ -223,9 +223,9 @@ class Client:
     def _join(self, message: Message) -> tuple[str, Payload]:
         # Baselines of the same run ask again; the untouched model has not changed.
         key = ("base", hash(tuple(example.prompt for example in self.test)))
-        if key not in self.resident.cache:
-            self.resident.cache[key] = self._score(self.test, self.test_data, bare=True)
-        base = self.resident.cache[key]
+        if key not in self.base.cache:
+            self.base.cache[key] = self._score(self.test, self.test_data, bare=True)
+        base = self.base.cache[key]
         payload = self.method.join()
         self.joined = True
         covered, missing = coverage(self.anchors, [e.prompt + e.answer for e in self.train_examples])
@@ -239,8 +239,8 @@ class Client:
         golds = [e.gold for e in self.test]
         return {
             # A path says something about this machine; a public name says nothing.
-            "model": f"local {self.resident.family}" if Path(self.config.model).exists() else self.config.model,
-            "family": self.resident.family,
+            "model": f"local {self.base.family}" if Path(self.config.model).exists() else self.config.model,
+            "family": self.base.family,
             "task": self.task.name,
             "kind": self.task.kind,
             "metric": self.task.metric,
@@ -338,7 +338,7 @@ class Client:
         better = self._score(self.validation, self.validation_data)
         final = self._score(self.test, self.test_data)
         if self.store:
-            self.store.save_adapter(self.resident.peft, self.name)
+            self.store.save_adapter(self.base.peft, self.name)
             # P is private: it is kept for the client's own report and not sent.
             self.store.write_json("report.json", self.method.report())
         result = final.plain() | {"validation": better.metric, "validation_nats": better.nats}
@@ -350,15 +350,15 @@ class Client:
 
     def _score(self, examples: Sequence, encoded: Sequence, bare: bool = False, loss_only: bool = False) -> Score:
         """Score the client's model, or with ``bare`` the untouched base model."""
-        resident, size = self.resident, self.experiment.evaluation.batch_size
+        base, size = self.base, self.experiment.evaluation.batch_size
         args = (self.tokenizer, self.task, examples, encoded, size, loss_only)
-        if bare and resident.peft is None:
-            found = score(resident.model, *args)
+        if bare and base.peft is None:
+            found = score(base.model, *args)
         elif bare:
-            with resident.peft.disable_adapter():
-                found = score(resident.model, *args)
+            with base.peft.disable_adapter():
+                found = score(base.model, *args)
         else:
-            found = score(resident.activate(self.name), *args)
+            found = score(base.activate(self.name), *args)
         if not math.isfinite(found.nats):
             raise NanLossError("the loss on held-out rows is not a number")
         return found
@@ -378,7 +378,7 @@ def make_accelerator(experiment: Experiment, device: str, folder: Path | None = 
 def build_clients(
     experiment: Experiment,
     store: RunStore,
-    residents: Residents,
+    models: ModelPool,
     accelerator: Accelerator | None = None,
     watch: Watch | None = None,
     names: Sequence[str] | None = None,
@@ -386,7 +386,7 @@ def build_clients(
     """The clients of a run in this process; ``names`` picks some of them."""
     anchors = load_anchors(experiment.anchors, experiment.anchor_words)
     return {
-        c.name: Client(c, experiment, residents, anchors, store.client(c.name), watch, accelerator)
+        c.name: Client(c, experiment, models, anchors, store.client(c.name), watch, accelerator)
         for c in experiment.clients
         if names is None or c.name in names
     }

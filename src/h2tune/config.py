@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from h2tune.sizes import parse_size
+from h2tune.utils.sizes import parse_size
 
 
 class ConfigError(ValueError):

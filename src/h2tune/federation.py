@@ -17,12 +17,12 @@ from typing import Any, Protocol
 from h2tune.client import Client, build_clients, make_accelerator
 from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods import MethodError, method_of, resolve_method
-from h2tune.models import Residents
+from h2tune.participant.base_models import ModelPool
 from h2tune.server import Server
+from h2tune.simulation.ray_workers import Remote, Workers
 from h2tune.store import RunStore
 from h2tune.transport.inprocess import InProcess
 from h2tune.version import __version__
-from h2tune.workers import Remote, Workers
 
 Gather = Callable[[Experiment, RunStore], "InProcess | Workers"]
 """Makes the clients of an experiment, and the way to them."""
@@ -75,7 +75,7 @@ def run(
     resume: bool = False,
     changed: Sequence[str] = (),
     watcher: Watcher | None = None,
-    residents: Residents | None = None,
+    models: ModelPool | None = None,
     workers: int = 0,
 ) -> dict[str, Any]:
     """Run a federation in this process and return its metrics (as in ``metrics.json``).
@@ -85,23 +85,23 @@ def run(
         out: run directory; must not hold another run.
         resume: go on with the run in ``out``, from its last committed round.
         changed: keys of the config that may differ from the run's when resuming.
-        residents: base models that are in memory already, without adapters (`Residents.release`).
-        workers: spread the clients over so many of Ray's workers (`h2tune.workers`); 0 keeps them here.
+        models: base models that are in memory already, without adapters (`ModelPool.release`).
+        workers: spread the clients over so many of Ray's workers (`h2tune.simulation.ray_workers`); 0 keeps them here.
     """
     begin = time.perf_counter()
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
     method_of(experiment)
     store = WatchedStore(Path(out), watcher)
-    if residents is None:  # not `or`: an empty collection is false
-        residents = Residents(experiment.device, Path(out) / "frames")
+    if models is None:  # not `or`: an empty collection is false
+        models = ModelPool(experiment.device, Path(out) / "frames")
     if watcher:
         watcher.message("loading models and data")
-    accelerator = make_accelerator(experiment, residents.device, store.folder)
+    accelerator = make_accelerator(experiment, models.device, store.folder)
     if workers:
         gather: Gather = lambda e, s: Workers(e, s.folder, workers)  # noqa: E731
     else:
-        build = partial(build_clients, residents=residents, accelerator=accelerator,
+        build = partial(build_clients, models=models, accelerator=accelerator,
                         watch=watcher.step if watcher else None)  # fmt: skip
         gather = lambda e, s: InProcess(build(e, s))  # noqa: E731
     if resume and store.exists:
@@ -115,7 +115,7 @@ def run(
     beside = {}
     for name in experiment.baselines:
         beside[name] = _baseline(experiment, name, store.folder, gather, watcher)
-        residents.release()
+        models.release()
     if experiment.tracking:
         accelerator.init_trackers(experiment.name.replace(" ", "-"))
         store.track = accelerator.log

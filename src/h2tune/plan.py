@@ -14,20 +14,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from h2tune import tasks
-from h2tune.anchors import load_anchors, load_texts
+from h2tune.aggregation.private import epsilon, rounds_within
 from h2tune.config import ClientConfig, Experiment, Privacy
-from h2tune.core import budget
-from h2tune.core.anchors import words
 from h2tune.core.compress import Code
 from h2tune.core.masks import kept_rank
-from h2tune.core.privacy import epsilon, rounds_within
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.slots import INPUTS, Layout, layout_of
+from h2tune.frames.anchor_text import words
+from h2tune.frames.sources import load_anchors, load_texts
 from h2tune.methods import method_of, resolve_method
+from h2tune.methods.core_server import DOWNLOADS
 from h2tune.methods.h2tune import H2TuneSettings
-from h2tune.methods.updates import DOWNLOADS
-from h2tune.models import ENCODERS, Resident, resolve_source
-from h2tune.sizes import parse_size
+from h2tune.participant import budget
+from h2tune.participant.base_models import ENCODERS, LoadedModel, resolve_source
+from h2tune.utils.sizes import parse_size
 
 
 @dataclass
@@ -148,7 +148,7 @@ def _check_client(plan: Plan, settings: Any, client: ClientConfig, row: ClientPl
                 _attempt(plan, lambda s=size: parse_size(s), f"{where}budget.{key}: ")
 
 
-def _shape(plan: Plan, client: ClientConfig) -> Resident | None:
+def _shape(plan: Plan, client: ClientConfig) -> LoadedModel | None:
     """The client's model without weights; None (and a warning) if its config is not on this machine yet."""
     if client.model == UNKNOWN:
         return None
@@ -172,7 +172,7 @@ def _shape(plan: Plan, client: ClientConfig) -> Resident | None:
     with torch.device("meta"):
         model = _attempt(plan, lambda: auto.from_config(config), f"{client.name}: ")
     layout = model is not None and _attempt(plan, lambda: layout_of(model, client.slots), f"{client.name}: ")
-    return Resident(client.model, model, None, layout, family, family not in ENCODERS) if layout else None
+    return LoadedModel(client.model, model, None, layout, family, family not in ENCODERS) if layout else None
 
 
 def _in_secret(row: ClientPlan, experiment: Experiment, pairs: int) -> None:
@@ -181,7 +181,7 @@ def _in_secret(row: ClientPlan, experiment: Experiment, pairs: int) -> None:
         row.bytes_up = 8 * pairs * experiment.rank**2
 
 
-def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: Resident, row: ClientPlan,
+def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: LoadedModel, row: ClientPlan,
              anchors: list[str], slots: int) -> None:  # fmt: skip
     layout = shape.layout.only(settings.adapter_slots if settings else None)
     maps = shape.maps(layout, whole=True)
@@ -225,7 +225,7 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
         row.setup_bytes_down = 2 * rows * experiment.rank * plan.depth * (len(INPUTS) + slots)
 
 
-def _directions(shape: Resident, layout: Layout, p: int) -> int:
+def _directions(shape: LoadedModel, layout: Layout, p: int) -> int:
     """Columns of all left factors of one block: of each distinct input and of each slot's output."""
     sizes = dict(zip(layout.modules, shape.maps(layout), strict=False))
     reads = sum(min(p, sizes[layout.slots[slot].module][0]) for slot in layout.inputs)

@@ -12,15 +12,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from h2tune.answers import Facts, Figures, Final, Introduction, Record, read
+from h2tune.aggregation.secure_mean import threshold_of
+from h2tune.aggregation.secure_round import SecureRound
 from h2tune.config import Experiment
 from h2tune.methods import MethodError, method_of
-from h2tune.methods.masked import threshold_of
-from h2tune.roll import STOPPED, WAITING, Member, Roll, RunLog
-from h2tune.secure import SecureRound
-from h2tune.seeds import derive
+from h2tune.protocol.codec import Message, Payload, ProtocolError
+from h2tune.protocol.schemas import ClientFacts, FinalScores, Introduction, RoundReport, Scores, read
+from h2tune.session import STOPPED, WAITING, Member, RunLog, Session
 from h2tune.transport.base import Transport
-from h2tune.wire import Message, Payload, WireError
+from h2tune.utils.seeds import derive
 
 ENOUGH_WORDS = 0.5  # share of a client's word occurrences that the anchors should hold
 ATTEMPTS = 3  # times that a client which restarts in a round is asked again
@@ -30,7 +30,7 @@ class QuorumError(RuntimeError):
     """Too few clients answered for a round to be committed."""
 
 
-class Server(Roll):
+class Server(Session):
     """Runs the rounds of one experiment.
 
     Args:
@@ -79,11 +79,11 @@ class Server(Roll):
         introductions = {}
         for name, message, _ in self._ask("join", {n: Payload() for n in names}, number, setup=True):
             try:
-                self.members[name].facts = read(Facts, message.payload.meta.pop("facts", None))
-                self.members[name].base = read(Figures, message.payload.meta.pop("base", None))
+                self.members[name].facts = read(ClientFacts, message.payload.meta.pop("facts", None))
+                self.members[name].base = read(Scores, message.payload.meta.pop("base", None))
                 read(Introduction, message.payload.meta)
                 self.method.check_introduction(name, message.payload)
-            except WireError as error:
+            except ProtocolError as error:
                 self._exclude(name, str(error), number)
                 continue
             self._warn_of_strange_words(name)
@@ -97,7 +97,7 @@ class Server(Roll):
         except MethodError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WireError(f"The clients do not fit together: {error}") from None
+            raise ProtocolError(f"The clients do not fit together: {error}") from None
         ready = [name for name, _, _ in self._ask("welcome", welcomes, number, setup=True)]
         for name in ready:
             self.members[name].status = "ok"
@@ -167,10 +167,10 @@ class Server(Roll):
             weight = message.examples if self.experiment.weights == "examples" else 1
             try:
                 if message.examples != self.members[name].facts.get("n_train", message.examples):
-                    raise WireError(f"it says {message.examples} examples, and said another number when it joined")
-                record = read(Record, message.payload.meta.get("record"))
+                    raise ProtocolError(f"it says {message.examples} examples, and said another number when it joined")
+                record = read(RoundReport, message.payload.meta.get("record"))
                 self.method.add(name, message.payload, weight)
-            except WireError as error:
+            except ProtocolError as error:
                 self._exclude(name, str(error), number)
                 continue
             taken[name] = {"round": number} | record | traffic
@@ -209,7 +209,7 @@ class Server(Roll):
         for name in names:  # one by one: nobody is refused for another's sake
             try:
                 self._admit([name], number)
-            except (MethodError, WireError) as error:
+            except (MethodError, ProtocolError) as error:
                 self._exclude(name, str(error), number)
 
     def _take_back(self, names: list[str]) -> list[str]:
@@ -246,8 +246,8 @@ class Server(Roll):
         requests = {name: self.method.download(name) for name in alive}
         for name, message, _ in self._ask_again("finish", requests, self.round):
             try:
-                self.members[name].final = read(Final, message.payload.meta.get("final"))
-            except WireError as error:
+                self.members[name].final = read(FinalScores, message.payload.meta.get("final"))
+            except ProtocolError as error:
                 self._exclude(name, str(error), self.round)
 
     def resume(self, round: int, tensors: dict, records: dict, fixed: dict) -> None:

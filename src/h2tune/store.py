@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from h2tune.config import Experiment, parse_config
-from h2tune.files import StoreError, write_atomic
+from h2tune.utils.files import StoreError, write_atomic
 from h2tune.version import __version__
 
 SCHEMA = 1

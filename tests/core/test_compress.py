@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from torch import Tensor
 
+from h2tune.core.client_core import CoreShape
 from h2tune.core.compress import Code, decode_update, encode_update
 from h2tune.core.packing import unpack_bits
-from h2tune.core.shared import CoreShape
-from h2tune.wire import Message, Payload, WireError, decode, encode
+from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
 
 SHAPE = CoreShape(3, 4, ("q", "up", "down"))
 CODES = [Code(dtype, share) for dtype in ("float32", "bfloat16", "int8") for share in (None, 0.5, 0.02, 1.0)]
@@ -103,7 +103,7 @@ def test_a_core_that_is_no_number_is_refused() -> None:
     update, coverage = torch.full((3, 3, 2, 2), torch.nan), torch.ones(3, 3, 2, 2, dtype=torch.bool)
     for code in CODES:
         tensors, _ = encode_update(update, coverage, code, masked=False)
-        with pytest.raises(WireError, match="finite"):
+        with pytest.raises(ProtocolError, match="finite"):
             decode(encode(Message("update", "a-run", 1, "c", "h2tune", Payload(tensors), 1)))
 
 

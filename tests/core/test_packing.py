@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from torch import Tensor
 
+from h2tune.core.client_core import CoreShape
 from h2tune.core.packing import pack_bits, pack_core, unpack_bits, unpack_core
-from h2tune.core.shared import CoreShape
-from h2tune.wire import Message, Payload, decode, encode
+from h2tune.protocol.codec import Message, Payload, decode, encode
 
 SHAPE = CoreShape(3, 4, ("q", "up", "down"))
 

@@ -38,7 +38,7 @@ def test_private_coordinates_are_beside_the_frames_and_never_sent(tmp_path: Path
 def test_other_frames_start_unchanged_and_learn(frames: str, tmp_path: Path) -> None:
     server, method = client_of(tmp_path, frames=frames)
     client = method.client
-    with client.resident.peft.disable_adapter():
+    with client.base.peft.disable_adapter():
         base = client._score(client.validation, client.validation_data, bare=True).nats
     assert client.validation_loss() == pytest.approx(base, abs=1e-6)
     for _ in range(3):

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from h2tune import federation
-from h2tune.core.frames import factorise
+from h2tune.core.client_core import CoreShape
 from h2tune.core.relation import depth_relation
-from h2tune.core.shared import CoreShape
 from h2tune.core.slots import layout_of
+from h2tune.frames.consensus import factorise
 from h2tune.methods import Method, MethodError
 from h2tune.methods.celora import mix, mixture_weights
 from h2tune.methods.colora import align_reader, align_writer, anchor_blocks, relevance, whitened
@@ -156,7 +156,7 @@ def test_fedmkt_target_of_an_equal_tokenizer_is_the_teachers_distribution(tmp_pa
     sentence = method.public(1)[0]
     targets = method._target("c1", 0, sentence, received)
     assert set(targets) == {i for i, end in enumerate(sentence["ends"]) if end}
-    logits = clients["c0"].resident.peft(input_ids=torch.tensor([sentence["ids"]])).logits[0]
+    logits = clients["c0"].base.peft(input_ids=torch.tensor([sentence["ids"]])).logits[0]
     for position, target in targets.items():
         top = logits[position].topk(32)
         want = torch.zeros_like(target)
@@ -184,9 +184,9 @@ def test_models_start_unchanged_and_the_loss_falls(name: str, tmp_path: Path) ->
     for client in clients.values():
         ids = torch.tensor([client.train_data[0].input_ids])
         with torch.no_grad():
-            ours = client.resident.activate(client.name).eval()(input_ids=ids).logits
-            with client.resident.peft.disable_adapter():
-                theirs = client.resident.peft(input_ids=ids).logits
+            ours = client.base.activate(client.name).eval()(input_ids=ids).logits
+            with client.base.peft.disable_adapter():
+                theirs = client.base.peft(input_ids=ids).logits
         if name != "fedsb":  # Fed-SB starts with R_0, a first step, when round 1 begins
             assert torch.equal(ours, theirs), name
     while server.round < 6:
@@ -257,7 +257,7 @@ def test_only_small_matrices_cross_between_models(name: str, tmp_path: Path) -> 
     for client in clients.values():
         most = 7 * max(c.layout.depth for c in clients.values()) * (4 * 4 + 4)
         assert 0 < sum(t.numel() for t in seen[client.name].values()) <= most + 64
-        widths = {d for pair in client.resident.maps(client.layout) for d in pair[:2]} - {4}
+        widths = {d for pair in client.base.maps(client.layout) for d in pair[:2]} - {4}
         assert not any(d in widths for t in seen[client.name].values() if t.ndim > 1 for d in t.shape)
 
 

@@ -12,14 +12,14 @@ import torch
 from federations import Tampering, build, small
 
 from h2tune import federation
+from h2tune.aggregation.private import clipped, standard_normal
 from h2tune.config import ConfigError
-from h2tune.core.privacy import clipped, standard_normal
 from h2tune.methods import MethodError
-from h2tune.methods.updates import CoreServer
+from h2tune.methods.core_server import CoreServer
 from h2tune.plan import make_plan
+from h2tune.protocol.codec import decode, encode
 from h2tune.report import write_report
 from h2tune.store import RunStore
-from h2tune.wire import decode, encode
 
 pytest.importorskip("dp_accounting")
 BRIEF = {"steps": 4, "batch_size": 2}
@@ -182,7 +182,7 @@ def test_learned_coverage_is_refused() -> None:
 
 
 def test_a_missing_accountant_is_said(monkeypatch: Any) -> None:
-    monkeypatch.setattr("h2tune.methods.updates.has_accountant", lambda: False)
+    monkeypatch.setattr("h2tune.methods.core_server.has_accountant", lambda: False)
     assert any("h2tune[privacy]" in problem for problem in make_plan(private()).problems)
 
 

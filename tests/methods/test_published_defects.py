@@ -23,7 +23,7 @@ from h2tune.methods.fedsb import FedSbClient
 from h2tune.methods.ffa import FfaClient
 from h2tune.methods.h2tune import H2TuneClient
 from h2tune.methods.rolora import RoLoraClient, turn
-from h2tune.wire import Payload
+from h2tune.protocol.codec import Payload
 
 ALONE = ("local", "h2tune-unshared")
 SHARING = sorted(n for n in Method.registry if n not in ALONE and not n.startswith("toy"))
@@ -249,7 +249,7 @@ def specific_phase_is_pulled_towards_what_the_shared_phase_said(name: str, folde
     server.one_round()
     method = clients["c0"].method
     batch, _ = next(method.batches(2))
-    model = clients["c0"].resident.activate("c0").eval()
+    model = clients["c0"].base.activate("c0").eval()
 
     def said() -> Tensor:
         with torch.no_grad():

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from h2tune.core.client_core import CoreShape
 from h2tune.core.packing import pack_bits, pack_coverage, unpack_bits, unpack_coverage
-from h2tune.core.shared import CoreShape
 
 LEVELS = 127
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}

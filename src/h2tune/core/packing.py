@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from h2tune.core.shared import CoreShape
+from h2tune.core.client_core import CoreShape
 
 
 def pack_bits(flags: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from h2tune.config import Wire
-from h2tune.wire import Payload, WireError
+from h2tune.protocol.codec import Payload, ProtocolError
 
 if TYPE_CHECKING:
+    from h2tune.aggregation.secret_sharing import ClientSecrets
     from h2tune.client import Client
     from h2tune.config import Experiment
-    from h2tune.core.secure import ClientSecrets
 
 
 class MethodError(ValueError):
@@ -76,7 +76,7 @@ class ClientMethod(ABC):
         """Take the server's answer, before round 0. ``fresh`` is false where `load_state` will follow."""
 
     def keep_secret(self, secrets: ClientSecrets, sealed: dict[str, str]) -> None:  # noqa: B027
-        """Send this round's update under masks (`h2tune.core.secure`)."""
+        """Send this round's update under masks (`h2tune.aggregation.secret_sharing`)."""
 
     @abstractmethod
     def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
@@ -122,12 +122,12 @@ class ServerMethod(ABC):
     """Clients that the run has excluded so far; the server keeps it."""
 
     needs: tuple[str, ...] = ()
-    """What an introduction must hold (`h2tune.answers.Introduction`); without it a client is excluded."""
+    """What an introduction must hold (`h2tune.protocol.schemas.Introduction`); without it a client is excluded."""
 
     def check_introduction(self, name: str, payload: Payload) -> None:
-        """Raise WireError if a client's introduction lacks what the method needs, or holds what cannot be."""
+        """Raise ProtocolError if a client's introduction lacks what the method needs, or holds what cannot be."""
         if missing := [key for key in self.needs if key not in payload.meta]:
-            raise WireError(f"its introduction lacks {', '.join(missing)}")
+            raise ProtocolError(f"its introduction lacks {', '.join(missing)}")
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         """Clients whose `describe` is wanted before the start."""
@@ -158,7 +158,7 @@ class ServerMethod(ABC):
 
     @abstractmethod
     def add(self, client: str, payload: Payload, weight: int) -> None:
-        """Fold one update in. Raises WireError if it is not what this client may send; then nothing has changed."""
+        """Fold one update in. Raises ProtocolError if it is not what this client may send; then nothing has changed."""
 
     def expect_masked(self, publics: dict[str, tuple[str, str]], context: bytes) -> None:  # noqa: B027
         """This round's updates come under masks; called after `start_round`."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from h2tune.core.packing import pack_core, unpack_core
 from h2tune.methods.base import Method, ServerMethod
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
-from h2tune.wire import Payload
+from h2tune.protocol.codec import Payload
 
 
 class CeLoraSettings(H2TuneSettings):

@@ -22,14 +22,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from h2tune.core.frames import Factor
 from h2tune.core.slots import input_kind
-from h2tune.methods.adapted import AdapterClient
+from h2tune.frames.consensus import Factor
 from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
+from h2tune.methods.colora_sketch import SKETCH, gradient_sketch
 from h2tune.methods.factors import mean
-from h2tune.methods.sketch import SKETCH, gradient_sketch
-from h2tune.seeds import derive
-from h2tune.wire import Payload, Size, WireError
+from h2tune.participant.adapter_client import AdapterClient
+from h2tune.protocol.codec import Payload, ProtocolError, Size
+from h2tune.utils.seeds import derive
 
 
 class CoLoraSettings(Settings):
@@ -114,7 +114,7 @@ class CoLoraClient(AdapterClient):
         """The same in all clients on one base, whatever their names."""
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
-                seed = derive(self.client.seed, "colora", self.client.resident.fingerprint, index)
+                seed = derive(self.client.seed, "colora", self.client.base.fingerprint, index)
                 generator = torch.Generator().manual_seed(seed)
                 for matrix in (layer.trilora_A[self.client.name].T, layer.trilora_B[self.client.name]):
                     random = torch.randn(matrix.shape, generator=generator)
@@ -233,7 +233,7 @@ class CoLoraClient(AdapterClient):
             kind, _, key = name.partition(".")
             target = own.get(key) if kind == "own" else (places.get(key) or (None, None))[kind == "q"]
             if target is None or target.shape != tensor.shape:
-                raise WireError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
+                raise ProtocolError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
             target.copy_(tensor)
 
 
@@ -253,7 +253,7 @@ class CoLoraServer(ServerMethod):
         super().check_introduction(name, payload)
         sketch = payload.tensors.get("sketch", torch.zeros(0))
         if self.settings.relevance == "sketch" and tuple(sketch.shape) != (SKETCH,):
-            raise WireError("its introduction holds no sketch")
+            raise ProtocolError("its introduction holds no sketch")
 
     def ask(self, joined: dict[str, Payload]) -> list[str]:
         if hasattr(self, "known"):
@@ -318,13 +318,15 @@ class CoLoraServer(ServerMethod):
                 shapes |= {f"T.{place}.{slot}": (rank, rank), f"q.{place}.{slot}": (rank,)}
         got = {k: tuple(t.shape) for k, t in payload.tensors.items() if not k.startswith("own.")}
         if got != shapes or not all(t.is_floating_point() for t in payload.tensors.values()):
-            raise WireError(f"the update of {client} holds other tensors than it may send")
+            raise ProtocolError(f"the update of {client} holds other tensors than it may send")
         own = {k: tuple(t.shape) for k, t in payload.tensors.items() if k.startswith("own.")}
         for other in self.updates:
             if self.known[other]["fingerprint"] == known["fingerprint"]:
                 theirs = {k: tuple(t.shape) for k, t in self.updates[other].items() if k.startswith("own.")}
                 if own != theirs:
-                    raise WireError(f"the factors of {client} do not fit those of {other}, which has the same base")
+                    raise ProtocolError(
+                        f"the factors of {client} do not fit those of {other}, which has the same base"
+                    )
         self.updates[client], self.weights[client] = payload.tensors, weight
 
     def finish_round(self) -> None:

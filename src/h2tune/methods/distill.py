@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from h2tune.training.batches import Batch
-from h2tune.training.updates import Penalty
+from h2tune.participant.batches import Batch
+from h2tune.participant.optim import Penalty
 
 if TYPE_CHECKING:
     from h2tune.methods.h2tune import H2TuneClient
@@ -24,9 +24,9 @@ def distillation(method: H2TuneClient) -> Penalty:
         for parameter, value in zip(method.factors, kept, strict=True):
             parameter.data = value
         with torch.no_grad():
-            method.client.resident.peft.eval()
-            before = method.client.resident.peft(**{k: v for k, v in batch.items() if k != "labels"}).logits
-            method.client.resident.peft.train()
+            method.client.base.peft.eval()
+            before = method.client.base.peft(**{k: v for k, v in batch.items() if k != "labels"}).logits
+            method.client.base.peft.train()
         for parameter, value in zip(method.factors, now, strict=True):
             parameter.data = value
         if batch["labels"].ndim == 2:

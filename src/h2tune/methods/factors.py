@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from h2tune.core.masks import kept_rank
-from h2tune.methods.adapted import AdapterClient
 from h2tune.methods.base import MethodError, OnStep, ServerMethod
-from h2tune.seeds import derive
-from h2tune.training.updates import Penalty
-from h2tune.wire import Payload, WireError
+from h2tune.participant.adapter_client import AdapterClient
+from h2tune.participant.optim import Penalty
+from h2tune.protocol.codec import Payload, ProtocolError
+from h2tune.utils.seeds import derive
 
 Pair = tuple[Tensor, Tensor]
 """A (r x d_in) and B (d_out x r) of one map."""
@@ -118,7 +118,7 @@ class FactorClient(AdapterClient):
                 index, _, kind = name.partition(".")
                 own = getattr(self.layers[int(index)], f"trilora_{kind}")[self.client.name]
                 if own.shape != tensor.shape:
-                    raise WireError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
+                    raise ProtocolError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
                 own.copy_(tensor)
 
     def fold_in(self, factors: dict[str, Tensor]) -> None:
@@ -128,7 +128,7 @@ class FactorClient(AdapterClient):
                 a, b = factors[f"{index}.A"], factors[f"{index}.B"]
                 offset = layer.trilora_offset[self.client.name]
                 if (b.shape[0], a.shape[1]) != offset.shape or a.shape[0] != b.shape[1]:
-                    raise WireError(f"the server sent factors that do not fit map {index}")
+                    raise ProtocolError(f"the server sent factors that do not fit map {index}")
                 offset += (b @ a).to(offset)
 
 
@@ -141,7 +141,7 @@ class FactorServer(ServerMethod):
         super().check_introduction(name, payload)
         whole = next(c for c in self.experiment.clients if c.name == name).keep == 1
         if whole and payload.meta["rank"] != self.experiment.rank:
-            raise WireError(f"its rank {payload.meta['rank']} is not the experiment's, {self.experiment.rank}")
+            raise ProtocolError(f"its rank {payload.meta['rank']} is not the experiment's, {self.experiment.rank}")
 
     client: ClassVar[type[FactorClient]] = FactorClient
     whole_rounds: ClassVar[bool] = False  # whether a client that misses a round could not go on
@@ -203,7 +203,7 @@ class FactorServer(ServerMethod):
     def add(self, client: str, payload: Payload, weight: int) -> None:
         if client not in self.group_of:
             if payload.tensors:
-                raise WireError(f"{client} shares with nobody, but sent factors")
+                raise ProtocolError(f"{client} shares with nobody, but sent factors")
             return
         self.updates[client] = self.check(client, payload)
         self.weights[client] = weight
@@ -213,9 +213,9 @@ class FactorServer(ServerMethod):
         got, wanted = {k: tuple(t.shape) for k, t in payload.tensors.items()}, self.shapes(client, rank)
         if got != wanted:
             odd = sorted(got.items() ^ wanted.items())[:1]
-            raise WireError(f"the update of {client} does not hold the factors that it should: {odd}")
+            raise ProtocolError(f"the update of {client} does not hold the factors that it should: {odd}")
         if not all(t.is_floating_point() for t in payload.tensors.values()):
-            raise WireError(f"the update of {client} holds something other than numbers")
+            raise ProtocolError(f"the update of {client} holds something other than numbers")
         return payload.tensors
 
     def finish_round(self) -> None:

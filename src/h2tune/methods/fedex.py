@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from h2tune.methods.base import Method, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair, mean, stack
-from h2tune.wire import Payload
+from h2tune.protocol.codec import Payload
 
 
 def remainder(pairs: list[Pair], weights: list[float], shared: Pair) -> Pair:

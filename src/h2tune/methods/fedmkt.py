@@ -24,11 +24,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from h2tune.methods.adapted import AdapterClient
 from h2tune.methods.base import Method, MethodError, OnStep, ServerMethod, Settings
-from h2tune.seeds import derive
-from h2tune.training.updates import NanLossError
-from h2tune.wire import Payload, WireError
+from h2tune.participant.adapter_client import AdapterClient
+from h2tune.participant.optim import NanLossError
+from h2tune.protocol.codec import Payload, ProtocolError
+from h2tune.utils.seeds import derive
 
 
 class FedMktSettings(Settings):
@@ -99,7 +99,7 @@ class FedMktClient(AdapterClient):
         order = torch.randperm(len(self.client.anchors), generator=generator)[: self.settings.sentences].tolist()
         texts = [self.client.anchors[i] for i in order]
         encoded = self.client.tokenizer(texts, return_offsets_mapping=True, truncation=True,
-                                        max_length=self.client.resident.context)  # fmt: skip
+                                        max_length=self.client.base.context)  # fmt: skip
         return [{"ids": ids, "ends": [end for _, end in offsets]}
                 for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]  # fmt: skip
 
@@ -114,7 +114,7 @@ class FedMktClient(AdapterClient):
     @torch.no_grad()
     def _predictions(self, round: int) -> dict[str, Tensor]:
         """Top-k logits for every position (values, ids), where it ends (sentence, character), loss per sentence."""
-        model = self.client.resident.activate(self.client.name).eval()
+        model = self.client.base.activate(self.client.name).eval()
         values, ids, places, losses = [], [], [], []
         for number, sentence in enumerate(self.public(round)):
             tokens = torch.tensor([sentence["ids"]], device=self.client.accelerator.device)
@@ -159,7 +159,7 @@ class FedMktClient(AdapterClient):
     def _public_loss(self, sentence: dict[str, Any], target: dict[int, Tensor]) -> Tensor:
         """0.9 LM + 0.1 KL(target || own) of one sentence."""
         tokens = torch.tensor([sentence["ids"]], device=self.client.accelerator.device)
-        logits = self.client.resident.peft(input_ids=tokens).logits[0].float()
+        logits = self.client.base.peft(input_ids=tokens).logits[0].float()
         loss = (1 - self.settings.distill) * cross_entropy(logits[:-1], tokens[0, 1:])
         if target:
             wanted = torch.stack(list(target.values())).to(logits)
@@ -213,14 +213,14 @@ class FedMktServer(ServerMethod):
     def add(self, client: str, payload: Payload, weight: int) -> None:
         tensors = payload.tensors
         if tensors.keys() != {"values", "ids", "places", "losses"}:
-            raise WireError(f"the update of {client} holds other tensors than it may send")
+            raise ProtocolError(f"the update of {client} holds other tensors than it may send")
         n, top = len(tensors["places"]), min(self.settings.top, len(self.vocabularies[client]))
         sizes = {"values": (n, top), "ids": (n, top), "places": (n, 2)}
         whole = all(tuple(tensors[k].shape) == shape for k, shape in sizes.items()) and tensors["losses"].ndim == 1
         inside = whole and bool(((tensors["ids"] >= 0) & (tensors["ids"] < len(self.vocabularies[client]))).all())
         whole_numbers = not any(tensors[k].is_floating_point() for k in ("ids", "places"))
         if not inside or not whole_numbers or not 0 < len(tensors["losses"]) <= self.settings.sentences:
-            raise WireError(f"the update of {client} is malformed")
+            raise ProtocolError(f"the update of {client} is malformed")
         self.updates[client] = tensors
 
     def finish_round(self) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from h2tune.methods.base import Method, Settings
 from h2tune.methods.factors import FactorClient
 from h2tune.methods.fedit import FedItServer
-from h2tune.training.batches import Batch
-from h2tune.training.updates import Penalty
+from h2tune.participant.batches import Batch
+from h2tune.participant.optim import Penalty
 
 
 class FedProxSettings(Settings):

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from h2tune.adapter import TriLoraLayer
-from h2tune.methods.adapted import AdapterClient
 from h2tune.methods.base import Method, MethodError, OnStep
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
-from h2tune.wire import Payload, WireError
+from h2tune.participant.adapter_client import AdapterClient
+from h2tune.protocol.codec import Payload, ProtocolError
 
 
 class FedSbSettings(H2TuneSettings):
@@ -57,7 +57,7 @@ class FedSbClient(H2TuneClient):
         """``dL/dW`` of every adapted map, d_out x d_in, summed over a few batches."""
         weights = [layer.get_base_layer().weight for layer in self.layers]
         if not all(w.is_floating_point() for w in weights):
-            raise WireError(
+            raise ProtocolError(
                 f"{self.client.name}: Fed-SB needs gradients of the base weights, a quantised base has none"
             )
         self.activate()
@@ -74,7 +74,7 @@ class FedSbClient(H2TuneClient):
             found.append(grad.T if isinstance(layer.get_base_layer(), Conv1D) else grad)
             weight.requires_grad_(False)
             weight.grad = None
-        self.client.resident.peft.zero_grad()
+        self.client.base.peft.zero_grad()
         return found
 
     def begin(self, payload: Payload, relation: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class FedSbClient(H2TuneClient):
     def _take(self, layer: TriLoraLayer, kind: str, tensor: Tensor) -> None:
         own = getattr(layer, f"trilora_{kind}")[self.client.name]
         if own.shape != tensor.shape:
-            raise WireError(f"the server sent bases of shape {tuple(tensor.shape)} for {tuple(own.shape)}")
+            raise ProtocolError(f"the server sent bases of shape {tuple(tensor.shape)} for {tuple(own.shape)}")
         own.copy_(tensor)
 
     first: list[Tensor] | None = None

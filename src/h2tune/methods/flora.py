@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from h2tune.methods.base import Method, OnStep, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair, stack
-from h2tune.wire import Payload
+from h2tune.protocol.codec import Payload
 
 
 class FloraClient(FactorClient):

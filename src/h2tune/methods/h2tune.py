@@ -7,10 +7,10 @@
     shared phase     A, B, head frozen; S, P, M on CE + mu/2 ||S - S0||^2
     specific phase   S, P, M frozen; A, B, head on CE + lambda KL(z_shared || z)
     aggregation      S <- sum_i w_i C_i S_i / sum_i w_i C_i, over the clients that cover an entry
-                     (or with `aggregate` a robust rule: `h2tune.core.robust`)
+                     (or with `aggregate` a robust rule: `h2tune.aggregation.robust`)
 
 What the paper leaves open, and what makes the mean of S mean something, are the frames: before round 0 every client
-regresses its A and B on latent coordinates that all models share on public anchor text (`h2tune.core.frames`).
+regresses its A and B on latent coordinates that all models share on public anchor text (`h2tune.frames.consensus`).
 Only covered entries of S ever leave a client, and once the left factors U of the anchors' activations.
 """
 
@@ -21,20 +21,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from h2tune.core import bases
+from h2tune.core.client_core import ANY, ClientCore, CoreShape
 from h2tune.core.masks import kept_rank
 from h2tune.core.packing import unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
-from h2tune.core.shared import ANY, ClientCore, CoreShape
 from h2tune.core.slots import SLOTS
-from h2tune.methods.adapted import AdapterClient
+from h2tune.frames import bases
+from h2tune.frames.registry import check_frames, start
+from h2tune.frames.words import core_slots, tied_slot
 from h2tune.methods.base import Method, OnStep
+from h2tune.methods.core_server import ClientUpdates, CoreServer
 from h2tune.methods.distill import distillation
 from h2tune.methods.h2tune_settings import H2TuneSettings, UnsharedSettings
-from h2tune.methods.starts import check_frames, start
-from h2tune.methods.updates import ClientUpdates, CoreServer
-from h2tune.methods.words import core_slots, tied_slot
-from h2tune.wire import Payload, Size, WireError
+from h2tune.participant.adapter_client import AdapterClient
+from h2tune.protocol.codec import Payload, ProtocolError, Size
 
 
 class H2TuneClient(AdapterClient):
@@ -75,7 +75,9 @@ class H2TuneClient(AdapterClient):
         tied = settings.frames == "words"
         known, own = (ANY, [tied_slot(self)]) if tied else (SLOTS, client.layout.slots)
         if odd := set(slots) - set(known) or set(own) - set(slots):
-            raise WireError(f"the server's core has unknown slots, or lacks this client's: {', '.join(sorted(odd))}")
+            raise ProtocolError(
+                f"the server's core has unknown slots, or lacks this client's: {', '.join(sorted(odd))}"
+            )
         self.shape = CoreShape(depth, client.rank, tuple(slots))
         places = nearest_relation if settings.relation == "nearest" else depth_relation
         relation = places(self.shape.depth, client.layout.depth)
@@ -266,7 +268,7 @@ class H2TuneServer(CoreServer):
             payload.said("digest", str)
         slots = set(payload.meta["slots"])
         if bool(slots & set(ANY)) != (self.settings.frames == "words") or not slots:
-            raise WireError(f"its introduction has slots that do not belong to frames: {self.settings.frames}")
+            raise ProtocolError(f"its introduction has slots that do not belong to frames: {self.settings.frames}")
 
     def misfits(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, str]:
         if self.settings.frames != "anchor":

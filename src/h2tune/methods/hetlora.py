@@ -16,9 +16,9 @@ from torch.nn.functional import pad
 
 from h2tune.methods.base import Method, OnStep, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair
-from h2tune.training.batches import Batch
-from h2tune.training.updates import Penalty
-from h2tune.wire import Payload
+from h2tune.participant.batches import Batch
+from h2tune.participant.optim import Penalty
+from h2tune.protocol.codec import Payload
 
 
 class HetLoraSettings(Settings):

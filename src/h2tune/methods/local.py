@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from h2tune.methods.adapted import AdapterClient
 from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
-from h2tune.wire import Payload
+from h2tune.participant.adapter_client import AdapterClient
+from h2tune.protocol.codec import Payload
 
 
 class LocalClient(AdapterClient):

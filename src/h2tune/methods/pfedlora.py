@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from h2tune.core.shared import CoreShape, CoreSum
-from h2tune.methods.adapted import AdapterClient
+from h2tune.core.client_core import CoreShape, CoreSum
 from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
-from h2tune.wire import Payload, WireError, expect
+from h2tune.participant.adapter_client import AdapterClient
+from h2tune.protocol.codec import Payload, ProtocolError, expect
 
 
 class PFedLoraSettings(Settings):
@@ -89,7 +89,7 @@ class PFedLoraServer(ServerMethod):
         rank = self.experiment.rank
         expect(payload, {"adapter": (rank, rank)}, f"the update of {client}")
         if not payload.tensors["adapter"].is_floating_point():
-            raise WireError(f"the update of {client} holds something other than numbers")
+            raise ProtocolError(f"the update of {client} holds something other than numbers")
         self.sum.add(payload.tensors["adapter"][None, None], torch.ones(1, 1, rank, rank, dtype=torch.bool), weight)
 
     def finish_round(self) -> None:

@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from h2tune.core.shared import ClientCore
+from h2tune.core.client_core import ClientCore
 from h2tune.methods.base import Method
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
-from h2tune.wire import Payload
+from h2tune.protocol.codec import Payload
 
 
 class PublishedSettings(H2TuneSettings):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from h2tune.methods.base import Method, OnStep, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair, mean
-from h2tune.wire import Payload
+from h2tune.protocol.codec import Payload
 
 
 def turn(round: int) -> str:

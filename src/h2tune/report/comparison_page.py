@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from h2tune.report import words
-from h2tune.report.comparison import averaging_of, text_of
+from h2tune.comparison.statistics import averaging_of, text_of
+from h2tune.report import format as words
 from h2tune.report.plots import Line, _svg, _ticks, line_chart
 
 if TYPE_CHECKING:
-    from h2tune.report.comparison import Interval
+    from h2tune.comparison.statistics import Interval
 
 STYLES = ("validation", "test", "shared", "specific", "other")
 MARKERS = ("dot", "square", "diamond")

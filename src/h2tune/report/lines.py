@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from h2tune.report import words
+from h2tune.report import format as words
 from h2tune.report.read import number
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from h2tune.report import words
+from h2tune.report import format as words
 from h2tune.report.data import Client, Event, Matrix, Run, Traffic
 from h2tune.report.plots import Level, Line, heatmap, line_chart
 from h2tune.report.plots import strip as result_strip

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from h2tune.report.data import Matrix
-from h2tune.report.words import decimal, percent
+from h2tune.report.format import decimal, percent
 
 WIDTH, HEIGHT = 260, 172
 LEFT, RIGHT, TOP, BOTTOM = 36, 6, 8, 32

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from h2tune.report import words
+from h2tune.report import format as words
 from h2tune.report.lines import headline, plain
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from h2tune.tasks.demo import demo_rows
+from h2tune.tasks.demo_problems import demo_rows
 from h2tune.tasks.example import Row, TaskError
 
 Rows = list[Row]

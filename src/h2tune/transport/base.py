@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Protocol
 
-from h2tune.wire import WireError
+from h2tune.protocol.codec import ProtocolError
 
 Reply = tuple[str, bytes | Exception]
 
 
-class Absent(WireError):
+class Absent(ProtocolError):
     """A client gave no answer. Nothing is known against it: it may come back."""
 
 

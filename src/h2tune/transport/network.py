@@ -1,6 +1,6 @@
 """The server's end of the network: requests out, answers in, each with a deadline, whoever dies, hangs or comes back.
 
-Clients say hello all the time. A client that restarts has a new incarnation and must be given its place again before it
+Clients say hello all the time. A client that restarts has a new process and must be given its place again before it
 can be asked for anything else; `returned` names such clients. Requests carry a number, so that a late or repeated answer
 is recognised and dropped.
 """
@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from h2tune.config import NetworkConfig
+from h2tune.protocol.codec import ProtocolError
 from h2tune.transport.base import Absent, Reply
-from h2tune.transport.courier import Courier
-from h2tune.transport.letters import Letter, progress, unpack
-from h2tune.wire import WireError
+from h2tune.transport.channel import Channel
+from h2tune.transport.envelope import Envelope, progress, unpack
 
-RETRY = 0.5  # seconds after which a letter that could not be delivered is sent again
+RETRY = 0.5  # seconds after which a envelope that could not be delivered is sent again
 REMIND = 30.0  # seconds between lines about whom we wait for
-LINGER = 5.0  # seconds in which a last letter must be delivered
+LINGER = 5.0  # seconds in which a last envelope must be delivered
 MOST_EVENTS = 200  # of one kind that one client may bring about
-GLANCE = 100  # letters for each client that are taken in at a time
+GLANCE = 100  # envelopes for each client that are taken in at a time
 Tell = Callable[..., None]
 
 
@@ -32,7 +32,7 @@ Tell = Callable[..., None]
 class Presence:
     """What a client's last hello said, and when it came."""
 
-    incarnation: str
+    process: str
     heard: float
     busy: bool = False
     doing: dict[str, Any] = field(default_factory=dict)
@@ -45,12 +45,12 @@ class Open:
 
     data: bytes
     number: str = field(default_factory=lambda: secrets.token_hex(8))
-    incarnation: str = ""  # to which it was handed over
+    process: str = ""  # to which it was handed over
     due: float = 0.0  # not sent (again) before
 
 
 class Network:
-    """Implements `h2tune.transport.base.Transport` on a courier.
+    """Implements `h2tune.transport.base.Transport` on a channel.
 
     Args:
         names: the participants; nobody else is heard.
@@ -59,12 +59,12 @@ class Network:
         clock: seconds, monotonic.
     """
 
-    def __init__(self, courier: Courier, names: Collection[str], federation: str, config: NetworkConfig, tell: Tell,
+    def __init__(self, channel: Channel, names: Collection[str], federation: str, config: NetworkConfig, tell: Tell,
                  clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
-        self.courier, self.names, self.federation, self.config = courier, set(names), federation, config
+        self.channel, self.names, self.federation, self.config = channel, set(names), federation, config
         self.tell, self.clock = tell, clock
         self.present: dict[str, Presence] = {}
-        self.served: dict[str, str] = {}  # the incarnation that has its place in the run
+        self.served: dict[str, str] = {}  # the process that has its place in the run
         self.open: dict[str, Open] = {}
         self._refused: set[tuple[str, str]] = set()
         self._complaints: Counter[tuple[str, str]] = Counter()
@@ -86,7 +86,7 @@ class Network:
     def returned(self) -> list[str]:
         """Clients that are here, idle, and have no place in the run: new ones, restarted ones, stragglers."""
         self._look_around()
-        return sorted(n for n, p in self.present.items() if self._idle(n) and self.served.get(n) != p.incarnation)
+        return sorted(n for n, p in self.present.items() if self._idle(n) and self.served.get(n) != p.process)
 
     def wait(self, names: Collection[str], count: int, first: bool = False) -> bool:
         """Wait until ``count`` of these clients are here and idle; False if that does not happen in time."""
@@ -104,7 +104,7 @@ class Network:
     def dismiss(self, name: str, reason: str) -> None:
         """Tell a client that it takes no further part."""
         if name in self.present:
-            self.served[name] = self.present[name].incarnation
+            self.served[name] = self.present[name].process
         self._stop(name, f"the server goes on without this client: {reason}")
 
     def stop(self, reason: str, finished: bool) -> None:
@@ -116,10 +116,10 @@ class Network:
         while left and self.clock() < end:
             self._look_around(0.05)
 
-    def _stop(self, name: str, reason: str, finished: bool = False, incarnation: str = "",
+    def _stop(self, name: str, reason: str, finished: bool = False, process: str = "",
               done: Callable[[str], None] = lambda error: None) -> None:  # fmt: skip
-        fields = {"reason": reason, "finished": finished, "incarnation": incarnation}
-        self.courier.send(name, Letter("stop", fields).pack(), done)
+        fields = {"reason": reason, "finished": finished, "process": process}
+        self.channel.send(name, Envelope("stop", fields).pack(), done)
 
     def _here(self, name: str) -> bool:
         return name in self.present and self.clock() - self.present[name].heard <= self.config.silence
@@ -137,22 +137,22 @@ class Network:
     def _send_out(self, fresh: bool) -> Iterator[Reply]:
         """Hand open requests to clients that are here."""
         for name, request in list(self.open.items()):
-            if request.incarnation or not self._here(name) or self.clock() < request.due:
+            if request.process or not self._here(name) or self.clock() < request.due:
                 continue
-            now = self.present[name].incarnation
+            now = self.present[name].process
             if fresh:
                 self.served[name] = now
             elif self.served.get(name) != now:
                 yield self._drop(name, "it was restarted")
                 continue
-            request.incarnation = now
-            letter = Letter("request", {"number": request.number}, request.data).pack()
-            self.courier.send(name, letter, lambda error, request=request: self._delivered(request, error))
+            request.process = now
+            envelope = Envelope("request", {"number": request.number}, request.data).pack()
+            self.channel.send(name, envelope, lambda error, request=request: self._delivered(request, error))
 
     def _delivered(self, request: Open, error: str) -> None:
-        """Called by the courier, from a thread of its own: what did not arrive is sent again."""
+        """Called by the channel, from a thread of its own: what did not arrive is sent again."""
         if error:
-            request.due, request.incarnation = self.clock() + RETRY, ""
+            request.due, request.process = self.clock() + RETRY, ""
 
     def _give_up(self, end: float) -> list[Reply]:
         late = self.clock() > end
@@ -166,8 +166,8 @@ class Network:
         return name, Absent(reason)
 
     def _take_in(self, seconds: float) -> list[Reply] | None:
-        """Take one letter from the courier; what it means for open requests, or None if none came."""
-        found = self.courier.receive(seconds)
+        """Take one envelope from the channel; what it means for open requests, or None if none came."""
+        found = self.channel.receive(seconds)
         if found is None:
             return None
         name, data = found
@@ -175,47 +175,45 @@ class Network:
             self._refuse(name, "it is not a participant of this federation")
             return []
         try:
-            letter = unpack(data)
-        except WireError as error:
+            envelope = unpack(data)
+        except ProtocolError as error:
             self._tell_some("refused", f"{name}: {error}", name)
             return []
-        if letter.kind == "hello":
-            return self._hello(name, letter)
-        return self._answer(name, letter) if letter.kind == "answer" else []
+        if envelope.kind == "hello":
+            return self._hello(name, envelope)
+        return self._answer(name, envelope) if envelope.kind == "answer" else []
 
-    def _hello(self, name: str, letter: Letter) -> list[Reply]:
-        said, known = letter.fields, self.present.get(name)
+    def _hello(self, name: str, envelope: Envelope) -> list[Reply]:
+        said, known = envelope.fields, self.present.get(name)
         if said["federation"] != self.federation:
             self._refuse(name, "its kit belongs to another federation")
-        elif known and said["incarnation"] in known.replaced:
-            self._refuse(name, "another process has taken up the same identity", said["incarnation"])
-        elif known and said["incarnation"] == known.incarnation:
+        elif known and said["process"] in known.replaced:
+            self._refuse(name, "another process has taken up the same identity", said["process"])
+        elif known and said["process"] == known.process:
             known.heard, known.busy, known.doing = self.clock(), said["busy"], progress(said["doing"])
         else:
             before = known.replaced if known else set()
-            before |= {known.incarnation} if known else set()
-            self.present[name] = Presence(
-                said["incarnation"], self.clock(), said["busy"], progress(said["doing"]), before
-            )
+            before |= {known.process} if known else set()
+            self.present[name] = Presence(said["process"], self.clock(), said["busy"], progress(said["doing"]), before)
             self._tell_some("client_here", f"{name} is {'back' if before else 'here'}", name)
-            if name in self.open and self.open[name].incarnation:
+            if name in self.open and self.open[name].process:
                 return [self._drop(name, "it was restarted")]
         return []
 
-    def _answer(self, name: str, letter: Letter) -> list[Reply]:
+    def _answer(self, name: str, envelope: Envelope) -> list[Reply]:
         request = self.open.get(name)
-        if request is None or letter.fields["number"] != request.number:
+        if request is None or envelope.fields["number"] != request.number:
             self._tell_some("late", f"{name}: an answer came too late and was dropped", name)
             return []
         del self.open[name]
-        return [(name, letter.body)]
+        return [(name, envelope.body)]
 
-    def _refuse(self, name: str, reason: str, incarnation: str = "") -> None:
+    def _refuse(self, name: str, reason: str, process: str = "") -> None:
         """Say so on both sides, here only once."""
-        if (name, incarnation) not in self._refused:
-            self._refused.add((name, incarnation))
+        if (name, process) not in self._refused:
+            self._refused.add((name, process))
             self._tell_some("refused", f"{name}: {reason}", name)
-        self._stop(name, reason, incarnation=incarnation)
+        self._stop(name, reason, process=process)
 
     def _tell_some(self, event: str, text: str, name: str) -> None:
         """An event that a client brings about by itself: it cannot fill the disk with them."""

@@ -1,0 +1,150 @@
+"""The commands of a federation over a network: provision, server, client, status."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from h2tune.cli.app import File, Json, app, plain_errors, print_result
+
+KitFolder = Annotated[Path, typer.Argument(metavar="KIT", help="A kit, as `h2tune provision` makes them.")]
+Names = Annotated[list[str] | None, typer.Option(help="A participant; may be given more than once.")]
+
+
+@app.command()
+def provision(
+    file: File,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the kits.")] = Path("kits"),
+    renew: Names = None,
+    revoke: Names = None,
+    days: Annotated[int, typer.Option(min=1, help="Validity of the authority, when it is made.")] = 360,
+) -> None:
+    """Make a kit for the server and for every client: certificate, key, address, and what concerns it of FILE.
+
+    Kits that are there are left alone, so that a client may be added to FILE later. Give each organisation its own kit
+    over a channel that you trust; it holds a private key. OUT/authority stays with you.
+    """
+    with plain_errors():
+        from h2tune.config import load_config
+        from h2tune.deployment import provision as making
+
+        experiment = load_config(file)
+        made = making.provision(experiment, out, renew or (), days)
+        for folder in made:
+            typer.echo(f"{folder.name:<16} {folder}")
+        if revoke:
+            typer.echo(f"refused from now on: {', '.join(making.revoke(out, revoke))}; restart the server")
+        elif not made:
+            typer.echo("all kits are there already; --renew NAME makes one again")
+        else:
+            typer.echo(
+                f"\nhere        h2tune server {out / 'server'}\nat a client h2tune client KIT --model ... --train ... --test ..."
+            )
+
+
+@app.command()
+def server(kit: KitFolder, as_json: Json = False) -> None:
+    """Coordinate a federation: wait for clients, hold the rounds, write KIT/run. The same command goes on after a stop."""
+    with plain_errors("Stopped. The last committed round is safe; the same command goes on."):
+        from h2tune.utils.logging import quiet_libraries
+
+        quiet_libraries()
+        from h2tune.deployment.kits import Kit
+        from h2tune.deployment.serve import serve
+        from h2tune.report import write_report
+        from h2tune.report.live import Progress
+
+        _stop_on_terminate()
+        progress = Progress(mode="json" if as_json else "auto")
+        try:
+            metrics = serve(Kit(kit, "server"), progress)
+        finally:
+            progress.stop()
+        page = write_report(kit / "run")
+        if as_json:
+            typer.echo(json.dumps({"event": "result", "run": str(kit / "run"), "mean": metrics["mean"]}))
+            return
+        print_result(metrics)
+        typer.echo(f"\nreport   {page}")
+
+
+@app.command()
+def client(
+    kit: KitFolder,
+    model: Annotated[str | None, typer.Option(help="`zoo:` name, Hugging Face name, or local folder.")] = None,
+    train: Annotated[str | None, typer.Option(help="Training data.")] = None,
+    test: Annotated[str | None, typer.Option(help="Test data, only used for scoring.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation data; by default a part of --train.")] = None,
+    device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda`, ...")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another key of the client, as KEY=VALUE; docs/configuration.md.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take part in a federation with your own model and data. They are remembered in KIT/own.yaml and never sent.
+
+    The same command without options goes on after a stop.
+    """
+    with plain_errors("Stopped. The same command goes on."):
+        from h2tune.utils.logging import quiet_libraries
+
+        quiet_libraries()
+        from h2tune.deployment.join import attend
+        from h2tune.deployment.kits import Kit, own_values
+
+        _stop_on_terminate()
+        given = {"model": model, "train": train, "test": test, "validation": validation, "device": device}
+        own = own_values({k: v for k, v in given.items() if v is not None}, settings or [])
+
+        def say(text: str) -> None:
+            typer.echo(json.dumps({"event": "message", "text": text}) if as_json else text)
+
+        def watch(name: str, round: int, phase: str, step: int, steps: int, loss: float) -> None:
+            if step == steps or (as_json and step % 10 == 0):
+                say(f"round {round}: {phase} update {step} of {steps}, loss {loss:.3f}")
+
+        say(attend(Kit(kit, "client"), own, say, watch))
+        say(f"adapter  {kit / 'state' / 'adapter'}")
+
+
+@app.command()
+def status(kit: KitFolder, as_json: Json = False) -> None:
+    """Health and progress of a kit's process on this machine, and until when its certificate is valid."""
+    with plain_errors():
+        from h2tune.deployment.kits import Kit
+        from h2tune.deployment.status import describe
+
+        found = describe(Kit(kit))
+        if as_json:
+            typer.echo(json.dumps(found, indent=1))
+            return
+        for line in status_lines(found):
+            typer.echo(line)
+
+
+def _stop_on_terminate() -> None:
+    """What containers and services send to stop a process ends it as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def status_lines(found: dict[str, Any]) -> list[str]:
+    """A kit's status in words."""
+    lines = [f"{found['role']} {found['name']}: {found['state']}",
+             f"server {found['server']}, certificate until {found['certificate_until']}"]  # fmt: skip
+    if "rounds" in found:
+        lines.append(f"round {found['round']} of {found['rounds']} committed")
+    for name, client in found.get("clients", {}).items():
+        heard = client["heard_seconds_ago"]
+        doing = client["doing"]
+        where = f"round {doing['round']}, {doing['phase']} {doing['step']}/{doing['steps']}" if doing else "idle"
+        seen = "never heard of" if heard is None else f"heard {heard:.0f} s ago, {where}"
+        lines.append(f"  {name:<16} {client['status']:<16} {seen}")
+    return lines

@@ -1,0 +1,278 @@
+"""The grid of a comparison: what each cell runs, and running the cells in processes of their own.
+
+A finished cell is never run again; one that was stopped goes on from its last commit; one that fails is a gap in the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from h2tune.config import Experiment, load_config
+from h2tune.methods import MethodError, resolve_method
+from h2tune.store import RunStore, StoreError
+
+TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
+TELL_EVERY = 60.0  # seconds
+UNREAD_TEST = 4  # test rows of a trial: a run needs some, nobody looks at them
+FRAMED = ("h2tune", "h2tune-unshared")  # have the same settings, but for sharing
+
+
+class CompareError(RuntimeError):
+    """A comparison cannot go on; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid. ``rate`` multiplies the file's learning rates."""
+
+    method: str
+    seed: int
+    n_train: int | None = None
+    rate: float = 1.0
+    tuning: bool = False
+
+    @property
+    def folder(self) -> str:
+        size = "" if self.n_train is None else f"-n{self.n_train}"
+        part = f"tune/{self.method}{size}/rate-{self.rate:g}" if self.tuning else f"runs/{self.method}{size}"
+        return f"{part}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: its metrics, or why there are none."""
+
+    cell: Cell
+    metrics: dict[str, Any] | None = None
+    reason: str = ""
+    skipped: bool = False  # the method does not suit the federation; nothing went wrong
+
+
+Report = Callable[[str], None]
+
+
+def experiment_of(file: str | Path, cell: Cell) -> Experiment:
+    """The experiment of one cell."""
+    if str(file) == "demo":
+        from h2tune.demo import demo_experiment
+
+        base = demo_experiment(cell.seed)
+    else:
+        base = load_config(file, seed=cell.seed)
+    own = {"name": base.method} if isinstance(base.method, str) else {"name": "h2tune", **base.method}
+    changes = dict(base.methods.get(cell.method, {}))
+    training = base.training
+    rank, depth = changes.pop("rank", base.rank), changes.pop("depth", base.depth)
+    rates = {k: changes.pop(k) for k in ("learning_rate", "core_learning_rate") if k in changes}
+    rates = {k: cell.rate * rates.get(k, getattr(training, k)) for k in ("learning_rate", "core_learning_rate")}
+    same = cell.method == own["name"] or {cell.method, own["name"]} == set(FRAMED)
+    settings = {k: v for k, v in own.items() if k != "share"} if same else {}
+    spec = settings | changes | {"name": cell.method}
+    if cell.method == "h2tune-unshared":
+        spec["share"] = False
+    resolve_method(spec)
+    data: dict[str, Any] = {} if cell.n_train is None else {"n_train": cell.n_train}
+    if cell.tuning:
+        data["n_test"] = UNREAD_TEST  # rates are chosen by validation: there is nothing to see in test data
+    clients = [c.model_copy(update=data) for c in base.clients]
+    return base.model_copy(
+        update={
+            "method": spec,
+            "rank": rank,
+            "depth": depth,
+            "methods": {},
+            "baseline": "none",
+            "select": "federated",
+            "tracking": [],
+            "clients": clients,
+            "training": training.model_copy(update=rates),
+        }
+    )
+
+
+def run_grid(file: str | Path, cells: Sequence[Cell], out: Path, jobs: int, say: Report) -> list[Outcome]:
+    """Run what is not finished; outcomes in the order of ``cells``."""
+    done = {cell: found for cell in cells if (found := _finished(file, cell, out)) is not None}
+    open_cells = [cell for cell in cells if cell not in done]
+    count = len(open_cells)
+    if done:
+        say(f"{len(done)} of {len(cells)} runs are finished already")
+    if count:
+        seconds = estimate(file, open_cells)
+        jobs = min(jobs, count)
+        practised = any(_practises(file, cell) for cell in open_cells)
+        say(f"{count} runs to go, {jobs} at a time: about {_minutes(seconds / jobs)}"
+            + (", and the practice of frames, once" if practised else ""))  # fmt: skip
+    begin, context = time.perf_counter(), get_context("spawn")
+    told = context.Queue()
+    with (
+        _passing_on(told, say),
+        ProcessPoolExecutor(max(1, jobs), mp_context=context, initializer=_prepare, initargs=(jobs, told)) as pool,
+    ):
+        waiting = [pool.submit(_run, str(file), cell, out) for cell in open_cells]
+        finished = 0
+        try:
+            for future in as_completed(waiting):
+                outcome = future.result()
+                done[outcome.cell] = outcome
+                finished += 1
+                left = (time.perf_counter() - begin) / finished * (count - finished)
+                say(f"[{finished}/{count}] {_line(outcome)}  about {_minutes(left)} left")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [done[cell] for cell in cells]
+
+
+@contextmanager
+def _passing_on(told: Any, say: Report) -> Iterator[None]:
+    """Say what the workers tell."""
+
+    def listen() -> None:
+        while (text := told.get()) is not None:
+            say(text)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        told.put(None)
+        listener.join()
+
+
+class _Far:
+    """Tells now and then how far a run is, so that long ones (or their practice before round 1) do not look dead."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.last = where, time.monotonic()
+
+    def step(self, client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None:
+        if time.monotonic() - self.last >= TELL_EVERY:
+            self.last = time.monotonic()
+            _TOLD[0].put(f"    {self.where}: {client}, {f'round {round}, ' if round else ''}{phase} {step} of {steps}")
+
+    def start(self, clients: list[dict[str, Any]], rounds: int) -> None: ...
+    def client_done(self, client: str, round: int, metrics: dict, bytes_up: int, bytes_down: int) -> None: ...
+    def round_done(self, round: int, seconds: float) -> None: ...
+    def message(self, text: str, level: str = "info") -> None: ...
+
+
+def _practises(file: str | Path, cell: Cell) -> bool:
+    _, settings = resolve_method(experiment_of(file, cell).method)
+    return getattr(settings, "frames", "") in ("words", "glossary")
+
+
+def _finished(file: str | Path, cell: Cell, out: Path) -> Outcome | None:
+    """The outcome of a run that is there already.
+
+    Raises:
+        CompareError: if it was made with another config.
+    """
+    folder = out / cell.folder
+    store = RunStore(folder)
+    if not store.exists:
+        return None
+    try:
+        store.open(experiment_of(file, cell))
+    except StoreError as error:
+        what = str(error).split(". Put it back")[0]
+        raise CompareError(
+            f"{folder} holds a run of something else: {what}. Use another --out, or delete it."
+        ) from None
+    metrics = folder / "metrics.json"
+    return Outcome(cell, json.loads(metrics.read_text())) if metrics.is_file() else None
+
+
+_RESIDENTS: dict[str, Any] = {}
+_TOLD: list[Any] = []  # the queue to the comparison
+
+
+def _prepare(jobs: int, told: Any) -> None:
+    """Of each worker process: as many threads as its share of the cores, quiet libraries."""
+    import torch
+
+    from h2tune.utils.logging import quiet_libraries
+
+    _TOLD[:] = [told]
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    if jobs > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    quiet_libraries()
+
+
+def _leave_with_parent() -> None:
+    """A worker must not outlive a comparison that was killed: the next one would write into the same run."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(file: str, cell: Cell, out: Path) -> Outcome:
+    """One run, from its last commit if there is one; what goes wrong is an outcome, too."""
+    from h2tune.federation import run
+    from h2tune.participant.base_models import ModelPool
+
+    folder, experiment = out / cell.folder, experiment_of(file, cell)
+    store = RunStore(folder)
+    try:
+        if folder.exists() and not store.exists:
+            shutil.rmtree(folder)  # a run that was stopped before it had an identity
+        if experiment.device not in _RESIDENTS:
+            _RESIDENTS[experiment.device] = ModelPool(experiment.device, out / "frames")
+        models = _RESIDENTS[experiment.device]
+        models.release()
+        far = _Far(cell.folder.removeprefix("runs/"))
+        return Outcome(cell, run(experiment, folder, resume=store.exists, models=models, watcher=far))
+    except MethodError as error:
+        return Outcome(cell, reason=str(error), skipped=True)
+    except Exception as error:  # a table with a gap is worth more than no table
+        first = (str(error).splitlines() or [""])[0]
+        return Outcome(cell, reason=f"{type(error).__name__}: {first}")
+
+
+def estimate(file: str | Path, cells: Sequence[Cell]) -> float:
+    """Seconds that the runs will take one after the other, from a few measured steps of each client."""
+    from h2tune.client import Client
+    from h2tune.participant.base_models import ModelPool
+    from h2tune.utils.logging import quiet_libraries
+
+    quiet_libraries()
+    experiment = experiment_of(file, cells[0]).model_copy(update={"method": "local"})
+    models, seconds = ModelPool(experiment.device), 0.0
+    for config in experiment.clients:
+        client = Client(config, experiment, models)
+        begin = time.perf_counter()
+        client._score(client.test[:64], client.test_data[:64], bare=True)
+        scored = (time.perf_counter() - begin) * (len(client.test) * 3 + len(client.validation) * 2) / 64
+        scored += scored / 5 * experiment.rounds / experiment.evaluation.every
+        seconds += client._step_ms(client.rank) / 1000 * experiment.training.steps * experiment.rounds + scored
+    return seconds * len(cells)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _line(outcome: Outcome) -> str:
+    where = outcome.cell.folder.removeprefix("runs/")
+    if outcome.metrics is None:
+        return f"{where}  {'skipped' if outcome.skipped else 'FAILED'}: {outcome.reason}"
+    if outcome.cell.tuning:  # a trial has next to no test rows
+        held = [client["final"]["validation"] for client in outcome.metrics["clients"].values() if client["final"]]
+        told = f"validation {sum(held) / max(1, len(held)):.3f}"
+    else:
+        told = f"mean {outcome.metrics['mean']['final']:.3f}"
+    return f"{where}  {told}  {outcome.metrics['seconds']:.0f} s"

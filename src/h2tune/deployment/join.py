@@ -1,0 +1,129 @@
+"""A client's process: its own model and data, its private state on its own disk, and answers to the server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from h2tune.client import Client, LostStateError, make_accelerator
+from h2tune.config import ConfigError
+from h2tune.deployment.kits import THEIRS, Kit
+from h2tune.deployment.status import StatusFile
+from h2tune.frames.sources import load_anchors
+from h2tune.methods import MethodError
+from h2tune.participant.base_models import ModelPool
+from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
+from h2tune.store import ClientStore
+from h2tune.transport.channel import Channel
+from h2tune.transport.client_loop import ClientLoop
+from h2tune.transport.nvflare.flare import Flare
+
+Say = Callable[[str], None]
+NONSENSE = (
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)  # what a message leads to that says other things than it may
+
+
+class Participant:
+    """Answers the server's messages with a `Client` that is built anew whenever the server gives it its place.
+
+    Args:
+        kit: the client's kit.
+        own: the values that are the client's own.
+        watch: told of every update: client, round, phase, step, steps, loss.
+    """
+
+    def __init__(self, kit: Kit, own: dict[str, Any], watch: Callable[..., None] | None = None) -> None:
+        self.experiment = kit.experiment(own)
+        self.config = self.experiment.clients[0]
+        if missing := [key for key in ("model", "train", "test") if getattr(self.config, key) == THEIRS]:
+            raise ConfigError([f"--{key} is missing: it is not part of the kit" for key in missing])
+        self.watch, self.doing = watch, {}
+        self.store = ClientStore(kit.folder / "state")
+        self.models = ModelPool(self.experiment.device, kit.folder / "state" / "frames")
+        self.anchors = load_anchors(self.experiment.anchors, self.experiment.anchor_words)
+        self.client: Client | None = self._build()  # every mistake in model and data shows before we connect
+
+    def _build(self) -> Client:
+        self.models.release()
+        accelerator = make_accelerator(self.experiment, self.models.device)
+        return Client(self.config, self.experiment, self.models, self.anchors, self.store, self._step, accelerator)
+
+    def _step(self, client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None:
+        # The loss is private; how far we are is not.
+        self.doing = {"round": round, "phase": phase, "step": step, "steps": steps}
+        if self.watch:
+            self.watch(client, round, phase, step, steps, loss)
+
+    def answer(self, data: bytes) -> bytes:
+        """The answer to one message of the server; a refused message is answered with the reason."""
+        message = Message("unknown", "", -1, "", "")
+        try:
+            message = decode(data, limit=self.experiment.network.largest)
+            self._check_run(message)
+            if message.kind in ("join", "resume") and (self.client is None or self.client.run):
+                self.client = self._build()
+            assert self.client is not None
+            return self.client.handle(data)
+        except (ProtocolError, MethodError, LostStateError) as error:  # a full disk or a bug ends the process instead
+            reason = Payload(meta={"reason": str(error), "rejoin": isinstance(error, LostStateError)})
+        except NONSENSE as error:
+            logging.getLogger(__name__).exception("a message of the server could not be answered")
+            # Only what kind of error: its text may hold a path or a row of this machine.
+            kind = type(error).__name__
+            reason = Payload(
+                meta={"reason": f"a message of kind {message.kind[:20]!r} could not be answered ({kind})"}
+            )
+        finally:
+            self.doing = {}
+        return encode(Message("failure", message.run, message.round, self.config.name, message.method, reason))
+
+    def _check_run(self, message: Message) -> None:
+        """Private state belongs to one run; the first join decides which."""
+        known = self.store.read_json("run.json")
+        if known is None and message.kind == "join":
+            self.store.write_json("run.json", {"run": message.run})
+        elif known is not None and known["run"] != message.run:
+            raise ProtocolError(
+                f"this client's state belongs to run {known['run'][:8]}, the server is at run {message.run[:8]};"
+                " to begin anew, move the kit's folder `state` away and start the client again"
+            )
+
+
+def attend(
+    kit: Kit,
+    own: dict[str, Any],
+    say: Say = lambda text: None,
+    watch: Callable[..., None] | None = None,
+    engine: Callable[..., Channel] = Flare,
+) -> str:
+    """Take part in the kit's federation until it is over; returns the server's last words.
+
+    Raises:
+        KitError, ConfigError, ChannelError, DismissedError
+    """
+    kit.check_certificate()
+    status = StatusFile(kit)
+    own = kit.own() | own
+    participant = Participant(kit, own, watch)
+    kit.keep_own(own)
+    say(f"{kit.about.name}: model and data are ready; connecting to {kit.about.host}:{kit.about.port}")
+    channel = engine(kit.engine, "client", kit.about.name, say)
+    attendance = ClientLoop(channel, kit.about.federation, lambda: participant.doing)
+    over = "stopped"
+
+    def standing() -> dict[str, Any]:
+        return {"busy": attendance.busy, "server_heard": attendance.heard, "doing": participant.doing}
+
+    try:
+        with status.kept(standing):
+            words = attendance.run(participant.answer)
+        over = "finished"
+        return words
+    finally:
+        channel.close()
+        status.write(over=over)

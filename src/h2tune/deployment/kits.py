@@ -1,0 +1,151 @@
+"""A kit: the folder that one participant gets from the coordinator, and all that it needs.
+
+KIT/kit.json          who this is, which federation, which server
+KIT/federation.yaml   what all have agreed on; of the clients a client's kit names only its own
+KIT/public/           public files that all need: anchors, words, codes, practice problems
+KIT/own.yaml          a client's own: model and data paths, written on its machine, never sent
+KIT/engine/           the engine's folder: certificate, key, authority's certificate, settings
+KIT/run/ or state/    the server's run directory, or a client's private state
+KIT/status.json       health and progress, for `h2tune status`
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from h2tune.config import Experiment, parse_config
+from h2tune.utils.files import write_atomic
+
+SCHEMA = 1
+OWN = ("model", "train", "test", "validation")  # a client's own, never in a kit
+PUBLIC = "public"
+THEIRS = "(the client's own)"
+
+
+class KitError(RuntimeError):
+    """A kit cannot be used; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What kit.json says."""
+
+    schema: int
+    role: str  # server or client
+    name: str
+    federation: str  # identity of the federation that the kits were made for
+    host: str
+    port: int
+    version: str  # of h2tune
+
+
+class Kit:
+    """A participant's kit.
+
+    Raises:
+        KitError: if the folder is none, or its certificate has expired.
+    """
+
+    def __init__(self, folder: str | Path, role: str | None = None) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "kit.json"
+        if not path.is_file():
+            raise KitError(f"{self.folder} is no kit: it has no kit.json. `h2tune provision` makes kits.")
+        try:
+            self.about = About(**json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise KitError(f"{path} cannot be read: ask the coordinator for the kit again.") from None
+        if self.about.schema > SCHEMA:
+            raise KitError(f"The kit was made by h2tune {self.about.version}, which is newer than this one: update.")
+        if role and self.about.role != role:
+            raise KitError(
+                f"{self.folder} is the kit of a {self.about.role}: start it with `h2tune {self.about.role}`."
+            )
+
+    @property
+    def engine(self) -> Path:
+        return self.folder / "engine"
+
+    def experiment(self, own: dict[str, Any] | None = None) -> Experiment:
+        """What all have agreed on, with a client's own values in their places.
+
+        Raises:
+            ConfigError: with every mistake at once.
+        """
+        data = yaml.safe_load((self.folder / "federation.yaml").read_text(encoding="utf-8"))
+        if own:
+            data["device"] = own.get("device", data["device"])
+            data["clients"][0] |= {k: v for k, v in own.items() if k != "device"}
+        if isinstance(data["method"], dict):
+            data["method"] = {k: self._place(v) for k, v in data["method"].items()}
+        return parse_config(data, self.folder)
+
+    def _place(self, value: Any) -> Any:
+        """A public file of the kit by its path on this machine."""
+        inside = isinstance(value, str) and value.startswith(PUBLIC + "/")
+        return str((self.folder / value).resolve()) if inside else value
+
+    def own(self) -> dict[str, Any]:
+        """own.yaml as plain data; nothing if there is none yet."""
+        path = self.folder / "own.yaml"
+        return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+    def keep_own(self, values: dict[str, Any]) -> None:
+        write_atomic(self.folder / "own.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+
+    def check_certificate(self, now: datetime | None = None) -> datetime:
+        """The end of the certificate's life.
+
+        Raises:
+            KitError: if it lies in the past, or the beginning in the future.
+        """
+        from cryptography import x509
+
+        now = now or datetime.now(UTC)
+        path = self.engine / "startup" / f"{self.about.role}.crt"
+        try:
+            certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        except (OSError, ValueError):
+            raise KitError(f"{path} cannot be read: ask the coordinator for the kit again.") from None
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if now > end:
+            raise KitError(
+                f"The certificate of {self.about.name} expired on {end:%Y-%m-%d}. The coordinator makes a new kit with"
+                f" `h2tune provision FILE --out FOLDER --renew {self.about.name}`; own.yaml and state/ may be moved over."
+            )
+        if now < begin:
+            raise KitError(
+                f"The certificate of {self.about.name} is not valid before {begin:%Y-%m-%d %H:%M} UTC, and this machine's"
+                f" clock says {now:%Y-%m-%d %H:%M} UTC: set the clock."
+            )
+        return end
+
+
+def write_kit(folder: Path, about: About, shared: dict[str, Any]) -> None:
+    """Write what is ours in a kit; ``engine/`` is written by `h2tune.deployment.provision`."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomic(folder / "kit.json", json.dumps(asdict(about), indent=1).encode())
+    write_atomic(folder / "federation.yaml", yaml.safe_dump(shared, sort_keys=False, allow_unicode=True).encode())
+
+
+def own_values(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """A client's own values from options and ``KEY=VALUE``; paths become absolute, for the next start elsewhere.
+
+    Raises:
+        KitError: if a setting is malformed or not a client's own to decide.
+    """
+    own = {k: str(Path(v).resolve()) if Path(v).exists() else v for k, v in given.items()}
+    for text in settings:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise KitError(f"--set takes KEY=VALUE, got {text!r}")
+        if key in ("name", "joins", "keep", "task"):
+            raise KitError(f"`{key}` is agreed on by all, it cannot be set here: ask the coordinator")
+        own[key] = yaml.safe_load(value)
+    return own

@@ -1,0 +1,224 @@
+"""Kits for all participants of a federation: certificates, keys, addresses, and the part of the config that concerns each.
+
+OUT/authority/     the authority's key and who has been given a kit; stays with the coordinator, best offline
+OUT/server/        the server's kit
+OUT/NAME/          a client's kit
+
+Certificates are made by NVFlare's provisioning. Private keys of participants are in their kits only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from h2tune.aggregation.secure_mean import threshold_of
+from h2tune.config import Experiment
+from h2tune.deployment.kits import OWN, PUBLIC, SCHEMA, THEIRS, About, KitError, write_kit
+from h2tune.utils.files import write_atomic
+from h2tune.version import __version__
+
+SHIM = "h2tune.transport.nvflare.relay.Relay"
+ORG = "h2tune"  # NVFlare wants one; authority comes from certificates alone
+
+
+def provision(experiment: Experiment, out: str | Path, renew: Iterable[str] = (), days: int = 360) -> list[Path]:
+    """Make the kits that are not there yet; returns their folders.
+
+    Args:
+        experiment: the federation; clients' models and data in it are left out of the kits.
+        out: where kits are written. An authority that is there already is used again, so that later kits fit.
+        renew: participants that get a new certificate (a kit in place of the one that is there).
+        days: validity of the authority, when it is made; certificates are valid for at most 360 days.
+
+    Raises:
+        KitError: with what to do about it.
+    """
+    out = Path(out)
+    authority = out / "authority"
+    participants = ["server", *(client.name for client in experiment.clients)]
+    if "server" in participants[1:] or "authority" in participants[1:]:
+        raise KitError("No client can be named `server` or `authority`: the coordinator's folders have these names.")
+    if strange := [name for name in renew if name not in participants]:
+        raise KitError(f"There is no participant {strange[0]!r}; there are {', '.join(participants)}.")
+    federation = _identity(authority, experiment)
+    wanted = [name for name in participants if name in set(renew) or not (out / name).exists()]
+    if not wanted:
+        return []
+    made = _certificates(experiment, authority, days)
+    for name in wanted:
+        _make_kit(experiment, name, made / _engine_name(experiment, name), out / name, federation)
+    _forget_private_keys(authority / experiment_slug(experiment))
+    return [out / name for name in wanted]
+
+
+def revoke(out: str | Path, names: Iterable[str]) -> list[str]:
+    """Refuse participants from now on: written into the server's kit, which must be (re)started with it.
+
+    Returns:
+        all that are refused.
+    """
+    out = Path(out)
+    path = out / "server" / "engine" / "disabled_clients.json"
+    if not path.parent.is_dir():
+        raise KitError(f"{out} has no server's kit.")
+    for name in names:
+        if not (out / name / "kit.json").is_file():
+            raise KitError(f"{out} has no kit of {name!r}.")
+    known = json.loads(path.read_text())["disabled_clients"] if path.is_file() else []
+    refused = sorted({*known, *names})
+    write_atomic(path, json.dumps({"disabled_clients": refused}, indent=1).encode())
+    return refused
+
+
+def experiment_slug(experiment: Experiment) -> str:
+    """The federation's name as the engine accepts it."""
+    return "".join(c if c.isalnum() else "-" for c in experiment.name.lower())
+
+
+def _identity(authority: Path, experiment: Experiment) -> str:
+    """Identity of the federation; made with the authority, and kept."""
+    path = authority / "federation.json"
+    if path.is_file():
+        known = json.loads(path.read_text())
+        if known["name"] != experiment.name:
+            raise KitError(f"{authority} belongs to the federation {known['name']!r}, not {experiment.name!r}: use"
+                           " another --out.")  # fmt: skip
+        return known["federation"]
+    authority.mkdir(parents=True, mode=0o700, exist_ok=True)
+    identity = uuid.uuid4().hex
+    write_atomic(path, json.dumps({"name": experiment.name, "federation": identity}, indent=1).encode())
+    return identity
+
+
+def _engine_name(experiment: Experiment, name: str) -> str:
+    """The server's certificate must carry the name of its machine."""
+    return experiment.network.host if name == "server" else name
+
+
+def _certificates(experiment: Experiment, authority: Path, days: int) -> Path:
+    """Let NVFlare make its startup kits; returns the folder that holds one for each participant."""
+    from nvflare.lighter.constants import CtxKey
+    from nvflare.lighter.impl.cert import CertBuilder
+    from nvflare.lighter.impl.signature import SignatureBuilder
+    from nvflare.lighter.impl.static_file import StaticFileBuilder
+    from nvflare.lighter.impl.workspace import WorkspaceBuilder
+    from nvflare.lighter.provision import prepare_project
+    from nvflare.lighter.provisioner import Provisioner
+
+    network = experiment.network
+    server = {"name": network.host, "type": "server", "org": ORG, "fed_learn_port": network.port,
+              "admin_port": network.port}  # fmt: skip
+    clients = [{"name": client.name, "type": "client", "org": ORG} for client in experiment.clients]
+    project = prepare_project(
+        {"api_version": 3, "name": experiment_slug(experiment), "participants": [server, *clients]}
+    )
+    builders = [
+        WorkspaceBuilder(["master_template.yml"]),
+        StaticFileBuilder(config_folder="config", scheme="http"),
+        CertBuilder(root_valid_days=days),
+        SignatureBuilder(),
+    ]
+    context = Provisioner(str(authority), builders).provision(project, logger=_Silence())
+    if context.get(CtxKey.BUILD_ERROR):
+        raise KitError("NVFlare could not make the certificates; its reasons stand above.")
+    return Path(context[CtxKey.CURRENT_PROD_DIR])
+
+
+class _Silence:
+    """NVFlare tells its progress to a logger; only errors are of interest."""
+
+    def debug(self, text: str) -> None: ...
+
+    info = warning = debug
+
+    def error(self, text: str) -> None:
+        print(text)
+
+
+def _make_kit(experiment: Experiment, name: str, made: Path, folder: Path, federation: str) -> None:
+    role = "server" if name == "server" else "client"
+    engine, kept = folder / "engine", folder / "engine" / "disabled_clients.json"
+    refused = kept.read_bytes() if kept.is_file() else None
+    if engine.exists():
+        shutil.rmtree(engine)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copytree(made, engine)
+    for script in (*engine.glob("startup/*.sh"), engine / "readme.txt"):
+        script.unlink(missing_ok=True)  # the engine is started by h2tune alone
+    (engine / "startup" / f"{role}.key").chmod(0o600)
+    if refused is not None:
+        kept.write_bytes(refused)
+    _settle(engine, role, experiment)
+    network = experiment.network
+    about = About(SCHEMA, role, name, federation, network.host, network.port, __version__)
+    write_kit(folder, about, with_public_files(concerns(experiment, name), folder / PUBLIC))
+
+
+def _settle(engine: Path, role: str, experiment: Experiment) -> None:
+    """The engine's own settings: our shim, nothing that could run a job, nothing outside the kit."""
+    local = engine / "local"
+    for default in local.glob("*.default"):
+        default.rename(default.with_suffix(""))
+    path = local / "resources.json"
+    settings = json.loads(path.read_text())
+    unwanted = {"site_log_streamer", "log_receiver", "process_launcher"}
+    components = [c for c in settings["components"] if c["id"] not in unwanted]
+    shim = {"id": "h2tune", "path": SHIM, "args": {"server": role == "server", "limit": experiment.network.largest}}
+    settings["components"] = [*components, shim]
+    settings["class_allow_list"] = [SHIM, *(c["path"] for c in components)]
+    settings["allow_log_streaming"] = False
+    if role == "server":
+        settings["servers"][0] |= {"max_num_clients": 10_000, "heart_beat_timeout": 60}
+    path.write_text(json.dumps(settings, indent=1))
+    # What the engine itself accepts, before the shim sees anything.
+    (local / "comm_config.json").write_text(json.dumps({"max_message_size": experiment.network.largest}, indent=1))
+
+
+def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The config without what is a client's own; for a client also without the others."""
+    plain = experiment.model_dump(mode="json")
+    plain |= {"baseline": "none", "select": "federated", "methods": {}, "tracking": []}
+    clients = [{k: v for k, v in client.items() if k not in OWN} for client in plain["clients"]]
+    if experiment.secure_aggregation:
+        # A client must know it without knowing how many others there are, and never take the server's word for it.
+        plain["secure_aggregation"] = {"threshold": threshold_of(experiment)}
+    if name != "server":
+        clients = [client for client in clients if client["name"] == name]
+        plain |= {"quorum": 1, "participation": 1.0}
+    plain["clients"] = [client | dict.fromkeys(("model", "train", "test"), THEIRS) for client in clients]
+    return plain
+
+
+def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Copy the files that all need into the kit, and name them by their place in it."""
+
+    def carry(value: Any) -> Any:
+        source = Path(value) if isinstance(value, str) else None
+        if source is None or not source.is_file():
+            return value
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / source.name)
+        return f"{PUBLIC}/{source.name}"
+
+    clients = [client | {"practice": carry(client["practice"])} for client in plain["clients"]]
+    method = plain["method"]
+    if isinstance(method, dict):
+        method = {k: carry(v) if k != "name" else v for k, v in method.items()}
+    common = {k: carry(plain[k]) for k in ("anchors", "anchor_words")}
+    return plain | common | {"clients": clients, "method": method}
+
+
+def _forget_private_keys(workspace: Path) -> None:
+    """Of what NVFlare keeps, only the authority itself is needed again."""
+    state = workspace / "state" / "cert.json"
+    kept = json.loads(state.read_text())
+    authority = {k: v for k, v in kept.items() if not isinstance(v, dict)}
+    write_atomic(state, json.dumps(authority).encode())
+    state.chmod(0o600)
+    for made in workspace.glob("prod_*"):
+        shutil.rmtree(made)

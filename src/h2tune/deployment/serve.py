@@ -1,0 +1,88 @@
+"""The server's process: rounds over the network, from a kit, resumable by the same command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from h2tune.config import Experiment
+from h2tune.deployment.kits import Kit
+from h2tune.deployment.status import StatusFile
+from h2tune.federation import WatchedStore, Watcher, collect
+from h2tune.server import Server
+from h2tune.store import RunStore
+from h2tune.transport.channel import Channel
+from h2tune.transport.network import Network
+from h2tune.transport.nvflare.flare import Flare
+
+
+def serve(
+    kit: Kit,
+    watcher: Watcher | None = None,
+    engine: Callable[..., Channel] = Flare,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Run the kit's federation to its end, from its last committed round; returns its metrics.
+
+    Args:
+        engine: makes the channel: folder, role, name, and whom to tell what it says.
+        clock: seconds, for deadlines.
+
+    Raises:
+        KitError, ConfigError, ChannelError, QuorumError
+    """
+    kit.check_certificate()
+    experiment, status = kit.experiment(), StatusFile(kit)
+    begin = time.perf_counter()
+    store = WatchedStore(kit.folder / "run", watcher)
+    identity = store.open(experiment)[0] if store.exists else store.create(experiment)
+    if (metrics := store.metrics()) is not None:
+        return metrics
+
+    def tell(event: str, text: str, **fields: Any) -> None:
+        store.event(event, text, **fields)
+        if watcher:
+            watcher.message(text, "warning" if event == "refused" else "info")
+
+    channel = engine(kit.engine, "server", "server", lambda text: tell("engine", text))
+    over = "stopped"
+    try:
+        names = [client.name for client in experiment.clients]
+        network = Network(channel, names, kit.about.federation, experiment.network, tell, clock)
+        server = Server(experiment, identity, names, network, store)
+        with status.kept(lambda: _standing(server, network)):
+            _run(experiment, server, store, watcher)
+        metrics = collect(experiment, server, store, time.perf_counter() - begin)
+        store.write_metrics(metrics)
+        store.event("run_finished", "finished")
+        network.stop("the federation has finished", finished=True)
+        over = "finished"
+    finally:
+        channel.close()
+        status.write(over=over)
+    return metrics
+
+
+def _run(experiment: Experiment, server: Server, store: RunStore, watcher: Watcher | None) -> None:
+    last = store.committed()
+    text = f"{server.method_name}, {len(server.members)} clients, {experiment.rounds} rounds"
+    store.event("run_started", text, resumed=last is not None)
+    if watcher:
+        rows = [{"name": c.name, "model": "-", "task": "-"} for c in experiment.clients]
+        watcher.start(rows, experiment.rounds)
+        watcher.message(f"method {server.method_name}; waiting for {', '.join(server.members)}")
+    if last:
+        server.resume(*last, store.kept("frames"))
+    server.run()
+
+
+def _standing(server: Server, network: Network) -> dict[str, Any]:
+    """How things stand, for status.json."""
+    now, clients = network.clock(), {}
+    for name, member in server.members.items():
+        presence = network.present.get(name)
+        heard = None if presence is None else round(now - presence.heard, 1)
+        doing = presence.doing if presence and presence.busy else {}
+        clients[name] = {"status": member.status, "heard_seconds_ago": heard, "doing": doing}
+    return {"round": server.round, "rounds": server.experiment.rounds, "clients": clients}

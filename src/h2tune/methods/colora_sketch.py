@@ -1,0 +1,45 @@
+"""Which clients' data are alike: a sketch of a small common model's gradient (FedMosaic, arXiv 2506.11024, RELA).
+
+All clients run the same public model on their own examples; the gradient of its last block is projected to a few
+numbers by random signs, the same for everyone. It is a function of private data, and a small one.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from h2tune.participant.batches import collate
+from h2tune.tasks.prompts import encode
+
+if TYPE_CHECKING:
+    from h2tune.client import Client
+
+SKETCH, EXAMPLES = 256, 32
+
+
+def gradient_sketch(client: Client, common: str) -> Tensor:
+    """The client's sketch, `SKETCH` numbers."""
+    base = client.models.get(common)
+    examples = [replace(e, answer=e.answer or f" {e.gold}", label=None) for e in client.train_examples[:EXAMPLES]]
+    rows = encode(examples, base.tokenizer, max_length=base.context, truncate=True)
+    block = base.model.get_submodule(base.layout.blocks)[-1]
+    weights = [p for name, p in sorted(block.named_parameters()) if p.ndim == 2 and "trilora_" not in name]
+    for weight in weights:
+        weight.requires_grad_(True)
+    with base.peft.disable_adapter() if base.peft else nullcontext():
+        batch = collate(rows, base.tokenizer.pad_token_id)
+        loss = base.model(**{k: v.to(base.model.device) for k, v in batch.items()}).loss
+        gradients = torch.autograd.grad(loss, weights)
+    for weight in weights:
+        weight.requires_grad_(False)
+    flat = torch.cat([g.float().flatten().cpu() for g in gradients])
+    generator = torch.Generator().manual_seed(0)
+    # A count sketch: every entry goes to one bucket with a random sign.
+    bucket = torch.randint(0, SKETCH, flat.shape, generator=generator)
+    sign = torch.randint(0, 2, flat.shape, generator=generator) * 2 - 1
+    return torch.zeros(SKETCH).index_add_(0, bucket, flat * sign)

@@ -1,0 +1,131 @@
+"""Simulated clients in worker processes: over the cores or GPUs of one machine, or over a cluster, with Ray.
+
+A federation in one process trains its clients one after the other. Here each worker holds some clients, those of one base
+model together, and workers train at the same time; server, methods and messages are the same, and so is the result. The
+run directory must be reachable from every worker (one machine, or a shared file system).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from h2tune.config import ClientConfig, Experiment, parse_config
+
+
+class WorkersError(RuntimeError):
+    """Workers cannot be had; the text says what to do."""
+
+
+@dataclass
+class Remote:
+    """What this process knows of a client that lives in a worker."""
+
+    config: ClientConfig
+    leaked: int
+    met: dict[str, Any]
+
+    def introduction(self) -> dict[str, Any]:
+        return self.met
+
+
+def spread(clients: list[ClientConfig], count: int) -> list[list[str]]:
+    """Names for each worker: clients of one base model stay together as long as no worker gets more than its share."""
+    share = -(-len(clients) // count)
+    ordered = [c.name for c in sorted(clients, key=lambda c: (c.model, clients.index(c)))]
+    return [ordered[i : i + share] for i in range(0, len(ordered), share)]
+
+
+class Worker:
+    """Lives in a worker's process: some of a run's clients."""
+
+    def __init__(self, plain: dict[str, Any], run: str, names: list[str], threads: int) -> None:
+        import torch
+
+        from h2tune.client import build_clients
+        from h2tune.participant.base_models import ModelPool
+        from h2tune.store import RunStore
+        from h2tune.utils.logging import quiet_libraries
+
+        torch.set_num_threads(threads)
+        quiet_libraries()
+        experiment, store = parse_config(plain), RunStore(run)
+        self.clients = build_clients(
+            experiment, store, ModelPool(experiment.device, Path(run) / "frames"), names=names
+        )
+
+    def introduce(self) -> dict[str, tuple[int, dict[str, Any]]]:
+        return {name: (client.leaked, client.introduction()) for name, client in self.clients.items()}
+
+    def handle(self, name: str, data: bytes) -> bytes:
+        return self.clients[name].handle(data)
+
+
+class Workers:
+    """A transport (`h2tune.transport.base.Transport`) to clients in Ray's workers.
+
+    Args:
+        count: workers; each gets an equal part of the machine's or cluster's CPUs and GPUs.
+
+    Raises:
+        WorkersError: if Ray is not there.
+    """
+
+    def __init__(self, experiment: Experiment, run: Path, count: int) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+        try:
+            import ray
+        except ImportError:
+            raise WorkersError("--workers needs Ray: pip install 'h2tune[workers]'") from None
+        self.ray = ray
+        if not ray.is_initialized():  # a script that wants a cluster has said ray.init(address=...) before
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        whole, shares = ray.cluster_resources(), spread(experiment.clients, count)
+        cpus = max(1, int(whole["CPU"] // len(shares)))
+        gpus = whole.get("GPU", 0) / len(shares)
+        self.actors = [
+            ray.remote(Worker)
+            .options(num_cpus=min(cpus, whole["CPU"] / len(shares)), num_gpus=gpus)
+            .remote(experiment.model_dump(mode="json"), str(run.resolve()), names, cpus)
+            for names in shares
+        ]
+        met: dict[str, tuple[int, dict[str, Any]]] = {}
+        for actor in self.actors:  # every mistake in models and data is raised here
+            met |= self._result(actor.introduce.remote())
+        self.clients = {c.name: Remote(c, *met[c.name]) for c in experiment.clients}
+        self.place = {name: actor for names, actor in zip(shares, self.actors, strict=True) for name in names}
+        self.known: set[str] = set()
+
+    def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[tuple[str, bytes]]:
+        self.known |= requests.keys()
+        waiting = {self.place[name].handle.remote(name, data): name for name, data in requests.items()}
+        while waiting:
+            (done,), _ = self.ray.wait(list(waiting), num_returns=1)
+            yield waiting.pop(done), self._result(done)
+
+    def returned(self) -> list[str]:
+        return [name for name in self.place if name not in self.known]
+
+    def wait(self, names: Collection[str], count: int, first: bool = False) -> bool:
+        return first
+
+    def dismiss(self, name: str, reason: str) -> None:
+        """A client in a worker is simply not asked again."""
+
+    def close(self) -> None:
+        self.ray.shutdown()
+
+    def _result(self, promise: Any) -> Any:
+        """What a worker gave, or its own error in place of Ray's."""
+        try:
+            return self.ray.get(promise)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self.ray.exceptions.RayActorError as error:
+            cause = getattr(error, "__cause__", None)
+            raise WorkersError(
+                f"A worker has ended: {cause or error}. The last committed round is safe: --resume."
+            ) from None

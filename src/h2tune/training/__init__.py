@@ -1,1 +1,0 @@
-"""Local training: batches, updates of parameter groups, scoring."""

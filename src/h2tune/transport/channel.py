@@ -1,0 +1,35 @@
+"""What is asked of an engine: authenticated, encrypted delivery of opaque bytes, nothing else.
+
+An engine is used as a channel: rounds, deadlines, state and restarts are ours. `h2tune.transport.nvflare.flare` does it with
+NVFlare; tests do it with queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+SERVER = "server"
+Done = Callable[[str], None]
+"""Called once with the reason why a envelope was not delivered, or with an empty text."""
+
+
+class ChannelError(RuntimeError):
+    """The engine cannot do its work; the text says why and what to do."""
+
+
+class Channel(Protocol):
+    """One participant's end."""
+
+    def send(self, to: str, data: bytes, done: Done = lambda error: None) -> None:
+        """Carry a envelope; returns at once. ``done`` is called, from any thread, when its fate is known."""
+
+    def receive(self, seconds: float) -> tuple[str, bytes] | None:
+        """The next envelope and who, by his certificate, wrote it; None if none came.
+
+        Raises:
+            ChannelError: if none will ever come.
+        """
+
+    def close(self) -> None:
+        """End the engine."""

@@ -1,0 +1,172 @@
+"""NVFlare as the channel: its server or site process, started from a kit, watched, and started again if it ends.
+
+Only NVFlare's own parent processes run (registration, certificates, connections, large messages). Our process stays
+outside of them and talks to the shim inside through a local socket.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from h2tune.transport.channel import ChannelError, Done
+from h2tune.transport.nvflare.engine_log import follow
+from h2tune.transport.nvflare.listener import Link, LinkClosed, Listener
+
+SECONDS = 600.0  # in which one envelope must be delivered; the receiver's side confirms it at once
+PAUSE = 2.0  # seconds before an engine that ended is started again
+TRIES = 3  # starts without success before we give up
+# No run-time installs, no usage reports; BLAS threads are of no use to a channel.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PIP_NO_INPUT": "1"}
+
+
+class Flare:
+    """A `Channel`. Letters are taken and given by any thread.
+
+    Args:
+        workspace: NVFlare's folder in a kit.
+        role: ``server`` or ``client``.
+        name: the participant.
+        notice: told, once each, what the engine's log says that a person should know.
+    """
+
+    def __init__(
+        self, workspace: Path, role: str, name: str, notice: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.workspace, self.role, self.name, self.notice = workspace.resolve(), role, name, notice
+        self._letters: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self._waiting: dict[int, Done] = {}
+        self._numbers = itertools.count()
+        self._link: Link | None = None
+        self.ready, self.failures = False, 0
+        self._failure, self._over = "", threading.Event()
+        self._door = Listener()
+        self._process = self._start()
+        threading.Thread(target=self._serve, daemon=True, name="h2tune-engine").start()
+
+    @property
+    def pid(self) -> int:
+        """The engine's process."""
+        return self._process.pid
+
+    def send(self, to: str, data: bytes, done: Done = lambda error: None) -> None:
+        number, link = next(self._numbers), self._link
+        if link is None:
+            done("the engine is not running")
+            return
+        self._waiting[number] = done
+        try:
+            link.send({"to": to, "number": number, "seconds": SECONDS}, data)
+        except LinkClosed:
+            self._settle(number, "the engine has stopped")
+
+    def receive(self, seconds: float) -> tuple[str, bytes] | None:
+        try:
+            return self._letters.get(timeout=seconds) if seconds else self._letters.get_nowait()
+        except queue.Empty:
+            if self._failure:
+                raise ChannelError(self._failure) from None
+            return None
+
+    def close(self) -> None:
+        self._over.set()
+        if self._link:
+            self._link.close()  # the engine ends by itself
+        self._door.close()
+        try:
+            self._process.wait(3)
+        except subprocess.TimeoutExpired:
+            self._kill()
+
+    def _start(self) -> subprocess.Popen:
+        if self.role == "server":
+            self._keep_inside()
+        self.log = self.workspace / "engine.log"
+        with open(self.log, "ab") as log:
+            place = log.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "h2tune.transport.nvflare.engine", self.role, str(self.workspace), self.name],
+                env=os.environ | ENVIRONMENT | self._door.environment, stdout=log, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.workspace,
+            )  # fmt: skip
+        threading.Thread(target=follow, args=(self.log, place, process, self._read), daemon=True).start()
+        return process
+
+    def _keep_inside(self) -> None:
+        """The engine's stores must have absolute paths, and a kit may be moved."""
+        path, store = self.workspace / "local" / "resources.json", str(self.workspace / "jobs")
+        settings = json.loads(path.read_text())
+        settings["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = store
+        next(c for c in settings["components"] if c["id"] == "job_manager")["args"]["uri_root"] = store
+        path.write_text(json.dumps(settings, indent=1))
+
+    def _read(self, text: str, final: bool) -> None:
+        """What the engine's log says; ``final`` if it is of no use to try again."""
+        self.notice(text)
+        if final:
+            self._failure = text
+            self._over.set()
+
+    def _serve(self) -> None:
+        """Receive from the engine; start it again when it ends."""
+        while not self._over.is_set():
+            try:
+                self._link = self._accept()
+                while True:
+                    self._take(*self._link.receive())
+            except LinkClosed:
+                self._link = None
+            self._count_failure()
+            for number in list(self._waiting):
+                self._settle(number, "the engine has stopped")
+            if self._over.wait(PAUSE):
+                return
+            self._kill()
+            self._process = self._start()
+
+    def _count_failure(self) -> None:
+        """An engine that never gets ready will not by being started again and again."""
+        self.failures = 0 if self.ready else self.failures + 1
+        self.ready = False
+        if self.failures >= TRIES:
+            last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+            self._failure = f"The engine cannot be started; {self.log} says: {''.join(last)[:300]}"
+            self._over.set()
+
+    def _accept(self) -> Link:
+        return self._door.accept(lambda: self._process.poll() is None and not self._over.is_set())
+
+    def _take(self, header: dict, body: bytes) -> None:
+        if "ready" in header:
+            self.ready = True
+        elif "from" in header:
+            self._letters.put((header["from"], body))
+        elif "sent" in header:
+            self._settle(header["sent"], header["error"])
+
+    def _settle(self, number: int, error: str) -> None:
+        if (done := self._waiting.pop(number, None)) is not None:
+            done(error)
+
+    def _kill(self) -> None:
+        """End the engine and whatever it has started."""
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._process.pid, kind)
+            except ProcessLookupError:
+                return
+            end = time.monotonic() + 3
+            while self._process.poll() is None and time.monotonic() < end:
+                time.sleep(0.05)
+
+
+__all__ = ["Flare"]

@@ -1,0 +1,198 @@
+"""Kits, envelopes, the engine's log and what the commands say: all that needs no engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from federations import small
+from hypothesis import given
+from hypothesis import strategies as st
+from simulated_network import kits
+from typer.testing import CliRunner
+
+from h2tune.cli.app import app
+from h2tune.client import Client
+from h2tune.config import ConfigError
+from h2tune.deployment.join import Participant
+from h2tune.deployment.kits import Kit, KitError, own_values
+from h2tune.deployment.status import StatusFile, describe, running
+from h2tune.protocol.codec import Message, ProtocolError, decode, encode
+from h2tune.transport.envelope import Envelope, progress, unpack
+from h2tune.transport.nvflare.engine_log import judge
+
+
+def test_status_needs_no_tensors() -> None:
+    """People ask often, also on machines that are busy: PyTorch would cost them seconds."""
+    code = "import sys, h2tune.cli.network, h2tune.deployment.status; print({'torch', 'peft'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+@given(st.text(max_size=20), st.binary(max_size=200))
+def test_letters_come_out_as_they_went_in(number: str, body: bytes) -> None:
+    envelope = Envelope("answer", {"number": number}, body)
+    assert unpack(envelope.pack()) == envelope
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        Envelope("answer", {"number": 3}),
+        Envelope("answer", {}),
+        Envelope("answer", {"number": "a", "more": "b"}),
+        Envelope("hello", {"federation": "f", "process": "i", "version": "1", "busy": 1, "doing": {}}),
+        Envelope("command", {}),
+        Envelope("answer", {"number": "a" * 20_000}),
+    ],
+)
+def test_letters_of_another_form_are_refused(envelope: Envelope) -> None:
+    with pytest.raises(ProtocolError, match="This is no envelope"):
+        unpack(envelope.pack())
+
+
+def test_only_progress_as_clients_tell_it_is_believed() -> None:
+    said = {"round": 1, "phase": "shared", "step": 2, "steps": 3}
+    assert progress(said) == said
+    for nonsense in ({}, {"x": 1}, said | {"step": "two"}, said | {"phase": "p" * 50}, said | {"more": 1}):
+        assert progress(nonsense) == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "says", "final"),
+    [
+        ("OSError: [Errno 98] Address already in use", "the port is taken", True),
+        ("ssl.SSLError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "not of this federation's", False),
+        ("registration rejected: Client 'c2' is disabled", "has revoked this participant", True),
+        ("CommError: connection CN1 authenticated as 'c0' but claimed endpoint 'c1' requires", "c0 tried to connect as c1", False),
+        ("Cannot connect to host localhost:1 [Connection refused]", "cannot be reached; trying again", False),
+    ],
+)  # fmt: skip
+def test_the_engines_log_in_words(line: str, says: str, final: bool) -> None:
+    found = judge(line)
+    assert found is not None and says in found[0] and found[1] == final
+    assert judge("2026-11-21 - conn_manager - INFO - Connection [CN00013] is created") is None
+
+
+def test_a_folder_that_is_no_kit_and_a_kit_of_the_other_role(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"is no kit: it has no kit.json. `h2tune provision` makes kits"):
+        Kit(tmp_path)
+    made = kits(small(), tmp_path)
+    with pytest.raises(KitError, match="is the kit of a server: start it with `h2tune server`"):
+        Kit(made["server"].folder, "client")
+    (tmp_path / "c0" / "kit.json").write_text("{}")
+    with pytest.raises(KitError, match="ask the coordinator for the kit again"):
+        Kit(tmp_path / "c0")
+
+
+def test_a_kit_from_a_newer_version_says_update(tmp_path: Path) -> None:
+    path = kits(small(), tmp_path)["c0"].folder / "kit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99, "version": "9.0"}))
+    with pytest.raises(KitError, match=r"made by h2tune 9\.0, which is newer"):
+        Kit(path.parent)
+
+
+def test_what_a_client_may_set_and_what_not(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("a\n")
+    own = own_values({"train": str(tmp_path / "data.csv"), "model": "zoo:llama"}, ["max_length=64", "truncate=true"])
+    assert own == {
+        "train": str((tmp_path / "data.csv").resolve()),
+        "model": "zoo:llama",
+        "max_length": 64,
+        "truncate": True,
+    }
+    with pytest.raises(KitError, match="`task` is agreed on by all"):
+        own_values({}, ["task=sst2"])
+    with pytest.raises(KitError, match="--set takes KEY=VALUE"):
+        own_values({}, ["truncate"])
+
+
+def test_missing_model_and_data_show_before_anything_is_connected(tmp_path: Path) -> None:
+    kit = kits(small(), tmp_path)["c0"]
+    with pytest.raises(ConfigError) as error:
+        Participant(kit, {"model": "zoo:llama"})
+    assert error.value.problems == [
+        "--train is missing: it is not part of the kit",
+        "--test is missing: it is not part of the kit",
+    ]
+    with pytest.raises(ValueError, match=r"nowhere\.jsonl"):
+        Participant(
+            kit, {"model": "zoo:llama", "train": str(tmp_path / "nowhere.jsonl"), "test": "demo:fill?split=test&n=8"}
+        )
+    with pytest.raises(ConfigError, match="unknown key"):
+        Participant(kit, {"model": "zoo:llama", "trian": "x", "train": "demo:fill?n=9", "test": "demo:fill?n=9"})
+
+
+def test_what_a_client_cannot_answer_is_said_without_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = kits(small(), tmp_path)["c0"]
+    own = {"model": "zoo:llama", "train": "demo:fill?split=train&n=9", "test": "demo:fill?split=test&n=8"}
+    answer = Participant(kit, own).answer
+
+    def fail(self: Client, data: bytes) -> bytes:
+        raise ValueError("row 'patient 7' of /home/someone/train.tsv")
+
+    monkeypatch.setattr(Client, "handle", fail)
+    for data in (encode(Message("round", "r", 1, "c0", "h2tune")), b"rubbish"):
+        message = decode(answer(data))
+        assert message.kind == "failure" and message.client == "c0"
+        assert "patient" not in str(message.payload.meta) and "/home" not in str(message.payload.meta)
+    assert (
+        "could not be answered (ValueError)"
+        in decode(answer(encode(Message("round", "r", 1, "c0", "h2tune")))).payload.meta["reason"]
+    )
+
+
+def test_one_process_at_a_time_works_on_a_kit(tmp_path: Path) -> None:
+    kit = kits(small(), tmp_path)["c0"]
+    StatusFile(kit).write(busy=False)
+    assert running(kit) is None  # that is ourselves
+    status = kit.folder / "status.json"
+    said = json.loads(status.read_text())
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        status.write_text(json.dumps(said | {"pid": other.pid}))
+        assert running(kit) == other.pid and describe(kit)["state"] == "running"
+        with pytest.raises(KitError, match=f"is in use by process {other.pid}"):
+            StatusFile(kit)
+    finally:
+        other.kill()
+        other.wait()
+    assert running(kit) is None and describe(kit)["state"] == "stopped unexpectedly"
+    StatusFile(kit).write(over="finished")
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"pid": other.pid}))
+    assert describe(kit)["state"] == "finished"
+
+
+def test_a_kit_carries_the_public_files_that_all_need(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("one sentence here\n" * 30)
+    experiment = small(anchors=str(words))
+    made = kits(experiment, tmp_path / "kits")
+    text = (made["c0"].folder / "federation.yaml").read_text()
+    assert str(tmp_path) not in text
+    assert Path(made["c0"].experiment().anchors).read_text() == words.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["server", "nowhere"], "nowhere is no kit"),
+        (["client", "nowhere"], "nowhere is no kit"),
+        (["status", "nowhere"], "nowhere is no kit"),
+        (["provision", "nowhere.yaml"], "There is no config file"),
+    ],
+)
+def test_the_commands_say_what_is_wrong(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and says in result.output
+
+
+def test_help_teaches() -> None:
+    for command in ("provision", "server", "client", "status"):
+        result = CliRunner().invoke(app, [command, "--help"], env=os.environ | {"COLUMNS": "200"})
+        assert result.exit_code == 0 and "kit" in result.output.lower()

@@ -1,0 +1,50 @@
+"""A federation over a simulated network, in which a test plants faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from federations import small
+from safetensors.torch import load_file
+from simulated_network import SimulatedClient, SimulatedNetwork, kits, participant
+
+from h2tune.deployment.serve import serve
+
+WAITS = {"deadline": 60, "silence": 5, "gather": 30, "patience": 300}
+
+
+class FaultScenario:
+    """Two clients and a server over the office's post."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.experiment = small(network=WAITS, **changes)
+        self.folder, self.office = folder, SimulatedNetwork()
+        self.kits = kits(self.experiment, folder)
+        self.clients: dict[str, SimulatedClient] = {}
+        for client in self.experiment.clients:
+            own = {"model": client.model, "train": client.train, "test": client.test, "validation": client.validation}
+            make = participant(self.kits[client.name], own)
+            self.clients[client.name] = SimulatedClient(self.office, client.name, make)
+
+    def serve(self, start: bool = True) -> dict[str, Any]:
+        if start:
+            for client in self.clients.values():
+                client.start()
+        return serve(self.kits["server"], engine=self.office.engine, clock=self.office.clock)
+
+    def outcome(self) -> dict[str, torch.Tensor]:
+        found = load_file(self.folder / "server" / "run" / "server" / "core.safetensors")
+        for name in self.clients:
+            tensors = load_file(self.folder / name / "state" / "adapter" / "adapter_model.safetensors")
+            found |= {f"{name}.{k}": v for k, v in tensors.items()}
+        return found
+
+    def outcome_of_core(self) -> torch.Tensor:
+        return load_file(self.folder / "server" / "run" / "server" / "core.safetensors")["S"]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        lines = (self.folder / "server" / "run" / "events.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == kind]

@@ -1,0 +1,137 @@
+"""What tests of the real engine share: ports, patience, a relay before the server, a federation as people run it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from federations import small
+
+from h2tune.config import Experiment
+from h2tune.deployment.provision import provision
+
+SECONDS = 120  # in which things must have happened; they take a few
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def until(true: Callable[[], Any], what: str) -> Any:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{what}: not within {SECONDS} s")
+
+
+def engines(folder: Path) -> list[psutil.Process]:
+    """Processes that work on a kit under this folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in part for part in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+class Tap:
+    """A relay before the server that remembers all bytes, and can cut every connection."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.seen, self.cuts = port, bytearray(), 0
+        self.cut_after: int | None = None
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.door = self._door.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self._door.accept()
+                far = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:
+                return
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                self.seen += data
+                if self.cut_after is not None and len(self.seen) > self.cut_after:
+                    self.cut_after, self.cuts = None, self.cuts + 1
+                    break
+                target.sendall(data)
+        except OSError:
+            pass
+        for end in (source, target):
+            end.close()
+
+    def close(self) -> None:
+        self._door.close()
+
+
+class Session:
+    """A federation as people run it: four processes of the command line."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self.experiment, self.folder = experiment, folder
+        self.processes: dict[str, subprocess.Popen] = {}
+
+    def start(self, name: str) -> None:
+        first = not (self.folder / name / "own.yaml").is_file()
+        role = "server" if name == "server" else "client"
+        options = []
+        if role == "client" and first:  # later starts remember them
+            client = next(c for c in self.experiment.clients if c.name == name)
+            options = ["--model", client.model, "--train", client.train, "--test", client.test, "--validation",
+                       client.validation, "--device", "cpu"]  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115 - the child keeps it
+        self.processes[name] = subprocess.Popen([sys.executable, "-m", "h2tune", role, str(self.folder / name), *options],
+                                                env=environment, stdout=log, stderr=log)  # fmt: skip
+
+    def committed(self, round: int) -> bool:
+        path = self.folder / "server" / "run" / "events.jsonl"
+        return path.is_file() and f'"round_committed", "round": {round}' in path.read_text()
+
+    def engine_of(self, name: str) -> psutil.Process:
+        return psutil.Process(self.processes[name].pid).children()[0]
+
+    def finish(self) -> None:
+        assert {name: process.wait(300) for name, process in self.processes.items()} == dict.fromkeys(
+            self.processes, 0
+        )
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+
+
+@contextmanager
+def begun(folder: Path, **changes: Any) -> Iterator[Session]:
+    """A federation of two clients under ``folder``/kits, after its first round; in the end no process of it is left."""
+    network = {"port": free_port(), "gather": SECONDS, "silence": 30}
+    experiment = small(clients=2, network=network, training={"steps": 10, "batch_size": 4}, **changes)
+    provision(experiment, folder / "kits")
+    session = Session(experiment, folder / "kits")
+    try:
+        for name in ("server", "c0", "c1"):
+            session.start(name)
+        until(lambda: session.committed(1), "a round")
+        yield session
+    finally:
+        session.close()
+    until(lambda: not engines(folder), "no process is left")

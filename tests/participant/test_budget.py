@@ -1,0 +1,69 @@
+"""`keep: auto`: the largest share that a stated budget allows, and errors that say what is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from federations import build, small
+
+from h2tune.client import Client
+from h2tune.config import ClientConfig, ConfigError
+from h2tune.participant.budget import adapter_bytes, kept_share, upload_bytes
+from h2tune.utils.sizes import parse_size
+
+
+def test_sizes() -> None:
+    assert parse_size("200KB") == 200_000
+    assert parse_size("1.5 GiB") == int(1.5 * 2**30)
+    with pytest.raises(ValueError, match="no size"):
+        parse_size("many")
+
+
+def test_arithmetic() -> None:
+    assert upload_bytes(35, 16) == 35 * 256 * 4
+    assert adapter_bytes([(96, 32, 1)], 8) == 16 * (8 * 96 + 8 * 32 + 64)
+    assert kept_share(16, lambda r: r <= 5, "") == 5 / 16
+    assert kept_share(16, lambda r: True, "") == 1
+    with pytest.raises(ValueError, match="too small"):
+        kept_share(16, lambda r: False, "")
+
+
+def auto(budget: dict[str, Any], folder: Path) -> Client:
+    experiment = small(clients=1, rank=8)
+    row = experiment.clients[0].model_dump() | {"keep": "auto", "budget": budget}
+    rows = [ClientConfig.model_validate(row)]
+    return build(experiment.model_copy(update={"clients": rows}), folder)[1]["c0"]
+
+
+def test_upload_budget_decides_the_rank_and_is_kept(tmp_path: Path) -> None:
+    # 7 slots x at most 10 depths x r^2 x 4 bytes within 5 KB: r = 4
+    client = auto({"upload": "5KB"}, tmp_path / "run")
+    assert client.keep == 4 / 8
+    assert client.method.adapter_rank == 4
+    assert client.store.read_json("budget.json") == {"keep": 0.5}
+
+
+def test_memory_and_step_time(tmp_path: Path) -> None:
+    everything = auto({"memory": "1GB", "step_ms": 1e6}, tmp_path / "a")
+    assert everything.keep == 1
+    # the adapters that were tried for their time are gone again
+    assert everything.base.peft is None
+    assert auto({"memory": "300KB"}, tmp_path / "b").keep < 1
+    with pytest.raises(ConfigError, match="c0: the budget is too small"):
+        auto({"memory": "10B"}, tmp_path / "c")
+    with pytest.raises(ConfigError, match="c0: the budget is too small"):
+        auto({"step_ms": 1e-6}, tmp_path / "d")
+
+
+def test_clients_of_different_keep_train_together(tmp_path: Path) -> None:
+    for mask in ("dims", "entries"):
+        base = small(clients=2, rank=8, rounds=2, method={"name": "h2tune", "mask": mask})
+        rows = [c.model_copy(update={"keep": k}) for c, k in zip(base.clients, (1.0, 0.5), strict=True)]
+        server, clients = build(base.model_copy(update={"clients": rows}), tmp_path / mask)
+        server.run()
+        assert server.round == 2
+        sizes = {name: m.rounds[-1]["bytes_up"] for name, m in server.members.items()}
+        assert sizes["c1"] < sizes["c0"]
+        assert clients["c1"].method.adapter_rank == (4 if mask == "dims" else 8)

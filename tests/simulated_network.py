@@ -1,0 +1,162 @@
+"""A post office with a clock of its own: a federation over a network, without a network and without waiting.
+
+The server runs as it does over NVFlare (`h2tune.deployment.serve`), clients answer with the same `Participant`; only the
+channel is made of queues, and time passes when the server waits. Faults are planted by message kind and by time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from h2tune.config import Experiment
+from h2tune.deployment.join import Participant
+from h2tune.deployment.kits import PUBLIC, SCHEMA, About, Kit, write_kit
+from h2tune.deployment.provision import concerns, with_public_files
+from h2tune.protocol.codec import decode
+from h2tune.transport.channel import Done
+from h2tune.transport.envelope import Envelope, unpack
+from h2tune.version import __version__
+
+FEDERATION = "f" * 32
+WORK, TRAVEL = 2.0, 0.01  # seconds that an answer and a envelope take
+
+
+def kits(experiment: Experiment, folder: Path) -> dict[str, Kit]:
+    """Kits without certificates: nobody asks for one here."""
+    for name in ("server", *(c.name for c in experiment.clients)):
+        role = "server" if name == "server" else "client"
+        about = About(SCHEMA, role, name, FEDERATION, "localhost", 1, __version__)
+        write_kit(folder / name, about, with_public_files(concerns(experiment, name), folder / name / PUBLIC))
+    return {path.name: _Kit(path) for path in folder.iterdir()}
+
+
+class _Kit(Kit):
+    def check_certificate(self, now: datetime | None = None) -> datetime:
+        return datetime(2100, 1, 1, tzinfo=UTC)
+
+
+class SimulatedNetwork:
+    """The server's channel, and the clock."""
+
+    def __init__(self) -> None:
+        self.now, self.clients, self.envelopes = 0.0, {}, []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = itertools.count()
+        self.cut = False  # nothing travels, in either direction
+
+    def engine(self, *args: Any) -> SimulatedNetwork:
+        return self
+
+    def clock(self) -> float:
+        return self.now
+
+    def at(self, time: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (time, next(self._count), do))
+
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
+        self.at(self.now + seconds, do)
+
+    def send(self, to: str, data: bytes, done: Done = lambda error: None) -> None:
+        client = self.clients.get(to)
+        if self.cut or client is None or not client.alive:
+            done("unreachable")
+            return
+        self.after(TRAVEL, lambda: client.take(unpack(data)))
+        done("")
+
+    def receive(self, seconds: float) -> tuple[str, bytes] | None:
+        end = self.now + seconds
+        while not self.envelopes and self._events and self._events[0][0] <= end:
+            self.now, _, do = heapq.heappop(self._events)
+            do()
+        if self.envelopes:
+            return self.envelopes.pop(0)
+        self.now = end
+        return None
+
+    def close(self) -> None:
+        self.envelopes.clear()
+
+
+class SimulatedClient:
+    """A client's process: hellos every second, answers after a while, faults on demand.
+
+    Args:
+        make: makes what answers a message; called anew for every process, as a started process would.
+        faults: message kind to what happens when it arrives for the first time: (moment, action), moment being
+            ``before`` (nothing was done) or ``after`` (the answer was made, not sent).
+    """
+
+    def __init__(self, office: SimulatedNetwork, name: str, make: Callable[[], Callable[[bytes], bytes]],
+                 faults: dict[str, tuple[str, Callable[[SimulatedClient], None]]] | None = None) -> None:  # fmt: skip
+        self.office, self.name, self.make, self.faults = office, name, make, dict(faults or {})
+        self.alive, self.busy, self.hung, self.lives = False, False, False, 0
+        self.work, self.federation = WORK, FEDERATION
+        self.stopped: list[str] = []
+        office.clients[name] = self
+
+    def start(self) -> None:
+        self.lives += 1
+        self.alive, self.busy, self.hung, self.answer = True, False, False, self.make()
+        self._beat(self.lives)
+
+    def kill(self, back_after: float | None = None) -> None:
+        self.alive = False
+        if back_after is not None:
+            self.office.after(back_after, self.start)
+
+    def hang(self, seconds: float) -> None:
+        self.hung = True
+        self.office.after(seconds, lambda: setattr(self, "hung", False))
+
+    def _beat(self, life: int) -> None:
+        if self.alive and life == self.lives:
+            self.hello()
+            self.office.after(1.0, lambda: self._beat(life))
+
+    def hello(self) -> None:
+        fields = {"federation": self.federation, "process": f"{self.name}-{self.lives}", "version": __version__,
+                  "busy": self.busy, "doing": {}}  # fmt: skip
+        self._post(Envelope("hello", fields))
+
+    def _post(self, envelope: Envelope) -> bool:
+        if not self.office.cut:
+            data = envelope.pack()
+            self.office.after(TRAVEL, lambda: self.office.envelopes.append((self.name, data)))
+        return not self.office.cut
+
+    def take(self, envelope: Envelope) -> None:
+        if envelope.kind == "stop":
+            self.stopped.append(envelope.fields["reason"])
+            return
+        self.busy, life = True, self.lives
+        self.hello()
+        moment, fault = self.faults.pop(decode(envelope.body).kind, ("", None))
+        if fault and moment == "before":
+            fault(self)
+            if not self.alive:
+                return
+        body = self.answer(envelope.body)
+        if fault and moment == "after":
+            fault(self)
+        answer = Envelope("answer", {"number": envelope.fields["number"]}, body)
+        self.office.after(self.work, lambda: self._deliver(answer, life))
+
+    def _deliver(self, envelope: Envelope, life: int) -> None:
+        if not self.alive or life != self.lives:
+            return
+        if self.hung or not self._post(envelope):
+            self.office.after(0.5, lambda: self._deliver(envelope, life))
+            return
+        self.busy = False
+        self.hello()
+
+
+def participant(kit: Kit, own: dict[str, Any]) -> Callable[[], Callable[[bytes], bytes]]:
+    """What a client's process answers with."""
+    return lambda: Participant(kit, own).answer

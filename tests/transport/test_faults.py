@@ -1,0 +1,314 @@
+"""A bad scenario, case by case: who dies, hangs, restarts, comes late or is cut off; every federation ends as it should."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fault_scenario import WAITS, FaultScenario
+from federations import small
+from safetensors.torch import load_file
+from simulated_network import SimulatedClient
+from typer.testing import CliRunner
+
+from h2tune import federation
+from h2tune.cli.app import app
+from h2tune.server import QuorumError
+from h2tune.store import ClientStore, RunStore, StoreError
+from h2tune.tasks.sources import read_rows
+from h2tune.transport.envelope import Envelope
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    scenario = FaultScenario(tmp_path_factory.mktemp("quiet"))
+    metrics = scenario.serve()
+    assert metrics["finished"] and metrics["rounds"] == 3
+    return scenario.outcome()
+
+
+def same(scenario: FaultScenario, wanted: dict[str, torch.Tensor]) -> bool:
+    found = scenario.outcome()
+    return found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+def test_over_the_network_is_in_process_bit_for_bit(undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    federation.run(small(network=WAITS), tmp_path / "run")
+    core = load_file(tmp_path / "run" / "server" / "core.safetensors")
+    assert core and all(torch.equal(core[k], undisturbed[k]) for k in core)
+    for name in ("c0", "c1"):
+        adapter = load_file(tmp_path / "run" / "clients" / name / "adapter" / "adapter_model.safetensors")
+        assert all(torch.equal(tensor, undisturbed[f"{name}.{k}"]) for k, tensor in adapter.items())
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("kind", ["round", "finish"])
+def test_a_client_killed_in_a_round_and_restarted_changes_nothing(
+    kind: str, moment: str, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    scenario = FaultScenario(tmp_path)
+    scenario.clients["c1"].faults = {kind: (moment, lambda client: client.kill(back_after=2))}
+    metrics = scenario.serve()
+    assert scenario.clients["c1"].lives == 2 and metrics["clients"]["c1"]["status"] == "ok"
+    assert same(scenario, undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("kind", ["join", "welcome"])
+def test_a_client_killed_at_the_start_joins_when_it_is_back(kind: str, moment: str, tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+    scenario.clients["c1"].faults = {kind: (moment, lambda client: client.kill(back_after=2))}
+    metrics = scenario.serve()
+    assert metrics["rounds"] == 3 and metrics["clients"]["c1"]["final"] and metrics["clients"]["c1"]["status"] == "ok"
+    assert len(metrics["clients"]["c1"]["rounds"]) >= 2
+
+
+def test_a_client_that_stays_away_does_not_stop_the_others(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+    scenario.clients["c1"].faults = {"round": ("before", lambda client: client.kill())}
+    metrics = scenario.serve()
+    assert metrics["rounds"] == 3 and metrics["clients"]["c0"]["final"]
+    assert metrics["clients"]["c1"]["final"] is None and metrics["clients"]["c1"]["status"] == "away: silent for 5 s"
+    assert len(scenario.events("client_away")) == 1
+
+
+def test_a_client_away_for_a_round_is_taken_back(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path, rounds=5)
+    scenario.clients["c1"].faults = {"round": ("before", lambda client: client.kill(back_after=9))}
+    metrics = scenario.serve()
+    rounds = [record["round"] for record in metrics["clients"]["c1"]["rounds"]]
+    assert 1 not in rounds and rounds[-1] == 5 and metrics["clients"]["c1"]["final"]
+    assert [e["client"] for e in scenario.events("client_back")] == ["c1"]
+
+
+def test_a_client_that_hangs_misses_rounds_and_its_late_answer_is_dropped(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path, rounds=4)
+    scenario.clients["c1"].faults = {"round": ("after", lambda client: client.hang(62.5))}
+    metrics = scenario.serve()
+    assert metrics["rounds"] == 4 and len(scenario.events("late")) == 1
+    rounds = [record["round"] for record in metrics["clients"]["c1"]["rounds"]]
+    assert 1 not in rounds and rounds[-1] == 4 and metrics["clients"]["c1"]["status"] == "ok"
+    assert scenario.events("client_away")[0]["text"] == "c1: no answer within 60 s"
+
+
+def test_a_late_client_joins_a_running_federation(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path, rounds=4)
+    scenario.clients["c0"].start()
+    scenario.office.at(37.0, scenario.clients["c1"].start)
+    metrics = scenario.serve(start=False)
+    assert metrics["clients"]["c1"]["final"] and metrics["clients"]["c1"]["rounds"][-1]["round"] == 4
+    assert metrics["clients"]["c1"]["rounds"][0]["round"] > 1
+
+
+def test_a_short_cut_of_the_connection_changes_nothing(undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+
+    def cut(client: SimulatedClient) -> None:
+        scenario.office.cut = True
+        scenario.office.after(4, lambda: setattr(scenario.office, "cut", False))
+
+    scenario.clients["c1"].faults = {"round": ("after", cut)}
+    scenario.serve()
+    assert same(scenario, undisturbed) and not scenario.events("client_away")
+
+
+def test_a_long_cut_is_outlived(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path, quorum=2)
+
+    def cut(client: SimulatedClient) -> None:
+        scenario.office.cut = True
+        scenario.office.after(40, lambda: setattr(scenario.office, "cut", False))
+
+    scenario.clients["c1"].faults = {"round": ("after", cut)}
+    metrics = scenario.serve()
+    assert metrics["rounds"] == 3 and all(c["final"] for c in metrics["clients"].values())
+    assert scenario.events("quorum_missed") and len(scenario.events("client_away")) == 2
+
+
+def test_a_round_without_a_quorum_is_held_again_from_where_everybody_stood(
+    undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    scenario = FaultScenario(tmp_path, quorum=2)
+    scenario.clients["c1"].faults = {"round": ("before", lambda client: client.kill(back_after=20))}
+    scenario.serve()
+    assert scenario.events("quorum_missed") and same(scenario, undisturbed)
+
+
+def test_a_quorum_that_never_comes_ends_with_the_reason(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path, quorum=2)
+    scenario.clients["c1"].faults = {"round": ("before", lambda client: client.kill())}
+    with pytest.raises(QuorumError, match="Only 1 of 2 clients answered, the quorum is 2"):
+        scenario.serve()
+    assert scenario.office.now > WAITS["patience"]
+
+
+def test_nobody_comes(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+    with pytest.raises(QuorumError, match="Only 0 of 2 clients came"):
+        scenario.serve(start=False)
+
+
+class Killed(BaseException):
+    """Nothing may catch it, as nothing catches a kill."""
+
+
+@pytest.mark.parametrize(("count", "when"), [(1, "before"), (1, "after"), (2, "before"), (2, "after"), (4, "after")])
+def test_the_server_killed_and_started_again_changes_nothing(
+    count: int, when: str, undisturbed: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario, commit, calls = FaultScenario(tmp_path), RunStore.commit, []
+
+    def dying(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) == count and when == "before":
+            raise Killed
+        commit(*args, **kwargs)
+        if len(calls) == count:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "commit", dying)
+        with pytest.raises(Killed):
+            scenario.serve()
+    metrics = scenario.serve(start=False)
+    assert metrics["rounds"] == 3 and same(scenario, undisturbed)
+
+
+def test_a_full_disk_ends_the_client_and_nothing_else(
+    undisturbed: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario, client, save = FaultScenario(tmp_path), None, ClientStore.save_state
+    client = scenario.clients["c1"]
+
+    def full(store: ClientStore, round: int, state: Any) -> None:
+        if round == 2 and client.lives == 1 and store.folder.parent.name == "c1":
+            raise StoreError("No space left on device")
+        save(store, round, state)
+
+    def start() -> None:
+        inner = client.make
+
+        def guarded() -> Callable[[bytes], bytes]:
+            answer = inner()
+
+            def or_die(data: bytes) -> bytes:
+                try:
+                    return answer(data)
+                except StoreError:
+                    client.kill(back_after=2)
+                    return b""
+
+            return or_die
+
+        client.make = guarded
+
+    start()
+    monkeypatch.setattr(ClientStore, "save_state", full)
+    scenario.serve()
+    assert client.lives == 2 and same(scenario, undisturbed)
+
+
+def test_a_client_that_lost_its_state_joins_anew(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path, rounds=5)
+
+    def burn(client: SimulatedClient) -> None:
+        client.kill(back_after=9)
+        shutil.rmtree(tmp_path / "c1" / "state")
+
+    scenario.clients["c1"].faults = {"round": ("before", burn)}
+    metrics = scenario.serve()
+    assert metrics["clients"]["c1"]["final"] and metrics["clients"]["c1"]["rounds"][-1]["round"] == 5
+    assert "no saved state" in scenario.events("client_away")[-1]["text"]
+
+
+def test_a_client_of_another_run_is_refused_on_both_sides(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+    ClientStore(tmp_path / "c1" / "state").write_json("run.json", {"run": "0123456789abcdef"})
+    metrics = scenario.serve()
+    assert "belongs to run 01234567" in metrics["clients"]["c1"]["status"] and metrics["clients"]["c0"]["final"]
+    assert "belongs to run 01234567" in scenario.clients["c1"].stopped[0]
+
+
+def test_a_kit_of_another_federation_is_refused_on_both_sides(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+    scenario.clients["c1"].federation = "0" * 32
+    metrics = scenario.serve()
+    assert metrics["clients"]["c1"]["final"] is None and metrics["clients"]["c0"]["final"]
+    assert [e["text"] for e in scenario.events("refused")] == ["c1: its kit belongs to another federation"]
+    assert scenario.clients["c1"].stopped[0] == "its kit belongs to another federation"
+
+
+def test_of_two_processes_with_one_identity_the_younger_is_served(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+    older = SimulatedClient(scenario.office, "c1", scenario.clients["c1"].make)
+    older.start()
+    scenario.office.clients["c1"] = scenario.clients["c1"]
+    scenario.clients["c1"].lives = 1  # its incarnations are numbered on
+    scenario.office.at(0.5, scenario.clients["c1"].start)
+    scenario.clients["c0"].start()
+    metrics = scenario.serve(start=False)
+    assert metrics["rounds"] == 3 and metrics["clients"]["c1"]["final"]
+    assert "another process has taken up the same identity" in scenario.events("refused")[0]["text"]
+
+
+def test_strangers_and_garbage_are_refused_and_disturb_nobody(
+    undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    scenario = FaultScenario(tmp_path)
+    scenario.office.at(1.0, lambda: scenario.office.envelopes.append(("mallory", b"\0\0\0\2{}")))
+    scenario.office.at(3.0, lambda: scenario.office.envelopes.append(("c0", b"\xff" * 40)))
+    scenario.serve()
+    assert same(scenario, undisturbed)
+    texts = [e["text"] for e in scenario.events("refused")]
+    assert texts[0].startswith("mallory: it is not a participant") and texts[1].startswith("c0: This is no envelope")
+
+
+def test_who_writes_without_end_fills_neither_the_time_nor_the_disk(
+    undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    scenario = FaultScenario(tmp_path)
+    hello = {"federation": "f", "version": "1", "busy": False, "doing": {}}
+    envelopes = [("c0", b"rubbish"), ("c0", Envelope("hello", hello | {"process": "x" * 500}).pack())]
+    scenario.office.at(1.0, lambda: scenario.office.envelopes.extend(envelopes * 2500))
+    scenario.serve()
+    assert same(scenario, undisturbed)
+    refused = scenario.events("refused")
+    assert len(refused) == 201 and "not listed any more" in refused[-1]["text"]
+
+
+def test_answers_that_come_twice_or_again_rounds_later_count_once(
+    undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    scenario = FaultScenario(tmp_path)
+    deliver = SimulatedClient._post
+
+    def twice(client: SimulatedClient, envelope: Any) -> bool:
+        if envelope.kind == "answer":
+            for delay in (0.0, 5.0, 17.0):
+                scenario.office.after(delay, lambda: scenario.office.envelopes.append((client.name, envelope.pack())))
+        return deliver(client, envelope)
+
+    for client in scenario.clients.values():
+        client._post = twice.__get__(client)
+    scenario.serve()
+    assert same(scenario, undisturbed) and scenario.events("late")
+
+
+def test_a_clients_kit_exports_and_predicts_without_its_run(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+    scenario.serve()
+    for name, kit in scenario.kits.items():
+        if name != "server":
+            client = next(c for c in scenario.experiment.clients if c.name == name)
+            kit.keep_own({"model": client.model, "train": client.train, "test": client.test})
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(next(iter(read_rows("demo:choice?split=test&n=2")))) + "\n")
+    exported = CliRunner().invoke(app, ["export", str(tmp_path / "c1"), "--out", str(tmp_path / "lora")])
+    assert exported.exit_code == 0 and (tmp_path / "lora" / "adapter_model.safetensors").is_file()
+    answered = CliRunner().invoke(app, ["predict", str(tmp_path / "c1"), "--file", str(rows)])
+    assert answered.exit_code == 0 and "prediction" in json.loads(answered.output)
