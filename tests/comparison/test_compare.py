@@ -23,7 +23,7 @@ from h2tune.comparison.compare import best_rates, compare
 from h2tune.comparison.grid import TUNING_SEED, UNREAD_TEST, Cell, CompareError, Outcome, experiment_of
 from h2tune.comparison.statistics import averaging_of, interval, summarise, text_of
 from h2tune.config import ConfigError, load_config
-from h2tune.methods import MethodError
+from h2tune.methods.registry import MethodError
 
 FILE = """
 name: tiny

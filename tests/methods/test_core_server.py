@@ -11,7 +11,7 @@ import torch
 from federations import Tampering, build, equal, outcome, small
 
 from h2tune import federation
-from h2tune.methods import MethodError
+from h2tune.methods.registry import MethodError
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import decode, encode
 from h2tune.store import RunStore

@@ -209,7 +209,7 @@ def compare(
 @app.command(name="methods")
 def list_methods(as_json: Json = False) -> None:
     """List the federated methods; docs/methods.md has their rules."""
-    from h2tune.methods import Method
+    from h2tune.methods.registry import Method
 
     rows = [{"name": m.name, "description": m.says, "sends": m.sends, "source": m.source,
              "one_architecture": m.one_architecture} for m in Method.registry.values()]  # fmt: skip

@@ -21,7 +21,7 @@ from typing import Any
 from h2tune.comparison.grid import TUNING_SEED, Cell, CompareError, Outcome, Report, experiment_of, run_grid
 from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, write_comparison
 from h2tune.config import ConfigError
-from h2tune.methods import Method
+from h2tune.methods.registry import Method
 from h2tune.utils.files import write_atomic
 
 

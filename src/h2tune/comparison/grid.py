@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.config import Experiment, load_config
-from h2tune.methods import MethodError, resolve_method
+from h2tune.methods.registry import MethodError, resolve_method
 from h2tune.store import RunStore, StoreError
 
 TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
