@@ -21,6 +21,7 @@ from h2tune.core.slots import Layout, layout_of
 from h2tune.frames.anchor_text import words
 from h2tune.frames.sources import load_anchors, load_texts
 from h2tune.methods.base import ModelShape
+from h2tune.methods.leaving import as_lines, what_leaves
 from h2tune.methods.registry import method_of, resolve_method
 from h2tune.participant import budget
 from h2tune.participant.base_models import ENCODERS, LoadedModel, resolve_source
@@ -59,10 +60,11 @@ class Plan:
     warnings: list[str]
     depth: int | None = None
     privacy: list[str] = field(default_factory=list)
+    leaves: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         return {"depth": self.depth, "clients": [c.plain() for c in self.clients], "problems": self.problems,
-                "warnings": self.warnings, "privacy": self.privacy}  # fmt: skip
+                "warnings": self.warnings, "privacy": self.privacy, "leaves": self.leaves}  # fmt: skip
 
 
 UNKNOWN = "-"  # a model or data source that only the client itself knows (docs/network.md)
@@ -76,6 +78,8 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.privacy = _promise(experiment, experiment.privacy)
     if settings and experiment.secure_aggregation and not plan.problems:
         plan.privacy = [SECRET]
+    if settings:
+        plan.leaves = as_lines(what_leaves(experiment))
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     shapes = [_shape(plan, client) for client in experiment.clients]
     depths = [s.layout.depth for s in shapes if s is not None]

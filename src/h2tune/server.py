@@ -6,7 +6,6 @@ talks with clients; it never sees data, models or private factors.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from typing import Any
@@ -23,6 +22,7 @@ from h2tune.protocol.schemas import ClientFacts, FinalScores, Introduction, Scor
 from h2tune.session import ATTEMPTS, Exchanges, Member, Place, RoundInterrupted, RunLog, Session, Status
 from h2tune.transport.base import Transport
 from h2tune.utils.digest import digest_of
+from h2tune.utils.early_stopping import EarlyStopping
 from h2tune.utils.seeds import derive
 
 ENOUGH_WORDS = 0.5  # share of a client's word occurrences that the anchors should hold
@@ -47,7 +47,7 @@ class Server:
         self.joins = {client.name: client.joins for client in experiment.clients}
         self.quorum = max(experiment.quorum, self.method.least)
         self.round, self.state, self.opened = 0, "", False
-        self.best, self.waited = math.inf, 0
+        self.progress = EarlyStopping(experiment.patience)
 
     @property
     def members(self) -> dict[str, Member]:
@@ -62,7 +62,7 @@ class Server:
         """All rounds, from wherever the run stands, to the results."""
         if not self.opened:
             self.open()
-        while self.round < self.experiment.rounds and not self.exhausted:
+        while self.round < self.experiment.rounds and not self.progress.exhausted:
             if reason := self.method.refuses_round():
                 self.log.event("run_stopped", f"stopped after round {self.round}: {reason}", round=self.round)
                 break
@@ -152,7 +152,8 @@ class Server:
         self.round = number
         for name, report in reports.items():
             self.members[name].rounds.append(report)
-        self._judge_progress()
+        validated = [report["validation"]["nats"] for report in reports.values() if report.get("validation")]
+        self.progress.judge(validated)
         self._commit(number)
         spent = self.method.privacy()
         self.log.event("round_committed", f"round {number} committed", round=number, seconds=seconds, privacy=spent)
@@ -197,8 +198,7 @@ class Server:
     def records(self) -> dict[str, Any]:
         """Plain values that a commit keeps beside the method's tensors."""
         members = {name: member.plain() for name, member in self.members.items()}
-        best = None if math.isinf(self.best) else self.best
-        return {"members": members, "best": best, "waited": self.waited, "method": self.method.plain_state()}
+        return {"members": members, "progress": self.progress.plain(), "method": self.method.plain_state()}
 
     def resume(
         self, round: int, tensors: dict[str, Tensor], records: dict[str, Any], fixed: dict[str, Tensor]
@@ -206,7 +206,7 @@ class Server:
         """Stand where a committed round left the federation."""
         self.round, self.opened, self.state = round, True, digest_of(tensors, round)
         self.session.members = {name: Member.from_plain(member) for name, member in records["members"].items()}
-        self.best, self.waited = records["best"] if records["best"] is not None else math.inf, records["waited"]
+        self.progress.load(records["progress"])
         self.method.load(tensors, records["method"], fixed)
         active = self.session.with_status(Status.ACTIVE)
         self.transport.wait(active, len(active), first=True)
@@ -226,22 +226,6 @@ class Server:
         # Another object of the same class: the sums of a round under way are not to be disturbed.
         method = self._committed_method()
         return self.round, {name: method.rejoin(name) for name in names}
-
-    # ---- going on or not
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether `patience` rounds went by without a better mean validation."""
-        return self.experiment.patience is not None and self.waited >= self.experiment.patience
-
-    def _judge_progress(self) -> None:
-        """Early stop looks at the mean validation loss of this round's clients; test data never decides."""
-        last = [m.rounds[-1] for m in self.members.values() if m.rounds and m.rounds[-1]["round"] == self.round]
-        values = [report["validation"]["nats"] for report in last if report.get("validation")]
-        if values:
-            mean = sum(values) / len(values)
-            self.waited = 0 if mean < self.best else self.waited + 1
-            self.best = min(self.best, mean)
 
     def _short(self, count: int, did: str) -> str:
         stopped = {n: m.reason for n, m in self.members.items() if m.status is Status.EXCLUDED}

@@ -145,7 +145,7 @@ class ClientSecrets:
         try:
             self.members = {n: (bytes.fromhex(m), bytes.fromhex(c)) for n, (m, c) in publics.items()}
         except ValueError:
-            raise SecureError(f"{self.name} is sent public keys that are none") from None
+            raise SecureError(f"{self.name} is sent invalid public keys") from None
         places, found = sorted(self.members), {}
         keys, owns = (_split(s, self.threshold, len(places)) for s in (self._mask.seed, self._own))
         for place, other in enumerate(places):

@@ -25,7 +25,6 @@ from h2tune.store import RunStore, StoreError
 TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
 TELL_EVERY = 60.0  # seconds
 UNREAD_TEST = 4  # test rows of a trial: a run needs some, nobody looks at them
-FRAMED = ("h2tune", "h2tune-unshared")  # have the same settings, but for sharing
 
 
 class CompareError(RuntimeError):
@@ -62,6 +61,11 @@ class Outcome:
 Report = Callable[[str], None]
 
 
+def family_of(name: str) -> str:
+    """The method itself, or the one that it is a variant of: they have the same settings."""
+    return resolve_method(name)[0].variant_of or name
+
+
 def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     """The experiment of one cell."""
     if str(file) == "demo":
@@ -76,11 +80,8 @@ def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     rank, depth = changes.pop("rank", base.rank), changes.pop("depth", base.depth)
     rates = {k: changes.pop(k) for k in ("learning_rate", "core_learning_rate") if k in changes}
     rates = {k: cell.rate * rates.get(k, getattr(training, k)) for k in ("learning_rate", "core_learning_rate")}
-    same = cell.method == own["name"] or {cell.method, own["name"]} == set(FRAMED)
-    settings = {k: v for k, v in own.items() if k != "share"} if same else {}
-    spec = settings | changes | {"name": cell.method}
-    if cell.method == "h2tune-unshared":
-        spec["share"] = False
+    same = family_of(cell.method) == family_of(str(own["name"]))
+    spec = (own if same else {}) | changes | {"name": cell.method}
     resolve_method(spec)
     data: dict[str, Any] = {} if cell.n_train is None else {"n_train": cell.n_train}
     if cell.tuning:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from h2tune.methods.registry import resolve_method
 from h2tune.utils.files import write_atomic
 from h2tune.version import __version__
 
@@ -71,8 +72,8 @@ def _table(outcomes: Sequence[Outcome], size: int | None, rates: dict[str, float
             best = (min if nats else max)(rivals, key=lambda r: r["mean"][0])
             row["best_other"], row["over_best_other"] = best["method"], _difference(row, best, nats)
     named = {row["method"]: row for row in rows}
-    pair = [named[name] for name in ("h2tune", "h2tune-unshared") if name in named]
-    averaging = _difference(*pair, nats) if len(pair) == 2 else None
+    pairs = [(named[whole], row) for name, row in named.items() if (whole := resolve_method(name)[0].variant_of) in named]
+    averaging = _difference(*pairs[0], nats) if pairs else None
     return {"n_train": size, "quantity": "nats" if nats else "metric", "methods": rows, "averaging": averaging}
 
 

@@ -117,7 +117,7 @@ class ClientMethod(ABC):
 
     @classmethod
     def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
-        """All that the method lets leave a client, but for what the engine itself sends (`h2tune.client.LEAVES`).
+        """All that the method lets leave a client, but for what the engine sends (`h2tune.methods.leaving`).
 
         Without an experiment: what can leave under these settings.
         """
@@ -340,6 +340,11 @@ class Method:
         self.variant_of, self.heading = variant_of, heading or name
         self.registry[name] = self
 
+    @property
+    def sends(self) -> str:
+        """What leaves a client, in words, under the method's default settings."""
+        return "; ".join(sent.says for sent in self.client.leaves(None, self.settings())) or "nothing"
+
     def actions(self) -> dict[str, Any]:
         """What client and server must have in common, as the server tells it when clients join."""
         return {
@@ -348,3 +353,18 @@ class Method:
             "actions": list(self.client.actions),
             "ends": self.client.ends,
         }
+
+    def check_peer(self, wanted: object) -> None:
+        """Raise ProtocolError unless the server runs what this client has."""
+        if wanted != self.actions():
+            raise ProtocolError(
+                f"the server runs {_in_words(wanted)}, this client has {_in_words(self.actions())}; install the same"
+                " version on both sides"
+            )
+
+
+def _in_words(method: object) -> str:
+    if not isinstance(method, dict):
+        return "an h2tune that does not say which method it runs"
+    actions = ", ".join(map(str, method.get("actions") or []))
+    return f"{method.get('name')} version {method.get('version')} (actions {actions})"

@@ -80,6 +80,11 @@ class ClientContext:
         self._losses: dict[str, float] = {}
 
     @property
+    def has_adapter(self) -> bool:
+        """Whether the method has put an adapter on the model; it need not."""
+        return self.base.peft is not None and self.name in self.base.peft.peft_config
+
+    @property
     def task_type(self) -> str:
         """PEFT's word for the kind of task."""
         return "SEQ_CLS" if self.task.kind == "classify" else "CAUSAL_LM"
@@ -150,7 +155,7 @@ class ClientContext:
         """
         size = self.experiment.evaluation.batch_size
         arguments = (self.tokenizer, self.task, part.examples, part.encoded, size, loss_only)
-        if not untouched:
+        if self.has_adapter and not untouched:
             found = score(self.base.activate(self.name), *arguments)
         else:
             with self.base.untouched() as model:
