@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from h2tune.errors import H2TuneError
 from h2tune.utils.sizes import parse_size
 
 
-class ConfigError(ValueError):
+class ConfigError(H2TuneError, ValueError):
     """One or more mistakes in a config; ``problems`` holds a line for each."""
 
     def __init__(self, problems: list[str]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.config import Experiment, load_config
+from h2tune.errors import H2TuneError
 from h2tune.methods import MethodError, resolve_method
 from h2tune.store import RunStore, StoreError
 
@@ -28,7 +29,7 @@ UNREAD_TEST = 4  # test rows of a trial: a run needs some, nobody looks at them
 FRAMED = ("h2tune", "h2tune-unshared")  # have the same settings, but for sharing
 
 
-class CompareError(RuntimeError):
+class CompareError(H2TuneError, RuntimeError):
     """A comparison cannot go on; the text says why and what to do."""
 
 

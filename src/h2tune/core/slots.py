@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 from transformers import PreTrainedModel
 
+from h2tune.errors import H2TuneError
+
 SLOTS = ("q", "k", "v", "o", "gate", "up", "down")
 _INPUT_OF = dict.fromkeys("qkv", "attention") | {"o": "o", "gate": "mlp", "up": "mlp", "down": "down"}
 INPUTS = ("attention", "o", "mlp", "down")
@@ -86,7 +88,7 @@ FAMILIES["starcoder2"] = {
 _SHARED_BLOCKS = {"albert": "its blocks are one block used many times, so a core per depth means nothing for it"}
 
 
-class UnknownFamilyError(ValueError):
+class UnknownFamilyError(H2TuneError, ValueError):
     """The model's family is not known, or the given mapping does not fit the model."""
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from h2tune.config import Experiment, parse_config
+from h2tune.errors import H2TuneError
 from h2tune.utils.files import write_atomic
 
 SCHEMA = 1
@@ -28,7 +29,7 @@ PUBLIC = "public"
 THEIRS = "(the client's own)"
 
 
-class KitError(RuntimeError):
+class KitError(H2TuneError, RuntimeError):
     """A kit cannot be used; the text says what to do."""
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from h2tune.errors import H2TuneError
+
 SERVER = "server"
 Done = Callable[[str], None]
 """Called once with the reason why a envelope was not delivered, or with an empty text."""
 
 
-class ChannelError(RuntimeError):
+class ChannelError(H2TuneError, RuntimeError):
     """The engine cannot do its work; the text says why and what to do."""
 
 

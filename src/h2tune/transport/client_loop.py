@@ -13,6 +13,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from h2tune.errors import H2TuneError
 from h2tune.protocol.codec import ProtocolError
 from h2tune.transport.channel import SERVER, Channel
 from h2tune.transport.envelope import Envelope, unpack
@@ -21,7 +22,7 @@ from h2tune.version import __version__
 RETRY = 0.5  # seconds
 
 
-class DismissedError(RuntimeError):
+class DismissedError(H2TuneError, RuntimeError):
     """The server does not want this client; the text says why."""
 
 

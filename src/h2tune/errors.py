@@ -1,0 +1,11 @@
+"""What every error that a person can do something about has in common."""
+
+from __future__ import annotations
+
+
+class H2TuneError(Exception):
+    """The base of all expected errors: a mistake in a file, a folder that does not fit, a client that is gone.
+
+    Its text says what is wrong and what to do. The command line prints it without a traceback. Each error also derives
+    from a built-in one (`ValueError`, `RuntimeError`, ...), which callers may catch instead.
+    """
