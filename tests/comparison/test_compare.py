@@ -19,11 +19,13 @@ from typer.testing import CliRunner
 
 from h2tune.cli.app import app
 from h2tune.comparison import grid
+from h2tune.comparison.cells import TUNING_SEED, UNREAD_TEST, Cell, CompareError, Outcome, experiment_of
 from h2tune.comparison.compare import best_rates, compare
-from h2tune.comparison.grid import TUNING_SEED, UNREAD_TEST, Cell, CompareError, Outcome, experiment_of
-from h2tune.comparison.statistics import averaging_of, interval, summarise, text_of
+from h2tune.comparison.statistics import interval, summarise
 from h2tune.config import ConfigError, load_config
 from h2tune.methods import MethodError
+from h2tune.report.comparison_page import write_comparison_page
+from h2tune.report.comparison_text import averaging_of, text_of
 
 FILE = """
 name: tiny
@@ -86,7 +88,7 @@ def test_grid_restarts_where_it_stopped(file: Path, tmp_path: Path) -> None:
     assert json.loads((out / "compare.json").read_text()) == both
     rows = list(csv.DictReader((out / "compare.csv").open()))
     assert [r["method"] for r in rows] == ["local", "h2tune"]
-    page = (out / "compare.html").read_text()
+    page = write_comparison_page(both, out).read_text()
     assert "h2tune" in page and "only fit between equal" in page and "<script" not in page
     with pytest.raises(CompareError, match=r"something else: .*rounds.*Use another --out"):
         file.write_text(FILE.replace("rounds: 1", "rounds: 2"))
