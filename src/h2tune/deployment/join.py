@@ -42,7 +42,8 @@ class Participant:
         self.config = self.experiment.clients[0]
         if missing := [key for key in ("model", "train", "test") if getattr(self.config, key) == THEIRS]:
             raise ConfigError([f"--{key} is missing: it is not part of the kit" for key in missing])
-        self.watch, self.doing = watch, {}
+        self.watch = watch
+        self.doing: dict[str, Any] = {}
         self.store = ClientStore(kit.folder / "state")
         self.models = ModelPool(self.experiment.device, kit.folder / "state" / "frames")
         self.anchors = load_anchors(self.experiment.anchors, self.experiment.anchor_words)

@@ -22,7 +22,7 @@ from h2tune.deployment.kits import OWN, PUBLIC, SCHEMA, THEIRS, About, KitError,
 from h2tune.utils.files import write_atomic
 from h2tune.version import __version__
 
-SHIM = "h2tune.transport.nvflare.relay.Relay"
+RELAY = "h2tune.transport.nvflare.relay.Relay"
 ORG = "h2tune"  # NVFlare wants one; authority comes from certificates alone
 
 
@@ -88,7 +88,7 @@ def _identity(authority: Path, experiment: Experiment) -> str:
         if known["name"] != experiment.name:
             raise KitError(f"{authority} belongs to the federation {known['name']!r}, not {experiment.name!r}: use"
                            " another --out.")  # fmt: skip
-        return known["federation"]
+        return str(known["federation"])
     authority.mkdir(parents=True, mode=0o700, exist_ok=True)
     identity = uuid.uuid4().hex
     write_atomic(path, json.dumps({"name": experiment.name, "federation": identity}, indent=1).encode())
@@ -160,7 +160,7 @@ def _make_kit(experiment: Experiment, name: str, made: Path, folder: Path, feder
 
 
 def _settle(engine: Path, role: str, experiment: Experiment) -> None:
-    """The engine's own settings: our shim, nothing that could run a job, nothing outside the kit."""
+    """The engine's own settings: our relay, nothing that could run a job, nothing outside the kit."""
     local = engine / "local"
     for default in local.glob("*.default"):
         default.rename(default.with_suffix(""))
@@ -168,14 +168,14 @@ def _settle(engine: Path, role: str, experiment: Experiment) -> None:
     settings = json.loads(path.read_text())
     unwanted = {"site_log_streamer", "log_receiver", "process_launcher"}
     components = [c for c in settings["components"] if c["id"] not in unwanted]
-    shim = {"id": "h2tune", "path": SHIM, "args": {"server": role == "server", "limit": experiment.network.largest}}
-    settings["components"] = [*components, shim]
-    settings["class_allow_list"] = [SHIM, *(c["path"] for c in components)]
+    relay = {"id": "h2tune", "path": RELAY, "args": {"server": role == "server", "limit": experiment.network.largest}}
+    settings["components"] = [*components, relay]
+    settings["class_allow_list"] = [RELAY, *(c["path"] for c in components)]
     settings["allow_log_streaming"] = False
     if role == "server":
         settings["servers"][0] |= {"max_num_clients": 10_000, "heart_beat_timeout": 60}
     path.write_text(json.dumps(settings, indent=1))
-    # What the engine itself accepts, before the shim sees anything.
+    # What the engine itself accepts, before the relay sees anything.
     (local / "comm_config.json").write_text(json.dumps({"max_message_size": experiment.network.largest}, indent=1))
 
 
