@@ -18,14 +18,15 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from h2tune.cli.app import app
+from h2tune.cli.output import print_comparison
 from h2tune.comparison import grid
 from h2tune.comparison.cells import TUNING_SEED, UNREAD_TEST, Cell, CompareError, Outcome, experiment_of
 from h2tune.comparison.compare import best_rates, compare
 from h2tune.comparison.statistics import interval, summarise
 from h2tune.config import ConfigError, load_config
 from h2tune.methods import MethodError
-from h2tune.report.comparison_page import write_comparison_page
-from h2tune.report.comparison_text import averaging_of, text_of
+from h2tune.report.comparison_page import render, write_comparison_page
+from h2tune.report.comparison_text import averaging_of, missing_of, text_of, verdict
 
 FILE = """
 name: tiny
@@ -130,15 +131,15 @@ def test_mistakes_show_before_anything_runs(file: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1 and "numbers with commas" in result.output
 
 
-def metrics(per_client: dict[str, tuple[float, float]], up: int = 100) -> dict[str, Any]:
+def metrics(per_client: dict[str, tuple[float, float] | None], up: int = 100) -> dict[str, Any]:
     record = {"round": 1, "bytes_up": up, "bytes_down": up, "validation": {"metric": 0.5, "nats": 1.0}}
     clients = {
         name: {
-            "final": {"metric": m, "nats": n, "validation_nats": n},
+            "final": None if score is None else {"metric": score[0], "nats": score[1], "validation_nats": score[1]},
             "rounds": [record],
             "setup_bytes": {"up": 1, "down": 2},
         }
-        for name, (m, n) in per_client.items()
+        for name, score in per_client.items()
     }
     return {"clients": clients, "seconds": 1.0, "mean": {"final": 0.0}}
 
@@ -176,6 +177,60 @@ def test_what_averaging_is_worth_is_said(file: Path) -> None:
     assert averaging_of(table([0.1])).endswith("+5.0 points.")
     alone = summarise(load_config(file), [Outcome(Cell("h2tune", 0), metrics({"a": (0.5, 1), "b": (0.5, 1)}))], {})
     assert averaging_of(alone["tables"][0]) == ""
+
+
+def test_losing_the_weakest_client_is_no_gain(file: Path) -> None:
+    """With h2tune client b drops out for seed 1: b counts with neither method there, and the table says so."""
+    strong, weak = (0.8, 1.0), (0.2, 1.0)
+    outcomes = [Outcome(Cell(m, s), metrics({"a": strong, "b": weak})) for m in ("local", "h2tune") for s in (0, 1)]
+    outcomes[3] = Outcome(Cell("h2tune", 1), metrics({"a": strong, "b": None}))
+    result = summarise(load_config(file), outcomes, {})
+    table = result["tables"][0]
+    local, h2tune = table["methods"]
+    assert local["seeds"] == h2tune["seeds"] == {"0": 0.5, "1": 0.8}
+    assert h2tune["over_local"] == [0, 0, 0] and table["missing"] == {"1": ["b"]}
+    assert missing_of(table) == ("Means leave out clients that have no result with at least one method (seed 1: b).")
+    assert "seed 1: b" in render(result)
+
+
+def test_a_run_without_any_result_is_a_failed_one(file: Path) -> None:
+    outcomes = [
+        Outcome(Cell("local", 0), metrics({"a": (0.8, 1.0)})),
+        Outcome(Cell("h2tune", 0), metrics({"a": None})),
+    ]
+    result = summarise(load_config(file), outcomes, {})
+    assert [row["method"] for row in result["tables"][0]["methods"]] == ["local"]
+    assert result["failed"] == {"runs/h2tune/seed-0": "no client has a result"}
+    nothing = summarise(load_config(file), outcomes[1:], {})
+    assert nothing["tables"][0]["methods"] == [] and verdict(nothing) == "No run finished."
+
+
+def test_intervals_stay_where_values_can_be() -> None:
+    """Two seeds give wide intervals: no share below 0 or above 1, no negative loss."""
+    assert interval([0.1, 0.3], 0, 1)[1:] == [0, 1]
+    mean, low, high = interval([0.1, 0.3])
+    assert low < 0 < 1 < high and mean == 0.2
+
+
+def test_the_terminal_says_who_is_best_and_what_the_figures_are(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = [
+        Outcome(Cell("local", 0), metrics({"a": (0.01, 2.0), "b": (0.6, 2.0)})),
+        Outcome(Cell("h2tune", 0), metrics({"a": (0.0, 1.5), "b": (0.5, 1.5)}, up=2000)),
+    ]
+    print_comparison(summarise(load_config(file), outcomes, {}))
+    text = capsys.readouterr().out
+    assert text.startswith("tiny: h2tune is best, +0.500 nats over local; one seed says little.")
+    for words in ("less is better", "natural logarithms", "positive where the method is better", "once, up", "2.0 kB"):
+        assert words in " ".join(text.split())
+    tables = text.split("Nats per answer token on test")[0]
+    assert max(len(line) for line in tables.splitlines()) <= 80
+
+
+def test_a_finished_run_is_told_in_both_quantities() -> None:
+    told = grid._line(Outcome(Cell("h2tune", 0), metrics({"a": (0.25, 2.0), "b": (0.75, 1.0)})))
+    assert told == "h2tune/seed-0  50.0 % right, 1.500 nats  1 s"
 
 
 def test_nats_stand_in_where_hardly_anything_is_right(file: Path) -> None:

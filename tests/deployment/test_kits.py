@@ -20,6 +20,7 @@ from h2tune.client import Client
 from h2tune.config import ConfigError
 from h2tune.deployment.join import Participant
 from h2tune.deployment.kits import Kit, KitError, own_values
+from h2tune.deployment.provision import with_public_files
 from h2tune.deployment.status import StatusFile, describe, running
 from h2tune.protocol.codec import Message, ProtocolError, decode, encode
 from h2tune.transport.envelope import Envelope, progress, unpack
@@ -176,6 +177,23 @@ def test_a_kit_carries_the_public_files_that_all_need(tmp_path: Path) -> None:
     text = (made["c0"].folder / "federation.yaml").read_text()
     assert str(tmp_path) not in text
     assert Path(made["c0"].experiment().anchors).read_text() == words.read_text()
+
+
+def test_public_files_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+    """anchors/words.txt and domain/words.txt are two files; the same file named twice is one."""
+    files = {name: tmp_path / folder / name for folder, name in (("a", "words.txt"), ("b", "Words.txt"))}
+    for name, path in files.items():
+        path.parent.mkdir()
+        path.write_text(f"from {name}")
+    one, two = (str(path) for path in files.values())
+    plain = {"anchors": one, "anchor_words": two, "method": {"name": "h2tune", "codes": one},
+             "clients": [{"practice": two}, {"practice": None}]}  # fmt: skip
+    found = with_public_files(plain, tmp_path / "kit" / "public")
+    assert (found["anchors"], found["anchor_words"]) == ("public/words-2.txt", "public/Words.txt")
+    assert found["method"]["codes"] == "public/words-2.txt" and found["clients"][0]["practice"] == "public/Words.txt"
+    assert (tmp_path / "kit/public/words-2.txt").read_text() == "from words.txt"
+    assert (tmp_path / "kit/public/Words.txt").read_text() == "from Words.txt"
+    assert len(list((tmp_path / "kit/public").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

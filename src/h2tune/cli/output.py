@@ -57,17 +57,16 @@ def print_plan(plan: Plan) -> None:
     from h2tune.plan import LEAVES, STAYS
     from h2tune.report.format import plain, size
 
-    def bytes_of(value: int | None) -> str:
-        return plain(size(value))
-
-    depth = "" if plan.depth is None else f"the core has {plan.depth} rows"
-    table = _table(depth, ["client", "model"], ["rank", "adapter", "memory", "up /\nround", "down /\nround", "LoRA\nup",
-                                                "once,\nup", "once,\ndown"])  # fmt: skip
+    once = any(c.setup_bytes_up or c.setup_bytes_down for c in plan.clients)
+    columns = ["rank", "adapter", "memory", "up /\nround", "down /\nround", "LoRA\nup"]
+    columns += ["once,\nup", "once,\ndown"] if once else []
+    table = _table("" if plan.depth is None else f"the core has {plan.depth} rows", ["client", "model"], columns)
     for c in plan.clients:
         adapter = "-" if c.adapter_parameters is None else plain(size(c.adapter_parameters)).removesuffix("B").strip()
-        table.add_row(c.name, short_model(c.model), str(c.rank or "-"), adapter, bytes_of(c.training_memory),
-                      bytes_of(c.bytes_up), bytes_of(c.bytes_down), bytes_of(c.lora_bytes),
-                      bytes_of(c.setup_bytes_up), bytes_of(c.setup_bytes_down))  # fmt: skip
+        sizes = [c.training_memory, c.bytes_up, c.bytes_down, c.lora_bytes]
+        sizes += [c.setup_bytes_up, c.setup_bytes_down] if once else []
+        cells = [str(c.rank or "-"), adapter, *(plain(size(value)) for value in sizes)]
+        table.add_row(c.name, short_model(c.model), *cells)
     _print(table)
     typer.echo("\nadapter  parameters to train\nmemory   for adapter, gradients and optimiser, beside the model")
     typer.echo("LoRA up  what a whole LoRA of the same rank would send in a round")
@@ -138,7 +137,10 @@ def _table(title: str, left: list[str], right: list[str]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    # Ten columns fit 80 with one space between them only.
+    space = 0 if len(left) + len(right) > 9 else 1
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, space, 0, 0),
+                  pad_edge=False)  # fmt: skip
     for heading in left:
         table.add_column(heading, overflow="fold")
     for heading in right:
@@ -151,7 +153,9 @@ def _print(table: Table) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    console.print(table, width=None if console.is_terminal else UNBROKEN, crop=False)
+    if not console.is_terminal:
+        console.width = UNBROKEN
+    console.print(table)
 
 
 def _print_list(heading: str, entries: list[str] | tuple[str, ...]) -> None:

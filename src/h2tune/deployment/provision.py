@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -195,15 +195,21 @@ def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
 
 
 def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy the files that all need into the kit, and name them by their place in it."""
+    """Copy the files that all need into the kit, and name them by their place in it.
+
+    Files of the same name from different folders are numbered: words.txt, words-2.txt.
+    """
+    names: dict[Path, str] = {}
 
     def carry(value: Any) -> Any:
-        source = Path(value) if isinstance(value, str) else None
+        source = Path(value).resolve() if isinstance(value, str) else None
         if source is None or not source.is_file():
             return value
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / source.name)
-        return f"{PUBLIC}/{source.name}"
+        if source not in names:
+            names[source] = _free_name(source, names.values())
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / names[source])
+        return f"{PUBLIC}/{names[source]}"
 
     clients = [client | {"practice": carry(client["practice"])} for client in plain["clients"]]
     method = plain["method"]
@@ -211,6 +217,15 @@ def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
         method = {k: carry(v) if k != "name" else v for k, v in method.items()}
     common = {k: carry(plain[k]) for k in ("anchors", "anchor_words")}
     return plain | common | {"clients": clients, "method": method}
+
+
+def _free_name(source: Path, taken: Collection[str]) -> str:
+    """The file's name, with a number where another file has it; upper and lower case count as equal."""
+    lower, name, number = {other.lower() for other in taken}, source.name, 1
+    while name.lower() in lower:
+        number += 1
+        name = f"{source.stem}-{number}{source.suffix}"
+    return name
 
 
 def _forget_private_keys(workspace: Path) -> None:
