@@ -36,15 +36,12 @@ def compare(
 ) -> None:
     """Run methods side by side over seeds, and say which is better and how sure that is. Goes on where it stopped."""
     with plain_errors("Stopped. Finished runs are kept; the same command goes on."):
-        from h2tune.comparison.compare import CompareError, compare_names
         from h2tune.comparison.compare import compare as run_compare
+        from h2tune.comparison.compare import compare_names
         from h2tune.report.comparison_page import write_comparison_page
 
         folder = out or Path("runs") / f"compare-{Path(file).stem}"
-        try:
-            sizes, rates = [int(n) for n in n_train.split(",") if n], [float(r) for r in tune.split(",") if r]
-        except ValueError as error:
-            raise CompareError(f"--n-train and --tune are numbers with commas between: {error}") from None
+        sizes, rates = [int(n) for n in _numbers(n_train)], _numbers(tune)
 
         def say(text: str) -> None:
             if not as_json:
@@ -61,3 +58,13 @@ def compare(
             typer.echo(f"\nreport   {page}")
         if result["failed"]:
             raise typer.Exit(1)
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers from ``0.3,1,3``."""
+    from h2tune.comparison.cells import CompareError
+
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise CompareError(f"--n-train and --tune are numbers with commas between: {error}") from None
