@@ -79,7 +79,7 @@ def test_the_engines_log_in_words(line: str, says: str, final: bool) -> None:
 
 
 def test_a_folder_that_is_no_kit_and_a_kit_of_the_other_role(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match=r"is no kit: it has no kit.json. `h2tune provision` makes kits"):
+    with pytest.raises(KitError, match=r"is not a kit: kit.json is missing. `h2tune provision` makes kits"):
         Kit(tmp_path)
     made = kits(small(), tmp_path)
     with pytest.raises(KitError, match="is the kit of a server: start it with `h2tune server`"):
@@ -105,7 +105,7 @@ def test_what_a_client_may_set_and_what_not(tmp_path: Path) -> None:
         "max_length": 64,
         "truncate": True,
     }
-    with pytest.raises(KitError, match="`task` is agreed on by all"):
+    with pytest.raises(KitError, match="`task` is the same for all clients"):
         own_values({}, ["task=sst2"])
     with pytest.raises(KitError, match="--set takes KEY=VALUE"):
         own_values({}, ["truncate"])
@@ -199,9 +199,9 @@ def test_public_files_of_the_same_name_stay_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["server", "nowhere"], "nowhere is no kit"),
-        (["client", "nowhere"], "nowhere is no kit"),
-        (["status", "nowhere"], "nowhere is no kit"),
+        (["server", "nowhere"], "nowhere is not a kit"),
+        (["client", "nowhere"], "nowhere is not a kit"),
+        (["status", "nowhere"], "nowhere is not a kit"),
         (["provision", "nowhere.yaml"], "There is no config file"),
     ],
 )

@@ -19,7 +19,7 @@ def report(run_dir: Run) -> None:
         from h2tune.utils.files import StoreError
 
         if not RunStore(run_dir).exists:
-            raise StoreError(f"{run_dir} holds no run.")
+            raise StoreError(f"{run_dir} is not a run directory.")
         typer.echo(write_report(run_dir))
 
 

@@ -106,7 +106,7 @@ class Network:
         """Tell a client that it takes no further part."""
         if name in self.present:
             self.served[name] = self.present[name].process
-        self._stop(name, f"the server goes on without this client: {reason}")
+        self._stop(name, f"the server continues without this client: {reason}")
 
     def stop(self, reason: str, finished: bool) -> None:
         """Tell every client that is here that nothing more will come, and wait until they know."""
@@ -189,7 +189,7 @@ class Network:
         if said["federation"] != self.federation:
             self._refuse(name, "its kit belongs to another federation")
         elif known and said["process"] in known.replaced:
-            self._refuse(name, "another process has taken up the same identity", said["process"])
+            self._refuse(name, "another process runs with the same kit", said["process"])
         elif known and said["process"] == known.process:
             known.heard, known.busy, known.doing = self.clock(), said["busy"], progress(said["doing"])
         else:
@@ -223,7 +223,7 @@ class Network:
         if self._complaints[key] <= MOST_EVENTS:
             self.tell(event, text, client=name)
         elif self._complaints[key] == MOST_EVENTS + 1:
-            self.tell(event, f"{name}: more of the same is not listed any more", client=name)
+            self.tell(event, f"{name}: further events of this kind are not listed", client=name)
 
 
 def _forget(names: set[str], name: str, error: str) -> None:
