@@ -215,10 +215,8 @@ class Experiment(_Strict):
     secure_aggregation: SecureAggregation | None = Field(None, description="sums only; by default none")
     privacy: Privacy | None = Field(None, description="differential privacy of clients; by default none")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
-    quorum: int = Field(1, ge=1, description="fewest updates with which a round is committed")
-    patience: int | None = Field(
-        None, ge=1, description="stop after this many rounds without a better mean validation score"
-    )
+    quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
+    patience: int | None = Field(None, ge=1, description="stop after so many rounds without a better mean validation")
     baseline: Baseline | list[Baseline] = Field(
         "none",
         description="also train every client alone (`local`), or with frames but without averaging (`h2tune-unshared`)",

@@ -37,13 +37,14 @@ class Participant:
         watch: told of every update: client, round, phase, step, steps, loss.
     """
 
+    doing: dict[str, Any]
+
     def __init__(self, kit: Kit, own: dict[str, Any], watch: Callable[..., None] | None = None) -> None:
         self.experiment = kit.experiment(own)
         self.config = self.experiment.clients[0]
         if missing := [key for key in ("model", "train", "test") if getattr(self.config, key) == THEIRS]:
             raise ConfigError([f"--{key} is missing: it is not part of the kit" for key in missing])
-        self.watch = watch
-        self.doing: dict[str, Any] = {}
+        self.watch, self.doing = watch, {}
         self.store = ClientStore(kit.folder / "state")
         self.models = ModelPool(self.experiment.device, kit.folder / "state" / "frames")
         self.anchors = load_anchors(self.experiment.anchors, self.experiment.anchor_words)
