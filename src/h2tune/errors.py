@@ -1,10 +1,14 @@
-"""What all expected errors have in common: the command line shows their text and no traceback."""
+"""What every error that a person can do something about has in common."""
 
 from __future__ import annotations
 
 
 class H2TuneError(Exception):
-    """Something that a user, a peer or a file did wrong; the text says what, and what to do."""
+    """The base of all expected errors: a mistake in a file, a folder that does not fit, a client that is gone.
+
+    Its text says what is wrong and what to do. The command line prints it without a traceback. Each error also derives
+    from a built-in one (`ValueError`, `RuntimeError`, ...), which callers may catch instead.
+    """
 
 
 class ProtocolError(H2TuneError, ValueError):

@@ -69,6 +69,7 @@ class WatchedStore(RunStore):
             self.watcher.message(text)
 
 
+# Over 45 lines: half of them are its parameters and what they mean.
 def run(
     experiment: Experiment | str | Path,
     out: str | Path,

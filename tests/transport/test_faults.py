@@ -253,7 +253,7 @@ def test_of_two_processes_with_one_identity_the_younger_is_served(tmp_path: Path
     scenario.clients["c0"].start()
     metrics = scenario.serve(start=False)
     assert metrics["rounds"] == 3 and metrics["clients"]["c1"]["final"]
-    assert "another process has taken up the same identity" in scenario.events("refused")[0]["text"]
+    assert "another process runs with the same kit" in scenario.events("refused")[0]["text"]
 
 
 def test_strangers_and_garbage_are_refused_and_disturb_nobody(

@@ -39,6 +39,8 @@ class Participant:
         watch: told of every update: client, round, phase, step, steps, loss.
     """
 
+    doing: dict[str, Any]
+
     def __init__(self, kit: Kit, own: dict[str, Any], watch: Callable[..., None] | None = None) -> None:
         self.experiment = kit.experiment(own)
         self.config = self.experiment.clients[0]

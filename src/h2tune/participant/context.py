@@ -94,14 +94,16 @@ class ClientContext:
         known = store.read_json("budget.json") if store else None
         if known is None:
 
-            def step_ms(rank: int) -> float:
-                batches = self.batches("probe")
-                return step_milliseconds(self.base, self.layout, self.task_type, rank, self.trainer, batches)
-
-            known = {"keep": affordable_keep(self.config, self.experiment, self.base, self.layout, step_ms)}
+            keep = affordable_keep(self.config, self.experiment, self.base, self.layout, self.step_milliseconds)
+            known = {"keep": keep}
             if store:
                 store.write_json("budget.json", known)
         return float(known["keep"])
+
+    def step_milliseconds(self, rank: int | None = None) -> float:
+        """Measured milliseconds of a training step with an adapter of this rank (by default the experiment's)."""
+        batches = self.batches("probe")
+        return step_milliseconds(self.base, self.layout, self.task_type, rank or self.rank, self.trainer, batches)
 
     @property
     def max_length(self) -> int:
