@@ -77,7 +77,7 @@ def test_run_directory_and_report(finished: Path) -> None:
 def test_json_for_machines(file: Path, tmp_path: Path) -> None:
     code, stdout, _ = call("run", str(file), "--out", str(tmp_path / "run"), "--json")
     lines = [json.loads(line) for line in stdout.splitlines()]
-    assert code == 0 and lines[-1]["event"] == "finish" and lines[-1]["mean"]["final"] is not None
+    assert code == 0 and lines[-1]["event"] == "result" and lines[-1]["mean"]["final"] is not None
     assert all(isinstance(row["name"], str) for row in json.loads(call("models", "--json")[1]))
     assert {"gsm8k", "aqua", "program", "sst2", "qqp", "qnli"} <= {
         r["name"] for r in json.loads(call("tasks", "--json")[1])

@@ -14,10 +14,10 @@ import io
 import statistics
 from collections.abc import Collection, Sequence
 
-from h2tune.methods.registry import resolve_method
 from h2tune.comparison.cells import Outcome
 from h2tune.comparison.result import Comparison, Interval, MethodRow, Metrics, Quantity, Table, finals
 from h2tune.config import Experiment
+from h2tune.methods.registry import resolve_method
 from h2tune.version import __version__
 
 SCHEMA = 1
