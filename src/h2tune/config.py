@@ -191,7 +191,6 @@ class Privacy(_Strict):
     )
 
 
-Baseline = Literal["none", "local", "h2tune-unshared"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
 
 
@@ -217,9 +216,9 @@ class Experiment(_Strict):
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
     quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
     patience: int | None = Field(None, ge=1, description="stop after so many rounds without a better mean validation")
-    baseline: Baseline | list[Baseline] = Field(
+    baseline: str | list[str] = Field(
         "none",
-        description="also train every client alone (`local`), or with frames but without averaging (`h2tune-unshared`)",
+        description="methods to run beside this one: `local` trains every client alone, `h2tune-unshared` exchanges no cores",
     )
     methods: dict[str, dict[str, Any]] = Field(
         {},
@@ -250,6 +249,15 @@ class Experiment(_Strict):
     def clients_per_round(self) -> int:
         """How many clients a round selects, if all take part."""
         return max(1, round(self.participation * len(self.clients)))
+
+    @property
+    def secure_threshold(self) -> int | None:
+        """Clients that must help to reveal a sum: more than two thirds of a round's, unless the file says otherwise.
+
+        None without secure aggregation.
+        """
+        section = self.secure_aggregation
+        return section and (section.threshold or 2 * self.clients_per_round // 3 + 1)
 
     @property
     def baselines(self) -> list[str]:
@@ -323,7 +331,19 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         clients = [
             {k: resolve(v) if k in keys else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
         ]
-    return data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
+    found = data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
+    return found | {"method": _resolve_method(data["method"], folder)} if "method" in data else found
+
+
+def _resolve_method(spec: Any, folder: Path) -> Any:
+    """``module:NAME`` with the file that it stands for, where that lies beside the config."""
+    if isinstance(spec, dict):
+        return spec | {"name": _resolve_method(spec["name"], folder)} if "name" in spec else spec
+    if not isinstance(spec, str) or ":" not in spec:
+        return spec
+    module, _, name = spec.rpartition(":")
+    file = folder / f"{module.removesuffix('.py').replace('.', '/')}.py"
+    return f"{file.resolve()}:{name}" if file.is_file() else spec
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {

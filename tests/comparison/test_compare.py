@@ -19,7 +19,7 @@ from h2tune.comparison import grid
 from h2tune.comparison.cells import TUNING_SEED, UNREAD_TEST, Cell, CompareError, experiment_of
 from h2tune.comparison.compare import compare
 from h2tune.config import ConfigError, load_config
-from h2tune.methods import MethodError
+from h2tune.methods.registry import MethodError
 
 FILE = """
 name: tiny
@@ -49,7 +49,7 @@ def test_each_cell_is_what_the_file_says(file: Path) -> None:
     assert local.training.core_learning_rate == 0.01 and [c.n_train for c in local.clients] == [25, 25]
     assert local.clients[0].train.endswith("seed=3")
     assert experiment_of(file, Cell("h2tune", 0)).method == {"name": "h2tune", "alternation": "joint"}
-    assert experiment_of(file, Cell("h2tune-unshared", 0)).method == {"name": "h2tune-unshared", "share": False}
+    assert experiment_of(file, Cell("h2tune-unshared", 0)).method == {"name": "h2tune-unshared"}
     assert load_config(file, seed=7).clients[1].test.endswith("seed=7")
     assert load_config(file).clients[1].test.endswith("seed=0")
 
@@ -63,7 +63,7 @@ def test_a_trial_of_a_rate_reads_next_to_no_test_data(file: Path) -> None:
 def test_frames_without_sharing_have_the_settings_of_the_files_own_method(file: Path) -> None:
     file.write_text(FILE.replace("rank: 4", "rank: 4\nmethod: {name: h2tune, frames: weights}"))
     assert experiment_of(file, Cell("h2tune-unshared", 0)).method == {
-        "name": "h2tune-unshared", "frames": "weights", "share": False}  # fmt: skip
+        "name": "h2tune-unshared", "frames": "weights"}  # fmt: skip
     assert experiment_of(file, Cell("colora", 0)).method == {"name": "colora"}
 
 

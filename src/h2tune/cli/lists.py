@@ -11,10 +11,10 @@ from h2tune.cli.options import Json
 
 def methods(as_json: Json = False) -> None:
     """List the federated methods; docs/methods.md has their rules."""
-    from h2tune.methods import Method
+    from h2tune.methods.registry import known_methods
 
     rows = [{"name": m.name, "description": m.says, "sends": m.sends, "source": m.source,
-             "one_architecture": m.one_architecture} for m in Method.registry.values()]  # fmt: skip
+             "one_architecture": m.one_architecture} for m in known_methods().values()]  # fmt: skip
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return

@@ -54,7 +54,7 @@ def print_run(folder: Path) -> None:
 
 def print_plan(plan: Plan) -> None:
     """What each client needs and sends, and what leaves its machine."""
-    from h2tune.plan import LEAVES, STAYS
+    from h2tune.methods.leaving import STAYS
     from h2tune.report.format import plain, size
 
     once = any(c.setup_bytes_up or c.setup_bytes_down for c in plan.clients)
@@ -70,8 +70,7 @@ def print_plan(plan: Plan) -> None:
     _print(table)
     typer.echo("\nadapter  parameters to train\nmemory   for adapter, gradients and optimiser, beside the model")
     typer.echo("LoRA up  what a whole LoRA of the same rank would send in a round")
-    _print_list("leaves the machine", LEAVES)
-    _print_list("never leaves", [STAYS])
+    _print_list("leaves the machine", [*plan.leaves, STAYS])
     _print_list("privacy", plan.privacy)
 
 

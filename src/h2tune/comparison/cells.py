@@ -8,11 +8,10 @@ from typing import Any
 
 from h2tune.config import Experiment, load_config
 from h2tune.errors import H2TuneError
-from h2tune.methods import resolve_method
+from h2tune.methods.registry import resolve_method
 
 TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
 UNREAD_TEST = 4  # test rows of a trial: a run needs some, nobody looks at them
-FRAMED = ("h2tune", "h2tune-unshared")  # have the same settings, but for sharing
 
 
 class CompareError(H2TuneError, RuntimeError):
@@ -46,6 +45,11 @@ class Outcome:
     skipped: bool = False  # the method does not suit the federation; nothing went wrong
 
 
+def family_of(name: str) -> str:
+    """The method itself, or the one that it is a variant of: these have the same settings."""
+    return resolve_method(name)[0].variant_of or name
+
+
 def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     """The experiment of one cell."""
     if str(file) == "demo":
@@ -61,11 +65,8 @@ def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     rates: dict[str, float] = {
         key: cell.rate * changes.pop(key, getattr(training, key)) for key in ("learning_rate", "core_learning_rate")
     }
-    same = cell.method == own["name"] or {cell.method, own["name"]} == set(FRAMED)
-    settings = {k: v for k, v in own.items() if k != "share"} if same else {}
-    spec = settings | changes | {"name": cell.method}
-    if cell.method == "h2tune-unshared":
-        spec["share"] = False
+    same = family_of(cell.method) == family_of(str(own["name"]))
+    spec = (own if same else {}) | changes | {"name": cell.method}
     resolve_method(spec)
     data: dict[str, Any] = {} if cell.n_train is None else {"n_train": cell.n_train}
     if cell.tuning:

@@ -22,7 +22,7 @@ from h2tune.comparison.grid import Report, run_grid
 from h2tune.comparison.result import Comparison, finals
 from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, to_csv
 from h2tune.config import ConfigError
-from h2tune.methods import Method
+from h2tune.methods.registry import known_methods
 from h2tune.utils.files import write_atomic
 
 
@@ -75,7 +75,7 @@ def compare(
 def compare_names(text: str) -> list[str]:
     """Names from ``a,b,c``, or all methods for ``all``."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    return list(Method.registry) if names == ["all"] else list(dict.fromkeys(names))
+    return list(known_methods()) if names == ["all"] else list(dict.fromkeys(names))
 
 
 def rate_key(method: str, n_train: int | None) -> str:

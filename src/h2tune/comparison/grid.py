@@ -19,7 +19,7 @@ from typing import Any
 
 from h2tune.comparison.cells import Cell, CompareError, Outcome, experiment_of
 from h2tune.comparison.result import finals
-from h2tune.methods import MethodError, resolve_method
+from h2tune.methods.registry import MethodError, resolve_method
 from h2tune.store import RunStore
 from h2tune.utils.files import StoreError
 
@@ -177,18 +177,19 @@ def estimate(file: str | Path, cells: Sequence[Cell]) -> float:
     """Seconds that the runs will take one after the other, from a few measured steps of each client."""
     from h2tune.client import Client
     from h2tune.participant.base_models import ModelPool
+    from h2tune.participant.data import Part
     from h2tune.utils.logging import quiet_libraries
 
     quiet_libraries()
     experiment = experiment_of(file, cells[0]).model_copy(update={"method": "local"})
     models, seconds = ModelPool(experiment.device), 0.0
     for config in experiment.clients:
-        client = Client(config, experiment, models)
-        begin = time.perf_counter()
-        client._score(client.test[:64], client.test_data[:64], bare=True)
-        scored = (time.perf_counter() - begin) * (len(client.test) * 3 + len(client.validation) * 2) / 64
+        context = Client(config, experiment, models).context
+        test, begin = context.data.test, time.perf_counter()
+        context.score(Part(test.examples[:64], test.encoded[:64]), untouched=True)
+        scored = (time.perf_counter() - begin) * (len(test) * 3 + len(context.data.validation) * 2) / 64
         scored += scored / 5 * experiment.rounds / experiment.evaluation.every
-        seconds += client._step_ms(client.rank) / 1000 * experiment.training.steps * experiment.rounds + scored
+        seconds += context.step_milliseconds() / 1000 * experiment.training.steps * experiment.rounds + scored
     return seconds * len(cells)
 
 

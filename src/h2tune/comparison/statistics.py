@@ -17,6 +17,7 @@ from collections.abc import Collection, Sequence
 from h2tune.comparison.cells import Outcome
 from h2tune.comparison.result import Comparison, Interval, MethodRow, Metrics, Quantity, Table, finals
 from h2tune.config import Experiment
+from h2tune.methods.registry import resolve_method
 from h2tune.version import __version__
 
 SCHEMA = 1
@@ -72,8 +73,9 @@ def _table(outcomes: Sequence[Outcome], size: int | None, rates: dict[str, float
     ]
     _set_side_by_side(rows, quantity)
     named = {row["method"]: row for row in rows}
-    pair = [named[name] for name in ("h2tune", "h2tune-unshared") if name in named]
-    averaging = _difference(pair[0], pair[1], quantity) if len(pair) == 2 else None
+    variants = {name: resolve_method(name)[0].variant_of for name in named}
+    pairs = [(named[whole], named[name]) for name, whole in variants.items() if whole in named]
+    averaging = _difference(*pairs[0], quantity) if pairs else None
     return {"n_train": size, "quantity": quantity, "methods": rows, "averaging": averaging, "missing": missing}
 
 

@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from h2tune.aggregation.secure_mean import threshold_of
 from h2tune.config import Experiment
 from h2tune.deployment.kits import OWN, PUBLIC, SCHEMA, THEIRS, About, KitError, write_kit
 from h2tune.utils.files import write_atomic
@@ -188,7 +187,7 @@ def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
     clients = [{k: v for k, v in client.items() if k not in OWN} for client in plain["clients"]]
     if experiment.secure_aggregation:
         # A client must know it without knowing how many others there are, and never take the server's word for it.
-        plain["secure_aggregation"] = {"threshold": threshold_of(experiment)}
+        plain["secure_aggregation"] = {"threshold": experiment.secure_threshold}
     if name != "server":
         clients = [client for client in clients if client["name"] == name]
         plain |= {"quorum": 1, "participation": 1.0}
