@@ -13,10 +13,8 @@ import h2tune
 from h2tune.cli.options import plain_errors
 from h2tune.errors import H2TuneError
 
-INTERNAL = {"Refused", "LinkClosed"}  # never reach a person: caught where they are raised
-# Rooms whose errors still are plain ValueErrors and RuntimeErrors.
-LATER = {"AnchorError", "LostStateError", "TaskError", "RowError", "NanLossError", "ModelError", "SecureError",
-         "ProtocolError", "MethodError", "Absent", "QuorumError", "Lost"}  # fmt: skip
+INTERNAL = {"Refused", "LinkClosed", "QuorumMissed", "RoundInterrupted"}  # caught where they are raised
+LATER = {"TaskError", "RowError", "ModelError"}  # rooms whose errors still are plain ValueErrors
 
 
 def test_all_errors_share_one_base_and_keep_a_built_in_one() -> None:

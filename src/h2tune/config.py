@@ -256,8 +256,9 @@ class Experiment(_Strict):
 
         None without secure aggregation.
         """
-        section = self.secure_aggregation
-        return section and (section.threshold or 2 * self.clients_per_round // 3 + 1)
+        if self.secure_aggregation is None:
+            return None
+        return self.secure_aggregation.threshold or 2 * self.clients_per_round // 3 + 1
 
     @property
     def baselines(self) -> list[str]:

@@ -162,6 +162,10 @@ def test_rates_are_chosen_by_validation_never_by_test() -> None:
 
     # What the table shows counts, though nats would say x0.3; between equals nats decide.
     assert best_rates([trial(0.3, 0.4, 0.8, 0.9), trial(1, 0.6, 0.9, 0.1), trial(3, 0.6, 1.1, 0.9)]) == {"local": 1}
+    # Without its weakest client a run looks better.
+    lost = trial(3, 0.9, 0.5, 0.9)
+    lost.metrics["clients"]["b"]["final"] = None
+    assert best_rates([trial(1, 0.6, 0.9, 0.1), lost]) == {"local": 1}
     # A client that gets next to nothing right at any rate: nats for all.
     trials = [trial(0.3, 0.4, 0.8, 0.9, other=0.0), trial(1, 0.6, 0.9, 0.1, other=0.04)]
     assert best_rates(trials) == {"local": 0.3}

@@ -85,7 +85,8 @@ def rate_key(method: str, n_train: int | None) -> str:
 def best_rates(outcomes: Iterable[Outcome]) -> dict[str, float]:
     """For each method (and amount of data) the multiple that is best on validation, in the quantity that the table will have.
 
-    That is the metric; between equals, and where some client never gets more than next to nothing right, nats. Chosen by
+    A rate at which a client is lost is worse than one at which none is: without its weakest client a mean looks better. Then
+    the metric counts; between equals, and where some client never gets more than next to nothing right, nats. Chosen by
     nats alone, rates came out too low where answers must be exactly right: nats punish a confident model, the metric does not.
     """
     ran = [outcome for outcome in outcomes if outcome.metrics and _finals(outcome)]
@@ -98,10 +99,10 @@ def best_rates(outcomes: Iterable[Outcome]) -> dict[str, float]:
                 best[name] = max(best.get(name, 0.0), final["validation"])
         nats_only = min(best.values()) < TOO_FEW_RIGHT
 
-        def worth(outcome: Outcome, nats_only: bool = nats_only) -> tuple[float, float]:
+        def worth(outcome: Outcome, nats_only: bool = nats_only) -> tuple[int, float, float]:
             finals = list(_finals(outcome).values())
             metric, nats = (statistics.fmean(f[key] for f in finals) for key in ("validation", "validation_nats"))
-            return (0.0 if nats_only else metric, -nats)
+            return (len(finals), 0.0 if nats_only else metric, -nats)
 
         for method in dict.fromkeys(outcome.cell.method for outcome in trials):
             chosen = max((o for o in trials if o.cell.method == method), key=worth)

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from h2tune.errors import H2TuneError
-from h2tune.protocol.codec import ProtocolError
+from h2tune.errors import H2TuneError, ProtocolError
 from h2tune.transport.channel import SERVER, Channel
 from h2tune.transport.envelope import Envelope, unpack
 from h2tune.version import __version__

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from h2tune.protocol.codec import ProtocolError
+from h2tune.errors import ProtocolError
 
 HEAD_LIMIT = 1 << 14
 PROCESS = 40  # characters

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from h2tune.config import NetworkConfig
-from h2tune.protocol.codec import ProtocolError
+from h2tune.errors import ProtocolError
 from h2tune.transport.base import Absent, Reply
 from h2tune.transport.channel import Channel
 from h2tune.transport.envelope import Envelope, progress, unpack
