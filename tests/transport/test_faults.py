@@ -290,7 +290,9 @@ def test_answers_that_come_twice_or_again_rounds_later_count_once(
     def twice(client: SimulatedClient, envelope: Any) -> bool:
         if envelope.kind == "answer":
             for delay in (0.0, 5.0, 17.0):
-                scenario.network.after(delay, lambda: scenario.network.envelopes.append((client.name, envelope.pack())))
+                scenario.network.after(
+                    delay, lambda: scenario.network.envelopes.append((client.name, envelope.pack()))
+                )
         return deliver(client, envelope)
 
     for client in scenario.clients.values():

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install -e '.[secure]'")
 
 from h2tune import federation
-from h2tune.methods.registry import MethodError
 from h2tune.methods.core_server import CoreServer
+from h2tune.methods.registry import MethodError
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import decode, encode
 from h2tune.transport.inprocess import InProcess
