@@ -142,9 +142,14 @@ def methods() -> str:
     ]
     parts = [
         "# Methods\n\nGenerated from the methods' files by `python scripts/generate_docs.py`; do not edit by hand.\n\n"
-        "`method: NAME` in the config, or `h2tune compare FILE --methods NAME,NAME`. Methods for *equal models* average LoRA"
-        " factors, which only fit between clients with the same base: they run within groups of such clients, a client"
-        " without a twin trains locally, and a federation of nothing else is refused before training.\n\n"
+        "Choose one with `method: NAME` in the file, or compare several with `h2tune compare FILE --methods NAME,NAME`."
+        " `h2tune plan FILE` shows what your choice sends.\n\n"
+        "- Methods for **any models** work between clients with different base models.\n"
+        "- Methods for **equal models** average LoRA factors, which only fit between clients with the same base model. They run within"
+        " each group of such clients. A client without a [twin](glossary.md#twin) trains alone. A federation in which nobody has a"
+        " twin is refused before training.\n\n"
+        "In the formulas k is a client and p_k its share of all examples; A, B, T, S, P and C are in the [glossary](glossary.md)."
+        " [Configuration](configuration.md#method) has the settings of each method.\n\n"
         + "\n".join(["| method | for | what it is | sent each round | source |", "|---|---|---|---|---|", *rows])
     ]
     for module in dict.fromkeys(inspect.getmodule(_home(m)) for m in known):
