@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from h2tune.config import Experiment
-from h2tune.methods import Method
-from h2tune.methods.base import Settings
+from h2tune.methods.base import Method, Settings
+from h2tune.methods.registry import known_methods
 
 _TITLES = {
     "clients": "Each entry of `clients:`. Paths are relative to the file.",
@@ -118,7 +118,7 @@ def reference() -> str:
 
 
 def _known() -> list[tuple[str, Method]]:
-    return [(name, method) for name, method in sorted(Method.registry.items()) if not name.startswith("toy")]
+    return [(name, method) for name, method in sorted(known_methods().items()) if not name.startswith("toy")]
 
 
 def _relative(name: str, settings: type[BaseModel]) -> tuple[str, str]:
@@ -157,14 +157,21 @@ def methods() -> str:
         text = inspect.cleandoc(module.__doc__ or "") if module else ""
         # A heading of one name is its own link target.
         anchors = "".join(f'<a id="{name}"></a>' for name in names) + "\n\n" if len(names) > 1 else ""
-        parts.append(f"## {', '.join(names)}\n\n{anchors}```text\n{text}\n```")
+        leaves = "".join(_leaves(m) for m in known if m.name in names)
+        parts.append(f"## {', '.join(names)}\n\n{anchors}```text\n{text}\n```\n\n{leaves}".rstrip())
     return "\n\n".join(parts) + "\n\n" + _OWN
+
+
+def _leaves(method: Method) -> str:
+    """What a method lets leave a client, as it declares it itself, with its default settings."""
+    rows = [f"- {sent.when}: {sent.says}" for sent in method.client.leaves(None, method.settings())]
+    return f"What `{method.name}` lets leave a client" + (":\n\n" + "\n".join(rows) if rows else ": nothing.") + "\n\n"
 
 
 def _home(method: Method) -> type:
     """The class whose file describes the method: of client, server and settings the one with the least shared file."""
     users: dict[Any, int] = {}
-    for other in Method.registry.values():
+    for other in known_methods().values():
         for part in {inspect.getmodule(c) for c in (other.client, other.server, other.settings)}:
             users[part] = users.get(part, 0) + 1
     generic = {f"h2tune.methods.{name}" for name in ("base", "factors", "adapted", "h2tune_settings")}
@@ -174,9 +181,10 @@ def _home(method: Method) -> type:
 
 _OWN = """## A method of your own
 
-One file. Say what the client sends and how the server combines it, name the source, register it, and test the rule
-against a few lines of NumPy. This one averages only the factors B whose clients agree in sign, entry by entry; it is a
-whole method, and `tests/methods/test_worked_example.py` runs it:
+A method is one file with two halves. The client's half says what is trained and sent, the server's half how it is combined. [How a round works](rounds.md#in-code) has the
+background.
+
+This one averages only the factors B, and only entries whose sign is the same at all clients. It is a whole method. Save it as `my_methods.py` beside your `federation.yaml`:
 
 ```python
 from h2tune.methods.base import Method, Settings
@@ -195,25 +203,36 @@ class AgreeingServer(FactorServer):
         return None, mean([b for _, b in pairs], weights) * signs
 
 
-Method(
+AGREEING = Method(
     "agreeing",
     Settings,
     AgreeingClient,
     AgreeingServer,
     "mean of B where all agree in sign",
-    sends="B",
     source="an example",
     one_architecture=True,
 )
 ```
 
-Import the file before `h2tune.run` or `h2tune.comparison.compare.compare` (a plain `import my_methods`), and `method: agreeing` works. What
-it gets for nothing: groups of equal bases, checks of everything received, private state over restarts, curves, the report, and a
-place in every comparison. A method for different models subclasses `AdapterClient` and `ServerMethod`; `methods/pfedlora.py`
-is a short one. It need not share parameters at all: `tests/test_round_interface.py` exchanges texts, and embeddings.
+Then name the module and the method in the file:
 
-What its tests should catch, from defects that were published: the mean keeps one client only; weights applied twice;
-A and B turned by unrelated bases; a snapshot from before training is sent; what the server sends is never loaded.
+```yaml
+method: my_methods:AGREEING
+```
+
+A package can offer its methods under a plain name, with an entry point in the group `h2tune.methods`.
+
+**What you get without writing it:** groups of equal bases, checks of everything that arrives, private state over restarts, curves, the report, a place in every comparison, and a line in `h2tune plan` that says what
+leaves a client.
+
+**Where to go from here:**
+
+- A method for different models subclasses `AdapterClient` (`src/h2tune/methods/adapter_client.py`) and `OneExchange`; `src/h2tune/methods/pfedlora.py` is a short one.
+- A method with several exchanges in a round implements `run_round` and declares its `actions`; `tests/exchange_methods.py` has one that exchanges texts and one with many small tensors.
+- Settings of its own are fields of a `Settings` class; `src/h2tune/methods/fedprox.py` has one.
+
+**What to test.** State the rule in a few lines of NumPy and compare. Then plant the defects that published code has had, and see that the test notices: the mean keeps one client only; weights are applied twice; A and B are
+turned by unrelated bases; a snapshot from before training is sent; what the server sends is never loaded.
 """
 
 

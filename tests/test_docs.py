@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import typer
 import yaml
 from generate_docs import reference, sections
 from pydantic import BaseModel
+from typer.testing import CliRunner
 
 from h2tune.cli.app import app
 from h2tune.config import ClientConfig, Experiment, parse_config
-from h2tune.methods import resolve_method
+from h2tune.methods.base import Method
+from h2tune.methods.registry import resolve_method
 from h2tune.tasks import build_task
 
 ROOT = Path(__file__).parents[1]
@@ -73,10 +76,29 @@ def test_python_blocks_are_python(text: str) -> None:
     ast.parse(text)
 
 
+@pytest.fixture
+def own_method(tmp_path: Path) -> Iterator[Path]:
+    """A folder with the worked example of docs/methods.md in it."""
+    (tmp_path / "my_methods.py").write_text(blocks("python", [ROOT / "docs" / "methods.md"])[0].values[0])
+    yield tmp_path
+    Method.registry.pop("agreeing", None)
+    sys.modules.pop("my_methods", None)
+
+
+def test_the_worked_example_runs_from_a_folder_of_ones_own(own_method: Path) -> None:
+    clients = [CLIENT | {"name": name} for name in ("a", "b")]
+    file = own_method / "federation.yaml"
+    file.write_text(yaml.safe_dump(FEDERATION | {"clients": clients, "method": "my_methods:AGREEING"}))
+    result = CliRunner().invoke(app, ["run", str(file), "--out", str(own_method / "run"), "--quiet"])
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((own_method / "run" / "metrics.json").read_text())
+    assert all(client["final"]["nats"] > 0 for client in metrics["clients"].values())
+
+
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_yaml_blocks_are_valid_settings(text: str) -> None:
+def test_yaml_blocks_are_valid_settings(text: str, own_method: Path) -> None:
     for data in documents(text):
-        experiment = parse_config(data)
+        experiment = parse_config(data, own_method)
         resolve_method(experiment.method)
         for client in experiment.clients:
             build_task(client.task)

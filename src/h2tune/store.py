@@ -53,9 +53,9 @@ class RunStore:
             StoreError: if the folder holds a run or anything else.
         """
         if self.exists:
-            raise StoreError(f"{self.folder} holds a run already: go on with --resume, or choose another --out.")
+            raise StoreError(f"{self.folder} holds a run already: continue it with --resume, or choose another --out.")
         if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise StoreError(f"{self.folder} is not empty and holds no run: choose another --out.")
+            raise StoreError(f"{self.folder} is not empty and is not a run: choose another --out.")
         identity = uuid.uuid4().hex
         write_atomic(self.folder / "config.yaml", experiment.to_yaml().encode())
         write_atomic(self.folder / "run.json", _plain({"schema": SCHEMA, "run": identity, "version": __version__}))
@@ -68,7 +68,7 @@ class RunStore:
             experiment: if given, it must equal the run's, but for the keys in ``allow``.
         """
         if not self.exists:
-            raise StoreError(f"{self.folder} holds no run.")
+            raise StoreError(f"{self.folder} is not a run directory.")
         about = json.loads((self.folder / "run.json").read_text())
         if about["schema"] > SCHEMA:
             raise StoreError(

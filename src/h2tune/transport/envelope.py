@@ -1,6 +1,6 @@
-"""Letters: what travels between a server and its clients beside a message of `wire`.
+"""Envelopes: what travels between a server and its clients around the messages of `h2tune.protocol`.
 
-A envelope is a small JSON header and a body. Clients write ``hello`` (I am here, this is what I do) and ``answer``; the
+An envelope is a small JSON header and a body. Clients write ``hello`` (I am here, this is what I do) and ``answer``; the
 server writes ``request`` and ``stop``. Four bytes say how long the header is.
 """
 
