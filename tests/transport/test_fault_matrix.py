@@ -16,7 +16,7 @@ from h2tune.methods.base import MethodError
 from h2tune.methods.registry import known_methods
 from h2tune.store import RunStore
 
-METHODS = sorted(known_methods())
+METHODS = sorted(name for name in known_methods() if not name.startswith("toy"))
 # One of each kind of server: a core, averaged factors, factors in turns, every round in the base weights, mixtures, logits.
 KINDS = ("h2tune", "fedit", "rolora", "fedex", "celora", "colora", "fedmkt")
 MATRIX = [pytest.param(m, marks=[] if m in KINDS else pytest.mark.slow) for m in METHODS]
