@@ -299,18 +299,32 @@ def _fill_in_seed(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    def resolve(value: Any) -> Any:
-        if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
-            return str((folder / value).resolve())
-        return value
-
+    """Paths as they were meant where they were written: from the config's own folder, ``~`` from its writer's home."""
     clients = data.get("clients")
     if isinstance(clients, list):
         keys = ("model", *_SOURCES)
         clients = [
-            {k: resolve(v) if k in keys else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
+            {k: _resolved(v, folder, k == "model") if k in keys else v for k, v in c.items()}
+            if isinstance(c, dict)
+            else c
+            for c in clients
         ]
-    return data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
+    data = data | {"clients": clients}
+    data |= {k: _resolved(data[k], folder) for k in ("anchors", "anchor_words") if k in data}
+    if isinstance(method := data.get("method"), dict) and "codes" in method:
+        data["method"] = method | {"codes": _resolved(method["codes"], folder)}
+    return data
+
+
+_NAMES = ("builtin", "demo", "-")
+
+
+def _resolved(value: Any, folder: Path, model: bool = False) -> Any:
+    if not isinstance(value, str) or value in _NAMES or value.startswith(("zoo:", "hub:", "demo:")):
+        return value
+    if model and not value.startswith((".", "/", "~")) and not (folder / value).exists():
+        return value  # a name on the Hub
+    return str((folder / Path(value).expanduser()).resolve())
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
