@@ -192,7 +192,7 @@ def _finished(file: str | Path, cell: Cell, out: Path) -> Outcome | None:
             f"{folder} holds a run of something else: {what}. Use another --out, or delete it."
         ) from None
     metrics = folder / "metrics.json"
-    return Outcome(cell, json.loads(metrics.read_text())) if metrics.is_file() else None
+    return Outcome(cell, json.loads(metrics.read_text(encoding="utf-8"))) if metrics.is_file() else None
 
 
 _RESIDENTS: dict[str, Any] = {}

@@ -58,7 +58,7 @@ class Kit:
         if not path.is_file():
             raise KitError(f"{self.folder} is no kit: it has no kit.json. `h2tune provision` makes kits.")
         try:
-            self.about = About(**json.loads(path.read_text()))
+            self.about = About(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise KitError(f"{path} cannot be read: ask the coordinator for the kit again.") from None
         if self.about.schema > SCHEMA:

@@ -69,7 +69,7 @@ def revoke(out: str | Path, names: Iterable[str]) -> list[str]:
     for name in names:
         if not (out / name / "kit.json").is_file():
             raise KitError(f"{out} has no kit of {name!r}.")
-    known = json.loads(path.read_text())["disabled_clients"] if path.is_file() else []
+    known = json.loads(path.read_text(encoding="utf-8"))["disabled_clients"] if path.is_file() else []
     refused = sorted({*known, *names})
     write_atomic(path, json.dumps({"disabled_clients": refused}, indent=1).encode())
     return refused
@@ -84,7 +84,7 @@ def _identity(authority: Path, experiment: Experiment) -> str:
     """Identity of the federation; made with the authority, and kept."""
     path = authority / "federation.json"
     if path.is_file():
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
         if known["name"] != experiment.name:
             raise KitError(f"{authority} belongs to the federation {known['name']!r}, not {experiment.name!r}: use"
                            " another --out.")  # fmt: skip
@@ -165,7 +165,7 @@ def _settle(engine: Path, role: str, experiment: Experiment) -> None:
     for default in local.glob("*.default"):
         default.rename(default.with_suffix(""))
     path = local / "resources.json"
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8"))
     unwanted = {"site_log_streamer", "log_receiver", "process_launcher"}
     components = [c for c in settings["components"] if c["id"] not in unwanted]
     shim = {"id": "h2tune", "path": SHIM, "args": {"server": role == "server", "limit": experiment.network.largest}}
@@ -174,9 +174,11 @@ def _settle(engine: Path, role: str, experiment: Experiment) -> None:
     settings["allow_log_streaming"] = False
     if role == "server":
         settings["servers"][0] |= {"max_num_clients": 10_000, "heart_beat_timeout": 60}
-    path.write_text(json.dumps(settings, indent=1))
+    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     # What the engine itself accepts, before the shim sees anything.
-    (local / "comm_config.json").write_text(json.dumps({"max_message_size": experiment.network.largest}, indent=1))
+    (local / "comm_config.json").write_text(
+        json.dumps({"max_message_size": experiment.network.largest}, indent=1), encoding="utf-8"
+    )
 
 
 def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
@@ -216,7 +218,7 @@ def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _forget_private_keys(workspace: Path) -> None:
     """Of what NVFlare keeps, only the authority itself is needed again."""
     state = workspace / "state" / "cert.json"
-    kept = json.loads(state.read_text())
+    kept = json.loads(state.read_text(encoding="utf-8"))
     authority = {k: v for k, v in kept.items() if not isinstance(v, dict)}
     write_atomic(state, json.dumps(authority).encode())
     state.chmod(0o600)

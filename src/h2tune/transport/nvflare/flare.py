@@ -104,10 +104,10 @@ class Flare:
     def _keep_inside(self) -> None:
         """The engine's stores must have absolute paths, and a kit may be moved."""
         path, store = self.workspace / "local" / "resources.json", str(self.workspace / "jobs")
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
         settings["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = store
         next(c for c in settings["components"] if c["id"] == "job_manager")["args"]["uri_root"] = store
-        path.write_text(json.dumps(settings, indent=1))
+        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
     def _read(self, text: str, final: bool) -> None:
         """What the engine's log says; ``final`` if it is of no use to try again."""
@@ -138,7 +138,7 @@ class Flare:
         self.failures = 0 if self.ready else self.failures + 1
         self.ready = False
         if self.failures >= TRIES:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             self._failure = f"The engine cannot be started; {self.log} says: {''.join(last)[:300]}"
             self._over.set()
 
