@@ -31,14 +31,15 @@ from h2tune.frames.sources import load_anchors, load_codes, load_texts
 from h2tune.frames.word_codes import TextCodes
 from h2tune.methods import resolve_method
 from h2tune.participant import budget
-from h2tune.participant.base_models import ModelPool
+from h2tune.participant.base_models import ModelPool, adapter_name
 from h2tune.participant.batches import stream
 from h2tune.participant.optim import NanLossError
+from h2tune.participant.prepare import client_base, load_data
 from h2tune.participant.scoring import Score, score, unigram_nats
 from h2tune.protocol.codec import Message, Payload, ProtocolError, decode
 from h2tune.protocol.codec import encode as to_bytes
 from h2tune.store import ClientStore, RunStore
-from h2tune.tasks.prompts import encode
+from h2tune.utils.launcher import no_launcher
 from h2tune.utils.seeds import derive
 from h2tune.utils.sizes import parse_size
 
@@ -74,14 +75,10 @@ class Client:
     ) -> None:
         self.config, self.experiment, self.anchors, self.store, self.watch = config, experiment, anchors, store, watch
         self.name, self.seed, self.rounds = config.name, experiment.seed, experiment.rounds
+        self.adapter = adapter_name(config.name)
         self.training, self.rank, self.data_seed = experiment.training, experiment.rank, config.name
         self.task = tasks.build_task(config.task)
-        labels = len(self.task.labels) if self.task.kind == "classify" else None
-        self.models = models
-        self.base = models.get(
-            config.model, labels=labels, revision=config.revision, trust=config.trust_remote_code, slots=config.slots,
-            quantization=config.quantization,
-        )  # fmt: skip
+        self.models, self.base = models, client_base(config, self.task, models)
         method, settings = resolve_method(experiment.method)
         self.layout = self.base.layout.only(settings.adapter_slots)
         self.tokenizer = self.base.tokenizer
@@ -99,24 +96,13 @@ class Client:
         return self.method.introduction()
 
     def _load_data(self) -> None:
-        config, seed = self.config, derive(self.seed, self.data_seed, "data")
-        train = tasks.load_examples(
-            config.train, self.task, limit=config.n_train, seed=seed, columns=config.columns, part=config.part
+        seed = derive(self.seed, self.data_seed, "data")
+        data = load_data(
+            self.config, self.task, self.base, seed=seed, n_validation=self.experiment.evaluation.n_validation
         )
-        self.test = tasks.load_examples(config.test, self.task, limit=config.n_test, seed=seed, columns=config.columns)
-        self.leaked = tasks.overlap(train, self.test)
-        if config.validation:
-            validation = tasks.load_examples(config.validation, self.task, columns=config.columns)
-        else:
-            train, validation = tasks.split_validation(train, seed, test=self.test)
-        self.validation = validation[: self.experiment.evaluation.n_validation]
-        length = config.max_length or self.base.context
-        encoded = [
-            encode(part, self.tokenizer, max_length=length, truncate=config.truncate)
-            for part in (train, self.validation, self.test)
-        ]
-        self.train_examples = train
-        self.train_data, self.validation_data, self.test_data = encoded
+        self.train_examples, self.train_data = data.train.examples, data.train.encoded
+        self.validation, self.validation_data = data.validation.examples, data.validation.encoded
+        self.test, self.test_data, self.leaked = data.test.examples, data.test.encoded, data.leaked
 
     def _affordable(self) -> float:
         """``keep: auto``; what was found once is kept, so that a resumed run has the same shapes."""
@@ -222,7 +208,7 @@ class Client:
 
     def _join(self, message: Message) -> tuple[str, Payload]:
         # Baselines of the same run ask again; the untouched model has not changed.
-        key = ("base", hash(tuple(example.prompt for example in self.test)))
+        key = ("base", repr(self.config.task), self.config.max_length, hash(repr(self.test)))
         if key not in self.base.cache:
             self.base.cache[key] = self._score(self.test, self.test_data, bare=True)
         base = self.base.cache[key]
@@ -338,7 +324,7 @@ class Client:
         better = self._score(self.validation, self.validation_data)
         final = self._score(self.test, self.test_data)
         if self.store:
-            self.store.save_adapter(self.base.peft, self.name)
+            self.store.save_adapter(self.base.peft, self.adapter)
             # P is private: it is kept for the client's own report and not sent.
             self.store.write_json("report.json", self.method.report())
         result = final.plain() | {"validation": better.metric, "validation_nats": better.nats}
@@ -351,14 +337,14 @@ class Client:
     def _score(self, examples: Sequence, encoded: Sequence, bare: bool = False, loss_only: bool = False) -> Score:
         """Score the client's model, or with ``bare`` the untouched base model."""
         base, size = self.base, self.experiment.evaluation.batch_size
-        args = (self.tokenizer, self.task, examples, encoded, size, loss_only)
+        args = (self.tokenizer, self.task, examples, encoded, size, loss_only, self.config.max_length)
         if bare and base.peft is None:
             found = score(base.model, *args)
         elif bare:
             with base.peft.disable_adapter():
                 found = score(base.model, *args)
         else:
-            found = score(base.activate(self.name), *args)
+            found = score(base.activate(self.adapter), *args)
         if not math.isfinite(found.nats):
             raise NanLossError("the loss on held-out rows is not a number")
         return found
@@ -372,7 +358,10 @@ def make_accelerator(experiment: Experiment, device: str, folder: Path | None = 
     if state and state.get("_mixed_precision") != precision:
         # Accelerate keeps one precision per process; a second run with another one is nothing unusual for us.
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder)
+    with no_launcher():
+        return Accelerator(
+            mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder
+        )
 
 
 def build_clients(

@@ -41,16 +41,16 @@ class AdapterClient(ClientMethod):
             revision=client.config.revision,
         )
         with client.generator("adapter"):
-            client.base.attach(client.name, config)
-            self._fresh_head()
+            client.base.attach(client.adapter, config)
+            client.base.renew_head(client.adapter)
         if client.training.checkpointing:
             client.base.model.gradient_checkpointing_enable({"use_reentrant": False})
             client.base.model.enable_input_require_grads()
         blocks = client.base.model.get_submodule(client.layout.blocks)
         self.layers: list[TriLoraLayer] = [block.get_submodule(m) for block in blocks for m in client.layout.modules]
-        self.leaves: list[nn.Parameter] = [layer.trilora_T[client.name] for layer in self.layers]
+        self.leaves: list[nn.Parameter] = [layer.trilora_T[client.adapter] for layer in self.layers]
         self.factors: list[nn.Parameter] = [
-            p for layer in self.layers for p in (layer.trilora_A[client.name], layer.trilora_B[client.name])
+            p for layer in self.layers for p in (layer.trilora_A[client.adapter], layer.trilora_B[client.adapter])
         ]
         self.updater = Updater(client.base.peft, client.training, client.accelerator)
 
@@ -75,18 +75,12 @@ class AdapterClient(ClientMethod):
                     " use a smaller `rank`, or a smaller `keep` for this client."
                 )
 
-    def _fresh_head(self) -> None:
-        """A classification head is private and new: it must not depend on who attached before."""
-        for parameter in self.head:
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02)
-            else:
-                nn.init.zeros_(parameter)
-
     @property
     def head(self) -> list[nn.Parameter]:
         """Parameters of the client's own copy of the modules that PEFT saves whole."""
-        return [p for n, p in self.client.base.model.named_parameters() if f"modules_to_save.{self.client.name}." in n]
+        return [
+            p for n, p in self.client.base.model.named_parameters() if f"modules_to_save.{self.client.adapter}." in n
+        ]
 
     def group(self, parameters: list[nn.Parameter], rate: float, updates: int) -> Group:
         for parameter in parameters:
@@ -142,7 +136,7 @@ class AdapterClient(ClientMethod):
                 on_step("head", step + 1, steps, loss)
 
     def activate(self) -> None:
-        self.client.base.activate(self.client.name).train()
+        self.client.base.activate(self.client.adapter).train()
 
     def state(self) -> dict[str, Tensor]:
         tensors = {f"adapter.{k}": v.detach().clone() for k, v in self._adapter_tensors()}
@@ -162,8 +156,8 @@ class AdapterClient(ClientMethod):
         for index, layer in enumerate(self.layers):
             for kind in ("A", "B", "T", "q", "offset"):
                 held = getattr(layer, f"trilora_{kind}")
-                if self.client.name in held:
-                    yield f"{index}.{kind}", held[self.client.name]
+                if self.client.adapter in held:
+                    yield f"{index}.{kind}", held[self.client.adapter]
         for index, parameter in enumerate(self.head):
             yield f"head.{index}", parameter
 

@@ -1,0 +1,11 @@
+"""What is wrong with a base model, in words for its user."""
+
+from __future__ import annotations
+
+
+class ModelError(ValueError):
+    """A base model cannot be used; the text says why and what to do."""
+
+
+class ModelAwayError(ModelError):
+    """The model is not on this machine, and only this machine was to be looked at."""
