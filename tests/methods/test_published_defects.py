@@ -249,7 +249,7 @@ def specific_phase_is_pulled_towards_what_the_shared_phase_said(name: str, folde
     server.one_round()
     method = clients["c0"].method
     batch, _ = next(method.batches(2))
-    model = clients["c0"].base.activate("c0").eval()
+    model = clients["c0"].base.activate(clients["c0"].adapter).eval()
 
     def said() -> Tensor:
         with torch.no_grad():

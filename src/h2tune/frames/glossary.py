@@ -59,8 +59,8 @@ def _fit(method: AdapterClient, episodes: list[Episode]) -> None:
     with torch.no_grad():
         for layer, (block, module) in zip(method.layers, places, strict=True):
             slot = next(s for s, ref in client.layout.slots.items() if ref.module == module)
-            layer.trilora_A[client.name][:rank] = readers[block][input_kind(slot)][:rank]
-            layer.trilora_B[client.name].zero_()
+            layer.trilora_A[client.adapter][:rank] = readers[block][input_kind(slot)][:rank]
+            layer.trilora_B[client.adapter].zero_()
 
 
 def _obey(method: AdapterClient, episodes: list[Episode], rate: float) -> None:

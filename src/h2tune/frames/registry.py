@@ -71,8 +71,8 @@ def _take_singular_vectors(method: H2TuneClient) -> None:
             weight = weight.T if isinstance(layer.get_base_layer(), Conv1D) else weight
             u, s, vh = torch.linalg.svd(weight, full_matrices=False)
             rank = method.shared_rank
-            layer.trilora_A[method.client.name][:rank] = vh[:rank]
-            layer.trilora_B[method.client.name][:, :rank] = u[:, :rank] * s[:rank]
+            layer.trilora_A[method.client.adapter][:rank] = vh[:rank]
+            layer.trilora_B[method.client.adapter][:, :rank] = u[:, :rank] * s[:rank]
 
 
 def _take_frames(method: H2TuneClient, frames: bases.Frames, relation: Tensor) -> None:
@@ -81,5 +81,5 @@ def _take_frames(method: H2TuneClient, frames: bases.Frames, relation: Tensor) -
     rank = method.shared_rank
     with torch.no_grad():
         for layer, (a, b) in zip(method.layers, factors, strict=True):
-            layer.trilora_A[method.client.name][:rank] = a[:rank].to(layer.trilora_A[method.client.name])
-            layer.trilora_B[method.client.name][:, :rank] = b[:, :rank].to(layer.trilora_B[method.client.name])
+            layer.trilora_A[method.client.adapter][:rank] = a[:rank].to(layer.trilora_A[method.client.adapter])
+            layer.trilora_B[method.client.adapter][:, :rank] = b[:, :rank].to(layer.trilora_B[method.client.adapter])

@@ -110,7 +110,7 @@ def _cores(method: H2TuneClient) -> list[tuple[int, str, Any]]:
 
 def _fit(method: H2TuneClient, codes: TextCodes, pool: Pool) -> None:
     """A reads the codes as well as one linear map can; B gets small random columns for the labels."""
-    client, name = method.client, method.client.name
+    client, name = method.client, method.client.adapter
     base, rank = client.base, method.shared_rank
     table = codes.table()
     fits = [p for p in pool.prompts[:FITTED] if len(client.tokenizer(p)["input_ids"]) <= base.context]
@@ -139,7 +139,7 @@ def directions(count: int, labels: int, rank: int) -> Tensor:
 @contextmanager
 def written(method: H2TuneClient, w: Tensor, read: Callable[[int, str, Tensor], None]) -> Iterator[None]:
     """Let every row of a batch have the core ``sum_c e_c w_c^T`` of its own; ``read`` is told what A reads."""
-    name, rank = method.client.name, method.shared_rank
+    name, rank = method.client.adapter, method.shared_rank
     with ExitStack() as stack:
         for block, slot, layer in _cores(method):
 
@@ -160,7 +160,7 @@ def _practise(method: H2TuneClient, codes: TextCodes, pool: Pool) -> None:
     for leaf in method.leaves:
         leaf.requires_grad_(False)
     group = Group(method.factors, settings.practice_rate, settings.practice_steps, schedule, client.accelerator)
-    client.base.activate(client.name).train()
+    client.base.activate(client.adapter).train()
     order = sorted(range(len(pool.prompts)), key=lambda i: len(pool.rows[0][i].input_ids))
     for leaf in method.leaves:
         leaf.requires_grad_(False)

@@ -101,7 +101,7 @@ class CoLoraClient(AdapterClient):
 
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=False, shift=True)
-        name = self.client.name
+        name = self.client.adapter
         self.shifts = [layer.trilora_q[name] for layer in self.layers]
         if fresh:
             self._orthonormal_start()
@@ -116,7 +116,7 @@ class CoLoraClient(AdapterClient):
             for index, layer in enumerate(self.layers):
                 seed = derive(self.client.seed, "colora", self.client.base.fingerprint, index)
                 generator = torch.Generator().manual_seed(seed)
-                for matrix in (layer.trilora_A[self.client.name].T, layer.trilora_B[self.client.name]):
+                for matrix in (layer.trilora_A[self.client.adapter].T, layer.trilora_B[self.client.adapter]):
                     random = torch.randn(matrix.shape, generator=generator)
                     matrix.copy_(torch.linalg.qr(random)[0])
 
@@ -138,7 +138,7 @@ class CoLoraClient(AdapterClient):
 
     def _factors_of(self, block: int) -> dict[str, tuple[Tensor, Tensor]]:
         """A and the slot's rows of B, for every slot of a block."""
-        layout, name = self.client.layout, self.client.name
+        layout, name = self.client.layout, self.client.adapter
         found = {}
         for slot, ref in layout.slots.items():
             layer = self.layers[block * len(layout.modules) + layout.modules.index(ref.module)]
@@ -161,7 +161,7 @@ class CoLoraClient(AdapterClient):
         }
 
     def _align(self, pivot: dict[str, Tensor]) -> None:
-        layout, name = self.client.layout, self.client.name
+        layout, name = self.client.layout, self.client.adapter
         bases = self.client.describe_anchors(self.settings.directions * self.client.rank, self.settings.sentences)
         with torch.no_grad():
             for place, block in enumerate(self.blocks):
@@ -213,7 +213,7 @@ class CoLoraClient(AdapterClient):
         modules = len(self.client.layout.modules)
         found = {}
         for index, layer in enumerate(self.layers):
-            name = self.client.name
+            name = self.client.adapter
             found |= {f"{index}.A": layer.trilora_A[name].data, f"{index}.B": layer.trilora_B[name].data}
             if index // modules not in self.blocks:
                 found |= {f"{index}.T": self.leaves[index].data, f"{index}.q": self.shifts[index].data}

@@ -75,15 +75,15 @@ class FactorClient(AdapterClient):
         """The same A in all clients of a group (a smaller rank has the leading rows), B = 0."""
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
-                a = layer.trilora_A[self.client.name]
+                a = layer.trilora_A[self.client.adapter]
                 generator = torch.Generator().manual_seed(derive(self.client.seed, "factors", round, index))
                 bound = a.shape[1] ** -0.5
                 whole = torch.empty(self.client.rank, a.shape[1]).uniform_(-bound, bound, generator=generator)
                 a.copy_(whole[: a.shape[0]])
-                layer.trilora_B[self.client.name].zero_()
+                layer.trilora_B[self.client.adapter].zero_()
 
     def factors_of(self, kinds: tuple[str, ...]) -> list[torch.nn.Parameter]:
-        return [getattr(layer, f"trilora_{kind}")[self.client.name] for layer in self.layers for kind in kinds]
+        return [getattr(layer, f"trilora_{kind}")[self.client.adapter] for layer in self.layers for kind in kinds]
 
     def make_groups(self) -> None:
         updates = self.client.training.steps * self.client.rounds
@@ -104,7 +104,7 @@ class FactorClient(AdapterClient):
         """What is sent: the method's factors, ``0.A`` and so on; nothing where nobody else has this base."""
         if not self.shared:
             return {}
-        return {f"{i}.{kind}": getattr(layer, f"trilora_{kind}")[self.client.name].detach().clone()
+        return {f"{i}.{kind}": getattr(layer, f"trilora_{kind}")[self.client.adapter].detach().clone()
                 for i, layer in enumerate(self.layers) for kind in self.sends}  # fmt: skip
 
     shared = True
@@ -116,7 +116,7 @@ class FactorClient(AdapterClient):
         with torch.no_grad():
             for name, tensor in payload.tensors.items():
                 index, _, kind = name.partition(".")
-                own = getattr(self.layers[int(index)], f"trilora_{kind}")[self.client.name]
+                own = getattr(self.layers[int(index)], f"trilora_{kind}")[self.client.adapter]
                 if own.shape != tensor.shape:
                     raise ProtocolError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
                 own.copy_(tensor)
@@ -126,7 +126,7 @@ class FactorClient(AdapterClient):
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
                 a, b = factors[f"{index}.A"], factors[f"{index}.B"]
-                offset = layer.trilora_offset[self.client.name]
+                offset = layer.trilora_offset[self.client.adapter]
                 if (b.shape[0], a.shape[1]) != offset.shape or a.shape[0] != b.shape[1]:
                     raise ProtocolError(f"the server sent factors that do not fit map {index}")
                 offset += (b @ a).to(offset)

@@ -114,7 +114,7 @@ class FedMktClient(AdapterClient):
     @torch.no_grad()
     def _predictions(self, round: int) -> dict[str, Tensor]:
         """Top-k logits for every position (values, ids), where it ends (sentence, character), loss per sentence."""
-        model = self.client.base.activate(self.client.name).eval()
+        model = self.client.base.activate(self.client.adapter).eval()
         values, ids, places, losses = [], [], [], []
         for number, sentence in enumerate(self.public(round)):
             tokens = torch.tensor([sentence["ids"]], device=self.client.accelerator.device)

@@ -184,7 +184,7 @@ class H2TuneClient(AdapterClient):
     def _update_factors(self) -> None:
         if not self.settings.train_factors:  # the frames' part of A and B stays
             for layer in self.layers:
-                a, b = layer.trilora_A[self.client.name], layer.trilora_B[self.client.name]
+                a, b = layer.trilora_A[self.client.adapter], layer.trilora_B[self.client.adapter]
                 if a.grad is not None:
                     a.grad[: self.shared_rank] = 0
                     b.grad[:, : self.shared_rank] = 0
