@@ -67,6 +67,10 @@ def _unpack(path: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float16, **options)
     except Exception as error:
         raise ModelError(f"{path} cannot be unpacked: {str(error).strip().splitlines()[0][:200]}") from None
+    # Transformers holds a GGUF model for quantised, though its weights are plain by now, and would not save it.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.replace(folder)
