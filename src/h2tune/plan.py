@@ -18,7 +18,7 @@ from h2tune.core.compress import Code
 from h2tune.core.masks import kept_rank
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.core.slots import INPUTS, Layout
-from h2tune.frames.anchor_text import words
+from h2tune.frames.anchor_text import anchor_batch, words
 from h2tune.frames.sources import load_anchors, load_texts
 from h2tune.methods import method_of, resolve_method
 from h2tune.methods.core_server import DOWNLOADS
@@ -98,6 +98,8 @@ def make_plan(experiment: Experiment) -> Plan:
         row = ClientPlan(client.name, client.model, task=task.name if task else "?")
         _check_client(plan, settings, client)
         _check_data(plan, experiment, client, task, shape)
+        if shape is not None and settings is not None:
+            _check_anchors(plan, settings, client, shape, anchors)
         if shape is not None and plan.depth:
             _figures(plan, experiment, settings, client, shape, row, anchors, len(slots))
         plan.clients.append(row)
@@ -154,6 +156,15 @@ def _check_data(
             kept = experiment.evaluation.n_validation
             _attempt(plan, lambda: load_data(client, task, shape, seed=seed, n_validation=kept), where)
     plan.warnings += [f"{where}{text}" for text in dict.fromkeys(str(w.message) for w in said)]
+
+
+def _check_anchors(plan: Plan, settings: Any, client: ClientConfig, shape: LoadedModel, anchors: list[str]) -> None:
+    """Models that are described on the anchors have to read each of them whole."""
+    if not anchors or not hasattr(settings, "directions") or getattr(settings, "frames", "anchor") != "anchor":
+        return
+    most = getattr(settings, "sentences", None)
+    read = anchors[:: -(-len(anchors) // most)] if most else anchors
+    _attempt(plan, lambda: anchor_batch(read, shape.tokenizer, shape.context, shape.causal), f"{client.name}: ")
 
 
 def _check_client(plan: Plan, settings: Any, client: ClientConfig) -> None:

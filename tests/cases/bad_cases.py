@@ -59,6 +59,13 @@ def prefixed_weights(folder: Path) -> Experiment:
     return one_client(folder, folder / "model", GENERATE)
 
 
+def prefixed_and_tied(folder: Path) -> Experiment:
+    file = model_folder(folder / "model", "qwen2") / "model.safetensors"
+    tensors = {f"module.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    return one_client(folder, folder / "model", GENERATE)
+
+
 def lacking_weights(folder: Path) -> Experiment:
     file = model_folder(folder / "model", "llama") / "model.safetensors"
     tensors = {name: t for name, t in load_file(file).items() if "layers.1.mlp" not in name}
@@ -141,9 +148,16 @@ BAD: dict[str, tuple[Case, str]] = {
     "structure": (structure, r"rows\.jsonl: row 9: column 'text' holds an object"),
     "label-by-case": (label_by_case, r"row 9: label 'LOW' is not known .* ignore_case: true"),
     "compiled-checkpoint": (prefixed_weights, r"weights would be random.*'_orig_mod\.': saved from a compiled model"),
+    "wrapped-checkpoint": (
+        prefixed_and_tied,
+        r"27 of the model's 27 weights would be random.*'module\.': saved from a wrapped",
+    ),
     "lacking-weights": (lacking_weights, r"3 of the model's 21 weights are not in its files"),
     "blocks-too-many": (blocks_too_many, r"no place for 9 of the checkpoint's weights \(first: model\.layers\.1"),
-    "other-shapes": (other_shapes, r"gate_proj\.weight is|down_proj\.weight is"),
+    "other-shapes": (
+        other_shapes,
+        r"layers\.0\.mlp\.down_proj\.weight is \(32, 48\) in the files and \(32, 40\) by config\.json",
+    ),
     "adapter-as-model": (adapter_as_model, r"holds an adapter and no model"),
     "encoder-decoder": (encoder_decoder, r"is an encoder-decoder"),
     "encoder-that-writes": (encoder_that_writes, r"does not generate text"),

@@ -80,7 +80,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_file_runs_and_is_unpacked_once(tmp_path: Path, cache: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
-    experiment = one_client(tmp_path, path, TASKS["generate"])
+    experiment = one_client(tmp_path, path, TASKS["generate"], method="local")
     with pytest.warns(UserWarning, match=r"tiny\.gguf holds its weights as F32 \(21\); unpacked to float16"):
         assert make_plan(experiment).problems == []
     (folder,) = (p for p in (cache / "gguf").iterdir() if p.is_dir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -33,3 +34,15 @@ def test_what_runs_is_planned(name: str, tmp_path: Path) -> None:
     (client,) = metrics["clients"].values()
     assert client["status"] == "ok" and client["final"] is not None
     assert plan.clients[0].family == client["family"]
+
+
+def test_anchors_that_a_model_cannot_read_whole_are_refused_by_both(tmp_path: Path) -> None:
+    (tmp_path / "anchors.txt").write_text(("zzz " * 30 + "\n") * 30, "utf-8")
+    experiment = GOOD["name with a dot"](tmp_path).model_copy(update={"anchors": str(tmp_path / "anchors.txt")})
+    words = r"An anchor has \d+ tokens, the model reads 64: split long anchors"
+    model = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text("utf-8"))
+    assert model["model_max_length"] > 64
+    (problem,) = make_plan(experiment).problems
+    with pytest.raises(ValueError, match=words):
+        federation.run(experiment, tmp_path / "out")
+    assert re.search(words, problem)

@@ -32,11 +32,11 @@ def check_report(
         ModelError: if other weights would be random, or blocks of the checkpoint have no place in the model.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    shapes = {str(item[0]): item[1:] for item in info["mismatched_keys"]}
+    shapes = {str(item[0]): item[1:] for item in sorted(info["mismatched_keys"], key=str)}
     prefix = str(model.base_model_prefix)
     new = [name for name in (*missing, *shapes) if not (classifies and _of_head(name, prefix))]
     if new:
-        total = sum(1 for _ in model.named_parameters())
+        total = sum(1 for _ in model.named_parameters(remove_duplicate=False))
         raise ModelError(_explained(source, new, unexpected, shapes, total))
     lost = [name for name in unexpected if name.startswith(f"{blocks}.") and not name.endswith(_TABLES)]
     if lost:
@@ -59,8 +59,9 @@ def _head_module(name: str, prefix: str) -> str:
 
 def _explained(source: str, new: list[str], unexpected: list[str], shapes: Mapping[str, Any], total: int) -> str:
     first = new[0]
-    if other := next((name for name in unexpected if name.endswith(f".{first}")), None):
-        prefix = other.removesuffix(first)
+    pairs = ((other, name) for name in new for other in unexpected if other.endswith(f".{name}"))
+    if pair := next(pairs, None):
+        other, prefix = pair[0], pair[0].removesuffix(pair[1])
         why = _PREFIXES.get(prefix, "take the prefix off the names")
         return (
             f"{source}: {len(new)} of the model's {total} weights would be random, because the files call them"
