@@ -18,9 +18,9 @@ from h2tune.adapter.card import CardFacts, card_text, licence_of
 from h2tune.participant.checkpoints import Checkpoint, open_checkpoint
 from h2tune.participant.prepare import encode_rows, read_part
 from h2tune.participant.scoring import score
-from h2tune.store import StoreError
 from h2tune.tasks.example import RowError, Task
 from h2tune.trained import Trained, load_trained
+from h2tune.utils.files import StoreError
 from h2tune.utils.seeds import derive
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

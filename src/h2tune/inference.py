@@ -46,7 +46,8 @@ def predict(run: Path, name: str, source: Path, batch_size: int = 32) -> Iterato
     rest = iter(pairs)
     while part := list(islice(rest, batch_size)):
         examples = [example for _, example in part]
-        found = answers(trained.model, trained.base.tokenizer, trained.task, examples, batch_size, length)
+        model: Any = trained.model  # PEFT's wrapper passes on what a model of Transformers has
+        found = answers(model, trained.base.tokenizer, trained.task, examples, batch_size, length)
         for (row, example), text in zip(part, found, strict=True):
             yield {**row, "prediction": _own_text(example, text, trained)}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from h2tune.frames.anchor_text import anchor_batch, words
 from h2tune.frames.sources import load_anchors, load_texts
 from h2tune.methods import method_of, resolve_method
 from h2tune.methods.core_server import DOWNLOADS
-from h2tune.methods.h2tune import H2TuneSettings
+from h2tune.methods.h2tune_settings import H2TuneSettings
 from h2tune.participant import budget
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.errors import ModelAwayError
@@ -89,7 +90,7 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.privacy = [SECRET]
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     models = ModelPool("meta", offline=True)
-    known = [_attempt(plan, lambda c=c: tasks.build_task(c.task), f"{c.name}: ") for c in experiment.clients]
+    known = [_attempt(plan, partial(tasks.build_task, c.task), f"{c.name}: ") for c in experiment.clients]
     shapes = [_shape(plan, c, task, models) for c, task in zip(experiment.clients, known, strict=True)]
     depths = [s.layout.depth for s in shapes if s is not None]
     plan.depth = experiment.depth or (max(depths) if depths else None)
@@ -149,7 +150,7 @@ def _check_data(
         if UNKNOWN in sources.values():
             for part, source in sources.items():
                 if source != UNKNOWN:
-                    _attempt(plan, lambda p=part: read_part(client, task, p, seed=seed), f"{where}{part}: ")
+                    _attempt(plan, partial(read_part, client, task, part, seed=seed), f"{where}{part}: ")
         elif shape is None:
             _attempt(plan, lambda: read_rows(client, task, seed=seed), where)
         else:
@@ -176,7 +177,7 @@ def _check_client(plan: Plan, settings: Any, client: ClientConfig) -> None:
     if client.budget:
         for key in ("upload", "memory"):
             if size := getattr(client.budget, key):
-                _attempt(plan, lambda s=size: parse_size(s), f"{where}budget.{key}: ")
+                _attempt(plan, partial(parse_size, size), f"{where}budget.{key}: ")
 
 
 def _shape(plan: Plan, client: ClientConfig, task: Task | None, models: ModelPool) -> LoadedModel | None:

@@ -13,8 +13,9 @@ from h2tune.config import ClientConfig, Experiment
 from h2tune.deployment.kits import Kit
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.prepare import client_base
-from h2tune.store import RunStore, StoreError
+from h2tune.store import RunStore
 from h2tune.tasks.example import Task
+from h2tune.utils.files import StoreError
 
 
 @dataclass(frozen=True)

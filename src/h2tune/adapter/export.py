@@ -64,7 +64,7 @@ def save_lora(
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    config = model.peft_config[adapter_name]
+    config: Any = model.peft_config[adapter_name]
     tensors, rank = lora_tensors(model, adapter_name)
     tensors |= _saved_modules(model, adapter_name)
     names = {key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in tensors if ".lora_A." in key}

@@ -101,10 +101,11 @@ class LoadedModel:
 
         d_out is that of a fused map's smallest part, or with ``whole`` that of the map.
         """
-        found = []
+        found: list[tuple[int, int, int]] = []
         for name in layout.targets:
             module = self.model.get_submodule(name)
-            d_in, d_out = _get_in_out_features(module.get_base_layer() if isinstance(module, TriLoraLayer) else module)
+            inner = module.get_base_layer() if isinstance(module, TriLoraLayer) else module
+            d_in, d_out = (int(size or 0) for size in _get_in_out_features(inner))
             sizes = next((p["sizes"] for end, p in layout.parts.items() if name.endswith("." + end)), [d_out])
             found.append((d_in, d_out if whole else min(sizes), len(sizes)))
         return found
@@ -152,7 +153,7 @@ class ModelPool:
         self.folder, self.offline = folder, offline
         self._memory: dict[str, dict[str, Tensor]] = {}
         self.device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        self._held: dict[tuple, LoadedModel] = {}
+        self._held: dict[tuple[Any, ...], LoadedModel] = {}
 
     def get(self, source: str, *, labels: int | None = None, revision: str | None = None, trust: bool = False,
             slots: dict[str, str] | None = None, quantization: str = "none") -> LoadedModel:  # fmt: skip
@@ -197,7 +198,7 @@ class ModelPool:
             checkpoint, tokenizer, slots, device=self.device, dtype=self._dtype(), quantization=quantization
         )
         if quantization == "none":
-            model.to(self.device)
+            model.to(self.device)  # type: ignore[arg-type]  # the decorated method hides its own signature
         if donor is not None and self.device != "meta":
             _share_weights(model, donor.model)
         model.requires_grad_(False)

@@ -173,7 +173,8 @@ def load_weights(
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # a new classification head is random, but the same in every run
-            model, info = auto.from_pretrained(checkpoint.folder, config=config, **options)
+            loaded: Any = auto.from_pretrained(checkpoint.folder, config=config, **options)
+            model, info = loaded
     except Exception as error:
         if checkpoint.offline and not Path(checkpoint.folder).is_dir():
             raise ModelAwayError(f"{checkpoint.source} is not on this machine yet") from None

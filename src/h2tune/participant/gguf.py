@@ -68,7 +68,7 @@ def _unpack(path: Path, folder: Path) -> None:
     except Exception as error:
         raise ModelError(f"{path} cannot be unpacked: {str(error).strip().splitlines()[0][:200]}") from None
     # Transformers holds a GGUF model for quantised, though its weights are plain by now, and would not save it.
-    model.hf_quantizer = None
+    setattr(model, "hf_quantizer", None)  # noqa: B010 - a module types its attributes as tensors
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(partial)

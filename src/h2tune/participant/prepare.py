@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from h2tune import tasks
 from h2tune.config import ClientConfig
@@ -138,7 +139,8 @@ def encode_rows(config: ClientConfig, task: Task, base: LoadedModel, examples: S
         TaskError: if a row is too long, or holds a token that the model has no embedding for.
     """
     rows = encode(examples, base.tokenizer, max_length=max_length(config, base), truncate=config.truncate)
-    known = int(base.model.get_input_embeddings().weight.shape[0])
+    table: Any = base.model.get_input_embeddings()
+    known = int(table.weight.shape[0])
     for example, row in zip(examples, rows, strict=True):
         if (highest := max(row.input_ids)) >= known:
             token = base.tokenizer.convert_ids_to_tokens(highest)

@@ -92,7 +92,7 @@ def answers(
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """No dropout and no gradients for a while."""
     was_training = model.training
-    model.eval()
+    model.train(False)
     try:
         with torch.no_grad():
             yield
@@ -185,7 +185,7 @@ def _continued(
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
-    out = model.generate(
+    out: Tensor = model.generate(  # type: ignore[operator]
         input_ids=ids.to(_device(model)),
         attention_mask=mask.to(_device(model)),
         max_new_tokens=room,
@@ -198,9 +198,12 @@ def _continued(
 
 def _new_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
     """The text of the new tokens; some tokenizers drop the space of a first token, so the prompt is decoded with them."""
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    before, whole = tokenizer.decode(prompt, **options), tokenizer.decode([*prompt, *new], **options)
-    return whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(new, **options))
+
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    before, whole = text(prompt), text([*prompt, *new])
+    return whole[len(before) :] if whole.startswith(before) else text(new)
 
 
 @torch.no_grad()

@@ -66,8 +66,9 @@ def _content(value: Any, where: str, empty: bool) -> str:
     if value is None and empty:
         return ""  # a turn that only calls a tool
     if isinstance(value, list | tuple):
-        texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
-        if all(isinstance(text, str) for text in texts):
+        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
             return "".join(texts)
         raise RowError(
             f"{where} has parts that are not text ({beginning(value)}); only text is learnt, leave them out"

@@ -109,7 +109,10 @@ def asker(forms: Sequence[Form], *, answered: bool) -> Callable[[Row], Example]:
 
 def chat_forms(solve: Callable[[str, Example], Example]) -> tuple[Form, ...]:
     """The forms of columns that hold a chat; ``solve`` gets the text of the last assistant turn."""
-    return tuple(
-        Form((column,), (), partial(ask_chat, column=column), lambda row, e, c=column: solve_chat(row, (c,), solve, e))
-        for column in COLUMNS
-    )
+
+    def form(column: str) -> Form:
+        return Form(
+            (column,), (), partial(ask_chat, column=column), lambda row, e: solve_chat(row, (column,), solve, e)
+        )
+
+    return tuple(form(column) for column in COLUMNS)
