@@ -257,8 +257,11 @@ class Server(Session):
         self.best, self.waited = records["best"] if records["best"] is not None else math.inf, records["waited"]
         alive = [name for name, member in self.members.items() if member.status == "ok"]
         self.transport.wait(alive, len(alive), first=True)
-        for _ in self._ask("resume", self.method.resume(tensors, records["method"], fixed, alive), round):
-            pass
+        for name, message, _ in self._ask(
+            "resume", self.method.resume(tensors, records["method"], fixed, alive), round
+        ):
+            # Data may have been changed on purpose between the two (--changed data).
+            self.members[name].facts["n_train"] = message.examples
 
     def records(self) -> dict[str, Any]:
         """Plain values that a commit keeps beside the method's tensors."""

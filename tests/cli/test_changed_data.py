@@ -45,10 +45,12 @@ def test_other_data_are_refused_before_anything_is_done(begun: Path, rows: list[
 
 def test_the_same_data_go_on_and_meant_changes_are_noted(begun: Path) -> None:
     assert resume(begun, "rounds")[0] == 0
-    write_rows(begun / "rows.jsonl", [row | {"text": row["text"] + " now"} for row in ROWS])
+    write_rows(begun / "rows.jsonl", [row | {"text": row["text"] + " now"} for row in ROWS[:5]])
     text = (begun / "f.yaml").read_text(encoding="utf-8").replace("rounds: 2", "rounds: 3")
     (begun / "f.yaml").write_text(text, encoding="utf-8")
     code, stderr = resume(begun, "rounds", "data")
     assert code == 0, stderr
     events = [json.loads(line) for line in (begun / "out" / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = json.loads((begun / "out" / "metrics.json").read_text(encoding="utf-8"))["clients"]["c"]
+    assert (metrics["status"], metrics["n_train"]) == ("ok", 5)
     assert any("resumed with changed data: c.test, c.train, c.validation" in event["text"] for event in events)
