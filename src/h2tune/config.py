@@ -320,7 +320,8 @@ _NAMES = ("builtin", "demo", "-")
 
 
 def _resolved(value: Any, folder: Path, model: bool = False) -> Any:
-    if not isinstance(value, str) or value in _NAMES or value.startswith(("zoo:", "hub:", "demo:")):
+    # Kits put what only the client knows in brackets.
+    if not isinstance(value, str) or value in _NAMES or value.startswith(("zoo:", "hub:", "demo:", "(")):
         return value
     if model and not value.startswith((".", "/", "~")) and not (folder / value).exists():
         return value  # a name on the Hub

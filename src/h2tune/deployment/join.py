@@ -47,7 +47,8 @@ class Participant:
         self.store = ClientStore(kit.folder / "state")
         self.models = ModelPool(self.experiment.device, kit.folder / "state" / "frames")
         self.anchors = load_anchors(self.experiment.anchors, self.experiment.anchor_words)
-        check_fingerprint(self.store.folder, data_fingerprint(self.experiment))
+        meant = f"delete {self.store.folder / 'data.json'} to go on with the new ones"
+        check_fingerprint(self.store.folder, data_fingerprint(self.experiment), cure=meant)
         self.client: Client | None = self._build()  # every mistake in model and data shows before we connect
 
     def _build(self) -> Client:

@@ -50,9 +50,15 @@ def keep_fingerprint(folder: Path, found: Mapping[str, str]) -> None:
     write_atomic(folder / FILE, json.dumps(dict(found), indent=1, sort_keys=True).encode("utf-8") + b"\n")
 
 
-def check_fingerprint(folder: Path, found: Mapping[str, str], changed: Sequence[str] = ()) -> list[str]:
+def check_fingerprint(
+    folder: Path,
+    found: Mapping[str, str],
+    changed: Sequence[str] = (),
+    cure: str = "say that you mean it: --changed data",
+) -> list[str]:
     """Keys of the sources whose data differ from those that the run began with; ``data`` in ``changed`` lets them.
 
+    ``cure`` is what the message says to do where the new data are meant.
     A run of an older version has kept nothing and is not checked.
 
     Raises:
@@ -66,8 +72,8 @@ def check_fingerprint(folder: Path, found: Mapping[str, str], changed: Sequence[
     differ = sorted(key for key in before.keys() & found.keys() if before[key] != found[key])
     if differ and "data" not in changed:
         raise StoreError(
-            f"The data of this run have changed since it began: {', '.join(differ[:8])}. Put the old files back, or say"
-            f" that you mean it: --changed data (a client on a network: delete {path})"
+            f"The data of this run have changed since it began: {', '.join(differ[:8])}. Put the old files back, or"
+            f" {cure}"
         )
     if differ:
         keep_fingerprint(folder, {**before, **found})
