@@ -43,6 +43,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
              "num_attention_heads": 4, "max_position_embeddings": 64, "word_embed_proj_dim": HIDDEN}),
     "bert-cls": ("BertConfig", "BertForSequenceClassification", _BERT | {"num_labels": LABELS}),
     "roberta-cls": ("RobertaConfig", "RobertaForSequenceClassification", _BERT | {"num_labels": LABELS}),
+    "electra-cls": ("ElectraConfig", "ElectraForSequenceClassification", _BERT | {"num_labels": LABELS, "embedding_size": 16}),
+    "distilbert-cls": ("DistilBertConfig", "DistilBertForSequenceClassification",
+                       {"vocab_size": VOCAB, "dim": HIDDEN, "hidden_dim": 48, "n_layers": BLOCKS, "n_heads": 4,
+                        "max_position_embeddings": 64, "num_labels": LABELS}),
+    "modernbert-cls": ("ModernBertConfig", "ModernBertForSequenceClassification",
+                       _BERT | {"num_labels": LABELS, "local_attention": 8, "global_attn_every_n_layers": 2,
+                                "cls_token_id": 1, "sep_token_id": 2}),
+    "deberta-cls": ("DebertaConfig", "DebertaForSequenceClassification",
+                    _BERT | {"num_labels": LABELS, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    "deberta-v2-cls": ("DebertaV2Config", "DebertaV2ForSequenceClassification",
+                       _BERT | {"num_labels": LABELS, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "llama-cls": ("LlamaConfig", "LlamaForSequenceClassification", _ROPE | {"num_labels": LABELS}),
 }  # fmt: skip
 NAMES = tuple(FAMILIES)

@@ -14,7 +14,6 @@ from h2tune.cli.options import plain_errors
 from h2tune.errors import H2TuneError
 
 INTERNAL = {"Refused", "LinkClosed", "QuorumMissed", "RoundInterrupted"}  # caught where they are raised
-LATER = {"TaskError", "RowError", "ModelError"}  # rooms whose errors still are plain ValueErrors
 
 
 def test_all_errors_share_one_base_and_keep_a_built_in_one() -> None:
@@ -26,7 +25,7 @@ def test_all_errors_share_one_base_and_keep_a_built_in_one() -> None:
             if inspect.isclass(value) and issubclass(value, Exception) and value.__module__.startswith("h2tune."):
                 found[name] = value
     others = {name for name, value in found.items() if not issubclass(value, H2TuneError)}
-    assert others - INTERNAL <= LATER
+    assert others <= INTERNAL
     for name, value in found.items():
         assert name == "H2TuneError" or issubclass(value, ValueError | RuntimeError) or name in INTERNAL, name
 

@@ -182,7 +182,7 @@ class Client:
         validation, final = context.score(context.data.validation), context.score(context.data.test)
         if self.store:
             if context.has_adapter:
-                self.store.save_adapter(context.base.activate(self.name), self.name)
+                self.store.save_adapter(context.base.activate(context.adapter), context.adapter)
             # P is private: it is kept for the client's own report and not sent.
             self.store.write_json("report.json", self.method.report())
         result = final.plain() | {"validation": validation.metric, "validation_nats": validation.nats}

@@ -321,30 +321,46 @@ def _fill_in_seed(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    def resolve(value: Any) -> Any:
-        if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
-            return str((folder / value).resolve())
-        return value
-
+    """Paths as they were meant where they were written: from the config's own folder, ``~`` from its writer's home."""
     clients = data.get("clients")
     if isinstance(clients, list):
         keys = ("model", *_SOURCES)
         clients = [
-            {k: resolve(v) if k in keys else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
+            {k: _resolved(v, folder, k == "model") if k in keys else v for k, v in c.items()}
+            if isinstance(c, dict)
+            else c
+            for c in clients
         ]
-    found = data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
-    return found | {"method": _resolve_method(data["method"], folder)} if "method" in data else found
+    data = data | {"clients": clients}
+    data |= {k: _resolved(data[k], folder) for k in ("anchors", "anchor_words") if k in data}
+    if "method" in data:
+        data["method"] = _resolve_method(data["method"], folder)
+    return data
 
 
 def _resolve_method(spec: Any, folder: Path) -> Any:
-    """``module:NAME`` with the file that it stands for, where that lies beside the config."""
+    """``module:NAME`` with the file that it stands for, where that lies beside the config; paths among its settings."""
     if isinstance(spec, dict):
-        return spec | {"name": _resolve_method(spec["name"], folder)} if "name" in spec else spec
+        named = {"name": _resolve_method(spec["name"], folder)} if "name" in spec else {}
+        codes = {"codes": _resolved(spec["codes"], folder)} if "codes" in spec else {}
+        return spec | named | codes
     if not isinstance(spec, str) or ":" not in spec:
         return spec
     module, _, name = spec.rpartition(":")
     file = folder / f"{module.removesuffix('.py').replace('.', '/')}.py"
     return f"{file.resolve()}:{name}" if file.is_file() else spec
+
+
+_NAMES = ("builtin", "demo", "-")
+
+
+def _resolved(value: Any, folder: Path, model: bool = False) -> Any:
+    # Kits put what only the client knows in brackets.
+    if not isinstance(value, str) or value in _NAMES or value.startswith(("zoo:", "hub:", "demo:", "(")):
+        return value
+    if model and not value.startswith((".", "/", "~")) and not (folder / value).exists():
+        return value  # a name on the Hub
+    return str((folder / Path(value).expanduser()).resolve())
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {

@@ -22,6 +22,7 @@ from h2tune.participant.context import make_accelerator
 from h2tune.server import Server
 from h2tune.simulation.ray_workers import Remote, Workers
 from h2tune.store import RunStore
+from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
 from h2tune.transport.inprocess import InProcess
 from h2tune.version import __version__
 
@@ -107,13 +108,17 @@ def run(
                         watch=watcher.step if watcher else None)  # fmt: skip
         gather = lambda e, s: InProcess(build(e, s))  # noqa: E731
     if resume and store.exists:
-        identity, _ = store.open(experiment, tuple(changed))
+        differ = check_fingerprint(store.folder, data_fingerprint(experiment), changed)
+        identity, _ = store.open(experiment, tuple(key for key in changed if key != "data"))
+        if differ:
+            store.event("warning", f"resumed with changed data: {', '.join(differ)}")
         party = gather(experiment, store)
     else:
         # Every mistake in models, data and method shows before anything is written.
         party = gather(experiment, store)
         check_method(experiment, party.clients)
         identity = store.create(experiment)
+        keep_fingerprint(store.folder, data_fingerprint(experiment))
     beside = {}
     for name in experiment.baselines:
         beside[name] = _baseline(experiment, name, store.folder, gather, watcher)

@@ -5,26 +5,30 @@ Models are built on the meta device: shapes without weights.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from h2tune import tasks
 from h2tune.aggregation.private import epsilon, rounds_within
 from h2tune.config import ClientConfig, Experiment, Privacy
 from h2tune.core.masks import kept_rank
-from h2tune.core.slots import Layout, layout_of
-from h2tune.frames.anchor_text import words
+from h2tune.core.slots import Layout
+from h2tune.frames.anchor_text import anchor_batch, words
 from h2tune.frames.sources import load_anchors, load_texts
 from h2tune.methods.base import ModelShape
 from h2tune.methods.leaving import as_lines, what_leaves
 from h2tune.methods.registry import method_of, resolve_method
 from h2tune.participant import budget
-from h2tune.participant.base_models import ENCODERS, LoadedModel, resolve_source
+from h2tune.participant.base_models import LoadedModel, ModelPool
+from h2tune.participant.errors import ModelAwayError
+from h2tune.participant.prepare import UNKNOWN, client_base, load_data, read_part, read_rows
+from h2tune.tasks.example import Task
+from h2tune.tasks.sources import source_path
+from h2tune.utils.seeds import derive
 from h2tune.utils.sizes import parse_size
 
 
@@ -67,9 +71,6 @@ class Plan:
                 "warnings": self.warnings, "privacy": self.privacy, "leaves": self.leaves}  # fmt: skip
 
 
-UNKNOWN = "-"  # a model or data source that only the client itself knows (docs/network.md)
-
-
 def make_plan(experiment: Experiment) -> Plan:
     """Check an experiment and work out its figures."""
     plan = Plan([], [], [])
@@ -81,13 +82,18 @@ def make_plan(experiment: Experiment) -> Plan:
     if settings:
         plan.leaves = as_lines(what_leaves(experiment))
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
-    shapes = [_shape(plan, client) for client in experiment.clients]
+    models = ModelPool("meta", offline=True)
+    known = [_attempt(plan, partial(tasks.build_task, c.task), f"{c.name}: ") for c in experiment.clients]
+    shapes = [_shape(plan, c, task, models) for c, task in zip(experiment.clients, known, strict=True)]
     depths = [s.layout.depth for s in shapes if s is not None]
     plan.depth = experiment.depth or (max(depths) if depths else None)
     slots = {slot for s in shapes if s is not None for slot in s.layout.slots}
-    for client, shape in zip(experiment.clients, shapes, strict=True):
-        row = ClientPlan(client.name, client.model)
-        _check_client(plan, settings, client, row)
+    for client, task, shape in zip(experiment.clients, known, shapes, strict=True):
+        row = ClientPlan(client.name, client.model, task=task.name if task else "?")
+        _check_client(plan, settings, client)
+        _check_data(plan, experiment, client, task, shape)
+        if shape is not None and settings is not None:
+            _check_anchors(plan, settings, client, shape, anchors)
         if shape is not None and plan.depth:
             _figures(plan, experiment, settings, client, shape, row, anchors, slots)
         plan.clients.append(row)
@@ -121,18 +127,42 @@ def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:
         return None
 
 
-def _check_client(plan: Plan, settings: Any, client: ClientConfig, row: ClientPlan) -> None:
+def _check_data(
+    plan: Plan, experiment: Experiment, client: ClientConfig, task: Task | None, shape: LoadedModel | None
+) -> None:
+    """Read and encode what the run will read and encode, or as much of it as is known here."""
+    where, seed = f"{client.name}: ", derive(experiment.seed, client.name, "data")
+    sources = {part: source for part in ("train", "test", "validation") if (source := getattr(client, part))}
+    if task is None:
+        for part, source in sources.items():
+            if source != UNKNOWN and not source.startswith(("demo:", "hub:")) and not source_path(source)[0].exists():
+                plan.problems.append(f"{where}{part}: no file or folder {source}")
+        return
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if UNKNOWN in sources.values():
+            for part, source in sources.items():
+                if source != UNKNOWN:
+                    _attempt(plan, partial(read_part, client, task, part, seed=seed), f"{where}{part}: ")
+        elif shape is None:
+            _attempt(plan, lambda: read_rows(client, task, seed=seed), where)
+        else:
+            kept = experiment.evaluation.n_validation
+            _attempt(plan, lambda: load_data(client, task, shape, seed=seed, n_validation=kept), where)
+    plan.warnings += [f"{where}{text}" for text in dict.fromkeys(str(w.message) for w in said)]
+
+
+def _check_anchors(plan: Plan, settings: Any, client: ClientConfig, shape: LoadedModel, anchors: list[str]) -> None:
+    """Models that are described on the anchors have to read each of them whole."""
+    if not anchors or not hasattr(settings, "directions") or getattr(settings, "frames", "anchor") != "anchor":
+        return
+    most = getattr(settings, "sentences", None)
+    read = anchors[:: -(-len(anchors) // most)] if most else anchors
+    _attempt(plan, lambda: anchor_batch(read, shape.tokenizer, shape.context, shape.causal), f"{client.name}: ")
+
+
+def _check_client(plan: Plan, settings: Any, client: ClientConfig) -> None:
     where = f"{client.name}: "
-    task = _attempt(plan, lambda: tasks.build_task(client.task), where)
-    row.task = task.name if task else "?"
-    for part in ("train", "test", "validation"):
-        source = getattr(client, part)
-        if source == UNKNOWN:
-            continue
-        if task is None and source and not source.startswith(("demo:", "hub:")) and not Path(source).exists():
-            plan.problems.append(f"{where}{part}: no file or folder {source}")
-        if task and source:
-            _attempt(plan, lambda s=source: tasks.load_examples(s, task, columns=client.columns), f"{where}{part}: ")
     if client.practice and settings is not None and getattr(settings, "frames", "") == "words":
         _attempt(plan, lambda: load_texts(client.practice or ""), where)
     if "/" in client.model and not Path(client.model).exists() and client.revision is None:
@@ -140,34 +170,20 @@ def _check_client(plan: Plan, settings: Any, client: ClientConfig, row: ClientPl
     if client.budget:
         for key in ("upload", "memory"):
             if size := getattr(client.budget, key):
-                _attempt(plan, lambda s=size: parse_size(s), f"{where}budget.{key}: ")
+                _attempt(plan, partial(parse_size, size), f"{where}budget.{key}: ")
 
 
-def _shape(plan: Plan, client: ClientConfig) -> LoadedModel | None:
-    """The client's model without weights; None (and a warning) if its config is not on this machine yet."""
-    if client.model == UNKNOWN:
-        return None
-    source = _attempt(plan, lambda: resolve_source(client.model), f"{client.name}: ")
-    if source is None:
+def _shape(plan: Plan, client: ClientConfig, task: Task | None, models: ModelPool) -> LoadedModel | None:
+    """The client's model without weights; None (and a warning) if it is not on this machine yet."""
+    if client.model == UNKNOWN or task is None:
         return None
     try:
-        config = AutoConfig.from_pretrained(
-            source, revision=client.revision, trust_remote_code=client.trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        if Path(source).is_dir():
-            plan.problems.append(f"{client.name}: {str(error).splitlines()[0]}")
-        else:
-            plan.warnings.append(
-                f"{client.name}: {client.model} is not on this machine yet, so its figures are not known"
-            )
-        return None
-    family = config.get_text_config().model_type
-    auto = AutoModelForSequenceClassification if family in ENCODERS else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = _attempt(plan, lambda: auto.from_config(config), f"{client.name}: ")
-    layout = model is not None and _attempt(plan, lambda: layout_of(model, client.slots), f"{client.name}: ")
-    return LoadedModel(client.model, model, None, layout, family, family not in ENCODERS) if layout else None
+        return client_base(client, task, models)
+    except ModelAwayError:
+        plan.warnings.append(f"{client.name}: {client.model} is not on this machine yet, so its figures are not known")
+    except (ValueError, OSError) as error:
+        plan.problems += [f"{client.name}: {line}" for line in str(error).splitlines()[:4]]
+    return None
 
 
 def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: LoadedModel, row: ClientPlan,

@@ -141,6 +141,8 @@ class Session:
                 f"it answered {message.kind!r} of round {message.round}, step {message.step}; it was asked for {kind!r} of"
                 f" round {place.round}, step {place.step}"
             )
+        if kind == "resume":  # data may have been changed on purpose while the run was stopped (--changed data)
+            self.members[name].facts["n_train"] = message.examples
         known = self.members[name].facts.get("n_train", message.examples)
         if message.examples != known:
             raise ProtocolError(f"it reports {message.examples} training examples but reported {known} when it joined")

@@ -74,11 +74,11 @@ def test_a_server_that_knows_one_rank_and_one_alpha_serves_it(family: str, tmp_p
 def test_a_trained_head_leaves_with_the_adapter(family: str, tmp_path: Path) -> None:
     save_lora(adapted(family), tmp_path)
     heads = {k for k in load_file(tmp_path / "adapter_model.safetensors") if ".lora_" not in k}
-    part = {"bert-cls": ["weight", "bias"], "llama-cls": ["weight"]}.get(
-        family, ["dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias"]
-    )
-    name = "score" if family == "llama-cls" else "classifier"
-    assert heads == {f"base_model.model.{name}.{p}" for p in part}
+    deep = {f"classifier.{part}.{kind}" for part in ("dense", "out_proj") for kind in ("weight", "bias")}
+    plain = {"classifier.weight", "classifier.bias"}
+    wanted = {"llama-cls": {"score.weight"}, "roberta-cls": deep, "electra-cls": deep,
+              "distilbert-cls": plain | {"pre_classifier.weight", "pre_classifier.bias"}}.get(family, plain)  # fmt: skip
+    assert heads == {f"base_model.model.{name}" for name in wanted}
 
 
 def test_smaller_ranks_are_padded_to_the_largest(tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ def rows_of(name: str) -> list[list[int]]:
     """Rows of q, k, v (or gate, up) of a tiny family's fused maps, by hand: 4 heads of 8; Phi-3 has 2 for k, v."""
     if name.endswith("qkv_proj"):
         return [list(range(32)), list(range(32, 48)), list(range(48, 64))]
-    if name.endswith("gate_up_proj"):
+    if name.endswith(("gate_up_proj", "mlp.Wi")):
         return [list(range(48)), list(range(48, 96))]
-    if name.endswith("c_attn"):
+    if name.endswith(("c_attn", "Wqkv")):
         return [list(range(32)), list(range(32, 64)), list(range(64, 96))]
-    if name.endswith("query_key_value"):
+    if name.endswith(("query_key_value", "in_proj")):
         parts: list[list[int]] = [[], [], []]
         for head in range(4):
             for part in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,11 @@ def test_exports_equal_the_client_and_plain_peft_loads_them(finished: Path, tmp_
     from h2tune.zoo import zoo_folder
 
     assert call("export", str(finished), "--client", "c0", "--to", "peft", "--out", str(tmp_path / "lora"))[0] == 0
-    assert call("export", str(finished), "--client", "c0", "--to", "merged", "--out", str(tmp_path / "merged"))[0] == 0
+    options = ("--to", "merged", "--dtype", "float32", "--out", str(tmp_path / "merged"))
+    code, stdout, _ = call("export", str(finished), "--client", "c0", *options)
+    assert code == 0 and re.search(
+        r"merged in float32: [\d.]+ nats on 8 test rows, .* \(difference \d.\de-\d+\)", stdout
+    )
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == config["lora_alpha"]
     assert not config["rank_pattern"] and not config["alpha_pattern"]

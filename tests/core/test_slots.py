@@ -49,7 +49,16 @@ EXPECTED = {
     "opt": ("model.decoder.layers", OPT),
     "bert-cls": ("bert.encoder.layer", BERT),
     "roberta-cls": ("roberta.encoder.layer", BERT),
-}
+    "electra-cls": ("electra.encoder.layer", BERT),
+    "distilbert-cls": ("distilbert.transformer.layer", {
+        **{s: f"attention.{s}_lin" for s in "qkv"}, "o": "attention.out_lin", "up": "ffn.lin1", "down": "ffn.lin2"}),
+    "modernbert-cls": ("model.layers", {
+        **dict.fromkeys("qkv", "attn.Wqkv"), "o": "attn.Wo", **dict.fromkeys(("gate", "up"), "mlp.Wi"), "down": "mlp.Wo"}),
+    "deberta-cls": ("deberta.encoder.layer", BERT | dict.fromkeys("qkv", "attention.self.in_proj")),
+    "deberta-v2-cls": ("deberta.encoder.layer", BERT | {
+        "q": "attention.self.query_proj", "k": "attention.self.key_proj", "v": "attention.self.value_proj"}),
+}  # fmt: skip
+OWN_ATTENTION = ("deberta-cls", "deberta-v2-cls")  # it cannot be exchanged
 
 
 @pytest.mark.parametrize("family", NAMES)
@@ -96,7 +105,18 @@ def silence(model: PreTrainedModel, layout: Layout, slot: str) -> None:
         out.data[rows] = 0
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("slot", "qkv")
+def test_debertas_rows_are_the_parts_that_its_attention_cuts(slot: str) -> None:
+    model = build("deberta-cls")
+    layout = layout_of(model)
+    silence(model, layout, slot)
+    attention = model.deberta.encoder.layer[0].attention.self
+    # As its forward does: heads first, then the three parts of a head.
+    parts = attention.transpose_for_scores(attention.in_proj(torch.randn(1, 5, HIDDEN))).chunk(3, dim=-1)
+    assert [bool(part.any()) for part in parts] == [other != slot for other in "qkv"]
+
+
+@pytest.mark.parametrize("family", [name for name in NAMES if name not in OWN_ATTENTION])
 def test_the_rows_of_q_k_and_v_are_what_attention_gets(family: str) -> None:
     """Silence one slot: attention sees zeros there, and what it saw before in the other two."""
 
@@ -118,12 +138,13 @@ def test_the_rows_of_q_k_and_v_are_what_attention_gets(family: str) -> None:
             assert torch.equal(after[other], torch.zeros_like(before[other]) if other == slot else before[other])
 
 
-def test_the_rows_of_gate_are_what_the_activation_gets() -> None:
+@pytest.mark.parametrize(("family", "activation"), [("phi3", "activation_fn"), ("modernbert-cls", "act")])
+def test_the_rows_of_gate_are_what_the_activation_gets(family: str, activation: str) -> None:
     for slot, silent in (("gate", True), ("up", False)):
-        model = build("phi3")
+        model = build(family)
         silence(model, layout_of(model), slot)
         got: list[Tensor] = []
-        model.model.layers[0].mlp.activation_fn.register_forward_hook(
+        getattr(model.model.layers[0].mlp, activation).register_forward_hook(
             lambda m, args, out, got=got: got.append(args[0])
         )
         logits(model)

@@ -57,7 +57,7 @@ def test_a_written_core_is_the_core_that_would_be_received(tmp_path: Path) -> No
     torch.manual_seed(0)
     w = directions(3, 2, 8)
     ids = torch.randint(5, 200, (3, 12))
-    model = method.client.base.activate("gpt2").eval()
+    model = method.client.base.activate(clients["gpt2"].adapter).eval()
     with torch.no_grad(), written(method, w, lambda *a: None):
         together = model(input_ids=ids).logits
     for row in range(3):

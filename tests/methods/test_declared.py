@@ -22,7 +22,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "h2tune, secure aggregation": {"method": "h2tune", "clients": 3, "secure_aggregation": {"threshold": 2}},
     "h2tune, curves": {"method": "h2tune", "evaluation": {"curves": True}},
 }
-METHODS = {name: {"method": {"name": name, "sentences": 4} if name == "fedmkt" else name} for name in known_methods() if not name.startswith("toy")}
+METHODS = {
+    name: {"method": {"name": name, "sentences": 4} if name == "fedmkt" else name}
+    for name in known_methods()
+    if not name.startswith("toy")
+}
 
 
 def experiment(changes: dict[str, Any]) -> Experiment:

@@ -144,7 +144,10 @@ def test_hetlora_prunes_and_keeps_pruned(tmp_path: Path) -> None:
     client = clients["c0"]
     assert int(client.method.ranks.min()) < 4
     for layer, rank in zip(client.method.layers, client.method.ranks.tolist(), strict=True):
-        assert not layer.trilora_A["c0"][rank:].any() and not layer.trilora_B["c0"][:, rank:].any()
+        assert (
+            not layer.trilora_A[client.context.adapter][rank:].any()
+            and not layer.trilora_B[client.context.adapter][:, rank:].any()
+        )
 
 
 def test_what_does_not_suit_is_said_before_anything_is_written(tmp_path: Path) -> None:

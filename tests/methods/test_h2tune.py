@@ -23,13 +23,21 @@ def client_of(tmp_path: Path, **method: Any) -> tuple[Any, H2TuneClient]:
 def test_private_coordinates_are_beside_the_frames_and_never_sent(tmp_path: Path) -> None:
     server, method = client_of(tmp_path, private=3, train_factors=False)
     assert method.adapter_rank == 7 and method.shared_rank == 4
-    frames = [(layer.trilora_A["c0"][:4].clone(), layer.trilora_B["c0"][:, :4].clone()) for layer in method.layers]
-    assert all(not layer.trilora_B["c0"][:, 4:].any() for layer in method.layers)
+    frames = [
+        (layer.trilora_A[method.context.adapter][:4].clone(), layer.trilora_B[method.context.adapter][:, :4].clone())
+        for layer in method.layers
+    ]
+    assert all(not layer.trilora_B[method.context.adapter][:, 4:].any() for layer in method.layers)
     server.one_round()
     for layer, (a, b) in zip(method.layers, frames, strict=True):
-        assert torch.equal(layer.trilora_A["c0"][:4], a) and torch.equal(layer.trilora_B["c0"][:, :4], b)
-        assert layer.trilora_B["c0"][:, 4:].any()
-        assert not layer.trilora_T["c0"][..., 4:, :].any() and not layer.trilora_T["c0"][..., 4:].any()
+        assert torch.equal(layer.trilora_A[method.context.adapter][:4], a) and torch.equal(
+            layer.trilora_B[method.context.adapter][:, :4], b
+        )
+        assert layer.trilora_B[method.context.adapter][:, 4:].any()
+        assert (
+            not layer.trilora_T[method.context.adapter][..., 4:, :].any()
+            and not layer.trilora_T[method.context.adapter][..., 4:].any()
+        )
     assert method.core.S.shape[-1] == 4 and method.core.S.any()
     assert sum(t.numel() for t in method.pack().values()) <= method.core.S.numel() + 8
 

@@ -184,7 +184,7 @@ def test_models_start_unchanged_and_the_loss_falls(name: str, tmp_path: Path) ->
     for client in clients.values():
         ids = torch.tensor([client.train_data[0].input_ids])
         with torch.no_grad():
-            ours = client.base.activate(client.name).eval()(input_ids=ids).logits
+            ours = client.base.activate(client.adapter).eval()(input_ids=ids).logits
             with client.base.peft.disable_adapter():
                 theirs = client.base.peft(input_ids=ids).logits
         if name != "fedsb":  # Fed-SB starts with R_0, a first step, when round 1 begins

@@ -12,14 +12,14 @@ from h2tune.tasks import RowError, TaskError, build_task
 def test_generate_with_a_number() -> None:
     task = build_task({"kind": "generate", "prompt": "Q: {my question}\nA:", "answer": "{sol}", "score": "number"})
     example = task.read({"my question": "How {many}?", "sol": "3 + 4 = 7"})
-    assert (example.prompt, example.answer, example.gold) == ("Q: How {many}?\nA:", " 3 + 4 = 7", "7")
+    assert (example.prompt, example.answer, example.gold) == ("Q: How {many}?\nA:", "3 + 4 = 7", "7")
     assert task.score(example, "7.0")
     assert task.ask({"my question": "x"}).prompt == "Q: x\nA:"
 
 
 def test_generate_with_labels() -> None:
     task = build_task(
-        {"kind": "generate", "prompt": "{text}\nUrgent:", "answer": "{u}", "labels": {0: "no", 1: "yes"}}
+        {"kind": "generate", "prompt": "{text}\nUrgent:", "answer": "{u}", "join": " ", "labels": {0: "no", 1: "yes"}}
     )
     example = task.read({"text": "fire", "u": "1"})
     assert example.answer == " yes" and task.score(example, "Yes!") and not task.score(example, "yesterday")
@@ -29,7 +29,7 @@ def test_classify() -> None:
     task = build_task(
         {"kind": "classify", "prompt": "{text}", "answer": "{y}", "labels": ["low", "high"], "name": "risk"}
     )
-    example = task.read({"text": "fire", "y": "HIGH"})
+    example = task.read({"text": "fire", "y": "high"})
     assert (example.label, example.gold, example.answer) == (1, "high", "")
     with pytest.raises(RowError, match="label 'mid' is not known to task risk, which knows low, high"):
         task.read({"text": "fire", "y": "mid"})
@@ -37,7 +37,7 @@ def test_classify() -> None:
 
 @pytest.mark.parametrize("answer", ["blue", "B", "b", "(B)"])
 def test_choice_from_a_column(answer: str) -> None:
-    task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": "{o}"})
+    task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": "{o}", "join": " "})
     example = task.read({"q": "Which?", "o": ["red", "blue"], "a": answer})
     assert (example.options, example.answer, example.gold) == ((" red", " blue"), " blue", "blue")
     assert task.score(example, " blue") and not task.score(example, " red")
@@ -45,7 +45,7 @@ def test_choice_from_a_column(answer: str) -> None:
 
 def test_choice_from_several_columns() -> None:
     task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": ["{x}", "{y}", "neither"]})
-    assert task.read({"q": "Which?", "x": "1", "y": "2", "a": "neither"}).options == (" 1", " 2", " neither")
+    assert task.read({"q": "Which?", "x": "1", "y": "2", "a": "neither"}).options == ("1", "2", "neither")
     with pytest.raises(RowError, match="different"):
         task.read({"q": "Which?", "x": "1", "y": "1", "a": "1"})
     with pytest.raises(
@@ -66,7 +66,7 @@ def test_program() -> None:
 @pytest.mark.parametrize(
     ("row", "prompt", "answer"),
     [
-        ({"prompt": "Say", "completion": "this"}, "Say", " this"),
+        ({"prompt": "Say", "completion": "this"}, "Say", "this"),
         ({"instruction": "Add", "input": "1 2", "output": "3"}, "Question: Add\n1 2\nAnswer:", " 3"),
         ({"question": "Why?", "answer": "so"}, "Question: Why?\nAnswer:", " so"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "user: a\nassistant:", " b"),

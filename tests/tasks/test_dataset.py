@@ -68,7 +68,9 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     part = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict(train=part, dev=part.select(range(4))).save_to_disk(str(tmp_path / "saved"))
-    assert len(load_examples(str(tmp_path / "saved"), SST2)) == 10
+    with pytest.raises(TaskError, match=r"saved: holds the splits train, dev; say which, as .*saved\?split=train"):
+        load_examples(str(tmp_path / "saved"), SST2)
+    assert len(load_examples(f"{tmp_path / 'saved'}?split=train", SST2)) == 10
     assert len(load_examples(str(tmp_path / "saved"), SST2, split="dev")) == 4
     with pytest.raises(TaskError, match="no split 'test'; there are: train, dev"):
         load_examples(str(tmp_path / "saved"), SST2, split="test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from h2tune.tasks import TaskError
 from h2tune.tasks.example import Example
-from h2tune.tasks.prompts import encode, encode_options, encode_prompts, render
+from h2tune.tasks.prompts import encode, encode_options, encode_prompts, fit_prompts, render
 
 TEXT = ["Question: how many nuts now?\nAnswer: 11", "the answer is 12", "abcdefghijklmnopqrstuvwxyz 0123456789"]
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}<s>assistant{{ '\n' }}"
@@ -78,8 +79,9 @@ def test_too_long_says_how_many() -> None:
     examples = [EXAMPLE, Example("a" * 400 + " end:", " 11", "11")]
     with pytest.raises(TaskError, match=r"1 of 2 examples are longer than 50 tokens \(the longest has \d+\)"):
         encode(examples, tokenizer(), max_length=50)
-    with pytest.raises(TaskError, match="1 of 2"):
-        encode_prompts(examples, tokenizer(), max_length=50)
+    placed = [EXAMPLE, replace(examples[1], place="a.jsonl: row 7")]
+    with pytest.raises(TaskError, match=r"the longest has \d+, first a.jsonl: row 7\); shorten them"):
+        encode(placed, tokenizer(), max_length=50)
 
 
 def test_cutting_takes_the_beginning_of_the_prompt() -> None:
@@ -88,9 +90,10 @@ def test_cutting_takes_the_beginning_of_the_prompt() -> None:
     (cut,), (full,) = encode([long], tok, max_length=20, truncate=True), encode([long], tok, max_length=999)
     assert len(cut.input_ids) == len(cut.labels) == 20
     assert cut.input_ids[0] == tok.bos_token_id and cut.input_ids[1:] == full.input_ids[-19:]
-    (prompt,) = encode_prompts([long], tok, max_length=10, truncate=True)
+    (prompt,), count = fit_prompts(encode_prompts([long], tok), tok, context=12, new_tokens=2)
     assert (
         len(prompt) == 10
+        and count == 1
         and prompt[0] == tok.bos_token_id
         and prompt[1:] == cut.input_ids[: cut.labels.count(-100)][-9:]
     )

@@ -88,7 +88,7 @@ def test_a_client_sends_nothing_without_masks(tmp_path: Path, monkeypatch: pytes
         return exchange(self, changed, fresh)
 
     monkeypatch.setattr(InProcess, "exchange", without_shares)
-    with pytest.raises(RuntimeError, match="Only 0 of 3|Only 3 of 3"):
+    with pytest.raises(RuntimeError, match=r"Only [03] of 3"):
         federation.run(small(clients=3, **SECURE), tmp_path / "run")
     events = (tmp_path / "run" / "events.jsonl").read_text()
     assert "the server asks for a core without masks" in events
@@ -122,6 +122,6 @@ def test_a_sum_that_false_shares_revealed_is_not_committed(tmp_path: Path) -> No
             yield name, data
 
     server, _ = build(small(clients=3, rounds=1, secure_aggregation={"threshold": 3}), tmp_path, lie)
-    with pytest.raises(RuntimeError, match="Only 0 of 3|Only 3 of 3"):
+    with pytest.raises(RuntimeError, match=r"Only [03] of 3"):
         server.run()
     assert "implausible sum" in (tmp_path / "events.jsonl").read_text() and not server.method.S.any()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -55,11 +55,16 @@ def _factors(layer: TriLoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def save_lora(model: PeftModel, path: str | Path, adapter_name: str = "default") -> Path:
-    """Write one adapter as a standard LoRA folder that PEFT loads without this package."""
+def save_lora(
+    model: PeftModel, path: str | Path, adapter_name: str = "default", dtype: torch.dtype | None = None
+) -> Path:
+    """Write one adapter as a standard LoRA folder that PEFT loads without this package.
+
+    ``dtype`` rounds the factors; by default they stay exact, in float32.
+    """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    config = model.peft_config[adapter_name]
+    config: Any = model.peft_config[adapter_name]
     tensors, rank = lora_tensors(model, adapter_name)
     tensors |= _saved_modules(model, adapter_name)
     names = {key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in tensors if ".lora_A." in key}
@@ -75,7 +80,10 @@ def save_lora(model: PeftModel, path: str | Path, adapter_name: str = "default")
         lora_bias=config.shift,
         inference_mode=True,
     )
-    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    # Not save_file, which makes a file that only its owner may read.
+    (path / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     lora.save_pretrained(str(path))
     return path
 

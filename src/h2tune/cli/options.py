@@ -34,9 +34,7 @@ def plain_errors(
 def _is_expected(error: Exception) -> bool:
     from h2tune.errors import H2TuneError
 
-    # The second half is for rooms whose errors do not derive from H2TuneError yet.
-    old = isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("h2tune.")
-    return isinstance(error, H2TuneError) or old
+    return isinstance(error, H2TuneError)
 
 
 def fail(text: str) -> NoReturn:

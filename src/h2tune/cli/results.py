@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,10 @@ def export(
     client: Annotated[str | None, typer.Option(help="Whose adapter; not needed for a client's kit.")] = None,
     to: Annotated[str, typer.Option(help="`peft`: a standard LoRA; `merged`: the whole model.")] = "peft",
     out: Out = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; by default float32 for peft, the base's for merged."),
+    ] = None,
 ) -> None:
     """Write a client's result as a standard LoRA (exact) or as a merged model."""
     with plain_errors():
@@ -40,7 +45,7 @@ def export(
         from h2tune.inference import only_client
 
         client = client or only_client(run_dir)
-        typer.echo(write(run_dir, client, out or run_dir / "export" / f"{client}-{to}", to))
+        typer.echo(write(run_dir, client, out or run_dir / "export" / f"{client}-{to}", to, dtype))
 
 
 def predict(
@@ -59,6 +64,8 @@ def predict(
 
         lines = to_jsonl(answer(run_dir, client or only_client(run_dir), file))
         if out is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, whatever the terminal's locale
             for line in lines:
                 sys.stdout.write(line + "\n")
         else:

@@ -177,7 +177,7 @@ def estimate(file: str | Path, cells: Sequence[Cell]) -> float:
     """Seconds that the runs will take one after the other, from a few measured steps of each client."""
     from h2tune.client import Client
     from h2tune.participant.base_models import ModelPool
-    from h2tune.participant.data import Part
+    from h2tune.participant.prepare import Split
     from h2tune.utils.logging import quiet_libraries
 
     quiet_libraries()
@@ -186,7 +186,7 @@ def estimate(file: str | Path, cells: Sequence[Cell]) -> float:
     for config in experiment.clients:
         context = Client(config, experiment, models).context
         test, begin = context.data.test, time.perf_counter()
-        context.score(Part(test.examples[:64], test.encoded[:64]), untouched=True)
+        context.score(Split(test.examples[:64], test.encoded[:64]), untouched=True)
         scored = (time.perf_counter() - begin) * (len(test) * 3 + len(context.data.validation) * 2) / 64
         scored += scored / 5 * experiment.rounds / experiment.evaluation.every
         seconds += context.step_milliseconds() / 1000 * experiment.training.steps * experiment.rounds + scored

@@ -82,6 +82,29 @@ FAMILIES: dict[str, dict[str, str]] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "electra": _BERT,
+    "camembert": _BERT,
+    "distilbert": {
+        "blocks": "transformer.layer",
+        "q": "attention.q_lin",
+        "k": "attention.k_lin",
+        "v": "attention.v_lin",
+        "o": "attention.out_lin",
+        "up": "ffn.lin1",
+        "down": "ffn.lin2",
+    },
+    "modernbert": {
+        "blocks": "layers",
+        "q+k+v": "attn.Wqkv",
+        "o": "attn.Wo",
+        "gate+up": "mlp.Wi",
+        "down": "mlp.Wo",
+    },
+    "deberta": {
+        **{k: v for k, v in _BERT.items() if k not in "qkv"}, "q/k/v": "attention.self.in_proj",
+    },
+    "deberta-v2": {
+        **_BERT, "q": "attention.self.query_proj", "k": "attention.self.key_proj", "v": "attention.self.value_proj",
+    },
 }  # fmt: skip
 FAMILIES["starcoder2"] = {
     **{k: v for k, v in _LLAMA.items() if k not in ("gate", "up", "down")}, "up": "mlp.c_fc", "down": "mlp.c_proj",

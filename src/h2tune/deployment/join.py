@@ -17,6 +17,7 @@ from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
+from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
 from h2tune.transport.channel import Channel
 from h2tune.transport.client_loop import ClientLoop
 from h2tune.transport.nvflare.flare import Flare
@@ -51,6 +52,8 @@ class Participant:
         self.store = ClientStore(kit.folder / "state")
         self.models = ModelPool(self.experiment.device, kit.folder / "state" / "frames")
         self.anchors = load_anchors(self.experiment.anchors, self.experiment.anchor_words)
+        meant = f"delete {self.store.folder / 'data.json'} to go on with the new ones"
+        check_fingerprint(self.store.folder, data_fingerprint(self.experiment), cure=meant)
         self.client: Client | None = self._build()  # every mistake in model and data shows before we connect
 
     def _build(self) -> Client:
@@ -92,6 +95,7 @@ class Participant:
         known = self.store.read_json("run.json")
         if known is None and message.kind == "join":
             self.store.write_json("run.json", {"run": message.run})
+            keep_fingerprint(self.store.folder, data_fingerprint(self.experiment))
         elif known is not None and known["run"] != message.run:
             raise ProtocolError(
                 f"this client's state belongs to run {known['run'][:8]}, the server is at run {message.run[:8]};"

@@ -83,7 +83,8 @@ def _called(model: PreTrainedModel, blocks: list[nn.Module], batches: list[Ancho
 
     backbone = model.base_model if hasattr(model, "base_model") else model
     device = next(model.parameters()).device
-    options = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    # The setting of a model that is wrapped (Gemma 3 with its vision tower) lies in its text config.
+    options = {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
     with ExitStack() as stack:
         for block in blocks:
             stack.enter_context(_forward(block, partial(stand_in, block.forward)))

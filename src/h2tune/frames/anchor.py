@@ -74,7 +74,7 @@ class AnchorClient(ClientFrames):
 
     def _take(self, factors: list[tuple[Tensor, Tensor]]) -> None:
         """The leading r_i of the common coordinates."""
-        name, rank = self.context.name, self.adapter.shared_rank
+        name, rank = self.context.adapter, self.adapter.shared_rank
         with torch.no_grad():
             for layer, (a, b) in zip(self.adapter.layers, factors, strict=True):
                 own_a, own_b = layer.trilora_A[name], layer.trilora_B[name]

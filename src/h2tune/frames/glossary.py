@@ -81,8 +81,8 @@ def _fit(method: FramedAdapter, episodes: list[Episode]) -> None:
     with torch.no_grad():
         for layer, (block, module) in zip(method.layers, places, strict=True):
             slot = next(s for s, ref in context.layout.slots.items() if ref.module == module)
-            layer.trilora_A[context.name][:rank] = readers[block][input_kind(slot)][:rank]
-            layer.trilora_B[context.name].zero_()
+            layer.trilora_A[context.adapter][:rank] = readers[block][input_kind(slot)][:rank]
+            layer.trilora_B[context.adapter].zero_()
 
 
 def _obey(method: FramedAdapter, episodes: list[Episode], rate: float) -> None:

@@ -15,7 +15,7 @@ class SingularVectors(ClientFrames):
     """A = V^T, B = U Sigma of the base weight's leading part: private to a model, but no less structured."""
 
     def set_up(self, payload: Payload, shape: CoreShape, relation: Tensor) -> Tensor:
-        name, rank = self.context.name, self.adapter.shared_rank
+        name, rank = self.context.adapter, self.adapter.shared_rank
         with torch.no_grad():
             for layer in self.adapter.layers:
                 weight = layer.get_base_weight().float()

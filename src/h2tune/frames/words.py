@@ -155,7 +155,7 @@ def _cores(method: FramedAdapter) -> list[tuple[int, str, Any]]:
 
 def _fit(method: FramedAdapter, codes: TextCodes, pool: Pool) -> None:
     """A reads the codes as well as one linear map can; B gets small random columns for the labels."""
-    context, name = method.context, method.context.name
+    context, name = method.context, method.context.adapter
     base, rank = context.base, method.shared_rank
     table = codes.table()
     fits = [p for p in pool.prompts[:FITTED] if len(context.tokenizer(p)["input_ids"]) <= base.context]
@@ -184,7 +184,7 @@ def directions(count: int, labels: int, rank: int) -> Tensor:
 @contextmanager
 def written(method: FramedAdapter, w: Tensor, read: Callable[[int, str, Tensor], None]) -> Iterator[None]:
     """Let every row of a batch have the core ``sum_c e_c w_c^T`` of its own; ``read`` is told what A reads."""
-    name, rank = method.context.name, method.shared_rank
+    name, rank = method.context.adapter, method.shared_rank
     with ExitStack() as stack:
         for block, slot, layer in _cores(method):
 
@@ -205,7 +205,7 @@ def _practise(method: FramedAdapter, codes: TextCodes, pool: Pool) -> None:
     for leaf in method.leaves:
         leaf.requires_grad_(False)
     group = Group(method.factors, settings.practice_rate, settings.practice_steps, schedule)
-    context.base.activate(context.name).train()
+    context.base.activate(context.adapter).train()
     order = sorted(range(len(pool.prompts)), key=lambda i: len(pool.rows[0][i].input_ids))
     for leaf in method.leaves:
         leaf.requires_grad_(False)

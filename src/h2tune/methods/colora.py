@@ -76,7 +76,7 @@ class CoLoraClient(AdapterClient):
 
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=False, shift=True)
-        name = self.context.name
+        name = self.context.adapter
         self.shifts = [layer.trilora_q[name] for layer in self.layers]
         if fresh:
             self._orthonormal_start()
@@ -91,7 +91,7 @@ class CoLoraClient(AdapterClient):
             for index, layer in enumerate(self.layers):
                 seed = derive(self.context.seed, "colora", self.context.base.fingerprint, index)
                 generator = torch.Generator().manual_seed(seed)
-                for matrix in (layer.trilora_A[self.context.name].T, layer.trilora_B[self.context.name]):
+                for matrix in (layer.trilora_A[self.context.adapter].T, layer.trilora_B[self.context.adapter]):
                     random = torch.randn(matrix.shape, generator=generator)
                     matrix.copy_(torch.linalg.qr(random)[0])
 
@@ -113,7 +113,7 @@ class CoLoraClient(AdapterClient):
 
     def _factors_of(self, block: int) -> dict[str, tuple[Tensor, Tensor]]:
         """A and the slot's rows of B, for every slot of a block."""
-        layout, name = self.context.layout, self.context.name
+        layout, name = self.context.layout, self.context.adapter
         found = {}
         for slot, ref in layout.slots.items():
             layer = self.layers[block * len(layout.modules) + layout.modules.index(ref.module)]
@@ -137,7 +137,7 @@ class CoLoraClient(AdapterClient):
         return Payload()
 
     def _align(self, pivot: dict[str, Tensor]) -> None:
-        layout, name = self.context.layout, self.context.name
+        layout, name = self.context.layout, self.context.adapter
         bases = describe_anchors(self.context, self.settings.directions * self.context.rank, self.settings.sentences)
         with torch.no_grad():
             for place, block in enumerate(self.blocks):
@@ -179,7 +179,7 @@ class CoLoraClient(AdapterClient):
         modules = len(self.context.layout.modules)
         found = {}
         for index, layer in enumerate(self.layers):
-            name = self.context.name
+            name = self.context.adapter
             found |= {f"{index}.A": layer.trilora_A[name].data, f"{index}.B": layer.trilora_B[name].data}
             if index // modules not in self.blocks:
                 found |= {f"{index}.T": self.leaves[index].data, f"{index}.q": self.shifts[index].data}

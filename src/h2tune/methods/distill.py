@@ -33,7 +33,7 @@ class Distillation:
     @torch.no_grad()
     def _shared_logits(self, batch: Batch) -> Tensor:
         adapter = self.adapter
-        model = adapter.context.base.activate(adapter.context.name)
+        model = adapter.context.base.activate(adapter.context.adapter)
         now = [p.data for p in adapter.factors]
         for parameter, value in zip(adapter.factors, self.kept, strict=True):
             parameter.data = value

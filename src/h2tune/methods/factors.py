@@ -95,15 +95,15 @@ class FactorClient(AdapterClient):
         """The same A in all clients of a group (a smaller rank has the leading rows), B = 0."""
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
-                a = layer.trilora_A[self.context.name]
+                a = layer.trilora_A[self.context.adapter]
                 generator = torch.Generator().manual_seed(derive(self.context.seed, "factors", round, index))
                 bound = a.shape[1] ** -0.5
                 whole = torch.empty(self.context.rank, a.shape[1]).uniform_(-bound, bound, generator=generator)
                 a.copy_(whole[: a.shape[0]])
-                layer.trilora_B[self.context.name].zero_()
+                layer.trilora_B[self.context.adapter].zero_()
 
     def factors_of(self, kinds: tuple[str, ...]) -> list[torch.nn.Parameter]:
-        return [getattr(layer, f"trilora_{kind}")[self.context.name] for layer in self.layers for kind in kinds]
+        return [getattr(layer, f"trilora_{kind}")[self.context.adapter] for layer in self.layers for kind in kinds]
 
     def make_groups(self) -> None:
         for parameter in self.factors:
@@ -126,7 +126,7 @@ class FactorClient(AdapterClient):
         if not self.shared:
             return {}
         return {
-            f"{i}.{kind}": getattr(layer, f"trilora_{kind}")[self.context.name].detach().clone()
+            f"{i}.{kind}": getattr(layer, f"trilora_{kind}")[self.context.adapter].detach().clone()
             for i, layer in enumerate(self.layers)
             for kind in self.sends
         }
@@ -139,7 +139,7 @@ class FactorClient(AdapterClient):
         with torch.no_grad():
             for name, tensor in payload.tensors.items():
                 index, _, kind = name.partition(".")
-                own = getattr(self.layers[int(index)], f"trilora_{kind}")[self.context.name]
+                own = getattr(self.layers[int(index)], f"trilora_{kind}")[self.context.adapter]
                 if own.shape != tensor.shape:
                     raise ProtocolError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
                 own.copy_(tensor)
@@ -149,7 +149,7 @@ class FactorClient(AdapterClient):
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
                 a, b = factors[f"{index}.A"], factors[f"{index}.B"]
-                offset = layer.trilora_offset[self.context.name]
+                offset = layer.trilora_offset[self.context.adapter]
                 if (b.shape[0], a.shape[1]) != offset.shape or a.shape[0] != b.shape[1]:
                     raise ProtocolError(f"the server sent factors that do not fit map {index}")
                 offset += (b @ a).to(offset)

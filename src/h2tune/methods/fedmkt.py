@@ -133,7 +133,7 @@ class FedMktClient(AdapterClient):
     @torch.no_grad()
     def _predictions(self, round: int) -> dict[str, Tensor]:
         """Top-k logits for every position (values, ids), where it ends (sentence, character), loss per sentence."""
-        model = self.context.base.activate(self.context.name).eval()
+        model = self.context.base.activate(self.context.adapter).eval()
         values, ids, places, losses = [], [], [], []
         for number, sentence in enumerate(self.public(round)):
             tokens = torch.tensor([sentence["ids"]], device=self.context.accelerator.device)

@@ -95,7 +95,7 @@ class FedSbClient(H2TuneClient):
         return relation
 
     def _copy_base(self, layer: TriLoraLayer, kind: str, tensor: Tensor) -> None:
-        own = getattr(layer, f"trilora_{kind}")[self.context.name]
+        own = getattr(layer, f"trilora_{kind}")[self.context.adapter]
         if own.shape != tensor.shape:
             raise ProtocolError(f"the server sent bases of shape {tuple(tensor.shape)} for {tuple(own.shape)}")
         own.copy_(tensor)

@@ -200,7 +200,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
         if self.settings.train_factors:
             return
         for layer in self.layers:
-            a, b = layer.trilora_A[self.context.name], layer.trilora_B[self.context.name]
+            a, b = layer.trilora_A[self.context.adapter], layer.trilora_B[self.context.adapter]
             if a.grad is not None:
                 a.grad[: self.shared_rank] = 0
                 b.grad[:, : self.shared_rank] = 0

@@ -36,7 +36,7 @@ class HetLoraClient(FactorClient):
 
     def _tails(self) -> list[Tensor]:
         """||B[:, m:]|| ||A[m:]|| of every map, m = gamma r."""
-        name = self.context.name
+        name = self.context.adapter
         cuts = [int(self.settings.gamma * r) for r in self.ranks.tolist()]
         return [layer.trilora_B[name][:, m:].norm() * layer.trilora_A[name][m:].norm()
                 for layer, m in zip(self.layers, cuts, strict=True)]  # fmt: skip
@@ -70,8 +70,8 @@ class HetLoraClient(FactorClient):
         """What was pruned stays 0, whatever the server's mean or the optimiser's momentum say."""
         with torch.no_grad():
             for layer, rank in zip(self.layers, self.ranks.tolist(), strict=True):
-                layer.trilora_A[self.context.name][rank:] = 0
-                layer.trilora_B[self.context.name][:, rank:] = 0
+                layer.trilora_A[self.context.adapter][rank:] = 0
+                layer.trilora_B[self.context.adapter][:, rank:] = 0
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {"ranks": self.ranks.clone()}

@@ -46,16 +46,16 @@ class AdapterTrainer:
             revision=context.config.revision,
         )
         with context.generator("adapter"):
-            context.base.attach(context.name, config)
-            self._fresh_head()
+            context.base.attach(context.adapter, config)
+            context.base.renew_head(context.adapter)
         if context.training.checkpointing:
             context.base.model.gradient_checkpointing_enable({"use_reentrant": False})
             context.base.model.enable_input_require_grads()
         blocks = context.base.model.get_submodule(layout.blocks)
         self.layers: list[TriLoraLayer] = [block.get_submodule(m) for block in blocks for m in layout.modules]
-        self.leaves: list[nn.Parameter] = [layer.trilora_T[context.name] for layer in self.layers]
+        self.leaves: list[nn.Parameter] = [layer.trilora_T[context.adapter] for layer in self.layers]
         self.factors: list[nn.Parameter] = [
-            p for layer in self.layers for p in (layer.trilora_A[context.name], layer.trilora_B[context.name])
+            p for layer in self.layers for p in (layer.trilora_A[context.adapter], layer.trilora_B[context.adapter])
         ]
 
     @property
@@ -79,18 +79,10 @@ class AdapterTrainer:
                     " use a smaller `rank`, or a smaller `keep` for this client."
                 )
 
-    def _fresh_head(self) -> None:
-        """A classification head is private and new: it must not depend on who attached before."""
-        for parameter in self.head:
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02)
-            else:
-                nn.init.zeros_(parameter)
-
     @property
     def head(self) -> list[nn.Parameter]:
         """Parameters of the client's own copy of the modules that PEFT saves whole."""
-        mark = f"modules_to_save.{self.context.name}."
+        mark = f"modules_to_save.{self.context.adapter}."
         return [p for n, p in self.context.base.model.named_parameters() if mark in n]
 
     def group(self, parameters: Sequence[nn.Parameter], rate: float, updates: int) -> Group:
@@ -101,7 +93,7 @@ class AdapterTrainer:
 
     def activate(self) -> nn.Module:
         """The model with this client's adapter, ready for training."""
-        return self.context.base.activate(self.context.name).train()
+        return self.context.base.activate(self.context.adapter).train()
 
     def select(self, groups: Sequence[Group]) -> None:
         """Let gradients flow to these groups only (PEFT lets them flow to all of an adapter that it activates)."""
@@ -150,8 +142,8 @@ class AdapterTrainer:
         for index, layer in enumerate(self.layers):
             for kind in ("A", "B", "T", "q", "offset"):
                 held = getattr(layer, f"trilora_{kind}")
-                if self.context.name in held:
-                    yield f"{index}.{kind}", held[self.context.name]
+                if self.context.adapter in held:
+                    yield f"{index}.{kind}", held[self.context.adapter]
         for index, parameter in enumerate(self.head):
             yield f"head.{index}", parameter
 

@@ -15,26 +15,34 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import _get_in_out_features
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from h2tune.adapter import TriLoraConfig, TriLoraLayer
-from h2tune.config import ClientConfig
-from h2tune.core.slots import Layout, layout_of
-from h2tune.tasks.example import Task
+from h2tune.core.slots import Layout
+from h2tune.participant.checkpoints import (
+    ENCODERS,
+    Checkpoint,
+    context_of,
+    load_tokenizer,
+    load_weights,
+    open_checkpoint,
+    resolve_source,
+)
+from h2tune.participant.errors import ModelError
+from h2tune.participant.load_report import renew_head
 
-ENCODERS = {"bert", "roberta", "xlm-roberta", "electra"}
+__all__ = ["ENCODERS", "LoadedModel", "ModelError", "ModelPool", "adapter_name", "resolve_source"]
+
+_SAMPLED = 4096  # numbers of a tensor that the fingerprint reads
 
 
-class ModelError(ValueError):
-    """A base model cannot be used; the text says why and what to do."""
+def adapter_name(client: str) -> str:
+    """The name under which a client's adapter lies in the model.
+
+    PyTorch takes no names with dots or those of its own methods, and PEFT looks for names inside names; a digest has
+    neither trouble.
+    """
+    return f"client_{hashlib.sha256(client.encode()).hexdigest()[:12]}"
 
 
 @dataclass
@@ -44,6 +52,7 @@ class LoadedModel:
     Attributes:
         model: the plain model; its maps are wrapped in place once the first adapter is attached.
         peft: the same model with adapters, one per client, by name; None before the first.
+        head: new modules beside PEFT's usual heads, trained and saved with every adapter.
     """
 
     name: str
@@ -53,38 +62,51 @@ class LoadedModel:
     family: str
     causal: bool
     peft: PeftModel | None = None
+    head: tuple[str, ...] = ()
     cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def context(self) -> int:
         """Longest input in tokens."""
-        config = self.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
-        # RoBERTa counts positions from padding_idx + 1.
-        offset = (config.pad_token_id + 1) if self.family in ("roberta", "xlm-roberta") else 0
-        return int(min(positions - offset, self.tokenizer.model_max_length))
+        return context_of(self.model.config, self.tokenizer)
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the base: the same for the same weights of the same architecture."""
+        """Identity of the base: the same for the same weights of the same architecture, on every device.
+
+        It reads a fixed sample of every tensor below the head, rounded to bfloat16 as a GPU holds it.
+        """
         if "fingerprint" not in self.cache:
-            name = self.layout.targets[0]
-            module = self.model.get_submodule(name)
-            weight = (module.get_base_layer() if isinstance(module, TriLoraLayer) else module).weight
             digest = hashlib.sha256(f"{self.family} {self.layout.targets} {self.maps(self.layout)}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            for name, tensor in self._frozen():
+                flat = tensor.detach().reshape(-1)
+                sample = flat[:: max(1, flat.numel() // _SAMPLED)]
+                if sample.is_floating_point():
+                    sample = sample.to(torch.bfloat16).view(torch.int16)
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(sample.cpu().contiguous().numpy().tobytes())
             self.cache["fingerprint"] = digest.hexdigest()[:16]
-        return self.cache["fingerprint"]
+        return str(self.cache["fingerprint"])
+
+    def _frozen(self) -> Iterator[tuple[str, Tensor]]:
+        """The backbone's own tensors by their plain names, whatever adapters sit on it."""
+        backbone = getattr(self.model, self.model.base_model_prefix, self.model)
+        for name, parameter in backbone.named_parameters():
+            plain = name.replace(".base_layer", "").replace(".original_module", "")
+            if "trilora_" in name or "modules_to_save." in name or plain.split(".")[0] in (*self.head, "pooler"):
+                continue
+            yield plain, parameter
 
     def maps(self, layout: Layout, whole: bool = False) -> list[tuple[int, int, int]]:
         """(d_in, d_out, parts) of every map of a layout, in the order of `Layout.targets`.
 
         d_out is that of a fused map's smallest part, or with ``whole`` that of the map.
         """
-        found = []
+        found: list[tuple[int, int, int]] = []
         for name in layout.targets:
             module = self.model.get_submodule(name)
-            d_in, d_out = _get_in_out_features(module.get_base_layer() if isinstance(module, TriLoraLayer) else module)
+            inner = module.get_base_layer() if isinstance(module, TriLoraLayer) else module
+            d_in, d_out = (int(size or 0) for size in _get_in_out_features(inner))
             sizes = next((p["sizes"] for end, p in layout.parts.items() if name.endswith("." + end)), [d_out])
             found.append((d_in, d_out if whole else min(sizes), len(sizes)))
         return found
@@ -98,7 +120,9 @@ class LoadedModel:
             self.model, self.peft = self.peft.unload(), None
 
     def attach(self, adapter: str, config: TriLoraConfig) -> None:
-        """Add an adapter, inactive until `activate`."""
+        """Add an adapter and a head of its own where the task has one, and make it the one in use."""
+        if self.head:
+            config.modules_to_save = [*(config.modules_to_save or ()), *self.head]
         if self.peft is None:
             self.peft = get_peft_model(self.model, config, adapter_name=adapter)
         else:
@@ -110,6 +134,10 @@ class LoadedModel:
         """The model as it was loaded, whatever adapters are on it."""
         with self.peft.disable_adapter() if self.peft else nullcontext():
             yield self.model
+
+    def renew_head(self, adapter: str) -> None:
+        """Start an adapter's head anew from the current random state."""
+        renew_head(self.model, adapter)
 
     def activate(self, adapter: str) -> PeftModel:
         """Make one client's adapter (and head) the one in use."""
@@ -123,14 +151,16 @@ class ModelPool:
     """All base models of this process, by what distinguishes them.
 
     Args:
+        device: ``auto``, or a name of PyTorch; on ``meta`` no weights are read.
         folder: where what was worked out for a base and holds for every run on it is kept; None keeps it in memory.
+        offline: use what is on this machine only.
     """
 
-    def __init__(self, device: str = "auto", folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, device: str = "auto", folder: Path | None = None, *, offline: bool = False) -> None:
+        self.folder, self.offline = folder, offline
         self._memory: dict[str, dict[str, Tensor]] = {}
         self.device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        self._held: dict[tuple, LoadedModel] = {}
+        self._held: dict[tuple[Any, ...], LoadedModel] = {}
 
     def get(self, source: str, *, labels: int | None = None, revision: str | None = None, trust: bool = False,
             slots: dict[str, str] | None = None, quantization: str = "none") -> LoadedModel:  # fmt: skip
@@ -140,17 +170,6 @@ class ModelPool:
             donor = next((r for k, r in self._held.items() if k[0] == source and k[2:] == key[2:]), None)
             self._held[key] = self._load(source, labels, revision, trust, slots, quantization, donor)
         return self._held[key]
-
-    def of(self, config: ClientConfig, task: Task) -> LoadedModel:
-        """The model that a client names, with a head for its labels if it classifies."""
-        return self.get(
-            config.model,
-            labels=len(task.labels) if task.kind == "classify" else None,
-            revision=config.revision,
-            trust=config.trust_remote_code,
-            slots=config.slots,
-            quantization=config.quantization,
-        )
 
     def kept(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors under a key that names all they depend on; made once, also by several processes at a time."""
@@ -180,58 +199,31 @@ class ModelPool:
 
     def _load(self, source: str, labels: int | None, revision: str | None, trust: bool, slots: dict[str, str] | None,
               quantization: str, donor: LoadedModel | None) -> LoadedModel:  # fmt: skip
-        folder, common = resolve_source(source), {"revision": revision, "trust_remote_code": trust}
-        try:
-            config = AutoConfig.from_pretrained(folder, **common)
-            tokenizer = donor.tokenizer if donor else AutoTokenizer.from_pretrained(folder, **common)
-        except Exception as error:
-            raise ModelError(_load_advice(source, error)) from None
-        family = config.get_text_config().model_type
-        causal = family not in ENCODERS
-        if labels is None and (not causal or type(config).model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-            raise ModelError(f"{source} ({family}) does not generate text: give it a classification task.")
-        if tokenizer.pad_token_id is None:
-            # A label at the end token must stay visible, so a missing pad token is only ever used under the mask.
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        config.pad_token_id = tokenizer.pad_token_id
-        if labels is not None:
-            config.num_labels = labels
-        auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)  # a new classification head is random, but the same in every run
-                model = _load_weights(auto, folder, config, common, quantization)
-        except Exception as error:
-            raise ModelError(_load_advice(source, error)) from None
+        checkpoint = open_checkpoint(source, labels=labels, revision=revision, trust=trust, offline=self.offline)
+        tokenizer = donor.tokenizer if donor else load_tokenizer(checkpoint)
+        model, layout, head = load_weights(
+            checkpoint, tokenizer, slots, device=self.device, dtype=self._dtype(), quantization=quantization
+        )
         if quantization == "none":
-            model.to(self.device)
-        if donor is not None:
+            model.to(self.device)  # type: ignore[arg-type]  # the decorated method hides its own signature
+        if donor is not None and self.device != "meta":
             _share_weights(model, donor.model)
         model.requires_grad_(False)
-        return LoadedModel(source, model, tokenizer, layout_of(model, slots), family, causal)
+        return loaded_model(checkpoint, tokenizer, model, layout, head)
+
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.device.startswith("cuda") else torch.float32
 
 
-def resolve_source(source: str) -> str:
-    """Folder or Hub name behind a model's name in the config."""
-    if source.startswith("zoo:"):
-        from h2tune.zoo import zoo_folder
-
-        return str(zoo_folder(source.removeprefix("zoo:")))
-    if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
-        raise ModelError(f"There is no model folder {source}.")
-    return str(Path(source).expanduser()) if source.startswith("~") else source
-
-
-def _load_weights(auto: Any, folder: str, config: Any, common: dict[str, Any], quantization: str) -> PreTrainedModel:
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if quantization != "none":
-        from transformers import BitsAndBytesConfig
-
-        bits = {"load_in_8bit": True} if quantization == "8bit" else {"load_in_4bit": True}
-        options = {"quantization_config": BitsAndBytesConfig(**bits), "dtype": torch.bfloat16}
-    elif torch.cuda.is_available():
-        options = {"dtype": torch.bfloat16}
-    return auto.from_pretrained(folder, config=config, **options, **common)
+def loaded_model(
+    checkpoint: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    layout: Layout,
+    head: tuple[str, ...],
+) -> LoadedModel:
+    """A base from its parts."""
+    return LoadedModel(checkpoint.source, model, tokenizer, layout, checkpoint.family, checkpoint.causal, head=head)
 
 
 def _share_weights(model: nn.Module, donor: nn.Module) -> None:
@@ -241,17 +233,3 @@ def _share_weights(model: nn.Module, donor: nn.Module) -> None:
         other = theirs.get(name)
         if other is not None and other.shape == own.shape and torch.equal(other, own):
             own.data = other.data
-
-
-def _load_advice(source: str, error: Exception) -> str:
-    text = str(error).strip().split("\n")[0][:300]
-    if "trust_remote_code" in str(error):
-        return f"{source} ships its own Python code; set trust_remote_code: true if you trust its authors with this machine."
-    folder = Path(source)
-    if folder.is_dir():
-        names = [p.name for p in folder.iterdir()]
-        if not any(n.endswith((".safetensors", ".bin")) for n in names):
-            return f"The model folder {source} holds no weights (*.safetensors)."
-        if not any(n.startswith(("tokenizer", "vocab", "spiece")) for n in names):
-            return f"The model folder {source} holds no tokenizer."
-    return f"The model {source} cannot be loaded: {text}"

@@ -15,12 +15,13 @@ from h2tune import tasks
 from h2tune.config import ClientConfig, Experiment
 from h2tune.core.slots import Layout
 from h2tune.participant.affordable import affordable_keep, step_milliseconds
-from h2tune.participant.base_models import ModelPool
+from h2tune.participant.base_models import ModelPool, adapter_name
 from h2tune.participant.batches import stream
-from h2tune.participant.data import Part, load_data
+from h2tune.participant.prepare import Split, client_base, load_data, max_length
 from h2tune.participant.scoring import Score, score
 from h2tune.participant.trainer import Batches, LocalTraining, NanLossError, Trainer
 from h2tune.store import ClientStore
+from h2tune.utils.launcher import no_launcher
 from h2tune.utils.seeds import derive
 
 Watch = Callable[[str, int, str, int, int, float], None]
@@ -40,7 +41,7 @@ class ClientContext:
         trainer: carries out local training; by default one update after the other.
 
     Attributes:
-        base: the model, with the adapters of all clients on it. layout: the maps that are adapted.
+        base: the model, with the adapters of all clients on it. adapter: the name of this client's. layout: the maps that are adapted.
         data: training, validation and test rows. keep: share of the core that the budget allows.
         data_seed: stands for the participant in everything random.
         run, round: identity of the run, and the round that is under way.
@@ -69,12 +70,14 @@ class ClientContext:
         self.name, self.seed, self.data_seed = config.name, experiment.seed, config.name
         self.training, self.rank, self.rounds = experiment.training, experiment.rank, experiment.rounds
         self.task = tasks.build_task(config.task)
-        self.base = models.of(config, self.task)
+        self.base = client_base(config, self.task, models)
+        self.adapter = adapter_name(config.name)
         self.layout: Layout = self.base.layout.only(slots)
         self.tokenizer = self.base.tokenizer
         self.accelerator = accelerator or make_accelerator(experiment, models.device)
         self.trainer = trainer or Trainer(self.training, self.accelerator)
-        self.data = load_data(config, self.task, self.base, self.seed, experiment.evaluation.n_validation)
+        seed, n_validation = derive(self.seed, self.data_seed, "data"), experiment.evaluation.n_validation
+        self.data = load_data(config, self.task, self.base, seed=seed, n_validation=n_validation)
         self.keep = self._affordable(store) if config.keep == "auto" else float(config.keep)
         self.run, self.round = "", 0
         self._losses: dict[str, float] = {}
@@ -82,7 +85,7 @@ class ClientContext:
     @property
     def has_adapter(self) -> bool:
         """Whether the method has put an adapter on the model; it need not."""
-        return self.base.peft is not None and self.name in self.base.peft.peft_config
+        return self.base.peft is not None and self.adapter in self.base.peft.peft_config
 
     @property
     def task_type(self) -> str:
@@ -107,7 +110,7 @@ class ClientContext:
     @property
     def max_length(self) -> int:
         """Longest example in tokens."""
-        return self.config.max_length or self.base.context
+        return max_length(self.config, self.base)
 
     @property
     def learning_rate(self) -> float:
@@ -148,16 +151,17 @@ class ClientContext:
         """Nats per answer token of the client's model, as it stands, on its validation rows."""
         return self.score(self.data.validation, loss_only=True).nats
 
-    def score(self, part: Part, *, untouched: bool = False, loss_only: bool = False) -> Score:
+    def score(self, part: Split, *, untouched: bool = False, loss_only: bool = False) -> Score:
         """Score the client's model on some rows, or with ``untouched`` the base model without an adapter.
 
         Raises:
             NanLossError: the loss is not a number.
         """
         size = self.experiment.evaluation.batch_size
-        arguments = (self.tokenizer, self.task, part.examples, part.encoded, size, loss_only)
+        rows, length = (part.examples, part.encoded), self.config.max_length
+        arguments = (self.tokenizer, self.task, *rows, size, loss_only, length)
         if self.has_adapter and not untouched:
-            found = score(self.base.activate(self.name), *arguments)
+            found = score(self.base.activate(self.adapter), *arguments)
         else:
             with self.base.untouched() as model:
                 found = score(model, *arguments)
@@ -174,4 +178,7 @@ def make_accelerator(experiment: Experiment, device: str, folder: Path | None = 
     if state and state.get("_mixed_precision") != precision:
         # Accelerate keeps one precision per process; a second run with another one is nothing unusual for us.
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder)
+    with no_launcher():
+        return Accelerator(
+            mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder
+        )

@@ -34,8 +34,7 @@ def facts_of(context: ClientContext, anchor_coverage: float) -> dict[str, Any]:
 def base_score(context: ClientContext) -> Score:
     """The untouched model on the test rows; worked out once, since the baselines of a run ask again."""
     test, cache = context.data.test, context.base.cache
-    prompts = tuple((example.prompt, example.answer, example.options) for example in test.examples)
-    key = ("base score", context.task.name, context.task.kind, hash(prompts))
+    key = ("base score", repr(context.config.task), context.config.max_length, hash(repr(test.examples)))
     if key not in cache:
         cache[key] = context.score(test, untouched=True)
     found: Score = cache[key]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +15,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
 from h2tune.participant.batches import collate
+from h2tune.participant.checkpoints import context_of
+from h2tune.tasks.chat_template import stop_tokens
+from h2tune.tasks.prompts import Encoded, encode, encode_options, encode_prompts, fit_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from h2tune.tasks.example import Example, Task
-    from h2tune.tasks.prompts import Encoded
 
 
 @dataclass(frozen=True)
@@ -41,24 +45,57 @@ def score(
     encoded: Sequence[Encoded],
     batch_size: int = 64,
     loss_only: bool = False,
+    length: int | None = None,
 ) -> Score:
-    """Score a model (with whatever adapter is active) on examples and their encodings.
+    """Score a model (with whatever adapter is active) on examples and their encodings, whatever the batch size.
 
     ``loss_only`` writes nothing and leaves the metric at 0 (for classes it comes with the loss): much faster.
+    ``length`` is the longest input that the client allows itself, by default the model's context.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        nats, right = _nats(model, encoded, tokenizer.pad_token_id, batch_size)
-        if loss_only and task.kind != "classify":
+    with evaluating(model):
+        nats, predicted = _nats(model, encoded, tokenizer.pad_token_id, batch_size)
+        if task.kind == "classify":
+            right = [p == row.label for p, row in zip(predicted, encoded, strict=True)]
+        elif loss_only:
             right = [False]
-        elif task.kind == "generate":
-            texts = generate(model, tokenizer, _prompts(encoded), task.max_new_tokens, batch_size)
+        else:
+            texts = answers(model, tokenizer, task, examples, batch_size, length)
             right = [task.score(e, text) for e, text in zip(examples, texts, strict=True)]
-        elif task.kind == "choice":
-            chosen = choose(model, tokenizer, examples, batch_size)
-            right = [task.score(e, text) for e, text in zip(examples, chosen, strict=True)]
         return Score(sum(right) / len(right), nats)
+
+
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    size: int = 64,
+    length: int | None = None,
+) -> list[str]:
+    """What the model answers to every example: the text it writes, the option it chooses, or the label it gives.
+
+    A run's scores and `predict` are both made of these.
+    """
+    context = length or context_of(model.config, tokenizer)
+    with evaluating(model):
+        if task.kind == "classify":
+            rows = encode(examples, tokenizer, max_length=context, truncate=True)
+            _, predicted = _nats(model, [replace(r, label=0) for r in rows], tokenizer.pad_token_id, size)
+            return [task.labels[i] for i in predicted]
+        if task.kind == "choice":
+            return choose(model, tokenizer, examples, size, context)
+        prompts = encode_prompts(examples, tokenizer)
+        return generate(model, tokenizer, prompts, task.max_new_tokens, size, context)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout and no gradients for a while."""
+    was_training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad():
+            yield
     finally:
         model.train(was_training)
 
@@ -86,9 +123,9 @@ def _by_length(rows: Sequence[list[int]], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def _nats(model: PreTrainedModel, encoded: Sequence[Encoded], pad: int, size: int) -> tuple[float, list[bool]]:
-    """Mean cross-entropy over all asked positions, and for classes whether the likeliest was right."""
-    total, count, right = 0.0, 0, [False] * len(encoded)
+def _nats(model: PreTrainedModel, encoded: Sequence[Encoded], pad: int, size: int) -> tuple[float, list[int]]:
+    """Mean cross-entropy over all asked positions of all rows, and for classes the likeliest of each row."""
+    total, count, predicted = 0.0, 0, [0] * len(encoded)
     for picked in _by_length([row.input_ids for row in encoded], size):
         batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
         labels = batch.pop("labels")
@@ -96,17 +133,13 @@ def _nats(model: PreTrainedModel, encoded: Sequence[Encoded], pad: int, size: in
         if labels.ndim == 1:
             total += float(cross_entropy(logits, labels, reduction="sum"))
             count += len(picked)
-            for i, hit in zip(picked, (logits.argmax(-1) == labels).tolist(), strict=True):
-                right[i] = hit
+            for i, label in zip(picked, logits.argmax(-1).tolist(), strict=True):
+                predicted[i] = label
         else:
             asked = labels[:, 1:] != -100
             total += float(cross_entropy(logits[:, :-1][asked], labels[:, 1:][asked], reduction="sum"))
             count += int(asked.sum())
-    return total / max(count, 1), right
-
-
-def _prompts(encoded: Sequence[Encoded]) -> list[list[int]]:
-    return [[t for t, label in zip(row.input_ids, row.labels, strict=True) if label == -100] for row in encoded]
+    return total / max(count, 1), predicted
 
 
 @torch.no_grad()
@@ -116,41 +149,76 @@ def generate(
     prompts: Sequence[list[int]],
     new_tokens: int,
     size: int = 64,
+    context: int | None = None,
 ) -> list[str]:
-    """Greedy continuations of the prompts, as text without the prompt."""
-    texts = [""] * len(prompts)
-    for picked in _by_length(prompts, size):
-        longest = max(len(prompts[i]) for i in picked)
-        ids = torch.full((len(picked), longest), tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(picked):
-            ids[row, longest - len(prompts[i]) :] = torch.tensor(prompts[i])
-            mask[row, longest - len(prompts[i]) :] = 1
-        room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        out = model.generate(
-            input_ids=ids.to(_device(model)),
-            attention_mask=mask.to(_device(model)),
-            max_new_tokens=max(1, min(new_tokens, room - longest)),
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        for i, text in zip(picked, tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True), strict=True):
-            texts[i] = text
+    """Greedy continuations of the prompts up to the model's own end tokens, as text without the prompt.
+
+    Every row gets what it would get alone: a prompt that leaves no room loses its beginning, and no other row for it.
+    """
+    context = context or context_of(model.config, tokenizer)
+    fitted, _ = fit_prompts(prompts, tokenizer, context=context, new_tokens=new_tokens)
+    stops = stop_tokens(tokenizer, getattr(model, "generation_config", None))
+    texts = [""] * len(fitted)
+    rooms = [max(1, min(new_tokens, context - len(ids))) for ids in fitted]
+    for room in sorted(set(rooms)):
+        group = [i for i, own in enumerate(rooms) if own == room]
+        for batch in _by_length([fitted[i] for i in group], size):
+            picked = [group[j] for j in batch]
+            for i, ids in zip(
+                picked, _continued(model, [fitted[i] for i in picked], room, stops, tokenizer), strict=True
+            ):
+                texts[i] = _new_text(tokenizer, fitted[i], ids)
     return texts
+
+
+def _continued(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    room: int,
+    stops: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[list[int]]:
+    """New tokens of each prompt, up to its first stop token."""
+    longest, pad = max(map(len, prompts)), tokenizer.pad_token_id
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    out: Tensor = model.generate(  # type: ignore[operator]
+        input_ids=ids.to(_device(model)),
+        attention_mask=mask.to(_device(model)),
+        max_new_tokens=room,
+        do_sample=False,
+        pad_token_id=pad,
+        eos_token_id=stops or None,
+    )
+    return [list(takewhile(lambda token: token not in stops, new)) for new in out[:, longest:].tolist()]
+
+
+def _new_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
+    """The text of the new tokens; some tokenizers drop the space of a first token, so the prompt is decoded with them."""
+
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    before, whole = text(prompt), text([*prompt, *new])
+    return whole[len(before) :] if whole.startswith(before) else text(new)
 
 
 @torch.no_grad()
 def choose(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], size: int = 64
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    size: int = 64,
+    context: int | None = None,
 ) -> list[str]:
     """For every example the option that the model finds likeliest after the prompt.
 
     The end token belongs to an option: " 1" must not win by being the start of " 15".
     """
-    from h2tune.tasks.prompts import encode_options
-
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    context = context or context_of(model.config, tokenizer)
     options = encode_options(examples, tokenizer, max_length=context, truncate=True)
     rows = [(i, option) for i, several in enumerate(options) for option in several]
     values = [0.0] * len(rows)

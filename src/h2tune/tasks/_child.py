@@ -7,12 +7,14 @@ separated by NUL, and writes one line per program: ``=`` and the value as UTF-8 
 import builtins
 import math
 import sys
+from collections.abc import Callable
+from typing import Any
 
 BITS = 100_000
 TEXT = 1000
 
 
-def limit(seconds, megabytes):
+def limit(seconds: float, megabytes: int) -> Callable[[], None]:
     """Lowers what this process may use. Where the system knows a limit not, the parent's clock remains."""
     try:
         import resource
@@ -25,7 +27,7 @@ def limit(seconds, megabytes):
         except (AttributeError, OSError, ValueError):
             pass
 
-    def grant():
+    def grant() -> None:
         # The processor time of each program begins with what those before it have used.
         used = resource.getrusage(resource.RUSAGE_SELF)
         allowed = int(used.ru_utime + used.ru_stime + seconds) + 1
@@ -34,7 +36,7 @@ def limit(seconds, megabytes):
     return grant
 
 
-def power(base, exponent, modulus=None):
+def power(base: Any, exponent: Any, modulus: Any = None) -> Any:
     """``base ** exponent`` for results of at most BITS bits."""
     whole = isinstance(base, int) and isinstance(exponent, int)
     if whole and abs(int(base)).bit_length() * abs(int(exponent)) > BITS:
@@ -42,10 +44,10 @@ def power(base, exponent, modulus=None):
     return pow(base, exponent) if modulus is None else pow(base, exponent, modulus)
 
 
-def small(function, most):
+def small(function: Callable[..., Any], most: int) -> Callable[..., Any]:
     """``function`` for whole arguments up to ``most``."""
 
-    def guarded(*values):
+    def guarded(*values: Any) -> Any:
         if any(value > most for value in values):
             raise OverflowError
         return function(*values)
@@ -57,7 +59,7 @@ class Math:
     """The part of ``math`` that programs see."""
 
 
-def values_of(name_list, calls, said):
+def values_of(name_list: list[str], calls: list[str], said: list[str]) -> dict[str, Any]:
     """A fresh set of names for one program."""
     mathematics = Math()
     for name in name_list:
@@ -65,7 +67,7 @@ def values_of(name_list, calls, said):
     for name, most in (("factorial", 2000), ("comb", 5000), ("perm", 2000)):
         setattr(mathematics, name, small(getattr(math, name), most))
 
-    def show(*values, sep=" ", end="\n"):
+    def show(*values: Any, sep: str = " ", end: str = "\n") -> None:
         said[:] = [sep.join([str(value)[:TEXT] for value in values[:20]])[:TEXT]]
 
     allowed = {name: getattr(builtins, name) for name in calls}
@@ -73,9 +75,9 @@ def values_of(name_list, calls, said):
     return {"__builtins__": allowed, "math": mathematics, "_power": power, "__name__": "program"}
 
 
-def run(source, name_list, calls):
+def run(source: str, name_list: list[str], calls: list[str]) -> str | None:
     """The text of ``answer``, or of what was printed last, or None."""
-    said = []
+    said: list[str] = []
     space = values_of(name_list, calls, said)
     try:
         exec(compile(source, "program", "exec"), space)  # noqa: S102 - the one place where a checked program runs
@@ -87,7 +89,7 @@ def run(source, name_list, calls):
         return None
 
 
-def main():
+def main() -> None:
     name_list, calls = sys.argv[1].split(","), sys.argv[2].split(",")
     out = sys.stdout.buffer
     sources = sys.stdin.buffer.read().decode("utf-8").split("\0")

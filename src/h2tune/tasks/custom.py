@@ -8,23 +8,22 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from h2tune.tasks import scoring
+from h2tune.tasks.cells import plain_text
 from h2tune.tasks.example import Example, Kind, Row, RowError, Task, TaskError
-from h2tune.tasks.glue import label_finder, label_scorer, solve_label
-from h2tune.tasks.presets import PRESETS, preset_task, run_gold_programs, solve_letter
-from h2tune.tasks.rows import Form, asker, cell, chat_form, fields, fill, spaced, split_options
+from h2tune.tasks.labels import composed, label_finder, label_scorer, solve_label
+from h2tune.tasks.own_forms import own_forms, pick_option
+from h2tune.tasks.presets import PRESETS, preset_task, run_gold_programs
+from h2tune.tasks.rows import asker, fields
 
 _COMMON = ("kind", "columns", "max_new_tokens", "name", "description")
 _PRESET_KEYS = ("preset", *_COMMON)
-_OWN_KEYS = (*_COMMON, "prompt", "answer", "options", "labels", "score")
+_OWN_KEYS = (*_COMMON, "prompt", "answer", "join", "options", "labels", "ignore_case", "score")
 _SCORES: dict[str, Callable[[Example, str], bool]] = {
     "number": scoring.score_number,
     "text": scoring.score_text,
     "choice": scoring.score_choice,
     "program": scoring.score_program,
 }
-# Read in this order when a mapping of kind generate says no prompt.
-_USUAL = (("prompt", "answer"), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"),
-          ("instruction", "output"), ("instruction", "response"))  # fmt: skip
 
 
 def build_task(spec: str | Mapping[str, Any]) -> Task:
@@ -92,6 +91,10 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
 def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
     if kind is None:
         raise TaskError("a task needs a preset or a kind: generate, choice or classify")
+    if not isinstance(spec.get("join", ""), str):
+        raise TaskError(f"join: should be the text between prompt and answer, such as ' ', not {spec['join']!r}")
+    if not isinstance(spec.get("ignore_case", False), bool):
+        raise TaskError(f"ignore_case: should be true or false, not {spec['ignore_case']!r}")
     for key in ("prompt", "answer"):
         if key in spec and not isinstance(spec[key], str):
             raise TaskError(f"{key}: should be text with columns in braces, such as '{{question}}', not {spec[key]!r}")
@@ -110,7 +113,7 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
     labels, written = _labels(spec, kind)
     name = str(spec.get("name", "own task"))
     solve = _solver(spec, kind, name, labels, written)
-    forms = _forms(spec, solve)
+    forms = own_forms(spec, solve)
     return Task(
         name=name, kind=kind, labels=labels, max_new_tokens=64 if kind == "generate" else 8, description="own data",
         read=asker(forms, answered=True), ask=asker(forms, answered=False), score=_scorer(spec, kind, labels),
@@ -133,8 +136,11 @@ def _labels(spec: Mapping[str, Any], kind: Kind) -> tuple[tuple[str, ...], tuple
         raise TaskError(f"labels: needs two or more, not {given!r}")
     if any(isinstance(label, bool) for pair in pairs for label in pair):
         raise TaskError('labels: YAML reads yes, no, on and off as true and false; write them in quotes, as "yes"')
-    names = list(dict.fromkeys(str(label) for _, label in pairs))
-    return tuple(names), tuple((str(value), names.index(str(label))) for value, label in pairs)
+    texts = [(plain_text(value, "labels:"), composed(plain_text(label, "labels:"))) for value, label in pairs]
+    names = list(dict.fromkeys(label for _, label in texts))
+    if len(names) < 2 or not all(text for pair in texts for text in pair):
+        raise TaskError(f"labels: needs two or more different ones, not {given!r}")
+    return tuple(names), tuple((value, names.index(label)) for value, label in texts)
 
 
 def _scorer(spec: Mapping[str, Any], kind: Kind, labels: tuple[str, ...]) -> Callable[[Example, str], bool]:
@@ -145,13 +151,14 @@ def _scorer(spec: Mapping[str, Any], kind: Kind, labels: tuple[str, ...]) -> Cal
     return scoring.score_choice if kind == "choice" else scoring.score_text
 
 
-def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, ...], written: Any):
+def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, ...],
+            written: tuple[tuple[str, int], ...]) -> Callable[[str, Example], Example]:  # fmt: skip
     """What to do with the text of the answer."""
-    find = label_finder(name, labels, written) if labels else None
+    find = label_finder(name, labels, written, ignore_case=spec.get("ignore_case", False)) if labels else None
 
     def solve(answer: str, example: Example) -> Example:
         if kind == "choice":
-            return _pick(answer, example)
+            return pick_option(answer, example)
         if find is not None:
             return solve_label(kind, find(answer), example, labels)
         gold = answer.strip()
@@ -160,59 +167,6 @@ def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, .
             if number is None:
                 raise RowError(f"no number in the answer {answer[-60:]!r}")
             gold = f"{number:.15g}"
-        return replace(example, answer=spaced(answer), gold="" if spec.get("score") == "program" else gold)
+        return replace(example, answer=example.lead + answer, gold="" if spec.get("score") == "program" else gold)
 
     return solve
-
-
-def _pick(answer: str, example: Example) -> Example:
-    """The option that an answer is: by its text, or by its letter."""
-    for option in example.options:
-        if option.strip() == answer.strip():
-            return replace(example, answer=option, gold=option.strip())
-    lettered = replace(example, options=tuple(f" {letter}" for letter in "ABCDEFGHIJ"[: len(example.options)]))
-    try:
-        index = "ABCDEFGHIJ".index(solve_letter(answer, lettered).gold)
-    except RowError:
-        shown = ", ".join(option.strip() for option in example.options)
-        raise RowError(
-            f"the answer {answer[-40:].strip()!r} is none of the options ({shown}), nor the letter of one"
-        ) from None
-    return replace(example, answer=example.options[index], gold=example.options[index].strip())
-
-
-def _forms(spec: Mapping[str, Any], solve: Callable[[str, Example], Example]) -> list[Form]:
-    if "prompt" not in spec:
-        usual = [_usual_form(question, answer, solve) for question, answer in _USUAL]
-        return [chat_form(solve), *usual]
-    prompt, answer, options = spec["prompt"], spec["answer"], spec.get("options")
-
-    def ask(row: Row) -> Example:
-        return Example(fill(prompt, row).rstrip(), "", "", _options(options, row) if options is not None else ())
-
-    return [Form((), (), ask, lambda row, example: solve(fill(answer, row), example))]
-
-
-def _usual_form(question: str, answer: str, solve: Callable[[str, Example], Example]) -> Form:
-    def ask(row: Row) -> Example:
-        text = cell(row, question)
-        if question == "instruction" and row.get("input"):
-            text += f"\n{cell(row, 'input')}"
-        return Example(text if question == "prompt" else f"Question: {text}\nAnswer:", "", "")
-
-    return Form((question,), (answer,), ask, lambda row, example: solve(cell(row, answer), example))
-
-
-def _options(options: Any, row: Row) -> tuple[str, ...]:
-    """Options from one column that holds them all (``"{choices}"``), or from a list of texts and templates."""
-    if isinstance(options, str):
-        names = fields(options)
-        if len(names) != 1:
-            raise RowError(f"options: {options!r} should name one column, or be a list")
-        cell(row, names[0])
-        texts = split_options(row[names[0]])
-    else:
-        texts = [fill(str(option), row) for option in options]
-    if len(texts) < 2 or len(set(texts)) < len(texts):
-        raise RowError(f"options should be two or more different ones, not {texts}")
-    return tuple(spaced(text) for text in texts)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from h2tune.tasks.cells import whole_text
 from h2tune.tasks.custom import with_columns
 from h2tune.tasks.example import Example, Row, RowError, Task, TaskError
 from h2tune.tasks.rows import fold
@@ -25,8 +27,8 @@ def load_examples(
 ) -> list[Example]:
     """The examples of a source, in its order.
 
-    source: a .jsonl, .json, .csv, .tsv or .parquet file, the folder of a Hugging Face data set, ``hub:owner/name``
-    or ``demo:fill?seed=0&n=60&split=train``.
+    source: a .jsonl, .json, .csv, .tsv or .parquet file, the folder of a Hugging Face data set (``FOLDER?split=test``
+    where it holds several), ``hub:owner/name`` or ``demo:fill?seed=0&n=60&split=train``.
     limit: a random sample of so many rows; the same seed takes the same rows, and fewer are some of the more.
     part: ``"i/n"``, every n-th row from the i-th on: n parts share no row and hold all.
     columns: ``{name the task knows: name in the file}``.
@@ -58,6 +60,23 @@ def load_examples(
     return examples
 
 
+def read_questions(source: str, task: Task, columns: Mapping[str, str] | None = None) -> Iterator[tuple[Row, Example]]:
+    """The rows of a source that belong to a task, each with its question, for prediction.
+
+    Raises:
+        TaskError: as `load_examples`.
+    """
+    task = with_columns(task, columns)
+    rows = read_rows(source)
+    belong = [(number, row) for number, row in enumerate(rows, 1) if task.accepts(row)]
+    if not belong:
+        raise TaskError(
+            f"{source}: " + (f"none of its {len(rows)} rows belongs to task {task.name}" if rows else "no rows")
+        )
+    for number, row in belong:
+        yield row, _read(source, number, row, task, answered=False)
+
+
 def _require_classes(source: str, examples: Iterable[Example], task: Task) -> None:
     found = {example.gold for example in examples}
     if len(found) < 2:
@@ -73,11 +92,15 @@ def _sample(rows: list[tuple[int, Row]], limit: int | None, seed: int) -> list[t
 
 
 def _read(source: str, number: int, row: Row, task: Task, answered: bool) -> Example:
+    place = f"{source}: row {number}"
     try:
-        return task.read(row) if answered else task.ask(row)
+        example = task.read(row) if answered else task.ask(row)
+        whole_text(example.prompt + example.answer, "the prompt")
     except RowError as error:
-        there = ", ".join(str(name) for name in row)
-        raise TaskError(f"{source}: row {number}: {error}; columns there: {there}") from None
+        named = [str(name) for name in row]
+        there = ", ".join(named[:12]) + (f" and {len(named) - 12} more" if len(named) > 12 else "")
+        raise TaskError(f"{place}: {error}; columns there: {there}") from None
+    return replace(example, place=place)
 
 
 def _finish(source: str, examples: list[Example], task: Task) -> list[Example]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from h2tune.errors import H2TuneError
 
 Row = Mapping[str, Any]
 Kind = Literal["generate", "choice", "classify"]
 
 
-class TaskError(ValueError):
+class TaskError(H2TuneError, ValueError):
     """Something about a task or its data that the user can put right; the message is one or two lines."""
 
 
@@ -23,11 +25,14 @@ class Example:
     """One question and its answer.
 
     prompt: what the model reads; for ``classify`` the text to classify.
-    answer: what it should write after the prompt, with its own leading space (``" 11"``); empty for ``classify``.
+    answer: what it should write after the prompt, with what leads to it (``" 11"``); empty for ``classify``.
     gold: what scoring compares: a number, a letter, a label or the value of a program, as text.
     options: for ``choice``, the continuations to compare by likelihood; ``answer`` is one of them.
     label: for ``classify``, the index in ``Task.labels``.
-    messages: when the row had a ``messages`` column, the chat up to the last assistant turn.
+    messages: when the row held a chat, its turns up to the last assistant turn; more keys than role and content stay.
+    tools: what a chat says of the tools there are.
+    lead: what ``answer`` begins with only because it follows a prompt.
+    place: file and row that it was read from, for messages.
     """
 
     prompt: str
@@ -35,7 +40,10 @@ class Example:
     gold: str
     options: tuple[str, ...] = ()
     label: int | None = None
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: tuple[Any, ...] = ()
+    lead: str = " "
+    place: str = field(default="", compare=False)
 
 
 def _every_row(row: Row) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from h2tune.tasks.cells import trimmed
 from h2tune.tasks.example import Example, Kind, Row, RowError, Task
-from h2tune.tasks.rows import Form, asker, cell, fold
-from h2tune.tasks.scoring import score_choice, score_label
+from h2tune.tasks.labels import label_finder, label_scorer, solve_label
+from h2tune.tasks.rows import Form, asker
 
 
 @dataclass(frozen=True)
@@ -46,35 +46,6 @@ GLUE = {
 }  # fmt: skip
 
 
-def label_finder(name: str, labels: tuple[str, ...], also: tuple[tuple[str, int], ...] = ()) -> Callable[[str], int]:
-    """Index of a label as files write it: its name or one of ``also``, whatever its case."""
-    known = {fold(label): index for index, label in enumerate(labels)}
-    known.update({fold(value): index for value, index in also if fold(value) not in known})
-
-    def find(value: str) -> int:
-        if fold(value) not in known:
-            others = [written for written in known if written not in map(fold, labels)]
-            shown = ", ".join(labels) + (f" (also written {', '.join(others)})" if others else "")
-            raise RowError(f"label {value!r} is not known to task {name}, which knows {shown}")
-        return known[fold(value)]
-
-    return find
-
-
-def solve_label(kind: Kind, index: int, example: Example, labels: tuple[str, ...]) -> Example:
-    """The example with its label: as an index for a private head, else as a word to write."""
-    if kind == "classify":
-        return replace(example, label=index, gold=labels[index])
-    return replace(example, answer=f" {labels[index]}", gold=labels[index])
-
-
-def label_scorer(kind: Kind, labels: tuple[str, ...]) -> Callable[[Example, str], bool]:
-    """For a private head the text is the predicted label; else it begins with the label."""
-    if kind == "classify":
-        return lambda example, text: fold(text) == fold(example.gold)
-    return score_choice if kind == "choice" else score_label(labels)
-
-
 def glue_task(name: str, kind: Kind) -> Task:
     """One of the GLUE tasks as ``classify`` (private head), ``generate`` or ``choice`` (over the words)."""
     glue = GLUE[name]
@@ -82,24 +53,27 @@ def glue_task(name: str, kind: Kind) -> Task:
     numbers = tuple((str(index), index) for index in range(len(shown)))
     words = tuple((word, index) for index, word in enumerate(glue.words))
     names = tuple((label, index) for index, label in enumerate(glue.labels))
-    find = label_finder(name, shown, numbers + words + names)
+    find = label_finder(name, shown, numbers + words + names, ignore_case=True)
     options = tuple(f" {word}" for word in shown) if kind == "choice" else ()
 
     def form(texts: tuple[str, ...], label: str) -> Form:
         def ask(row: Row) -> Example:
-            return Example(glue.prompt.format(*(cell(row, column) for column in texts)), "", "", options)
+            return Example(glue.prompt.format(*(trimmed(row, column) for column in texts)), "", "", options)
 
-        return Form(texts, (label,), ask, lambda row, e: solve_label(kind, find(cell(row, label)), e, shown))
+        return Form(texts, (label,), ask, lambda row, e: solve_label(kind, find(trimmed(row, label)), e, shown))
 
     def ask_written(row: Row) -> Example:
         # The authors' files hold an instruction and the texts in one cell; the prompt here is always the same.
-        found = glue.instruction.search(cell(row, "qestion"))
+        found = glue.instruction.search(trimmed(row, "qestion"))
         if found is None:
             raise RowError(f"column 'qestion' is not a question of task {name}")
         return Example(glue.prompt.format(*(text.strip() for text in found.groups())), "", "", options)
 
     written = Form(
-        ("qestion",), ("answer",), ask_written, lambda row, e: solve_label(kind, find(cell(row, "answer")), e, shown)
+        ("qestion",),
+        ("answer",),
+        ask_written,
+        lambda row, e: solve_label(kind, find(trimmed(row, "answer")), e, shown),
     )
     forms = [form(texts, label) for texts, label in glue.columns] + [written]
     return Task(

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from h2tune.tasks import scoring
+from h2tune.tasks.cells import optional, trimmed
 from h2tune.tasks.example import Example, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.glue import GLUE, glue_task
-from h2tune.tasks.rows import LETTERS, Form, asker, cell, chat_form, spaced, split_options
+from h2tune.tasks.rows import LETTERS, Form, asker, chat_forms, spaced, split_options
 from h2tune.tasks.sandbox import run_programs
 
 # What the `task` and `source` columns of mixed files say about rows of each task.
@@ -56,7 +57,7 @@ def _question(text: str, ending: str = "Answer") -> Example:
 
 def _form(question: str, answer: str, solve: Callable[[str, Example], Example], ask: Callable[[str], Example]) -> Form:
     return Form(
-        (question,), (answer,), lambda row: ask(cell(row, question)), lambda row, e: solve(cell(row, answer), e)
+        (question,), (answer,), lambda row: ask(trimmed(row, question)), lambda row, e: solve(trimmed(row, answer), e)
     )
 
 
@@ -73,7 +74,7 @@ def _solve_number(answer: str, example: Example) -> Example:
 
 
 def _svamp_question(row: Row) -> Example:
-    parts = [cell(row, column) for column in ("Body", "Question") if row.get(column)]
+    parts = [text for column in ("Body", "Question") if (text := optional(row, column).strip())]
     if len(parts) == 2 and not parts[0].endswith((".", "?", "!")):
         # The body is the beginning of the sentence that the question ends.
         parts = [parts[0].rstrip(",") + ",", parts[1][0].lower() + parts[1][1:]]
@@ -81,7 +82,7 @@ def _svamp_question(row: Row) -> Example:
 
 
 def _bare_number(row: Row, example: Example) -> Example:
-    return _solve_number(f"The answer is {cell(row, 'Answer')}", example)
+    return _solve_number(f"The answer is {trimmed(row, 'Answer')}", example)
 
 
 def _gsm8k(name: str, kind: Kind) -> Task:
@@ -90,7 +91,7 @@ def _gsm8k(name: str, kind: Kind) -> Task:
         Form(("Question",), ("Answer",), _svamp_question, _bare_number),
         _form("qestion", "answer", _solve_number, _question),
         _form("instruction", "output", _solve_number, _question),
-        chat_form(_solve_number),
+        *chat_forms(_solve_number),
     )
     return Task(
         name=name, kind=kind, max_new_tokens=320, description="word problems with a number as the answer",
@@ -127,9 +128,9 @@ def solve_letter(answer: str, example: Example) -> Example:
 
 def _options_form(question: str) -> Form:
     def ask(row: Row) -> Example:
-        return _choice_prompt(cell(row, question), split_options(row["options"]))
+        return _choice_prompt(trimmed(row, question), split_options(row["options"]))
 
-    return Form((question, "options"), ("correct",), ask, lambda row, e: solve_letter(cell(row, "correct"), e))
+    return Form((question, "options"), ("correct",), ask, lambda row, e: solve_letter(trimmed(row, "correct"), e))
 
 
 def _aqua(name: str, kind: Kind) -> Task:
@@ -157,7 +158,7 @@ def _solve_program(answer: str, example: Example) -> Example:
 
 
 def _solve_with_value(row: Row, example: Example) -> Example:
-    return replace(_solve_program(cell(row, "output"), example), gold=cell(row, "value"))
+    return replace(_solve_program(trimmed(row, "output"), example), gold=trimmed(row, "value"))
 
 
 def run_gold_programs(examples: list[Example]) -> list[Example | None]:
@@ -175,12 +176,12 @@ def _program(name: str, kind: Kind) -> Task:
         Form(
             ("instruction",),
             ("output", "value"),
-            lambda row: _ask_program(cell(row, "instruction")),
+            lambda row: _ask_program(trimmed(row, "instruction")),
             _solve_with_value,
         ),
         _form("instruction", "output", _solve_program, _ask_program),
         _form("qestion", "answer", _solve_program, _ask_program),
-        chat_form(lambda answer, example: replace(_solve_program(scoring.program_text(answer), example), gold="")),
+        *chat_forms(lambda answer, example: replace(_solve_program(scoring.program_text(answer), example), gold="")),
     )
     return Task(
         name=name, kind=kind, max_new_tokens=256, description="word problems answered by a short Python program",
@@ -203,10 +204,10 @@ def _demo(name: str, kind: Kind) -> Task:
         options = tuple(spaced(str(option)) for option in row.get("options") or ())
         if name == "demo-choice" and len(options) < 2:
             raise RowError("needs a column 'options' with two or more options")
-        return Example(cell(row, "prompt"), "", "", options)
+        return Example(trimmed(row, "prompt"), "", "", options)
 
     def solve(row: Row, example: Example) -> Example:
-        return replace(example, answer=spaced(cell(row, "answer")), gold=cell(row, "gold"))
+        return replace(example, answer=spaced(trimmed(row, "answer")), gold=trimmed(row, "gold"))
 
     forms = (Form(("prompt",), ("answer", "gold"), ask, solve),)
     return Task(

@@ -1,15 +1,16 @@
-"""Small pieces that turn the cells of a row into text: columns, templates, options, chats."""
+"""Small pieces that turn a row into an example: templates, options, and the sets of columns that a task reads."""
 
 from __future__ import annotations
 
 import ast
-import json
-import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from h2tune.tasks.cells import cell, plain_text
+from h2tune.tasks.chats import COLUMNS, ask_chat, solve_chat
 from h2tune.tasks.example import Example, Row, RowError
 
 LETTERS = "ABCDEFGHIJ"
@@ -21,31 +22,30 @@ def fold(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def cell(row: Row, column: str) -> str:
-    """The text of a column; ``RowError`` when the column is not there or holds nothing."""
-    if column not in row:
-        raise RowError(f"no column {column!r}")
-    value = row[column]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    if missing or not str(value).strip():
-        raise RowError(f"column {column!r} is empty")
-    return str(value).strip()
-
-
 def fields(template: str) -> list[str]:
     """The columns that a template names."""
     return [match[1] for match in _FIELD.finditer(template) if match[1]]
 
 
+def whole_field(template: str) -> str | None:
+    """The column of a template that is nothing but one column: ``"{text}"``."""
+    match = _FIELD.fullmatch(template)
+    return match[1] if match else None
+
+
 def fill(template: str, row: Row) -> str:
-    """``{column}`` replaced by that cell (any column name, spaces too); ``{{`` and ``}}`` are literal braces."""
+    """``{column}`` replaced by that cell to the character (any column name, spaces too).
+
+    ``{{`` and ``}}`` are literal braces.
+
+    Raises:
+        RowError: naming the column that is missing, empty or neither text nor a number.
+    """
     return _FIELD.sub(lambda match: cell(row, match[1]) if match[1] else match[0][0], template)
 
 
 def spaced(answer: str) -> str:
-    """An answer as it follows a prompt: one leading space, nothing at the end."""
+    """An answer as it follows a preset's prompt: one leading space, nothing at the end."""
     return " " + answer.strip()
 
 
@@ -57,7 +57,7 @@ def split_options(value: Any) -> list[str]:
         value = value.tolist()
     if not isinstance(value, Sequence) or len(value) < 2:
         raise RowError(f"options should be a list of two or more, not {str(value)[:60]!r}")
-    return [re.sub(r"^\(?([A-Ja-j])\s*\)\s*", "", str(option).strip()).strip() for option in value]
+    return [re.sub(r"^\(?([A-Ja-j])\s*\)\s*", "", plain_text(option, "an option").strip()).strip() for option in value]
 
 
 def _listed(text: str) -> list[str] | None:
@@ -81,44 +81,6 @@ def _split_line(line: str) -> list[str]:
         starts.append(marker.span())
     ends = [start for start, _ in starts[1:]] + [len(line)]
     return [line[begin:end].strip().rstrip(", ") for (_, begin), end in zip(starts, ends, strict=False)]
-
-
-def chat(row: Row, *, answered: bool) -> Example:
-    """The example of a ``messages`` column: the last assistant turn is the answer, what is before it the prompt."""
-    turns = _turns(row.get("messages"))
-    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
-    if answered and last is None:
-        raise RowError("column 'messages' has no assistant turn to learn from")
-    if not answered:
-        last = len(turns) - 1 if turns[-1]["role"] == "assistant" else len(turns)
-    before = turns[:last]
-    if not before:
-        raise RowError("column 'messages' has nothing before its last assistant turn")
-    prompt = "".join(f"{turn['role']}: {turn['content'].strip()}\n" for turn in before) + "assistant:"
-    answer = spaced(turns[last]["content"]) if answered and last is not None else ""
-    if answered and not answer.strip():
-        raise RowError("column 'messages': the last assistant turn is empty")
-    return Example(prompt, answer, answer.strip(), messages=tuple(before))
-
-
-def _turns(value: Any) -> list[dict[str, str]]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            value = None
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if not isinstance(value, list) or not value:
-        raise RowError("column 'messages' is not a list of {role, content}")
-    for turn in value:
-        if (
-            not isinstance(turn, dict)
-            or not isinstance(turn.get("role"), str)
-            or not isinstance(turn.get("content"), str)
-        ):
-            raise RowError("column 'messages' needs a role and a content, both text, in every turn")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
 
 
 @dataclass(frozen=True)
@@ -145,14 +107,12 @@ def asker(forms: Sequence[Form], *, answered: bool) -> Callable[[Row], Example]:
     return read
 
 
-def chat_form(solve: Callable[[str, Example], Example]) -> Form:
-    """The form of a ``messages`` column; ``solve`` gets the text of the last assistant turn."""
+def chat_forms(solve: Callable[[str, Example], Example]) -> tuple[Form, ...]:
+    """The forms of columns that hold a chat; ``solve`` gets the text of the last assistant turn."""
 
-    def add(row: Row, example: Example) -> Example:
-        answer = chat(row, answered=True)
-        # The turn is kept as it was written: a chat model answers in its own words.
-        return replace(
-            solve(answer.gold, example), answer=answer.answer, prompt=answer.prompt, messages=answer.messages
+    def form(column: str) -> Form:
+        return Form(
+            (column,), (), partial(ask_chat, column=column), lambda row, e: solve_chat(row, (column,), solve, e)
         )
 
-    return Form(("messages",), (), lambda row: chat(row, answered=False), add)
+    return tuple(form(column) for column in COLUMNS)

@@ -70,15 +70,22 @@ def score_number(example: Example, text: str) -> bool:
     return gold is not None and found is not None and same_number(found, gold)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+def _words(text: str, exact: bool = False) -> list[str]:
+    return re.findall(r"\w+", text if exact else text.casefold())
 
 
 def leading_label(text: str, labels: tuple[str, ...]) -> str | None:
-    """The label that the text begins with, as whole words; the longest where several do."""
-    words = _words(re.sub(r"^\W*(?:the\s+)?answer\s+is\b", "", text.strip(), flags=re.IGNORECASE))
-    matching = [label for label in labels if _words(label) and words[: len(_words(label))] == _words(label)]
-    return max(matching, key=len, default=None)
+    """The label that the text begins with, as whole words whatever their case; the longest where several do.
+
+    Labels that differ in case only are compared with their case, and labels that signs tell apart by their characters.
+    """
+    text = re.sub(r"^\W*(?:the\s+)?answer\s+is\b[\s:]*", "", text.strip(), flags=re.IGNORECASE)
+    for exact in (False, True):
+        known = {label: _words(label, exact) for label in labels}
+        if all(known.values()) and len({tuple(words) for words in known.values()}) == len(labels):
+            words = _words(text, exact)
+            return max((label for label, own in known.items() if words[: len(own)] == own), key=len, default=None)
+    return max((label for label in labels if text.startswith(label.strip())), key=len, default=None)
 
 
 def score_label(labels: tuple[str, ...]) -> Callable[[Example, str], bool]:

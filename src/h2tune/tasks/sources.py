@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -23,9 +24,9 @@ def read_rows(source: str, split: str | None = None) -> Rows:
         return _demo(source, split)
     if source.startswith("hub:"):
         return _hub(source, split)
-    path = Path(source).expanduser()
+    path, query = source_path(source)
     if path.is_dir():
-        return _folder(path, split)
+        return _folder(path, split or query)
     reader = _READERS.get(path.suffix.lower())
     if not path.exists():
         raise TaskError(f"no file or folder {source}{_near(path)}")
@@ -33,7 +34,7 @@ def read_rows(source: str, split: str | None = None) -> Rows:
         raise TaskError(
             f"{source}: cannot read {path.suffix or 'a file without ending'}; known: {', '.join(_READERS)}"
         )
-    if split is not None:
+    if split := split or query:
         raise TaskError(f"{source}: a single file has no splits, but split {split!r} is asked for")
     try:
         return reader(path)
@@ -41,6 +42,14 @@ def read_rows(source: str, split: str | None = None) -> Rows:
         raise TaskError(f"{source}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise TaskError(f"{source}: {error.strerror or error}") from None
+
+
+def source_path(source: str) -> tuple[Path, str | None]:
+    """Path of a file or folder, and the split that ``FOLDER?split=test`` asks for."""
+    name, mark, query = source.partition("?split=")
+    if mark and not Path(source).expanduser().exists():
+        return Path(name).expanduser(), query
+    return Path(source).expanduser(), None
 
 
 def _near(path: Path) -> str:
@@ -53,7 +62,7 @@ def _near(path: Path) -> str:
 def _json(path: Path) -> Rows:
     text = path.read_text("utf-8-sig")
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=partial(_unique, path))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             # Many files called .json hold one object a line.
@@ -74,10 +83,26 @@ def _json_lines(path: Path) -> Rows:
         if not line.strip():
             continue
         try:
-            rows.append(_object(json.loads(line), path, number))
+            rows.append(
+                _object(
+                    json.loads(line, object_pairs_hook=partial(_unique, path, where=f"line {number}: ")), path, number
+                )
+            )
         except json.JSONDecodeError as error:
             raise TaskError(f"{path}: line {number}: not JSON: {error.msg}") from None
     return rows
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]], where: str = "") -> dict[str, Any]:
+    """An object whose names all differ: of two cells of one name, one would be lost."""
+    _differ(path, [name for name, _ in pairs], where)
+    return dict(pairs)
+
+
+def _differ(path: Path, names: Sequence[str], where: str = "") -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise TaskError(f"{path}: {where}two columns are called {twice!r}; rename one")
 
 
 def _object(row: Any, path: Path, number: int) -> Row:
@@ -94,6 +119,7 @@ def _tsv(path: Path) -> Rows:
 
 
 def _csv(path: Path) -> Rows:
+    csv.field_size_limit(1 << 30)  # the library's own limit of 128 KiB is shorter than some texts
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             return _table(path, [cells for cells in csv.reader(file, strict=True) if cells])
@@ -105,6 +131,7 @@ def _table(path: Path, lines: list[list[str]]) -> Rows:
     if not lines:
         return []
     header = [name.strip() for name in lines[0]]
+    _differ(path, header)
     for number, cells in enumerate(lines[1:], 1):
         if len(cells) != len(header):
             raise TaskError(f"{path}: row {number}: {len(cells)} cells where the header names {len(header)} columns")
@@ -117,7 +144,11 @@ def _parquet(path: Path) -> Rows:
     except ImportError:
         raise TaskError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow)") from None
     try:
-        return parquet.read_table(path).to_pylist()
+        table = parquet.read_table(path)
+        _differ(path, table.column_names)
+        return list(table.to_pylist())
+    except TaskError:
+        raise
     except (OSError, ValueError) as error:
         raise TaskError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
 
@@ -167,10 +198,16 @@ def _one_split(data: Any, split: str | None, source: str) -> Rows:
             raise TaskError(f"{source}: holds one split only, but split {split!r} is asked for")
         return list(data)
     names = list(data.keys())
-    wanted = split or (names[0] if len(names) == 1 else "train")
+    if split is None and len(names) > 1:
+        raise TaskError(f"{source}: holds the splits {', '.join(names)}; say which, as {_asked(source, names[0])}")
+    wanted = split or names[0]
     if wanted not in names:
         raise TaskError(f"{source}: no split {wanted!r}; there are: {', '.join(names)}")
     return list(data[wanted])
+
+
+def _asked(source: str, split: str) -> str:
+    return f"{source}{'&' if '?' in source else '?'}split={split}"
 
 
 def _demo(source: str, split: str | None) -> Rows:

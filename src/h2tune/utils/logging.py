@@ -14,6 +14,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", module="(peft|transformers|torch|accelerate)")
+    # What the package says of the user's data is for its user, who has no use for a line of our source.
+    warnings.formatwarning = lambda message, *rest, **more: f"note: {message}\n"
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()

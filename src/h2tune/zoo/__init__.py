@@ -47,8 +47,8 @@ def zoo_table() -> list[dict[str, Any]]:
     rows = []
     for name in zoo_names():
         folder = zoo_folder(name)
-        config = json.loads((folder / "config.json").read_text())
-        card = json.loads((folder / "pretraining.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        card = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
         rows.append(
             {
                 "name": f"zoo:{name}",

@@ -70,8 +70,10 @@ def measure(recipe: Recipe, books: Path) -> dict[str, dict[str, float]]:
 def write_card(recipe: Recipe, books: Path) -> Path:
     """Add the figures to pretraining.json and write README.md beside the weights."""
     folder = zoo_folder(recipe.name)
-    facts = json.loads((folder / "pretraining.json").read_text()) | {"perplexity": measure(recipe, books)}
-    (folder / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
+    facts = json.loads((folder / "pretraining.json").read_text(encoding="utf-8")) | {
+        "perplexity": measure(recipe, books)
+    }
+    (folder / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     per = facts["tokens"] / facts["parameters"]
     config = recipe.config
     rows = "\n".join(
@@ -104,7 +106,7 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--books", type=Path, required=True, help="held-out plain text")
     args = parser.parse_args()
-    print(write_card(RECIPES[args.model], args.books).read_text())
+    print(write_card(RECIPES[args.model], args.books).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

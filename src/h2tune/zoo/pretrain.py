@@ -226,7 +226,7 @@ def pretrain(recipe: Recipe, books: Path, out: Path) -> None:
             _save(checkpoint, model, optimiser, step + 1)
     model.to(torch.float16).save_pretrained(out)
     facts = {"parameters": size, "tokens": steps * recipe.batch_tokens, "steps": steps, "seed": recipe.seed}
-    (out / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (out / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     checkpoint.unlink(missing_ok=True)
 
 

@@ -1,0 +1,95 @@
+"""The model card of an export: what it sits on, under which licence, how it is asked, and how it is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+_CAUSAL, _CLASSES = "AutoPeftModelForCausalLM", "AutoPeftModelForSequenceClassification"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says.
+
+    Attributes:
+        base: name or folder of the base model. licence: as the base's own card has it; None where it says none.
+        prompt: what the model reads, columns in braces. answer: what follows it.
+        labels: names of the classes, in the order of the head's outputs.
+    """
+
+    title: str
+    base: str
+    licence: str | None
+    revision: str | None
+    task: str
+    kind: str
+    prompt: str
+    answer: str
+    labels: Sequence[str]
+    merged: bool
+    dtype: str
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that the model card in a folder names: in its header, or as "Licence: X" in its text."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if header := re.match(r"---\s*\n(.*?)\n---\s*(?:\n|\Z)", text, re.DOTALL):
+        try:
+            values = yaml.safe_load(header[1])
+        except yaml.YAMLError:
+            values = None
+        if isinstance(values, dict) and values.get("license"):
+            return str(values["license"])
+    found = re.search(r"\bLicen[cs]e:\s*`?([A-Za-z0-9][\w.+-]*\w)", text)
+    return found[1] if found else None
+
+
+def card_text(facts: CardFacts) -> str:
+    """The card, in the form that the Hub reads."""
+    header = {"base_model": facts.base, "library_name": "transformers" if facts.merged else "peft"}
+    header |= {
+        "pipeline_tag": "text-classification" if facts.labels and facts.kind == "classify" else "text-generation"
+    }
+    if facts.licence:
+        header["license"] = facts.licence.lower()
+    licence = facts.licence or "not stated by its files; look it up before passing this on"
+    revision = f" at revision {facts.revision}" if facts.revision else ""
+    lines = [
+        "---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {facts.title}", "",
+        f"{'A model' if facts.merged else 'A LoRA adapter'} trained with h2tune for the task {facts.task} ({facts.kind}),"
+        f" in {facts.dtype}.", "",
+        f"- Base model: {facts.base}{revision}", f"- Licence of the base model: {licence}", "",
+        "## Prompt", "", "It was trained on exactly this text, spaces included:", "", _fenced(facts.prompt), "",
+    ]  # fmt: skip
+    if facts.kind == "classify":
+        lines += ["## Labels", "", *(f"{number}. {label}" for number, label in enumerate(facts.labels)), ""]
+    else:
+        lines += ["The answer follows at once:", "", _fenced(facts.answer), ""]
+    lines += ["## Use", "", "```python", *_use(facts), "```", ""]
+    return "\n".join(lines)
+
+
+def _fenced(text: str) -> str:
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=2) + 1)
+    fence = fence if len(fence) > 2 else "```"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _use(facts: CardFacts) -> list[str]:
+    name = _CLASSES if facts.kind == "classify" else _CAUSAL
+    name = name.replace("AutoPeft", "Auto") if facts.merged else name
+    labels = f", num_labels={len(facts.labels)}" if facts.kind == "classify" and not facts.merged else ""
+    library = "transformers" if facts.merged else "peft"
+    return [
+        f"from {library} import {name}", "from transformers import AutoTokenizer", "",
+        f'model = {name}.from_pretrained("THIS_FOLDER"{labels})',
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+    ]  # fmt: skip

@@ -1,0 +1,178 @@
+"""What stands before training: a client's task, base model and data, built by the same steps in `plan` and in a run.
+
+`plan` asks a pool on the meta device (`ModelPool("meta", offline=True)`): the same code without any weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from h2tune import tasks
+from h2tune.config import ClientConfig
+from h2tune.participant.base_models import LoadedModel, ModelPool
+from h2tune.participant.checkpoints import positions_of
+from h2tune.tasks.example import Example, Task, TaskError
+from h2tune.tasks.prompts import Encoded, encode, encode_prompts, fit_prompts
+
+UNKNOWN = "-"  # a model or data source that only the client itself knows
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one part, read and encoded, in the same order."""
+
+    examples: list[Example]
+    encoded: list[Encoded]
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What a client trains on and is measured by.
+
+    leaked: test examples whose prompt is also in the training rows as they were given.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    leaked: int
+
+
+def client_base(config: ClientConfig, task: Task, models: ModelPool) -> LoadedModel:
+    """The base model of a client, with a head of the task's labels where the task has one.
+
+    Raises:
+        ModelError: if it cannot be used.
+    """
+    labels = len(task.labels) if task.kind == "classify" else None
+    return models.get(
+        config.model, labels=labels, revision=config.revision, trust=config.trust_remote_code, slots=config.slots,
+        quantization=config.quantization,
+    )  # fmt: skip
+
+
+def load_data(
+    config: ClientConfig, task: Task, base: LoadedModel, *, seed: int, n_validation: int | None = None
+) -> ClientData:
+    """Read, split and encode a client's rows.
+
+    Args:
+        seed: of the sample and of the validation split.
+        n_validation: validation rows to keep; None keeps all.
+
+    Raises:
+        TaskError: with every part's first mistake, a line each.
+    """
+    train, validation, test, leaked = read_rows(config, task, seed=seed)
+    parts = {"train": train, "validation": validation[:n_validation], "test": test}
+    splits: dict[str, Split] = {}
+    problems = []
+    for part, examples in parts.items():
+        try:
+            splits[part] = Split(examples, encode_rows(config, task, base, examples))
+        except TaskError as error:
+            problems.append(f"{part}: {error}")
+    if problems:
+        raise TaskError("\n".join(problems))
+    _note_room(config, task, base, test)
+    return ClientData(splits["train"], splits["validation"], splits["test"], leaked)
+
+
+def read_rows(
+    config: ClientConfig, task: Task, *, seed: int
+) -> tuple[list[Example], list[Example], list[Example], int]:
+    """Training, validation and test examples, and how many of the last occur in training.
+
+    Raises:
+        TaskError: with every part's first mistake, a line each.
+    """
+    found: dict[str, list[Example]] = {}
+    problems = []
+    for part in ("train", "test", "validation"):
+        try:
+            found[part] = read_part(config, task, part, seed=seed)
+        except TaskError as error:
+            problems.append(f"{part}: {error}")
+    if problems:
+        raise TaskError("\n".join(problems))
+    train, test, validation = found["train"], found["test"], found["validation"]
+    leaked = tasks.overlap(train, test)
+    if not config.validation:
+        train, validation = tasks.split_validation(train, seed, test=test)
+    _note_join(task, train)
+    return train, validation, test, leaked
+
+
+def read_part(config: ClientConfig, task: Task, part: str, *, seed: int) -> list[Example]:
+    """The examples of one part; none for a part that the config does not name.
+
+    Raises:
+        TaskError: naming file, row and column.
+    """
+    source = getattr(config, part)
+    if not source:
+        return []
+    limits = {"train": config.n_train, "test": config.n_test}
+    only = config.part if part == "train" else None
+    return tasks.load_examples(source, task, limit=limits.get(part), seed=seed, columns=config.columns, part=only)
+
+
+def max_length(config: ClientConfig, base: LoadedModel) -> int:
+    """Longest example in tokens: the config's, else the model's context.
+
+    Raises:
+        TaskError: if the config's is longer than the model's positions.
+    """
+    positions = positions_of(base.model.config)
+    if config.max_length and positions and config.max_length > positions:
+        raise TaskError(f"max_length: {config.max_length} is more than the {positions} positions of {base.name}")
+    return config.max_length or base.context
+
+
+def encode_rows(config: ClientConfig, task: Task, base: LoadedModel, examples: Sequence[Example]) -> list[Encoded]:
+    """Examples as the model reads them.
+
+    Raises:
+        TaskError: if a row is too long, or holds a token that the model has no embedding for.
+    """
+    rows = encode(examples, base.tokenizer, max_length=max_length(config, base), truncate=config.truncate)
+    table: Any = base.model.get_input_embeddings()
+    known = int(table.weight.shape[0])
+    for example, row in zip(examples, rows, strict=True):
+        if (highest := max(row.input_ids)) >= known:
+            token = base.tokenizer.convert_ids_to_tokens(highest)
+            raise TaskError(
+                f"{example.place}: token {token!r} has number {highest}, but {base.name} has embeddings for {known} tokens"
+                " only; resize them (model.resize_token_embeddings(len(tokenizer))) and save the model again"
+            )
+    return rows
+
+
+def _note_room(config: ClientConfig, task: Task, base: LoadedModel, test: Sequence[Example]) -> None:
+    if task.kind != "generate":
+        return
+    context = max_length(config, base)
+    _, cut = fit_prompts(
+        encode_prompts(test, base.tokenizer), base.tokenizer, context=context, new_tokens=task.max_new_tokens
+    )
+    if cut:
+        warnings.warn(
+            f"{config.name}: {cut} of {len(test)} test prompts lose their beginning to leave room for an answer in"
+            f" {context} tokens",
+            stacklevel=4,
+        )
+
+
+def _note_join(task: Task, train: Sequence[Example]) -> None:
+    """Say where prompts and answers run into each other in every row: seldom meant, and not ours to change."""
+    plain = [e for e in train if e.answer and not e.messages]
+    if plain and all(e.prompt[-1:].isalnum() and e.answer[:1].isalnum() for e in plain):
+        first = plain[0]
+        warnings.warn(
+            f"{first.place}: nothing stands between prompt and answer ({first.prompt[-12:]!r} + {first.answer[:12]!r});"
+            " where a space belongs, set join: ' ' in the task",
+            stacklevel=4,
+        )

@@ -1,0 +1,80 @@
+"""What a run's data were when it began, so that a resumed run notices when they are other data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from h2tune.config import Experiment
+from h2tune.tasks.sources import source_path
+from h2tune.utils.files import StoreError, write_atomic
+
+FILE = "data.json"
+_CLIENT_KEYS = ("train", "validation", "test", "practice")
+
+
+def data_fingerprint(experiment: Experiment, names: Sequence[str] | None = None) -> dict[str, str]:
+    """A digest of every data source of an experiment that lies on this machine, by its key in the config.
+
+    Args:
+        names: of the clients whose data are here; None takes all.
+    """
+    sources = {"anchors": experiment.anchors, "anchor_words": experiment.anchor_words}
+    for client in experiment.clients:
+        if names is None or client.name in names:
+            sources |= {f"{client.name}.{key}": getattr(client, key) for key in _CLIENT_KEYS}
+    return {key: _digest(source) for key, source in sources.items() if source}
+
+
+def _digest(source: str) -> str:
+    path, split = source_path(source)
+    digest = hashlib.sha256(f"{split or ''}".encode())
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        # Arrow writes its caches into the folders that it reads.
+        files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith(("cache-", ".")))
+    else:
+        return hashlib.sha256(source.encode()).hexdigest()[:32]  # a name, such as demo:fill or hub:owner/name
+    for file in files:
+        digest.update(b"" if file == path else file.relative_to(path).as_posix().encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def keep_fingerprint(folder: Path, found: Mapping[str, str]) -> None:
+    """Write what the data are at the beginning of a run."""
+    write_atomic(folder / FILE, json.dumps(dict(found), indent=1, sort_keys=True).encode("utf-8") + b"\n")
+
+
+def check_fingerprint(
+    folder: Path,
+    found: Mapping[str, str],
+    changed: Sequence[str] = (),
+    cure: str = "say that you mean it: --changed data",
+) -> list[str]:
+    """Keys of the sources whose data differ from those that the run began with; ``data`` in ``changed`` lets them.
+
+    ``cure`` is what the message says to do where the new data are meant.
+    A run of an older version has kept nothing and is not checked.
+
+    Raises:
+        StoreError: before anything is done, naming the sources.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text(encoding="utf-8"))
+    # Sources that came or went are changes of the config, which is compared by itself.
+    differ = sorted(key for key in before.keys() & found.keys() if before[key] != found[key])
+    if differ and "data" not in changed:
+        raise StoreError(
+            f"The data of this run have changed since it began: {', '.join(differ[:8])}. Put the old files back, or"
+            f" {cure}"
+        )
+    if differ:
+        keep_fingerprint(folder, {**before, **found})
+    return differ

@@ -1,0 +1,113 @@
+"""A client's model as it left its run: the same base by the same functions, and the adapter that was saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+
+from h2tune import tasks
+from h2tune.config import ClientConfig, Experiment
+from h2tune.deployment.kits import Kit
+from h2tune.participant.base_models import LoadedModel, ModelPool
+from h2tune.participant.prepare import client_base
+from h2tune.store import RunStore
+from h2tune.tasks.example import Task
+from h2tune.utils.files import StoreError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A client's part of the config, its task, its base, and the base with its trained adapter."""
+
+    client: ClientConfig
+    experiment: Experiment
+    task: Task
+    base: LoadedModel
+    model: PeftModel
+
+
+def is_kit(folder: Path) -> bool:
+    """Whether a folder is a client's kit (`h2tune.deployment.kits`) and not a run directory."""
+    return (folder / "kit.json").is_file()
+
+
+def only_client(run: Path) -> str:
+    """Whose adapter a folder holds, where it can be but one.
+
+    Raises:
+        StoreError: naming the clients, if there are several.
+    """
+    if is_kit(run):
+        return str(Kit(run, "client").about.name)
+    names = [c.name for c in RunStore(run).open()[1].clients]
+    if len(names) > 1:
+        raise StoreError(f"{run} has several clients: choose with --client {' or --client '.join(names)}")
+    return names[0]
+
+
+def experiment_of(run: Path) -> Experiment:
+    """The config of a run, or of a client's kit."""
+    if is_kit(run):
+        kit = Kit(run, "client")
+        return kit.experiment(kit.own())
+    return RunStore(run).open()[1]
+
+
+def find_client(run: Path, name: str) -> ClientConfig:
+    """The client's part of a run's (or its own kit's) config.
+
+    Raises:
+        StoreError: naming the clients there are.
+    """
+    clients = experiment_of(run).clients
+    for client in clients:
+        if client.name == name:
+            return client
+    raise StoreError(f"{run} has no client {name!r}; it has {', '.join(c.name for c in clients)}.")
+
+
+def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool = False) -> Trained:
+    """Base model with the client's trained adapter.
+
+    Args:
+        device: where to; None takes the run's.
+        whole: leave the base unquantised, for merging.
+
+    Raises:
+        StoreError: if there is no finished adapter, or it does not fit its base.
+    """
+    client, experiment = find_client(run, name), experiment_of(run)
+    folder = run / "state" / "adapter" if is_kit(run) else run / "clients" / name / "adapter"
+    if not (folder / "adapter_model.safetensors").is_file():
+        goes_on = "h2tune client" if is_kit(run) else "h2tune run --resume"
+        raise StoreError(f"{run} has no finished adapter for {name}: let the run end first ({goes_on}).")
+    task = tasks.build_task(client.task)
+    if whole and client.quantization != "none":
+        client = client.model_copy(update={"quantization": "none"})
+    base = client_base(client, task, ModelPool(device or experiment.device))
+    if task.kind == "classify":
+        base.model.config.id2label = dict(enumerate(task.labels))
+        base.model.config.label2id = {label: i for i, label in enumerate(task.labels)}
+    try:
+        model = PeftModel.from_pretrained(base.model, folder).eval()
+    except (KeyError, RuntimeError) as error:
+        raise StoreError(
+            f"The adapter in {folder} does not fit its base model: {str(error).splitlines()[0]}"
+        ) from None
+    _require_whole(model, folder)
+    return Trained(client, experiment, task, base, model)
+
+
+def _require_whole(model: PeftModel, folder: Path) -> None:
+    """Weights that the adapter's files lack would be new ones."""
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        held = set(file.keys())
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if held != wanted:
+        odd = sorted(held ^ wanted)
+        raise StoreError(
+            f"The adapter in {folder} does not fit its base model: {len(odd)} weights differ, first {odd[0]}."
+        )
