@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from h2tune.client import Client, build_clients
 from h2tune.config import Experiment, Wire, load_config
+from h2tune.methods.leaving import STAYS, as_lines, what_leaves
 from h2tune.methods.registry import MethodError, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
@@ -288,6 +289,8 @@ def collect(experiment: Experiment, server: Server, store: RunStore, seconds: fl
         "clients": clients,
         "mean": _means(clients),
         "core": report.get("core"),
+        "sent": as_lines(what_leaves(experiment)),
+        "never": [STAYS],
         "privacy": server.method.privacy() or None,
     }
 

@@ -13,6 +13,7 @@ from federations import build
 from h2tune import federation
 from h2tune.config import parse_config
 from h2tune.frames.anchor_text import AnchorError
+from h2tune.frames.sources import load_codes
 from h2tune.frames.word_texts import columns_of, make_pool, practice_texts, question_of
 from h2tune.frames.words import directions, written
 from h2tune.methods.registry import MethodError
@@ -57,7 +58,7 @@ def test_a_written_core_is_the_core_that_would_be_received(tmp_path: Path) -> No
     torch.manual_seed(0)
     w = directions(3, 2, 8)
     ids = torch.randint(5, 200, (3, 12))
-    model = method.client.base.activate(clients["gpt2"].adapter).eval()
+    model = method.context.base.activate(method.context.adapter).eval()
     with torch.no_grad(), written(method, w, lambda *a: None):
         together = model(input_ids=ids).logits
     for row in range(3):
@@ -164,7 +165,7 @@ def test_tasks_about_pairs_share_a_slot_of_their_own(tmp_path: Path) -> None:
     assert server.method.shape.slots == ("any", "pair")
     server.one_round()
     trained = {name: client.method.core.S.detach().clone() for name, client in clients.items()}
-    weights = {name: len(client.train_data) for name, client in clients.items()}
+    weights = {name: len(client.context.data.train) for name, client in clients.items()}
     torch.testing.assert_close(server.method.S[0, 0], trained["llama"][0, 0])
     both = sum(weights[n] * trained[n][0, 1] for n in ("gpt2", "qwen")) / (weights["gpt2"] + weights["qwen"])
     torch.testing.assert_close(server.method.S[0, 1], both)
@@ -175,12 +176,12 @@ def test_tasks_about_pairs_share_a_slot_of_their_own(tmp_path: Path) -> None:
 def test_codes_of_pairs_are_read_where_the_second_text_stands(tmp_path: Path) -> None:
     _, clients = build(with_pairs(tmp_path), tmp_path / "run")
     method = clients["qwen"].method
-    codes = clients["qwen"].word_codes("builtin", pairs=True)
+    codes = load_codes("builtin", clients["qwen"].context.rank, pairs=True)
     assert columns_of(method) == ("first", "second")
     pair = ("the river was dark", "the dark house")
     pool = make_pool(method, codes, [pair], question_of(method, pair).options)
     ids = pool.rows[0][0].input_ids
-    tokens = clients["qwen"].tokenizer
+    tokens = clients["qwen"].context.tokenizer
     ends = [tokens.decode(ids[: place + 1]) for place in pool.places[0][0]]
     assert [end.split()[-1] for end in ends] == ["the", "dark", "house"] and all("Second:" in end for end in ends)
     shared = pool.places[0][1][:, 2 * codes.wide] > 0
@@ -216,8 +217,8 @@ def test_a_direction_learnt_in_one_family_works_in_another(tmp_path: Path) -> No
     llama, gpt2 = clients["llama"].method, clients["gpt2"].method
     for number in range(1, 7):
         llama.train(number, type(server.method.download("llama"))(), lambda *a: None)
-    before = clients["gpt2"]._score(clients["gpt2"].test, clients["gpt2"].test_data).metric
+    before = clients["gpt2"].context.score(clients["gpt2"].context.data.test).metric
     gpt2.core.S.data.copy_(llama.core.S.data)
     gpt2.core.write(gpt2.core_leaves)
-    after = clients["gpt2"]._score(clients["gpt2"].test, clients["gpt2"].test_data).metric
+    after = clients["gpt2"].context.score(clients["gpt2"].context.data.test).metric
     assert after > max(before, 0.5) + 0.15, (before, after)

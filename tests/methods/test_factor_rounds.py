@@ -81,9 +81,8 @@ def test_equal_clients_stay_equal(name: str, tmp_path: Path) -> None:
     server, clients = build(experiment, tmp_path / "run")
     for client in clients.values():
         other = clients["c0"]
-        client.data_seed = "same"
-        client.train_data, client.task = other.train_data, other.task
-        client.validation, client.validation_data = other.validation, other.validation_data
+        client.context.data_seed = "same"
+        client.context.data, client.context.task = other.context.data, other.context.task
     server.run()
     states = [factors(c) for c in clients.values()]
     assert equal(states[0], states[1]) and equal(states[0], states[2])
@@ -116,7 +115,7 @@ def test_flora_folds_the_exact_mean_into_the_base(tmp_path: Path) -> None:
     server.open()
     server.one_round()
     sent = {n: factors(c) for n, c in clients.items()}
-    weights = {n: len(c.train_data) for n, c in clients.items()}
+    weights = {n: len(c.context.data.train) for n, c in clients.items()}
     server.one_round()
     for client in clients.values():
         state = factors(client)
@@ -167,10 +166,10 @@ def test_a_malformed_update_is_refused_and_the_round_goes_on(name: str, tmp_path
         train = clients["c1"].method.train
 
         def tampering(*args: Any, train: Any = train, change: Any = change) -> Any:
-            payload, losses = train(*args)
+            payload = train(*args)
             key = next(iter(payload.tensors))
             payload.tensors[key] = change(payload.tensors[key]).clone()
-            return payload, losses
+            return payload
 
         clients["c1"].method.train = tampering
         server.open()

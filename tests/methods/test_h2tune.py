@@ -45,10 +45,9 @@ def test_private_coordinates_are_beside_the_frames_and_never_sent(tmp_path: Path
 @pytest.mark.parametrize("frames", ["weights", "random"])
 def test_other_frames_start_unchanged_and_learn(frames: str, tmp_path: Path) -> None:
     server, method = client_of(tmp_path, frames=frames)
-    client = method.client
-    with client.base.peft.disable_adapter():
-        base = client._score(client.validation, client.validation_data, bare=True).nats
-    assert client.validation_loss() == pytest.approx(base, abs=1e-6)
+    context = method.context
+    base = context.score(context.data.validation, untouched=True).nats
+    assert context.validation_loss() == pytest.approx(base, abs=1e-6)
     for _ in range(3):
         server.one_round()
     losses = [sum(r["loss"].values()) for r in server.members["c0"].rounds]
@@ -66,7 +65,7 @@ def test_a_client_accepts_what_its_validation_likes(tmp_path: Path) -> None:
     for share in (0.0, 0.5, 1.0):
         method.core.S.data.copy_(torch.lerp(own, received, share))
         method.core.write(method.leaves)
-        losses[share] = method.client.validation_loss()
+        losses[share] = method.context.validation_loss()
     assert losses[method.accepted] == min(losses.values())
     # A ruined core is not taken.
     method.core.S.data.copy_(own)

@@ -156,7 +156,7 @@ def test_fedmkt_target_of_an_equal_tokenizer_is_the_teachers_distribution(tmp_pa
     sentence = method.public(1)[0]
     targets = method._target("c1", 0, sentence, received)
     assert set(targets) == {i for i, end in enumerate(sentence["ends"]) if end}
-    logits = clients["c0"].base.peft(input_ids=torch.tensor([sentence["ids"]])).logits[0]
+    logits = clients["c0"].context.base.peft(input_ids=torch.tensor([sentence["ids"]])).logits[0]
     for position, target in targets.items():
         top = logits[position].topk(32)
         want = torch.zeros_like(target)
@@ -182,11 +182,11 @@ def test_models_start_unchanged_and_the_loss_falls(name: str, tmp_path: Path) ->
     server, clients = build(experiment, tmp_path / "run")
     server.open()
     for client in clients.values():
-        ids = torch.tensor([client.train_data[0].input_ids])
+        ids = torch.tensor([client.context.data.train.encoded[0].input_ids])
         with torch.no_grad():
-            ours = client.base.activate(client.adapter).eval()(input_ids=ids).logits
-            with client.base.peft.disable_adapter():
-                theirs = client.base.peft(input_ids=ids).logits
+            ours = client.context.base.activate(client.context.adapter).eval()(input_ids=ids).logits
+            with client.context.base.peft.disable_adapter():
+                theirs = client.context.base.peft(input_ids=ids).logits
         if name != "fedsb":  # Fed-SB starts with R_0, a first step, when round 1 begins
             assert torch.equal(ours, theirs), name
     while server.round < 6:
@@ -223,8 +223,8 @@ def test_equal_clients_stay_equal(name: str, tmp_path: Path) -> None:
     experiment = small(clients=2, same_model=True, method=spec(name), rounds=2, training={"steps": 3, "batch_size": 4})
     server, clients = build(experiment, tmp_path / "run")
     first, second = clients.values()
-    second.data_seed = first.data_seed = "same"
-    second.train_data, second.train_examples, second.task = first.train_data, first.train_examples, first.task
+    second.context.data_seed = first.context.data_seed = "same"
+    second.context.data, second.context.task = first.context.data, first.context.task
     server.open()
     for _ in range(2):
         server.one_round()
@@ -248,16 +248,16 @@ def test_only_small_matrices_cross_between_models(name: str, tmp_path: Path) -> 
         train = client.method.train
 
         def watching(*args: Any, client: Any = client, train: Any = train) -> Any:
-            payload, losses = train(*args)
+            payload = train(*args)
             seen[client.name] = payload.tensors
-            return payload, losses
+            return payload
 
         client.method.train = watching
     server.one_round()
     for client in clients.values():
-        most = 7 * max(c.layout.depth for c in clients.values()) * (4 * 4 + 4)
+        most = 7 * max(c.context.layout.depth for c in clients.values()) * (4 * 4 + 4)
         assert 0 < sum(t.numel() for t in seen[client.name].values()) <= most + 64
-        widths = {d for pair in client.base.maps(client.layout) for d in pair[:2]} - {4}
+        widths = {d for pair in client.context.base.maps(client.context.layout) for d in pair[:2]} - {4}
         assert not any(d in widths for t in seen[client.name].values() if t.ndim > 1 for d in t.shape)
 
 
@@ -267,10 +267,10 @@ def test_a_malformed_update_is_refused_and_the_round_goes_on(name: str, tmp_path
     train = clients["c1"].method.train
 
     def tampering(*args: Any) -> Any:
-        payload, losses = train(*args)
+        payload = train(*args)
         key = sorted(payload.tensors)[-1]
         payload.tensors[key] = payload.tensors[key].flatten()[:-1].clone()
-        return payload, losses
+        return payload
 
     clients["c1"].method.train = tampering
     server.open()
@@ -302,7 +302,7 @@ def test_colora_aligns_on_as_many_sentences_as_it_is_told(tmp_path: Path) -> Non
     server, clients = build(trio(method={"name": "colora", "sentences": 25}), tmp_path / "run")
     server.open()  # the kit has 60 anchors: every third is 20 of them
     rows = {len(t) for key, t in server.method.guide.items() if key.startswith("rows.")}
-    words = sum(len(c.split()) for c in clients["c0"].anchors[::3])
+    words = sum(len(c.split()) for c in clients["c0"].context.anchors[::3])
     assert len(rows) == 1 and 0.5 * words < rows.pop() < 2 * words
     server.one_round()
     assert all(member.standing == "ok" for member in server.members.values())

@@ -254,7 +254,7 @@ def specific_phase_is_pulled_towards_what_the_shared_phase_said(name: str, folde
     server.one_round()
     method = clients["c0"].method
     batch, _ = next(method.context.batches(2))
-    model = method.context.base.activate("c0").eval()
+    model = method.context.base.activate(method.context.adapter).eval()
 
     def said() -> Tensor:
         with torch.no_grad():

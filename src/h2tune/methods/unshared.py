@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from h2tune.config import Experiment
+from h2tune.errors import MethodError
 from h2tune.frames.registry import kind_of
 from h2tune.methods.base import Method, ModelShape, PlannedBytes, Sent
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer
@@ -37,7 +38,9 @@ class UnsharedClient(H2TuneClient):
 class UnsharedServer(H2TuneServer):
     @classmethod
     def allows(cls, experiment: Experiment, settings: Any) -> None:
-        return  # nothing travels: however it is asked to travel, all is well
+        for key in ("privacy", "secure_aggregation"):
+            if getattr(experiment, key) is not None:
+                raise MethodError(f"{key}: this method shares nothing, so there is nothing to protect; leave {key} out")
 
     def download(self, client: str) -> Payload:
         return Payload()

@@ -24,8 +24,11 @@ UNKNOWN = "-"  # a model or data source that only the client itself knows
 class Split:
     """Rows of one part, read and encoded, in the same order."""
 
-    examples: list[Example]
-    encoded: list[Encoded]
+    examples: Sequence[Example]
+    encoded: Sequence[Encoded]
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
 
 @dataclass(frozen=True)
