@@ -1,0 +1,282 @@
+"""The active party: it has the labels, drives every round, and keeps the model over all views."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from h2tune.protocol.codec import Payload
+from h2tune.utils.seeds import derive
+from h2tune.vertical import exposure, fuse
+from h2tune.vertical.config import VerticalConfig
+from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
+from h2tune.vertical.exchange import Exchange
+from h2tune.vertical.meeting import Meeting
+from h2tune.vertical.metrics import score
+from h2tune.vertical.parties import PartyData
+from h2tune.vertical.priors import class_shares, global_prior
+from h2tune.vertical.prototypes import from_means, merge
+from h2tune.vertical.top import KNOWN, Top
+
+CHUNK = 8192  # rows asked for at a time
+
+
+class Active:
+    """Runs the rounds of one vertical federation.
+
+    Args:
+        meeting: what the parties agreed on, see `h2tune.vertical.meeting`.
+        vectors: public vectors of the classes (C x q), for `unseen: described`.
+    """
+
+    def __init__(self, config: VerticalConfig, data: PartyData, meeting: Meeting, exchange: Exchange,
+                 vectors: Tensor | None = None) -> None:  # fmt: skip
+        self.config, self.data, self.meeting, self.exchange = config, data, meeting, exchange
+        training, seed = config.training, config.seed
+        self.parties, self.classes = [data.name, *meeting.passive], meeting.classes
+        self.encoder = make_encoder(data.width, training.hidden, training.dim, derive(seed, "encoder", data.name))
+        self.top = Top(len(self.parties), len(self.classes), config.method, training, seed, vectors)
+        trained = [*self.encoder.parameters(), *self.top.parameters()]
+        self.optimiser = adamw(trained, training.learning_rate, training.weight_decay)
+        self._read_labels()
+        self.reported = torch.zeros(len(self.parties), len(self.classes))
+        self.priors = torch.zeros(len(self.parties), len(self.classes))
+        self.round, self.history, self.best = 0, [], -1
+        self._start_counts()
+
+    def _read_labels(self) -> None:
+        """Labels as numbers, randomised if they are to be private; rows for training, validation and own use."""
+        code = {name: index for index, name in enumerate(self.classes)}
+        labels = torch.tensor([-1 if name is None else code[name] for name in self.data.train.labels])
+        self.flip: Tensor | None = None
+        if self.config.exposure.label_dp is not None:
+            epsilon = self.config.exposure.label_dp
+            self.flip = exposure.flip_matrix(epsilon, len(self.classes))
+            private = exposure.randomise(
+                labels.clamp_min(0), epsilon, len(self.classes), derive(self.config.seed, "labels")
+            )
+            labels = torch.where(labels >= 0, private, labels)
+        own = torch.ones(len(labels), dtype=torch.bool)
+        own[self.meeting.rows] = False
+        own &= labels >= 0
+        self.own_x, self.own_y = self.data.train.x[own], labels[own]
+        self.y = labels[self.meeting.rows]
+        count = int(self.config.evaluation.validation * len(self.y))
+        held = (
+            batch_rows(len(self.y), count, self.config.seed, "validation")
+            if count
+            else torch.zeros(0, dtype=torch.int64)
+        )
+        self.validation = held
+        self.trained = torch.ones(len(self.y), dtype=torch.bool)
+        self.trained[held] = False
+
+    def _start_counts(self) -> None:
+        """Rows of each class that each party has among those trained on, and class shares."""
+        classes, used = len(self.classes), self.trained
+        counts = [self._counted(self.y[used & self.meeting.present[:, k]]) for k in range(len(self.parties))]
+        self.aligned_counts = torch.stack(counts)
+        self.shares = self._counted(self.y[used])
+        self.shares = self.shares / self.shares.sum()
+        self.own_counts = self._counted(self.own_y)
+        self.reported[0] = self.own_counts
+        self.pooled = global_prior(self.shares * int(used.sum()) + self.own_counts, [])
+        self.top.counts.copy_(self.aligned_counts + self.reported)
+        self.unseen_aligned = self.shares <= 0
+        assert self.shares.shape == (classes,)
+
+    def _counted(self, labels: Tensor) -> Tensor:
+        found = class_shares(labels, len(self.classes))
+        if self.flip is None or not len(labels):
+            return found
+        return exposure.true_counts(found, self.flip)
+
+    # A round
+
+    def one_round(self) -> dict[str, Any]:
+        """Steps on aligned batches, then every party's own part; returns the round's record.
+
+        Raises:
+            PartyGone: the round must be repeated.
+        """
+        begin, number = time.perf_counter(), self.round + 1
+        self.exchange.round = number
+        here = list(self.exchange.here)
+        self.sums = torch.zeros_like(self.top.mu)
+        gradients: dict[str, Tensor] = {}
+        losses = []
+        for step in range(self.config.training.steps):
+            loss, gradients = self._step(number, step, gradients, here)
+            losses.append(loss)
+        self._local(number, gradients, here)
+        self.round = number
+        record: dict[str, Any] = {"round": number, "loss": sum(losses) / len(losses)}
+        if number % self.config.evaluation.every == 0 or number == self.config.rounds:
+            record |= self.evaluate()
+        record["seconds"] = time.perf_counter() - begin
+        self.history.append(record)
+        return record
+
+    def _step(
+        self, number: int, step: int, owed: dict[str, Tensor], here: list[str]
+    ) -> tuple[float, dict[str, Tensor]]:
+        """One exchange: send the gradients owed, get embeddings, update; returns the loss and the next gradients."""
+        config, training = self.config, self.config.training
+        requests = {name: Payload({"gradient": owed[name]} if name in owed else {}, {"step": step}) for name in here}
+        answers = self.exchange.ask_all("step", requests)
+        rows = batch_rows(len(self.y), training.batch, config.seed, "batch", number, step)
+        leaves = {name: answers[name].tensors["z"].requires_grad_() for name in here}
+        gradients: dict[str, Tensor] = {}
+        value = torch.zeros(())
+        for repeat in range(training.stale):
+            generator = torch.Generator().manual_seed(derive(config.seed, "step", number, step, repeat))
+            value = self.batch_loss(rows, leaves, generator)
+            self.optimiser.zero_grad()
+            value.backward()
+            self.optimiser.step()
+            if repeat == 0:
+                gradients = {name: self._noisy(z, name, number, step) for name, z in leaves.items()}
+        return float(value.detach()), gradients
+
+    def batch_loss(self, rows: Tensor, passive: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """The loss of an aligned batch, and of a batch of the active party's own rows."""
+        training = self.config.training
+        mine = self.encoder(self.data.train.x[self.meeting.rows[rows]])
+        absent = torch.zeros_like(mine)
+        z = [mine, *(passive.get(name, absent) for name in self.meeting.passive)]
+        present = self.meeting.present[rows] & self._here()
+        used = self.trained[rows]
+        self._collect([view.detach() for view in z], present & used[:, None], rows)
+        if not bool(used.all()):
+            z, present, rows = [view[used] for view in z], present[used], rows[used]
+        value = self.top.loss(z, present, self.y[rows], self.shares, generator, self.flip)
+        if len(self.own_y) and training.local_steps:
+            value = value + self._own_loss(generator) / len(z)
+        return value
+
+    def _own_loss(self, generator: torch.Generator) -> Tensor:
+        """The loss of the own view on own rows that no other party has."""
+        training = self.config.training
+        rows = torch.randperm(len(self.own_y), generator=generator)[: training.batch]
+        z = self.encoder(corrupt(self.own_x[rows], self.own_x, training.corrupt, generator))
+        shares = self.own_counts / self.own_counts.sum()
+        shares = shares if self.config.method.adjust else (shares > 0).float()
+        return fuse.loss(z @ self.top.nu[0].T, self.own_y[rows], shares, self.flip).mean()
+
+    def _here(self) -> Tensor:
+        return torch.tensor([True, *(name in self.exchange.here for name in self.meeting.passive)])
+
+    def _noisy(self, z: Tensor, name: str, number: int, step: int) -> Tensor:
+        assert z.grad is not None
+        seed = derive(self.config.seed, "noise", name, number, step)
+        return exposure.add_noise(z.grad, self.config.exposure.gradient_noise, seed).clone()
+
+    def _collect(self, z: list[Tensor], present: Tensor, rows: Tensor) -> None:
+        """Add a batch to the sums that the aligned class means are made of."""
+        names = F.one_hot(self.y[rows], len(self.classes)).float()
+        for k, view in enumerate(z):
+            weights = names * present[:, k, None]
+            self.sums[k] += weights.T @ F.normalize(view, dim=1)
+
+    def _local(self, number: int, gradients: dict[str, Tensor], here: list[str]) -> None:
+        """Every passive party's own part of the round."""
+        aligned = F.normalize(self.sums, dim=2)
+        self.top.mu[0] = aligned[0]
+        mu = torch.stack([
+            merge([aligned[k], self.top.mu[k]], [self.aligned_counts[k], self.reported[k]]) for k in range(len(self.parties))
+        ])  # fmt: skip
+        places = {name: k for k, name in enumerate(self.parties)}
+        requests = {}
+        for name in here:
+            k = places[name]
+            tensors = {"nu": self.top.nu[k].detach().clone(), "mu": mu[k].clone(), "prior": self.pooled}
+            if name in gradients:
+                tensors["gradient"] = gradients[name]
+            requests[name] = Payload(tensors)
+        answers = self.exchange.ask_all("local", requests)
+        with torch.no_grad():
+            for name, answer in answers.items():
+                self._take_local(places[name], answer, aligned, number)
+        sizes = {name: rows for name, rows in zip(self.meeting.passive, self.meeting.sizes, strict=True)}
+        pooled = [
+            (sizes[n], self.priors[places[n]]) for n in self.meeting.passive if bool(self.priors[places[n]].any())
+        ]
+        self.pooled = global_prior(self.shares * int(self.trained.sum()) + self.own_counts, pooled)
+
+    def _take_local(self, k: int, answer: Payload, aligned: Tensor, number: int) -> None:
+        """A party's prototypes, counts and shares; rows of classes that only it has seen start at its means."""
+        t = answer.tensors
+        self.reported[k], self.priors[k] = t["counts"], t["prior"]
+        self.top.mu[k] = merge([aligned[k], t["mu"]], [self.aligned_counts[k], t["counts"]])
+        self.top.counts[k] = self.aligned_counts[k] + t["counts"]
+        nu = t["nu"]
+        if number <= self.config.method.warmup:
+            fresh = self.unseen_aligned & (t["counts"] > KNOWN)
+            nu = from_means(nu, t["mu"], fresh, ~self.unseen_aligned)
+        self.top.nu[k] = nu
+
+    # Scores
+
+    def views(self, split: str) -> list[Tensor]:
+        """Embeddings of all aligned people of a split at every party (K of n x d); zeros for an absent party."""
+        total = len(self.y) if split == "train" else len(self.meeting.test_rows)
+        own = self.data.train if split == "train" else self.data.test
+        rows = self.meeting.rows if split == "train" else self.meeting.test_rows
+        with torch.no_grad():
+            mine = self.encoder(own.x[rows]) if own is not None else torch.zeros(0, self.config.training.dim)
+        found = {name: torch.zeros_like(mine) for name in self.meeting.passive}
+        for start in range(0, total, CHUNK):
+            stop = min(start + CHUNK, total)
+            meta = {"split": split, "start": start, "stop": stop}
+            answers = self.exchange.ask("predict", {name: Payload(meta=meta) for name in self.exchange.here})
+            for name, answer in answers.items():
+                found[name][start:stop] = answer.tensors["z"]
+        return [mine, *found.values()]
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores on the test people, and on validation rows if some were kept."""
+        record: dict[str, Any] = {}
+        if len(self.meeting.test_rows) and self.data.test is not None:
+            present = self.meeting.test_present & self._here()
+            record["test"] = self._scored(self.views("test"), present, self.test_labels())
+        if len(self.validation):
+            views = [view[self.validation] for view in self.views("train")]
+            present = self.meeting.present[self.validation] & self._here()
+            record["validation"] = self._scored(views, present, self.y[self.validation])
+        record["coverage"] = self.top.counts.tolist()
+        return record
+
+    def test_labels(self) -> Tensor:
+        """Class numbers of the test people, -1 where there is no label."""
+        code = {name: index for index, name in enumerate(self.classes)}
+        labels = self.data.test.labels if self.data.test else []
+        return torch.tensor([code.get(name or "", -1) for name in labels])
+
+    def _scored(self, z: list[Tensor], present: Tensor, labels: Tensor) -> dict[str, Any]:
+        with torch.no_grad():
+            found = fuse.predict(self.top.scores(z, present), self.top.seen)
+        return score(found, labels, self.unseen())
+
+    def unseen(self) -> list[int]:
+        """Classes that the active party has no row of."""
+        return torch.nonzero(self.unseen_aligned & (self.own_counts <= 0))[:, 0].tolist()
+
+    # State
+
+    def _parts(self) -> dict[str, Any]:
+        return {"encoder": self.encoder, "top": self.top, "optimiser": self.optimiser, "reported": self.reported,
+                "priors": self.priors, "pooled": self.pooled}  # fmt: skip
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next round depends on."""
+        return pack(self._parts())
+
+    def restore(self, round: int, tensors: dict[str, Tensor], records: dict[str, Any]) -> None:
+        """Go back to a committed round."""
+        unpack(self._parts(), tensors)
+        self.round, self.history = round, json.loads(json.dumps(records["history"]))

@@ -1,0 +1,105 @@
+"""The run directory of a vertical federation: as any run's, and beside it who met whom, and the trained parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from safetensors.torch import save
+from torch import nn
+
+from h2tune.store import SCHEMA, RunStore
+from h2tune.utils.files import StoreError, write_atomic
+from h2tune.version import __version__
+from h2tune.vertical.config import VerticalConfig, parse_vertical
+from h2tune.vertical.exposure import Sizes
+from h2tune.vertical.meeting import Meeting
+from h2tune.vertical.parties import PartyData
+
+if TYPE_CHECKING:
+    from h2tune.vertical.active import Active
+
+
+class VerticalStore(RunStore):
+    """A run directory whose config has parties."""
+
+    def create_for(self, config: VerticalConfig, identity: str, resume: bool = False) -> str:
+        """Start a new run here.
+
+        Args:
+            resume: a run that was never opened may be begun anew.
+
+        Raises:
+            StoreError: if the folder holds a run or anything else.
+        """
+        if self.exists and not resume:
+            raise StoreError(f"{self.folder} holds a run already: go on with --resume, or choose another --out.")
+        if not self.exists and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise StoreError(f"{self.folder} is not empty and holds no run: choose another --out.")
+        about = {"schema": SCHEMA, "run": identity, "version": __version__, "kind": "vertical"}
+        write_atomic(self.folder / "config.yaml", config.to_yaml().encode())
+        write_atomic(self.folder / "run.json", json.dumps(about).encode())
+        return identity
+
+    def open_vertical(self, config: VerticalConfig | None = None) -> str:
+        """Identity of the run here, whose config must be the given one.
+
+        Raises:
+            StoreError: if it differs.
+        """
+        if config is not None and self.config() != config:
+            raise StoreError(
+                f"The config differs from that of the run in {self.folder}. Put it back, or choose another --out."
+            )
+        return str(json.loads((self.folder / "run.json").read_text())["run"])
+
+    def config(self) -> VerticalConfig:
+        """The run's config."""
+        return parse_vertical(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
+
+    def keep_meeting(self, meeting: Meeting) -> None:
+        """Write who has which aligned person; it never changes."""
+        self.keep("meeting", {"rows": meeting.rows, "present": meeting.present, "test_rows": meeting.test_rows,
+                              "test_present": meeting.test_present})  # fmt: skip
+        about = {"passive": meeting.passive, "classes": meeting.classes, "sizes": meeting.sizes}
+        write_atomic(self.folder / "server" / "meeting.json", json.dumps(about).encode())
+
+    def meeting(self) -> Meeting:
+        """What `keep_meeting` has written."""
+        about = json.loads((self.folder / "server" / "meeting.json").read_text())
+        return Meeting(**about, **self.kept("meeting"))
+
+    def sizes(self, active: Active) -> Sizes:
+        """Sizes of the run's messages."""
+        training = active.config.training
+        return Sizes(len(active.classes), training.dim, min(training.batch, len(active.y)))
+
+
+def is_vertical_run(folder: str | Path) -> bool:
+    """Whether a folder holds the run of a vertical federation."""
+    path = Path(folder) / "run.json"
+    return path.is_file() and json.loads(path.read_text()).get("kind") == "vertical"
+
+
+def export_state(
+    store: VerticalStore, active: Active, encoders: dict[str, nn.Module], data: dict[str, PartyData]
+) -> None:
+    """Write what a prediction needs: the top layer, every party's network, and how its columns become numbers."""
+    folder = store.folder / "server"
+    write_atomic(folder / "top.safetensors", save({k: v.contiguous() for k, v in active.top.state_dict().items()}))
+    for name, encoder in {active.data.name: active.encoder, **encoders}.items():
+        own = store.folder / "clients" / name
+        write_party(own, encoder, data[name])
+
+
+def write_party(folder: Path, encoder: nn.Module, data: PartyData) -> None:
+    """One party's share of the model: it stays with the party."""
+    write_atomic(folder / "encoder.safetensors", save({k: v.contiguous() for k, v in encoder.state_dict().items()}))
+    about: dict[str, Any] = {
+        "party": data.config.model_dump(mode="json"),
+        "columns": data.columns.plain(),
+        "width": data.width,
+    }
+    write_atomic(folder / "party.json", json.dumps(about, indent=1).encode())
