@@ -202,7 +202,7 @@ class Active:
         with torch.no_grad():
             for name, answer in answers.items():
                 self._take_local(places[name], answer, aligned, number)
-        sizes = {name: rows for name, rows in zip(self.meeting.passive, self.meeting.sizes, strict=True)}
+        sizes = dict(zip(self.meeting.passive, self.meeting.sizes, strict=True))
         pooled = [
             (sizes[n], self.priors[places[n]]) for n in self.meeting.passive if bool(self.priors[places[n]].any())
         ]

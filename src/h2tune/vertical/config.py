@@ -90,6 +90,9 @@ class MethodConfig(_Strict):
     missing: Literal["coverage", "relation"] = Field(
         "coverage", description="a party that has not seen a class: left out of its score, or inferred from relations"
     )
+    combine: Literal["scores", "probabilities"] = Field(
+        "scores", description="`probabilities` averages the class probabilities of the parties that know a class"
+    )
     top: Literal["linear", "mlp"] = Field("linear", description="`mlp` adds a network over all embeddings")
     adjust: bool = Field(True, description="add log class shares to the scores in the losses")
     view_weight: float = Field(0.3, ge=0, description="weight of each view's own loss")

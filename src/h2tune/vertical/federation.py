@@ -213,7 +213,7 @@ def collect(config: VerticalConfig, active: Active, seconds: float) -> dict[str,
         "schema": 1, "kind": "vertical", "version": __version__, "name": config.name, "method": config.method.name,
         "seed": config.seed, "rounds": active.round, "finished": True, "seconds": seconds, "parties": active.parties,
         "classes": active.classes, "unseen": active.unseen(), "aligned": len(active.y),
-        "rows": {name: n for name, n in zip(active.parties, [len(active.data.train), *active.meeting.sizes], strict=True)},
+        "rows": dict(zip(active.parties, [len(active.data.train), *active.meeting.sizes], strict=True)),
         "final": last.get("test"), "validation": last.get("validation"), "history": active.history, "bytes": bytes_of,
         "excluded": exchange.excluded,
     } | pictures(active)  # fmt: skip

@@ -19,6 +19,19 @@ def fused(logits: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
     return logits.shape[1] * (gate * logits).sum(1) + bias
 
 
+def averaged(logits: Tensor, knows: Tensor, present: Tensor) -> Tensor:
+    """Log of the mean class probability (n x C) over the parties that know a class and have the row.
+
+    Args:
+        logits: view logits (n x K x C).
+        knows: which party knows which class (K x C, bool).
+        present: who has the row (n x K, bool).
+    """
+    p = logits.masked_fill(~knows[None], NEVER).softmax(2)
+    counted = (present[:, :, None] & knows[None]).float()
+    return ((p * counted).sum(1) / counted.sum(1).clamp_min(1)).clamp_min(1e-12).log()
+
+
 def log_shares(shares: Tensor) -> Tensor:
     """Log class shares (C) for a loss; a class of no share is left out of the softmax."""
     return torch.where(shares > 0, shares.clamp_min(1e-30).log(), NEVER)

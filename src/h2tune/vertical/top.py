@@ -58,6 +58,8 @@ class Top(nn.Module):
         """Class scores (n x C) from view logits (n x K x C)."""
         if self.method.missing == "relation":
             logits, counts = self._related(logits, counts)
+        if self.method.combine == "probabilities":
+            return fuse.averaged(logits, counts > KNOWN, present)
         weights = self.gate_weights(z, logits, counts, present)
         scores = fuse.fused(logits, weights, self.bias)
         if self.mlp is not None:

@@ -1,0 +1,12 @@
+"""LASER-VFL: the mean over random subsets of parties, so that any subset may predict; aligned rows only."""
+
+from h2tune.vertical.methods.base import Method
+from h2tune.vertical.methods.proto_evfl import RATES
+
+METHOD = Method(
+    "laser",
+    "trained on random subsets of parties",
+    "Valdeira et al., 2024",
+    options={"method": {"gate": "mean", "select": "none"}, "training": {"dropout": 0.5, "local_steps": 0}},
+    tuned=(*RATES, *({"training.local_steps": 10} | rate for rate in RATES)),
+)
