@@ -90,13 +90,22 @@ def long_tail(rows: np.ndarray, labels: np.ndarray, tail: int, rng: np.random.Ge
 
 
 def build(setting: Setting, seed: int, *, tuning: bool = False) -> Problem:
-    """The problem of a setting and seed; with ``tuning`` the test rows are rows that no seed's test holds back from."""
+    """The problem of a setting and seed.
+
+    Two fifths of the rows, always the same ones, are those that tests are drawn from. With ``tuning`` the problem is
+    made of the other three fifths alone: what was chosen on it has seen no test row of any seed.
+    """
     frame, parties, label = load(setting.table)
+    fixed = np.random.default_rng(20261126).permutation(len(frame))
+    held = fixed[: 2 * len(frame) // 5]
+    if tuning:
+        frame = frame.loc[fixed[len(held) :]].reset_index(drop=True)
     rng = np.random.default_rng([seed, 7 if tuning else 3])
     labels = frame[label].to_numpy()
     classes = sorted(frame[label].unique())
-    order = rng.permutation(len(frame))
-    test, rest = order[: len(frame) // 5], order[len(frame) // 5 :]
+    source = np.arange(len(frame)) if tuning else held
+    test = rng.permutation(source)[: len(frame) // 5]
+    rest = rng.permutation(np.setdiff1d(np.arange(len(frame)), test))
     unseen = seed % len(classes) if setting.unseen else None
     name_of = classes[unseen] if unseen is not None else None
     allowed = rest[labels[rest] != name_of]

@@ -36,9 +36,9 @@ def planted(seed: int = 0, classes: int = 4, aligned: int = 80, alone: int = 120
         ids, labels = shared[0] + own[0], np.concatenate([shared[1], own[1]])
         train, probe = table(name, ids, labels), table(name, *test)
         if name == "bank":
-            train["kind"], probe["kind"] = [f"k{c}" for c in labels], [f"k{c}" for c in test[1]]
+            train["kind"], probe["kind"] = [f"class-{c}" for c in labels], [f"class-{c}" for c in test[1]]
         if name == "clinic" and unseen is not None:
-            train["code"] = [f"k{unseen}" if c == unseen and i >= aligned else None for i, c in enumerate(labels)]
+            train["code"] = [f"class-{unseen}" if c == unseen and i >= aligned else None for i, c in enumerate(labels)]
         frames[name] = (train, probe)
     return frames
 
@@ -50,7 +50,7 @@ def config(classes: int = 4, unseen: int | None = None, **changes: Any) -> Verti
         parties[1]["labels"] = "code"
     data: dict[str, Any] = {
         "rounds": 6,
-        "label": {"party": "bank", "column": "kind", "classes": [f"k{c}" for c in range(classes)]},
+        "label": {"party": "bank", "column": "kind", "classes": [f"class-{c}" for c in range(classes)]},
         "parties": parties,
         "method": {"warmup": 2},
         "training": {"dim": 8, "hidden": 16, "batch": 32, "steps": 4, "local_steps": 4},

@@ -115,7 +115,7 @@ class Active:
             losses.append(loss)
         self._local(number, gradients, here)
         self.round = number
-        record: dict[str, Any] = {"round": number, "loss": sum(losses) / len(losses)}
+        record: dict[str, Any] = {"round": number, "loss": sum(losses) / len(losses), "counts": self._rounded()}
         if number % self.config.evaluation.every == 0 or number == self.config.rounds:
             record |= self.evaluate()
         record["seconds"] = time.perf_counter() - begin
@@ -220,6 +220,10 @@ class Active:
             nu = from_means(nu, t["mu"], fresh, ~self.unseen_aligned)
         self.top.nu[k] = nu
 
+    def _rounded(self) -> list[list[float]]:
+        """Rows of each class that each party has seen, to one decimal."""
+        return [[round(value, 1) for value in row] for row in self.top.counts.tolist()]
+
     # Scores
 
     def views(self, split: str) -> list[Tensor]:
@@ -248,7 +252,6 @@ class Active:
             views = [view[self.validation] for view in self.views("train")]
             present = self.meeting.present[self.validation] & self._here()
             record["validation"] = self._scored(views, present, self.y[self.validation])
-        record["coverage"] = self.top.counts.tolist()
         return record
 
     def test_labels(self) -> Tensor:

@@ -24,7 +24,7 @@ from h2tune.vertical.figures import pictures
 from h2tune.vertical.meeting import Meeting, meet
 from h2tune.vertical.parties import PartyData, load_party
 from h2tune.vertical.passive import Passive
-from h2tune.vertical.run_store import VerticalStore, export_state
+from h2tune.vertical.run_store import VerticalStore, keep_model
 from h2tune.vertical.table import TableError, read_table
 
 Frames = Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]]
@@ -190,11 +190,16 @@ def run(
         federation.resume(store)
     else:
         federation.store = store
-    active = federation.run(
-        (lambda record: watcher.round_done(record, config.rounds)) if watcher else lambda record: None
-    )
+
+    def told(record: dict[str, Any]) -> None:
+        # In one process every party's own figures are at hand; over a network nobody else sees them.
+        record["kept"] = {name: party.shares.get("kept", 0.0) for name, party in parties.items()}
+        if watcher:
+            watcher.round_done(record, config.rounds)
+
+    active = federation.run(told)
     metrics = collect(config, active, time.perf_counter() - begin)
-    export_state(store, active, {name: party.encoder for name, party in parties.items()}, data)
+    keep_model(store, active, {name: party.encoder for name, party in parties.items()}, data)
     store.write_metrics(metrics)
     store.event("run_finished", "finished")
     return metrics

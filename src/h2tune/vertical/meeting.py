@@ -150,7 +150,7 @@ def _classes(config: VerticalConfig, data: PartyData, salt: str, spoken: dict[st
                     f" (hash {row.tobytes().hex()[:8]}). Name all classes in label.classes."
                 )
             held.add(known[row.tobytes()])
-    if config.method.unseen == "named" and (lost := [c for c in classes if c not in held]):
+    if spoken and config.method.unseen == "named" and (lost := [c for c in classes if c not in held]):
         raise AlignmentError(
             f"Nobody can know the class {lost[0]!r}: {data.name} has no row of it, and no other party labels"
             f" {config.exposure.min_count} rows or more with it. Take it out of label.classes, let a party label rows"

@@ -83,22 +83,25 @@ def is_vertical_run(folder: str | Path) -> bool:
     return path.is_file() and json.loads(path.read_text()).get("kind") == "vertical"
 
 
-def export_state(
+def keep_model(
     store: VerticalStore, active: Active, encoders: dict[str, nn.Module], data: dict[str, PartyData]
 ) -> None:
     """Write what a prediction needs: the top layer, every party's network, and how its columns become numbers."""
     folder = store.folder / "server"
     write_atomic(folder / "top.safetensors", save({k: v.contiguous() for k, v in active.top.state_dict().items()}))
+    about = {"classes": active.classes, "parties": active.parties}
+    if active.top.vectors is not None:
+        about["vectors"] = active.top.vectors.tolist()
+    write_atomic(folder / "predictor.json", json.dumps(about).encode())
     for name, encoder in {active.data.name: active.encoder, **encoders}.items():
-        own = store.folder / "clients" / name
-        write_party(own, encoder, data[name])
+        write_party(store.folder / "clients" / name, encoder, data[name])
 
 
 def write_party(folder: Path, encoder: nn.Module, data: PartyData) -> None:
     """One party's share of the model: it stays with the party."""
     write_atomic(folder / "encoder.safetensors", save({k: v.contiguous() for k, v in encoder.state_dict().items()}))
     about: dict[str, Any] = {
-        "party": data.config.model_dump(mode="json"),
+        "party": data.config.model_dump(mode="json", exclude={"salt"}),
         "columns": data.columns.plain(),
         "width": data.width,
     }

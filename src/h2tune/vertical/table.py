@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
             case ".parquet":
                 frame = pd.read_parquet(path)
             case ".jsonl" | ".json":
-                frame = pd.read_json(path, lines=path.suffix.lower() == ".jsonl", dtype=False, convert_dates=False)
+                frame = _json(path)
             case other:
                 raise TableError(
                     f"{path}: a table is a CSV, TSV, Parquet or JSONL file, not {other or 'one without ending'}."
@@ -48,6 +49,14 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise TableError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     frame.columns = [str(name).strip() for name in frame.columns]
     return frame
+
+
+def _json(path: Path) -> pd.DataFrame:
+    """One object a line, or a list of objects."""
+    text = path.read_text("utf-8-sig")
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        return pd.DataFrame(json.loads(text))
+    return pd.DataFrame([json.loads(line) for line in text.split("\n") if line.strip()])
 
 
 def text_of(values: pd.Series) -> list[str | None]:
