@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vertical.tables import Frames
+
 from h2tune.protocol.codec import Message, decode, encode
 from h2tune.store import ClientStore
 from h2tune.transport.inprocess import InProcess
 from h2tune.vertical.config import VerticalConfig
-from h2tune.vertical.federation import Federation, NoLog, load_parties, salt_of
+from h2tune.vertical.exchange import Exchange, NoLog
+from h2tune.vertical.federation import Federation, load_parties, salt_of
 from h2tune.vertical.passive import Passive
-from vertical.tables import Frames
 
 
 class Recorder:
@@ -46,8 +48,8 @@ def recorded(config: VerticalConfig, frames: Frames, change: dict[str, Callable[
         )
         for p in config.passive
     }
-    federation = Federation(config, data[config.label.party], InProcess(parties), NoLog(), "0" * 32)
-    return federation, parties
+    exchange = Exchange("0" * 32, config.method.name, list(parties), InProcess(dict(parties)), NoLog(), config.network.largest)
+    return Federation(config, data[config.label.party], exchange), parties
 
 
 def reply(message: Message, **tensors: object) -> bytes:

@@ -12,6 +12,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from vertical.recorder import recorded, reply
+from vertical.tables import PARTIES, config, planted
 
 from h2tune.config import ConfigError
 from h2tune.protocol.codec import Message, encode
@@ -20,8 +22,6 @@ from h2tune.vertical.align import AlignmentError, check_ids, digests, match, nor
 from h2tune.vertical.config import load_vertical, parse_vertical
 from h2tune.vertical.federation import fit, load_parties
 from h2tune.vertical.table import Columns, TableError, read_table
-from vertical.recorder import recorded, reply
-from vertical.tables import PARTIES, config, planted
 
 
 @pytest.fixture

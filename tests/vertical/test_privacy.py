@@ -8,12 +8,12 @@ import math
 
 import pytest
 import torch
+from vertical.recorder import recorded
+from vertical.tables import config, planted
 
 from h2tune.protocol.codec import Payload, ProtocolError, decode
 from h2tune.vertical.exposure import ALLOWED, Sizes, check, flip_matrix, randomise, true_counts, withhold
 from h2tune.vertical.federation import load_parties, salt_of
-from vertical.recorder import recorded
-from vertical.tables import config, planted
 
 
 def test_all_messages_hold_names_shapes_and_types_of_the_list():

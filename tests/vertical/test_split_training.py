@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from vertical.recorder import recorded
+from vertical.tables import PARTIES, config, planted
 
 from h2tune.store import ClientStore
+from h2tune.transport.base import Absent
 from h2tune.utils.seeds import derive
 from h2tune.vertical.active import Active
 from h2tune.vertical.encoder import batch_rows, make_encoder
 from h2tune.vertical.federation import fit, load_parties, run
 from h2tune.vertical.passive import Passive
-from h2tune.transport.base import Absent
-from vertical.recorder import recorded
-from vertical.tables import PARTIES, config, planted
 
 STEPS = 20
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from h2tune.config import ConfigError
+from h2tune.report.vertical_live import Progress
 from h2tune.report.vertical_page import write_vertical_report
 from h2tune.vertical.compare import compare_methods
 from h2tune.vertical.config import VerticalConfig, load_vertical
@@ -20,7 +21,6 @@ from h2tune.vertical.federation import run as run_vertical
 from h2tune.vertical.methods import METHODS
 from h2tune.vertical.plan import LEAVES, RETURNS, STAYS, VerticalPlan, make_plan
 from h2tune.vertical.predictor import Predictor
-from h2tune.report.vertical_live import Progress
 
 
 def train(

@@ -92,7 +92,7 @@ def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str,
         [Line("test", scores, "test")], [], metrics["rounds"], "balanced accuracy over the rounds", True
     )
     found = [("Loss", "of aligned batches", loss), ("Balanced accuracy", "of the test people", curve)]
-    rows = [[float(v) for v in row] for row in metrics["coverage"]]
+    rows = _matrix(metrics["coverage"])
     top = max((max(row) for row in rows), default=1.0) or 1.0
     who = ", ".join(f"{i} {name}" for i, name in enumerate(metrics["parties"]))
     found.append(
@@ -107,7 +107,7 @@ def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str,
             (
                 "Gate",
                 f"mean weight of each party for each class: {who}",
-                heatmap(metrics["gate"], short, "gate weights", ("party", "class")),
+                heatmap(_matrix(metrics["gate"]), short, "gate weights", ("party", "class")),
             )
         )
     if "confusion" in metrics:
@@ -117,10 +117,14 @@ def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str,
             (
                 "Confusion",
                 f"share of each true class (row) that is called each class (column): {order}",
-                heatmap(shares, short, "confusion", ("true", "called")),
+                heatmap(_matrix(shares), short, "confusion", ("true", "called")),
             )
         )
     return [(title, note, picture) for title, note, picture in found if picture is not None]
+
+
+def _matrix(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in rows)
 
 
 def _planes(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, Markup]]:

@@ -46,7 +46,7 @@ class Active:
         self._read_labels()
         self.reported = torch.zeros(len(self.parties), len(self.classes))
         self.priors = torch.zeros(len(self.parties), len(self.classes))
-        self.round, self.history, self.best = 0, [], -1
+        self.round, self.history = 0, list[dict[str, Any]]()
         self._start_counts()
 
     def _read_labels(self) -> None:
@@ -137,7 +137,7 @@ class Active:
             generator = torch.Generator().manual_seed(derive(config.seed, "step", number, step, repeat))
             value = self.batch_loss(rows, leaves, generator)
             self.optimiser.zero_grad()
-            value.backward()
+            torch.autograd.backward(value)
             self.optimiser.step()
             if repeat == 0:
                 gradients = {name: self._noisy(z, name, number, step) for name, z in leaves.items()}

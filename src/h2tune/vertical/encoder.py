@@ -28,7 +28,7 @@ def make_prototypes(parties: int, classes: int, dim: int, seed: int) -> nn.Param
 
 def adamw(parameters: Iterable[Tensor], rate: float, decay: float) -> torch.optim.AdamW:
     """The optimiser that all parts use."""
-    return torch.optim.AdamW(list(parameters), lr=rate, weight_decay=decay, foreach=False)
+    return torch.optim.AdamW(list(parameters), lr=rate, weight_decay=decay, fused=True)
 
 
 def pack(parts: dict[str, nn.Module | Tensor | torch.optim.Optimizer]) -> dict[str, Tensor]:

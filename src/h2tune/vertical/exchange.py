@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
 from h2tune.transport.base import Absent, Transport
+from h2tune.transport.inprocess import InProcess
 from h2tune.vertical.exposure import Sizes, check
 
 
@@ -13,6 +14,13 @@ class Log(Protocol):
     """Where events go; see `h2tune.store.RunStore`."""
 
     def event(self, event: str, text: str, **fields: Any) -> None: ...
+
+
+class NoLog:
+    """Tells nobody."""
+
+    def event(self, event: str, text: str, **fields: Any) -> None:
+        """Nothing is kept."""
 
 
 class PartyGone(RuntimeError):
@@ -90,3 +98,25 @@ class Exchange:
     def _lose(self, name: str, reason: str) -> None:
         self.here = [other for other in self.here if other != name]
         self.log.event("client_away", f"{name}: {reason}", round=self.round, client=name)
+
+
+class Speaker(Protocol):
+    """A party in this process; see `h2tune.vertical.passive.Passive`."""
+
+    def answer(self, kind: str, round: int, payload: Payload) -> Payload:
+        """The answer to what a message holds."""
+
+
+class Direct(Exchange):
+    """Parties in this process without messages as bytes: for comparisons of many runs, where only the result counts.
+
+    The same values are exchanged, and the same checks are made of names and shapes. Errors are raised.
+    """
+
+    def __init__(self, parties: dict[str, Speaker], method: str = "") -> None:
+        super().__init__("", method, list(parties), InProcess({}), NoLog(), 0)
+        self.parties = parties
+
+    def ask(self, kind: str, payloads: dict[str, Payload]) -> dict[str, Payload]:
+        """As in `Exchange`."""
+        return {name: self.parties[name].answer(kind, self.round, payload) for name, payload in payloads.items()}

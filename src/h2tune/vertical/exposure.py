@@ -119,8 +119,8 @@ def randomise(labels: Tensor, epsilon: float, classes: int, seed: int) -> Tensor
 
 def true_counts(reported: Tensor, flip: Tensor) -> Tensor:
     """Rows of each class before randomised response, estimated from those after it (C); none below 0."""
-    estimate = torch.linalg.solve(flip.T, reported).clamp_min(0)
-    return estimate * reported.sum() / estimate.sum().clamp_min(1e-12)
+    estimate: Tensor = torch.linalg.solve(flip.T, reported).clamp_min(0)
+    return estimate * (reported.sum() / estimate.sum().clamp_min(1e-12))
 
 
 def withhold(counts: Tensor, least: int) -> Tensor:

@@ -13,13 +13,12 @@ import torch
 
 from h2tune.protocol.codec import Payload
 from h2tune.store import ClientStore
-from h2tune.transport.base import Transport
 from h2tune.transport.inprocess import InProcess
 from h2tune.utils.seeds import derive
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
 from h2tune.vertical.config import VerticalConfig, load_vertical
-from h2tune.vertical.exchange import Exchange, Log, PartyGone
+from h2tune.vertical.exchange import Direct, Exchange, Log, PartyGone
 from h2tune.vertical.figures import pictures
 from h2tune.vertical.meeting import Meeting, meet
 from h2tune.vertical.parties import PartyData, load_party
@@ -28,7 +27,6 @@ from h2tune.vertical.run_store import VerticalStore, keep_model
 from h2tune.vertical.table import TableError, read_table
 
 Frames = Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]]
-ATTEMPTS = 3  # times that a round is tried with a party that was lost in it
 
 
 class Watcher(Protocol):
@@ -36,13 +34,6 @@ class Watcher(Protocol):
 
     def round_done(self, record: dict[str, Any], rounds: int) -> None: ...
     def message(self, text: str, level: str = "info") -> None: ...
-
-
-class NoLog:
-    """Tells nobody."""
-
-    def event(self, event: str, text: str, **fields: Any) -> None:
-        """Nothing is kept."""
 
 
 def salt_of(config: VerticalConfig, party: str = "") -> str:
@@ -75,10 +66,8 @@ def class_vectors(config: VerticalConfig, classes: list[str]) -> torch.Tensor | 
 class Federation:
     """One vertical federation with the means to run it: its parties, the way to them, and where it is kept."""
 
-    def __init__(self, config: VerticalConfig, data: PartyData, transport: Transport, log: Log, identity: str) -> None:
-        self.config, self.data, self.log = config, data, log
-        names = [party.name for party in config.passive]
-        self.exchange = Exchange(identity, config.method.name, names, transport, log, config.network.largest)
+    def __init__(self, config: VerticalConfig, data: PartyData, exchange: Exchange, log: Log | None = None) -> None:
+        self.config, self.data, self.exchange, self.log = config, data, exchange, log or exchange.log
         self.active: Active | None = None
         self.store: VerticalStore | None = None
 
@@ -156,11 +145,10 @@ class Federation:
             self._take_back()
 
 
-def fit(config: VerticalConfig, data: dict[str, PartyData], log: Log | None = None) -> Active:
-    """Train in memory, without a run directory; returns the trained active party."""
+def fit(config: VerticalConfig, data: dict[str, PartyData]) -> Active:
+    """Train in memory, without a run directory and without messages as bytes; returns the trained active party."""
     parties = {p.name: Passive(config, data[p.name], salt_of(config, p.name)) for p in config.passive}
-    federation = Federation(config, data[config.label.party], InProcess(parties), log or NoLog(), "0" * 32)
-    return federation.run()
+    return Federation(config, data[config.label.party], Direct(dict(parties))).run()
 
 
 def run(
@@ -185,7 +173,9 @@ def run(
         p.name: Passive(config, data[p.name], salt_of(config, p.name), ClientStore(store.folder / "clients" / p.name))
         for p in config.passive
     }
-    federation = Federation(config, data[config.label.party], InProcess(parties), store, identity)
+    names = [p.name for p in config.passive]
+    exchange = Exchange(identity, config.method.name, names, InProcess(dict(parties)), store, config.network.largest)
+    federation = Federation(config, data[config.label.party], exchange)
     if opened:
         federation.resume(store)
     else:

@@ -127,7 +127,7 @@ def train(
             value = value + method.ct * two_way(z, mu, shares)
         for optimiser in optimisers:
             optimiser.zero_grad()
-        value.backward()
+        torch.autograd.backward(value)
         for optimiser in optimisers:
             optimiser.step()
         total += float(value.detach())

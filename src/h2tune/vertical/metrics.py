@@ -20,7 +20,7 @@ def score(found: Tensor, labels: Tensor, unseen: list[int]) -> dict[str, Any]:
     if not len(labels):
         return {}
     right = found == labels
-    recalls = {int(c): float(right[labels == c].float().mean()) for c in labels.unique()}
+    recalls = {int(c): float(right[labels == c].float().mean()) for c in sorted(set(labels.tolist()))}
     result: dict[str, Any] = {
         "accuracy": float(right.float().mean()),
         "balanced": sum(recalls.values()) / len(recalls),

@@ -101,7 +101,7 @@ def read_rows_of(
     x = columns.apply(frame, who)
     if party.encoder.kind == "text":
         x = torch.cat([embed_texts(_texts(party, frame), str(party.encoder.model), party.encoder.max_length), x], 1)
-    labels = text_of(frame[label]) if label else [None] * len(ids)
+    labels: list[str | None] = text_of(frame[label]) if label else [None] * len(ids)
     rows = Rows(digests(ids, salt), x, labels, ids)
     return take(rows, np.argsort(as_keys(rows.keys), kind="stable"))
 

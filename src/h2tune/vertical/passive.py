@@ -46,7 +46,7 @@ class Passive:
         )
         self.optimiser = adamw(self.encoder.parameters(), training.learning_rate, training.weight_decay)
         self.shares: dict[str, float] = {}  # of rows kept, by round's end; for this party's own eyes
-        self._x: Tensor | None = None  # of the batch whose gradient is owed
+        self._x: tuple[Tensor, Tensor] | None = None  # of the batch whose gradient is owed
         self._z: Tensor | None = None
         self._responder: Responder | None = None
 
@@ -59,14 +59,20 @@ class Passive:
         message = decode(data, limit=self.config.network.largest)
         if message.client != self.name:
             raise ProtocolError(f"A message for {message.client} came to {self.name}.")
-        action = {"join": self._join, "align": self._align, "step": self._step, "local": self._local,
-                  "predict": self._predict, "resume": self._resume, "finish": self._finish}.get(message.kind)  # fmt: skip
-        if action is None:
-            raise ProtocolError(f"{message.kind!r} is not a kind of message.")
-        self.round = message.round
-        check(message.kind, "down", message.payload, self.sizes, self.name)
-        answer = check(message.kind, "up", action(message.payload), self.sizes, self.name)
+        answer = self.answer(message.kind, message.round, message.payload)
         return encode(Message(message.kind, message.run, message.round, self.name, message.method, answer))
+
+    def answer(self, kind: str, round: int, payload: Payload) -> Payload:
+        """The answer to what a message holds; see `handle`."""
+        actions = {
+            "join": self._join, "align": self._align, "step": self._step, "local": self._local,
+            "predict": self._predict, "resume": self._resume, "finish": self._finish,
+        }  # fmt: skip
+        if kind not in actions:
+            raise ProtocolError(f"{kind!r} is not a kind of message.")
+        self.round = round
+        check(kind, "down", payload, self.sizes, self.name)
+        return check(kind, "up", actions[kind](payload), self.sizes, self.name)
 
     # Who is here
 
@@ -157,7 +163,7 @@ class Passive:
             z = self._z if repeat == 0 else self.encoder(self._x[0]) * self._x[1]
             assert z is not None
             self.optimiser.zero_grad()
-            z.backward(gradient)
+            torch.autograd.backward(z, gradient)
             self.optimiser.step()
         self._x = self._z = None
 

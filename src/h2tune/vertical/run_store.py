@@ -69,7 +69,16 @@ class VerticalStore(RunStore):
     def meeting(self) -> Meeting:
         """What `keep_meeting` has written."""
         about = json.loads((self.folder / "server" / "meeting.json").read_text())
-        return Meeting(**about, **self.kept("meeting"))
+        t = self.kept("meeting")
+        return Meeting(
+            about["passive"],
+            about["classes"],
+            t["rows"],
+            t["present"],
+            t["test_rows"],
+            t["test_present"],
+            about["sizes"],
+        )
 
     def sizes(self, active: Active) -> Sizes:
         """Sizes of the run's messages."""

@@ -17,7 +17,7 @@ def cheapest(cost: Tensor, predicted: Tensor, share: float) -> Tensor:
     """The cheapest share of each predicted class, at least one row of each (n, bool); ties go to the earlier row."""
     keep = torch.zeros(len(cost), dtype=torch.bool)
     order = torch.argsort(cost, stable=True)
-    for label in predicted.unique():
+    for label in sorted(set(predicted.tolist())):
         rows = order[predicted[order] == label]
         keep[rows[: max(1, round(share * len(rows)))]] = True
     return keep

@@ -28,7 +28,7 @@ def embed_texts(texts: list[str], model: str, max_length: int) -> Tensor:
             states = encoder(**batch).last_hidden_state
             mask = batch["attention_mask"][:, :, None]
             found.append((states * mask).sum(1) / mask.sum(1).clamp_min(1))
-    unit = torch.nn.functional.normalize(torch.cat(found), dim=1)
+    unit: Tensor = torch.nn.functional.normalize(torch.cat(found), dim=1)
     return (unit * unit.shape[1] ** 0.5).clone()
 
 

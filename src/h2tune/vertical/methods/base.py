@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from h2tune.transport.inprocess import InProcess
 from h2tune.vertical.active import Active
 from h2tune.vertical.config import VerticalConfig, parse_vertical
-from h2tune.vertical.exchange import Exchange
-from h2tune.vertical.federation import NoLog, fit, salt_of
+from h2tune.vertical.exchange import Direct
+from h2tune.vertical.federation import fit, salt_of
 from h2tune.vertical.fuse import predict
 from h2tune.vertical.meeting import Meeting, meet
 from h2tune.vertical.metrics import score
@@ -105,9 +104,7 @@ class Pooled:
 def pool(config: VerticalConfig, data: Data) -> Pooled:
     """Match the parties as a federation does, and gather what each would use."""
     parties = {p.name: Passive(config, data[p.name], salt_of(config, p.name)) for p in config.passive}
-    exchange = Exchange(
-        "0" * 32, config.method.name, list(parties), InProcess(parties), NoLog(), config.network.largest
-    )
+    exchange = Direct(dict(parties))
     own = data[config.label.party]
     meeting: Meeting = meet(config, own, salt_of(config, own.name), exchange)
     active = Active(config, own, meeting, exchange)

@@ -36,15 +36,14 @@ class _Party:
 
 
 def _party(config: VerticalConfig, k: int, rows: Tensor) -> _Party:
-    t, made = config.training, []
-    for part, width in (
-        ("cross", rows.shape[1]),
-        ("local", rows.shape[1]),
-        ("cross head", t.dim),
-        ("local head", t.dim),
-    ):
-        made.append(make_encoder(width, t.hidden, t.dim, derive(config.seed, "fedhssl", part, k)))
-    return _Party(*made, rows)
+    t = config.training
+
+    def network(part: str, width: int) -> nn.Sequential:
+        return make_encoder(width, t.hidden, t.dim, derive(config.seed, "fedhssl", part, k))
+
+    encoders = [network(part, rows.shape[1]) for part in ("cross", "local")]
+    heads = [network(part, t.dim) for part in ("cross head", "local head")]
+    return _Party(encoders[0], encoders[1], heads[0], heads[1], rows)
 
 
 def train(config: VerticalConfig, data: Pooled) -> Trained:

@@ -1,8 +1,10 @@
 """The method of this package: dual prototypes, transport with class priors, coverage gate (arXiv 2507.22488, reconstructed)."""
 
+from typing import Any
+
 from h2tune.vertical.methods.base import Method
 
-RATES = ({}, {"training.learning_rate": 1e-3}, {"training.learning_rate": 4e-3})
+RATES: tuple[dict[str, Any], ...] = ({}, {"training.learning_rate": 1e-3}, {"training.learning_rate": 4e-3})
 
 METHOD = Method(
     "proto-evfl",

@@ -31,7 +31,7 @@ def optimise(
         generator = torch.Generator().manual_seed(derive(config.seed, purpose, step))
         value = loss(batch_rows(rows, training.batch, config.seed, purpose, step), generator)
         optimiser.zero_grad()
-        value.backward()
+        torch.autograd.backward(value)
         optimiser.step()
 
 
