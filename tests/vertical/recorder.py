@@ -48,7 +48,9 @@ def recorded(config: VerticalConfig, frames: Frames, change: dict[str, Callable[
         )
         for p in config.passive
     }
-    exchange = Exchange("0" * 32, config.method.name, list(parties), InProcess(dict(parties)), NoLog(), config.network.largest)
+    exchange = Exchange(
+        "0" * 32, config.method.name, list(parties), InProcess(dict(parties)), NoLog(), config.network.largest
+    )
     return Federation(config, data[config.label.party], exchange), parties
 
 

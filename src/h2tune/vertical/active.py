@@ -47,6 +47,7 @@ class Active:
         self.reported = torch.zeros(len(self.parties), len(self.classes))
         self.priors = torch.zeros(len(self.parties), len(self.classes))
         self.round, self.history = 0, list[dict[str, Any]]()
+        self.best, self.best_parts = 0, dict[str, Tensor]()
         self._start_counts()
 
     def _read_labels(self) -> None:
@@ -118,6 +119,7 @@ class Active:
         record: dict[str, Any] = {"round": number, "loss": sum(losses) / len(losses), "counts": self._rounded()}
         if number % self.config.evaluation.every == 0 or number == self.config.rounds:
             record |= self.evaluate()
+        self._judge(record)
         record["seconds"] = time.perf_counter() - begin
         self.history.append(record)
         return record
@@ -127,7 +129,8 @@ class Active:
     ) -> tuple[float, dict[str, Tensor]]:
         """One exchange: send the gradients owed, get embeddings, update; returns the loss and the next gradients."""
         config, training = self.config, self.config.training
-        requests = {name: Payload({"gradient": owed[name]} if name in owed else {}, {"step": step}) for name in here}
+        meta = {"step": step} | ({"keep": self.best} if step == 0 and self.best == number - 1 > 0 else {})
+        requests = {name: Payload({"gradient": owed[name]} if name in owed else {}, dict(meta)) for name in here}
         answers = self.exchange.ask_all("step", requests)
         rows = batch_rows(len(self.y), training.batch, config.seed, "batch", number, step)
         leaves = {name: answers[name].tensors["z"].requires_grad_() for name in here}
@@ -146,7 +149,8 @@ class Active:
     def batch_loss(self, rows: Tensor, passive: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """The loss of an aligned batch, and of a batch of the active party's own rows."""
         training = self.config.training
-        mine = self.encoder(self.data.train.x[self.meeting.rows[rows]])
+        own = self.data.train.x
+        mine = self.encoder(corrupt(own[self.meeting.rows[rows]], own, training.augment, generator))
         absent = torch.zeros_like(mine)
         z = [mine, *(passive.get(name, absent) for name in self.meeting.passive)]
         present = self.meeting.present[rows] & self._here()
@@ -220,6 +224,22 @@ class Active:
             nu = from_means(nu, t["mu"], fresh, ~self.unseen_aligned)
         self.top.nu[k] = nu
 
+    def _judge(self, record: dict[str, Any]) -> None:
+        """Where validation rows are kept, remember the best round; of equal ones the later."""
+        score = (record.get("validation") or {}).get("balanced")
+        if score is not None and score >= max(
+            (r["validation"]["balanced"] for r in self.history if "validation" in r), default=0.0
+        ):
+            self.best = record["round"]
+            self.best_parts = pack({"encoder": self.encoder, "top": self.top})
+
+    def finish(self) -> None:
+        """The end: everyone's result is that of the best round, or of the last if there is no validation."""
+        chosen = {"best": self.best} | ({"keep": self.best} if self.best == self.round else {}) if self.best else {}
+        self.exchange.ask("finish", {name: Payload(meta=dict(chosen)) for name in self.exchange.here})
+        if self.best:
+            unpack({"encoder": self.encoder, "top": self.top}, self.best_parts)
+
     def _rounded(self) -> list[list[float]]:
         """Rows of each class that each party has seen, to one decimal."""
         return [[round(value, 1) for value in row] for row in self.top.counts.tolist()]
@@ -277,9 +297,14 @@ class Active:
 
     def state(self) -> dict[str, Tensor]:
         """All that the next round depends on."""
-        return pack(self._parts())
+        return pack(self._parts()) | {f"best/{name}": tensor for name, tensor in self.best_parts.items()}
+
+    def records(self) -> dict[str, Any]:
+        """Plain values beside the state."""
+        return {"history": list(self.history), "best": self.best}
 
     def restore(self, round: int, tensors: dict[str, Tensor], records: dict[str, Any]) -> None:
         """Go back to a committed round."""
         unpack(self._parts(), tensors)
-        self.round, self.history = round, json.loads(json.dumps(records["history"]))
+        self.best_parts = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+        self.round, self.history, self.best = round, json.loads(json.dumps(records["history"])), records["best"]

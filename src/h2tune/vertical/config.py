@@ -94,6 +94,7 @@ class MethodConfig(_Strict):
         "scores", description="`probabilities` averages the class probabilities of the parties that know a class"
     )
     top: Literal["linear", "mlp"] = Field("linear", description="`mlp` adds a network over all embeddings")
+    labels: bool = Field(True, description="use the passive parties' own labels")
     adjust: bool = Field(True, description="add log class shares to the scores in the losses")
     view_weight: float = Field(0.3, ge=0, description="weight of each view's own loss")
     fused_weight: float = Field(1.0, ge=0, description="weight of the loss of the fused scores")
@@ -115,6 +116,7 @@ class Training(_Strict):
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     corrupt: float = Field(0.2, ge=0, lt=1, description="chance that a cell is swapped with another row's")
+    augment: float = Field(0.0, ge=0, lt=1, description="the same chance for the rows of aligned batches")
     dropout: float = Field(0.1, ge=0, lt=1, description="chance that a party is left out of a row's training step")
 
 

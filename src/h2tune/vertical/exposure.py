@@ -61,7 +61,7 @@ ALLOWED: dict[tuple[str, str], tuple[dict[str, Field], dict[str, type]]] = {
         {"rows": int, "test_rows": int},
     ),
     ("align", "up"): ({}, {}),
-    ("step", "down"): ({"gradient": _GRADIENT}, {"step": int}),
+    ("step", "down"): ({"gradient": _GRADIENT}, {"step": int, "keep": int}),
     ("step", "up"): ({"z": _BATCH}, {}),
     ("local", "down"): ({"gradient": _GRADIENT, "nu": _CLASSES, "mu": _CLASSES, "prior": _SHARES}, {}),
     ("local", "up"): ({"nu": _CLASSES, "mu": _CLASSES, "counts": _SHARES, "prior": _SHARES}, {}),
@@ -69,7 +69,7 @@ ALLOWED: dict[tuple[str, str], tuple[dict[str, Field], dict[str, type]]] = {
     ("predict", "up"): ({"z": Field(("*", "d"))}, {}),
     ("resume", "down"): ({}, {"round": int}),
     ("resume", "up"): ({}, {}),
-    ("finish", "down"): ({}, {"best": int}),
+    ("finish", "down"): ({}, {"keep": int, "best": int}),
     ("finish", "up"): ({}, {}),
 }  # fmt: skip
 

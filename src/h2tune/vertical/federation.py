@@ -105,7 +105,7 @@ class Federation:
 
     def _commit(self) -> None:
         if self.store is not None and self.active is not None:
-            self.store.commit(self.active.round, self.active.state(), {"history": self.active.history})
+            self.store.commit(self.active.round, self.active.state(), self.active.records())
 
     def run(self, on_round: Callable[[dict[str, Any]], None] = lambda record: None) -> Active:
         """All rounds that are left."""
@@ -115,12 +115,12 @@ class Federation:
             self._commit()
             self.log.event("round_committed", f"round {active.round} committed", **record)
             on_round(record)
-        self.exchange.ask("finish", {name: Payload() for name in self.exchange.here})
+        active.finish()
         return active
 
     def _round(self, active: Active) -> dict[str, Any]:
         """One round; where a party is lost in it, again from the last commit with those who are here."""
-        saved, kept = active.state(), {"history": active.history}
+        saved, kept = active.state(), active.records()
         while True:
             self._let_in()
             try:
@@ -203,10 +203,10 @@ def collect(config: VerticalConfig, active: Active, seconds: float) -> dict[str,
                for kind in ("join", "align", "step", "local", "predict")}
         for name in active.meeting.passive
     }  # fmt: skip
-    last = active.history[-1] if active.history else {}
+    last = next((r for r in active.history if r["round"] == active.best), active.history[-1])
     return {
         "schema": 1, "kind": "vertical", "version": __version__, "name": config.name, "method": config.method.name,
-        "seed": config.seed, "rounds": active.round, "finished": True, "seconds": seconds, "parties": active.parties,
+        "seed": config.seed, "rounds": active.round, "best": active.best or active.round, "finished": True, "seconds": seconds, "parties": active.parties,
         "classes": active.classes, "unseen": active.unseen(), "aligned": len(active.y),
         "rows": dict(zip(active.parties, [len(active.data.train), *active.meeting.sizes], strict=True)),
         "final": last.get("test"), "validation": last.get("validation"), "history": active.history, "bytes": bytes_of,

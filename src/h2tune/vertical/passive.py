@@ -18,7 +18,7 @@ from h2tune.utils.seeds import derive
 from h2tune.vertical import local_round
 from h2tune.vertical.align import digests, looser, positions
 from h2tune.vertical.config import VerticalConfig
-from h2tune.vertical.encoder import adamw, batch_rows, make_encoder, pack, unpack
+from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
 from h2tune.vertical.exposure import Sizes, check, withhold
 from h2tune.vertical.parties import PartyData
 from h2tune.vertical.prototypes import class_means
@@ -48,6 +48,7 @@ class Passive:
         self.shares: dict[str, float] = {}  # of rows kept, by round's end; for this party's own eyes
         self._x: tuple[Tensor, Tensor] | None = None  # of the batch whose gradient is owed
         self._z: Tensor | None = None
+        self._best: dict[str, Tensor] | None = None
         self._responder: Responder | None = None
 
     def handle(self, data: bytes) -> bytes:
@@ -120,7 +121,8 @@ class Passive:
         code_of = {
             name: codes.get(digests([name], self.salt).tobytes(), -1) for name in set(labels) if name is not None
         }
-        self.free_labels = torch.tensor([-1 if name is None else code_of[name] for name in labels], dtype=torch.int64)
+        used = [-1 if name is None or not self.config.method.labels else code_of[name] for name in labels]
+        self.free_labels = torch.tensor(used, dtype=torch.int64)
         self.nu = torch.zeros(len(names), training.dim, requires_grad=True)
         self.nu_optimiser = adamw([self.nu], training.learning_rate, training.weight_decay)
         self.declared = self._declared(codes)
@@ -143,18 +145,23 @@ class Passive:
 
     def _step(self, payload: Payload) -> Payload:
         """Apply the gradient of the last batch, embed the next one."""
+        self._keep(payload.meta.get("keep"))
         self._learn(payload.tensors.get("gradient"))
         rows = batch_rows(
             len(self.aligned), self.config.training.batch, self.config.seed, "batch", self.round, payload.meta["step"]
         )
-        self._x = self.aligned_rows(rows)
+        self._x = self.aligned_rows(rows, payload.meta["step"])
         self._z = self.encoder(self._x[0]) * self._x[1]
         return Payload({"z": self._z.detach()})
 
-    def aligned_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of aligned people, zeros for those who are not here, and who is (n x m, n x 1)."""
-        own = self.aligned[rows]
-        return self.data.train.x[own.clamp_min(0)], (own >= 0).float()[:, None]
+    def aligned_rows(self, rows: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
+        """Features of aligned people and who is here (n x m, n x 1); in a training step cells may be swapped."""
+        own, pool = self.aligned[rows], self.data.train.x
+        x, here = pool[own.clamp_min(0)], (own >= 0).float()[:, None]
+        if step is None:
+            return x, here
+        generator = torch.Generator().manual_seed(derive(self.config.seed, "augment", self.name, self.round, step))
+        return corrupt(x, pool, self.config.training.augment, generator), here
 
     def _learn(self, gradient: Tensor | None) -> None:
         if gradient is None or self._x is None:
@@ -198,6 +205,14 @@ class Passive:
             found = [self.encoder(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
         return torch.cat(found) if found else torch.zeros(0, self.config.training.dim)
 
+    def _keep(self, number: int | None) -> None:
+        """Keep this round's networks: by validation it is the best so far."""
+        if number is None:
+            return
+        self._best = pack({"encoder": self.encoder})
+        if self.store:
+            write_atomic(self.store.folder / "best.safetensors", save(self._best))
+
     def _predict(self, payload: Payload) -> Payload:
         """Embeddings of aligned people of a split; zeros for those who are not here."""
         meta = payload.meta
@@ -219,7 +234,13 @@ class Passive:
         self._set_up(load_file(folder / "align.safetensors"))
         unpack(self._parts(), state)
         self._x = self._z = None
+        best = folder / "best.safetensors"
+        self._best = load_file(best) if best.is_file() else None
         return Payload()
 
     def _finish(self, payload: Payload) -> Payload:
+        """The end; where validation chose a round, its networks are those of the result."""
+        self._keep(payload.meta.get("keep"))
+        if "best" in payload.meta and self._best is not None:
+            unpack({"encoder": self.encoder}, self._best)
         return Payload()

@@ -7,6 +7,9 @@ METHOD = Method(
     "laser",
     "trained on random subsets of parties",
     "Valdeira et al., 2024",
-    options={"method": {"gate": "mean", "select": "none"}, "training": {"dropout": 0.5, "local_steps": 0}},
+    options={
+        "method": {"gate": "mean", "select": "none", "labels": False},
+        "training": {"dropout": 0.5, "local_steps": 0},
+    },
     tuned=(*RATES, *({"training.local_steps": 10} | rate for rate in RATES)),
 )

@@ -11,7 +11,7 @@ METHOD = Method(
     "one linear layer over the parties' embeddings, on aligned rows only",
     "Vepakomma et al., 2018",
     options={
-        "method": {"gate": "mean", "select": "none", "view_weight": 0.0},
+        "method": {"gate": "mean", "select": "none", "view_weight": 0.0, "labels": False},
         "training": {"dropout": 0.0, "local_steps": 0},
     },
     tuned=(*RATES, *({"training.local_steps": 10} | rate for rate in RATES)),
