@@ -83,7 +83,7 @@ class MethodConfig(_Strict):
     )
     prior: Literal["mixed", "global", "local"] = Field("mixed", description="class shares that the assignment uses")
     select: Literal["hard", "soft", "all", "none"] = Field("hard", description="which unlabelled rows are trained on")
-    agree: bool = Field(True, description="drop rows on which the two prototypes differ")
+    agree: bool = Field(False, description="drop rows on which the two prototypes differ")
     unseen: Literal["named", "described", "nameless"] = Field(
         "named", description="what is known of a class that the active party has no row of"
     )

@@ -24,6 +24,12 @@ from h2tune.vertical.parties import PartyData
 from h2tune.vertical.passive import Passive
 
 Data = dict[str, PartyData]
+Candidate = dict[str, Any]
+"""Values by `section.key` that tuning may choose; every method has four candidates."""
+
+PLAIN: Candidate = {}
+FASTER: Candidate = {"training.learning_rate": 4e-3}
+AUGMENTED: Candidate = {"training.augment": 0.1}
 
 
 class Trained(Protocol):
@@ -53,7 +59,7 @@ class Method:
     options: dict[str, dict[str, Any]] | None = None
     train: Callable[[VerticalConfig, Pooled], Trained] | None = None
     alone: bool = False
-    tuned: tuple[dict[str, Any], ...] = ()
+    tuned: tuple[Candidate, ...] = (PLAIN,)
 
 
 def configure(config: VerticalConfig, method: Method) -> VerticalConfig:

@@ -1,7 +1,6 @@
 """Every view is trained on its own; the class probabilities of the views that know a class are averaged."""
 
-from h2tune.vertical.methods.base import Method
-from h2tune.vertical.methods.proto_evfl import RATES
+from h2tune.vertical.methods.base import AUGMENTED, FASTER, PLAIN, Method
 
 METHOD = Method(
     "ensemble",
@@ -16,5 +15,5 @@ METHOD = Method(
             "gate": "mean",
         },
     },
-    tuned=(*RATES, {"training.local_steps": 20}, {"training.dropout": 0.0}, {"training.weight_decay": 1e-2}),
+    tuned=(PLAIN, FASTER, {"training.dropout": 0.0}, AUGMENTED),
 )

@@ -16,8 +16,7 @@ from h2tune.utils.seeds import derive
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.encoder import corrupt, make_encoder
 from h2tune.vertical.fuse import loss
-from h2tune.vertical.methods.base import Method, Pooled, Trained
-from h2tune.vertical.methods.proto_evfl import RATES
+from h2tune.vertical.methods.base import FASTER, PLAIN, Method, Pooled, Trained
 from h2tune.vertical.methods.training import optimise, shares_of, unlike
 
 PRETRAINING = 0.5  # share of the rounds
@@ -107,5 +106,5 @@ METHOD = Method(
     "self-supervised across parties and inside each, then a linear layer on aligned rows",
     "He et al., IEEE TBD 2024",
     train=train,
-    tuned=(*RATES, *({"training.corrupt": 0.4} | rate for rate in RATES)),
+    tuned=(PLAIN, FASTER, {"training.learning_rate": 1e-3}, {"training.corrupt": 0.4}),
 )

@@ -1,7 +1,6 @@
 """LASER-VFL: the mean over random subsets of parties, so that any subset may predict; aligned rows only."""
 
-from h2tune.vertical.methods.base import Method
-from h2tune.vertical.methods.proto_evfl import RATES
+from h2tune.vertical.methods.base import AUGMENTED, FASTER, PLAIN, Method
 
 METHOD = Method(
     "laser",
@@ -11,5 +10,5 @@ METHOD = Method(
         "method": {"gate": "mean", "select": "none", "labels": False},
         "training": {"dropout": 0.5, "local_steps": 0},
     },
-    tuned=(*RATES, *({"training.local_steps": 10} | rate for rate in RATES)),
+    tuned=(PLAIN, FASTER, {"training.local_steps": 10}, AUGMENTED),
 )

@@ -1,7 +1,6 @@
 """The active party alone, with all rows that it has labels of."""
 
-from h2tune.vertical.methods.base import Method
-from h2tune.vertical.methods.proto_evfl import RATES
+from h2tune.vertical.methods.base import AUGMENTED, FASTER, PLAIN, Method
 
 METHOD = Method(
     "local",
@@ -9,5 +8,5 @@ METHOD = Method(
     "standard",
     options={"method": {"gate": "mean", "select": "none"}, "training": {"dropout": 0.0}},
     alone=True,
-    tuned=(*RATES, {"training.weight_decay": 1e-2}, {"training.corrupt": 0.0}, {"training.corrupt": 0.4}),
+    tuned=(PLAIN, FASTER, {"training.weight_decay": 1e-2}, AUGMENTED),
 )

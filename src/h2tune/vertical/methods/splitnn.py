@@ -3,8 +3,7 @@
 The tuning may let the active party also train its own encoder on its own unaligned rows, which it has labels of.
 """
 
-from h2tune.vertical.methods.base import Method
-from h2tune.vertical.methods.proto_evfl import RATES
+from h2tune.vertical.methods.base import AUGMENTED, FASTER, PLAIN, Method
 
 METHOD = Method(
     "splitnn",
@@ -14,5 +13,5 @@ METHOD = Method(
         "method": {"gate": "mean", "select": "none", "view_weight": 0.0, "labels": False},
         "training": {"dropout": 0.0, "local_steps": 0},
     },
-    tuned=(*RATES, *({"training.local_steps": 10} | rate for rate in RATES)),
+    tuned=(PLAIN, FASTER, {"training.local_steps": 10}, AUGMENTED),
 )
