@@ -3,7 +3,7 @@
 python benchmarks/vertical/grid.py run --out CELLS            # every cell a JSON file; one core, about an hour
 python benchmarks/vertical/grid.py collect --out CELLS        # benchmarks/results/vertical.json and a table
 
-Tuning: each method has six candidate settings; it takes the best by balanced accuracy on tuning problems, which share no
+Tuning: each method has four candidate settings; it takes the best by balanced accuracy on tuning problems, which share no
 row with any test. Tests: seeds 0 to 4, each with a split of its own.
 """
 
@@ -35,14 +35,16 @@ SEEDS = range(5)
 TUNING_SEEDS = (100,)
 TABLES = ("optdigits", "pendigits", "segment", "letter")
 RIVALS = ("splitnn", "fedhssl", "fedcvt")
+CORE = ("proto-evfl", "prototypes", *RIVALS)
 MAIN = {t: Setting(t) for t in TABLES}
 SKEWED = {t: Setting(t, tail=100, aligned_tail=10) for t in TABLES[:3]}
 UNSEEN = {t: Setting(t, aligned=200, unseen=True) for t in TABLES}
 FEW = {t: replace(s, labelled=20) for t, s in UNSEEN.items()}
 GROUPS: dict[str, tuple[dict[str, Setting], tuple[str, ...]]] = {
-    "main": (MAIN, (*METHODS, "central")),
-    "unseen": (UNSEEN, (*METHODS, "coverage off")),
-    "skewed": (SKEWED, ("proto-evfl", "prototypes", *RIVALS)),
+    "main": (MAIN, CORE),
+    "unseen": (UNSEEN, (*CORE, "ensemble", "coverage off")),
+    "skewed": (SKEWED, CORE),
+    "others": (MAIN, ("local", "ensemble", "laser", "central")),
     "few labels": (FEW, ("proto-evfl", "ensemble", "prototypes")),
     "ablations": (MAIN, ("nu only", "posterior, all rows", "global prior", "local prior", "mean gate")),
     "unseen variants": (UNSEEN, ("relation",)),
@@ -94,15 +96,15 @@ def cell(folder: Path, name: str, work: Any) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
-def tune(folder: Path, group: str, name: str, setting: Setting) -> dict[str, Any]:
-    """The candidate that is best on the tuning problems; variants share the method's own."""
+def tune(folder: Path, name: str, setting: Setting) -> dict[str, Any]:
+    """The candidate that is best on the main setting's tuning problem; variants share the method's own."""
     base = name if name in METHODS else "proto-evfl"
     if name == "central":
         return {}
     means = []
     for index, candidate in enumerate(METHODS[base].tuned):
         values = [
-            cell(folder, f"tuning/{group}/{setting.table}/{base}-{index}-{seed}",
+            cell(folder, f"tuning/{setting.table}/{base}-{index}-{seed}",
                  lambda s=seed, c=candidate: scored(base, build(setting, s, tuning=True), s, c))["result"]["balanced"]
             for seed in TUNING_SEEDS
         ]  # fmt: skip
@@ -112,20 +114,11 @@ def tune(folder: Path, group: str, name: str, setting: Setting) -> dict[str, Any
 
 def run(folder: Path, groups: list[str]) -> None:
     """All cells that are not there yet."""
-    tuned_as = {
-        "main": "main",
-        "ablations": "main",
-        "unseen": "unseen",
-        "few labels": "unseen",
-        "skewed": "main",
-        "unseen variants": "unseen",
-    }
     for group in groups:
         settings, names = GROUPS[group]
         for table, setting in settings.items():
-            reference = (MAIN if tuned_as[group] == "main" else UNSEEN)[table]
             for name in names:
-                best = tune(folder, tuned_as[group], name, reference)
+                best = tune(folder, name, MAIN[table])
                 for seed in SEEDS:
                     cell(
                         folder,
@@ -142,7 +135,7 @@ def collect(folder: Path) -> dict[str, Any]:
         for table in settings:
             values = {n: _values(folder, group, table, n) for n in names}
             values = {n: v for n, v in values.items() if len(v) == len(SEEDS)}
-            if "proto-evfl" not in values and group not in ("ablations", "unseen variants"):
+            if "proto-evfl" not in values and group not in ("ablations", "others", "unseen variants"):
                 continue
             rows = {
                 n: {
@@ -154,7 +147,7 @@ def collect(folder: Path) -> dict[str, Any]:
                 for n, v in values.items()
             }
             own = values.get("proto-evfl") or _values(
-                folder, {"ablations": "main"}.get(group, "unseen"), table, "proto-evfl"
+                folder, {"ablations": "main", "others": "main"}.get(group, "unseen"), table, "proto-evfl"
             )
             over = {
                 n: interval([100 * (a[quantity] - b[quantity]) for a, b in zip(own, v, strict=True)])
