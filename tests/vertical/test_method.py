@@ -67,7 +67,7 @@ def test_a_described_class_is_placed_by_its_vector(tmp_path):
     frames["clinic"] = (frames["clinic"][0].drop(columns="code"), frames["clinic"][1])
     active = fit(settings, load_parties(settings, frames))
     nu, counts = active.top._described()
-    assert bool((counts[:, 3] > 0).all()) and active.unseen() == [3]
+    assert bool((counts[:, 3] > 0).all()) and active.labels.unseen == [3]
     assert not torch.equal(nu[:, 3], active.top.nu[:, 3]) and torch.equal(nu[:, :3], active.top.nu[:, :3])
 
 
@@ -108,10 +108,10 @@ def test_no_label_of_a_validation_row_is_trained_on():
     settings = config(rounds=2, evaluation={"validation": 0.5})
     data = load_parties(settings, planted())
     active = fit(settings, data)
-    assert active.aligned_counts[0].sum() == 40 and len(active.validation) == 40
+    assert active.labels.aligned_counts[0].sum() == 40 and len(active.labels.validation) == 40
     before = active.state()
     turned = fit(settings, data)
-    turned.y[turned.validation] = (turned.y[turned.validation] + 1) % 4
+    turned.labels.y[turned.labels.validation] = 0
     assert torch.equal(before["encoder.0.weight"], turned.state()["encoder.0.weight"])
 
 

@@ -28,7 +28,7 @@ def in_one_graph(active: Active, parties: dict[str, Passive]) -> None:
     optimisers = [active.optimiser, *(p.optimiser for p in parties.values())]
     active.sums = torch.zeros_like(active.top.mu)
     for step in range(STEPS):
-        rows = batch_rows(len(active.y), settings.training.batch, settings.seed, "batch", 1, step)
+        rows = batch_rows(len(active.labels.y), settings.training.batch, settings.seed, "batch", 1, step)
         z = {}
         for name, party in parties.items():
             x, here = party.aligned_rows(rows)

@@ -16,10 +16,11 @@ from h2tune.vertical import exposure, fuse
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
 from h2tune.vertical.exchange import Exchange
+from h2tune.vertical.labels import Labels, numbers
 from h2tune.vertical.meeting import Meeting
 from h2tune.vertical.metrics import score
 from h2tune.vertical.parties import PartyData
-from h2tune.vertical.priors import class_shares, global_prior
+from h2tune.vertical.priors import global_prior
 from h2tune.vertical.prototypes import from_means, merge
 from h2tune.vertical.top import KNOWN, Top
 
@@ -43,59 +44,14 @@ class Active:
         self.top = Top(len(self.parties), len(self.classes), config.method, training, seed, vectors)
         trained = [*self.encoder.parameters(), *self.top.parameters()]
         self.optimiser = adamw(trained, training.learning_rate, training.weight_decay)
-        self._read_labels()
+        self.labels = Labels(config, data.train, meeting)
         self.reported = torch.zeros(len(self.parties), len(self.classes))
-        self.priors = torch.zeros(len(self.parties), len(self.classes))
+        self.reported[0] = self.labels.own_counts
+        self.priors = torch.zeros_like(self.reported)
+        self.pooled = global_prior(self.labels.counts, [])
+        self.top.counts.copy_(self.labels.aligned_counts + self.reported)
         self.round, self.history = 0, list[dict[str, Any]]()
         self.best, self.best_parts = 0, dict[str, Tensor]()
-        self._start_counts()
-
-    def _read_labels(self) -> None:
-        """Labels as numbers, randomised if they are to be private; rows for training, validation and own use."""
-        code = {name: index for index, name in enumerate(self.classes)}
-        labels = torch.tensor([-1 if name is None else code[name] for name in self.data.train.labels])
-        self.flip: Tensor | None = None
-        if self.config.exposure.label_dp is not None:
-            epsilon = self.config.exposure.label_dp
-            self.flip = exposure.flip_matrix(epsilon, len(self.classes))
-            private = exposure.randomise(
-                labels.clamp_min(0), epsilon, len(self.classes), derive(self.config.seed, "labels")
-            )
-            labels = torch.where(labels >= 0, private, labels)
-        own = torch.ones(len(labels), dtype=torch.bool)
-        own[self.meeting.rows] = False
-        own &= labels >= 0
-        self.own_x, self.own_y = self.data.train.x[own], labels[own]
-        self.y = labels[self.meeting.rows]
-        count = int(self.config.evaluation.validation * len(self.y))
-        held = (
-            batch_rows(len(self.y), count, self.config.seed, "validation")
-            if count
-            else torch.zeros(0, dtype=torch.int64)
-        )
-        self.validation = held
-        self.trained = torch.ones(len(self.y), dtype=torch.bool)
-        self.trained[held] = False
-
-    def _start_counts(self) -> None:
-        """Rows of each class that each party has among those trained on, and class shares."""
-        classes, used = len(self.classes), self.trained
-        counts = [self._counted(self.y[used & self.meeting.present[:, k]]) for k in range(len(self.parties))]
-        self.aligned_counts = torch.stack(counts)
-        self.shares = self._counted(self.y[used])
-        self.shares = self.shares / self.shares.sum()
-        self.own_counts = self._counted(self.own_y)
-        self.reported[0] = self.own_counts
-        self.pooled = global_prior(self.shares * int(used.sum()) + self.own_counts, [])
-        self.top.counts.copy_(self.aligned_counts + self.reported)
-        self.unseen_aligned = self.shares <= 0
-        assert self.shares.shape == (classes,)
-
-    def _counted(self, labels: Tensor) -> Tensor:
-        found = class_shares(labels, len(self.classes))
-        if self.flip is None or not len(labels):
-            return found
-        return exposure.true_counts(found, self.flip)
 
     # A round
 
@@ -132,7 +88,7 @@ class Active:
         meta = {"step": step} | ({"keep": self.best} if step == 0 and self.best == number - 1 > 0 else {})
         requests = {name: Payload({"gradient": owed[name]} if name in owed else {}, dict(meta)) for name in here}
         answers = self.exchange.ask_all("step", requests)
-        rows = batch_rows(len(self.y), training.batch, config.seed, "batch", number, step)
+        rows = batch_rows(len(self.labels.y), training.batch, config.seed, "batch", number, step)
         leaves = {name: answers[name].tensors["z"].requires_grad_() for name in here}
         gradients: dict[str, Tensor] = {}
         value = torch.zeros(())
@@ -154,23 +110,23 @@ class Active:
         absent = torch.zeros_like(mine)
         z = [mine, *(passive.get(name, absent) for name in self.meeting.passive)]
         present = self.meeting.present[rows] & self._here()
-        used = self.trained[rows]
+        used = self.labels.trained[rows]
         self._collect([view.detach() for view in z], present & used[:, None], rows)
         if not bool(used.all()):
             z, present, rows = [view[used] for view in z], present[used], rows[used]
-        value = self.top.loss(z, present, self.y[rows], self.shares, generator, self.flip)
-        if len(self.own_y) and training.local_steps:
+        value = self.top.loss(z, present, self.labels.y[rows], self.labels.shares, generator, self.labels.flip)
+        if len(self.labels.own_y) and training.local_steps:
             value = value + self._own_loss(generator) / len(z)
         return value
 
     def _own_loss(self, generator: torch.Generator) -> Tensor:
         """The loss of the own view on own rows that no other party has."""
         training = self.config.training
-        rows = torch.randperm(len(self.own_y), generator=generator)[: training.batch]
-        z = self.encoder(corrupt(self.own_x[rows], self.own_x, training.corrupt, generator))
-        shares = self.own_counts / self.own_counts.sum()
+        rows = torch.randperm(len(self.labels.own_y), generator=generator)[: training.batch]
+        z = self.encoder(corrupt(self.labels.own_x[rows], self.labels.own_x, training.corrupt, generator))
+        shares = self.labels.own_counts / self.labels.own_counts.sum()
         shares = shares if self.config.method.adjust else (shares > 0).float()
-        return fuse.loss(z @ self.top.nu[0].T, self.own_y[rows], shares, self.flip).mean()
+        return fuse.loss(z @ self.top.nu[0].T, self.labels.own_y[rows], shares, self.labels.flip).mean()
 
     def _here(self) -> Tensor:
         return torch.tensor([True, *(name in self.exchange.here for name in self.meeting.passive)])
@@ -182,7 +138,7 @@ class Active:
 
     def _collect(self, z: list[Tensor], present: Tensor, rows: Tensor) -> None:
         """Add a batch to the sums that the aligned class means are made of."""
-        names = F.one_hot(self.y[rows], len(self.classes)).float()
+        names = F.one_hot(self.labels.y[rows], len(self.classes)).float()
         for k, view in enumerate(z):
             weights = names * present[:, k, None]
             self.sums[k] += weights.T @ F.normalize(view, dim=1)
@@ -192,7 +148,7 @@ class Active:
         aligned = F.normalize(self.sums, dim=2)
         self.top.mu[0] = aligned[0]
         mu = torch.stack([
-            merge([aligned[k], self.top.mu[k]], [self.aligned_counts[k], self.reported[k]]) for k in range(len(self.parties))
+            merge([aligned[k], self.top.mu[k]], [self.labels.aligned_counts[k], self.reported[k]]) for k in range(len(self.parties))
         ])  # fmt: skip
         places = {name: k for k, name in enumerate(self.parties)}
         requests = {}
@@ -210,18 +166,18 @@ class Active:
         pooled = [
             (sizes[n], self.priors[places[n]]) for n in self.meeting.passive if bool(self.priors[places[n]].any())
         ]
-        self.pooled = global_prior(self.shares * int(self.trained.sum()) + self.own_counts, pooled)
+        self.pooled = global_prior(self.labels.counts, pooled)
 
     def _take_local(self, k: int, answer: Payload, aligned: Tensor, number: int) -> None:
         """A party's prototypes, counts and shares; rows of classes that only it has seen start at its means."""
         t = answer.tensors
         self.reported[k], self.priors[k] = t["counts"], t["prior"]
-        self.top.mu[k] = merge([aligned[k], t["mu"]], [self.aligned_counts[k], t["counts"]])
-        self.top.counts[k] = self.aligned_counts[k] + t["counts"]
+        self.top.mu[k] = merge([aligned[k], t["mu"]], [self.labels.aligned_counts[k], t["counts"]])
+        self.top.counts[k] = self.labels.aligned_counts[k] + t["counts"]
         nu = t["nu"]
         if number <= self.config.method.warmup:
-            fresh = self.unseen_aligned & (t["counts"] > KNOWN)
-            nu = from_means(nu, t["mu"], fresh, ~self.unseen_aligned)
+            fresh = (self.labels.shares <= 0) & (t["counts"] > KNOWN)
+            nu = from_means(nu, t["mu"], fresh, self.labels.shares > 0)
         self.top.nu[k] = nu
 
     def _judge(self, record: dict[str, Any]) -> None:
@@ -248,7 +204,7 @@ class Active:
 
     def views(self, split: str) -> list[Tensor]:
         """Embeddings of all aligned people of a split at every party (K of n x d); zeros for an absent party."""
-        total = len(self.y) if split == "train" else len(self.meeting.test_rows)
+        total = len(self.labels.y) if split == "train" else len(self.meeting.test_rows)
         own = self.data.train if split == "train" else self.data.test
         rows = self.meeting.rows if split == "train" else self.meeting.test_rows
         with torch.no_grad():
@@ -268,26 +224,20 @@ class Active:
         if len(self.meeting.test_rows) and self.data.test is not None:
             present = self.meeting.test_present & self._here()
             record["test"] = self._scored(self.views("test"), present, self.test_labels())
-        if len(self.validation):
-            views = [view[self.validation] for view in self.views("train")]
-            present = self.meeting.present[self.validation] & self._here()
-            record["validation"] = self._scored(views, present, self.y[self.validation])
+        if len(self.labels.validation):
+            views = [view[self.labels.validation] for view in self.views("train")]
+            present = self.meeting.present[self.labels.validation] & self._here()
+            record["validation"] = self._scored(views, present, self.labels.y[self.labels.validation])
         return record
 
     def test_labels(self) -> Tensor:
         """Class numbers of the test people, -1 where there is no label."""
-        code = {name: index for index, name in enumerate(self.classes)}
-        labels = self.data.test.labels if self.data.test else []
-        return torch.tensor([code.get(name or "", -1) for name in labels])
+        return numbers(self.data.test.labels if self.data.test else [], self.classes)
 
     def _scored(self, z: list[Tensor], present: Tensor, labels: Tensor) -> dict[str, Any]:
         with torch.no_grad():
             found = fuse.predict(self.top.scores(z, present), self.top.seen)
-        return score(found, labels, self.unseen())
-
-    def unseen(self) -> list[int]:
-        """Classes that the active party has no row of."""
-        return torch.nonzero(self.unseen_aligned & (self.own_counts <= 0))[:, 0].tolist()
+        return score(found, labels, self.labels.unseen)
 
     # State
 

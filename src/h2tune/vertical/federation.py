@@ -77,7 +77,7 @@ class Federation:
         self.active = self._build(meeting)
         if self.store is not None:
             self.store.keep_meeting(meeting)
-        alone = int((~self.active.trained).sum())
+        alone = int((~self.active.labels.trained).sum())
         self.log.event("frames", f"{len(meeting.rows):,} people are aligned, {alone:,} of them kept for validation")
         self._commit()
         return self.active
@@ -207,7 +207,7 @@ def collect(config: VerticalConfig, active: Active, seconds: float) -> dict[str,
     return {
         "schema": 1, "kind": "vertical", "version": __version__, "name": config.name, "method": config.method.name,
         "seed": config.seed, "rounds": active.round, "best": active.best or active.round, "finished": True, "seconds": seconds, "parties": active.parties,
-        "classes": active.classes, "unseen": active.unseen(), "aligned": len(active.y),
+        "classes": active.classes, "unseen": active.labels.unseen, "aligned": len(active.labels.y),
         "rows": dict(zip(active.parties, [len(active.data.train), *active.meeting.sizes], strict=True)),
         "final": last.get("test"), "validation": last.get("validation"), "history": active.history, "bytes": bytes_of,
         "excluded": exchange.excluded,

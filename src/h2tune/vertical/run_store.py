@@ -83,7 +83,7 @@ class VerticalStore(RunStore):
     def sizes(self, active: Active) -> Sizes:
         """Sizes of the run's messages."""
         training = active.config.training
-        return Sizes(len(active.classes), training.dim, min(training.batch, len(active.y)))
+        return Sizes(len(active.classes), training.dim, min(training.batch, len(active.labels.y)))
 
 
 def is_vertical_run(folder: str | Path) -> bool:

@@ -114,7 +114,7 @@ def pool(config: VerticalConfig, data: Data) -> Pooled:
     own = data[config.label.party]
     meeting: Meeting = meet(config, own, salt_of(config, own.name), exchange)
     active = Active(config, own, meeting, exchange)
-    rows = torch.arange(len(active.y))
+    rows = torch.arange(len(active.labels.y))
     tests = own.test.x if own.test else own.train.x[:0]
     test_x = [tests]
     for passive in parties.values():
@@ -125,12 +125,12 @@ def pool(config: VerticalConfig, data: Data) -> Pooled:
         len(meeting.classes),
         [own.train.x[meeting.rows], *(p.aligned_rows(rows)[0] for p in parties.values())],
         meeting.present,
-        active.y,
-        [active.own_x, *(p.free_x for p in parties.values())],
-        [active.own_y, *(p.free_labels for p in parties.values())],
+        active.labels.y,
+        [active.labels.own_x, *(p.free_x for p in parties.values())],
+        [active.labels.own_y, *(p.free_labels for p in parties.values())],
         test_x,
         meeting.test_present,
         active.test_labels(),
-        active.unseen(),
+        active.labels.unseen,
         active.top.counts,
     )
