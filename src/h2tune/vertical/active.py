@@ -222,8 +222,8 @@ class Active:
         """Scores on the test people, and on validation rows if some were kept."""
         record: dict[str, Any] = {}
         if len(self.meeting.test_rows) and self.data.test is not None:
-            present = self.meeting.test_present & self._here()
-            record["test"] = self._scored(self.views("test"), present, self.test_labels())
+            views = self.views("test")  # before asking who is here: a party may leave meanwhile
+            record["test"] = self._scored(views, self.meeting.test_present & self._here(), self.test_labels())
         if len(self.labels.validation):
             views = [view[self.labels.validation] for view in self.views("train")]
             present = self.meeting.present[self.labels.validation] & self._here()

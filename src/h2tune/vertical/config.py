@@ -150,7 +150,7 @@ class VerticalConfig(_Strict):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     exposure: Exposure = Exposure()
-    network: NetworkConfig = NetworkConfig()
+    network: NetworkConfig = NetworkConfig(patience=60)  # seconds for a lost party; then the others go on
 
     @field_validator("method", mode="before")
     @classmethod

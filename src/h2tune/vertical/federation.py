@@ -23,7 +23,7 @@ from h2tune.vertical.figures import pictures
 from h2tune.vertical.meeting import Meeting, meet
 from h2tune.vertical.parties import PartyData, load_party
 from h2tune.vertical.passive import Passive
-from h2tune.vertical.run_store import VerticalStore, keep_model
+from h2tune.vertical.run_store import VerticalStore, keep_top
 from h2tune.vertical.table import TableError, read_table
 
 Frames = Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]]
@@ -189,7 +189,7 @@ def run(
 
     active = federation.run(told)
     metrics = collect(config, active, time.perf_counter() - begin)
-    keep_model(store, active, {name: party.encoder for name, party in parties.items()}, data)
+    keep_top(store, active)
     store.write_metrics(metrics)
     store.event("run_finished", "finished")
     return metrics

@@ -23,6 +23,7 @@ from h2tune.vertical.exposure import Sizes, check, withhold
 from h2tune.vertical.parties import PartyData
 from h2tune.vertical.prototypes import class_means
 from h2tune.vertical.psi import Responder
+from h2tune.vertical.run_store import write_party
 
 Watch = Callable[..., None]
 CHUNK = 65536  # rows that are embedded at a time
@@ -243,4 +244,6 @@ class Passive:
         self._keep(payload.meta.get("keep"))
         if "best" in payload.meta and self._best is not None:
             unpack({"encoder": self.encoder}, self._best)
+        if self.store:
+            write_party(self.store.folder, self.encoder, self.data)
         return Payload()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from safetensors.torch import save
@@ -13,13 +13,11 @@ from torch import nn
 from h2tune.store import SCHEMA, RunStore
 from h2tune.utils.files import StoreError, write_atomic
 from h2tune.version import __version__
+from h2tune.vertical.active import Active
 from h2tune.vertical.config import VerticalConfig, parse_vertical
 from h2tune.vertical.exposure import Sizes
 from h2tune.vertical.meeting import Meeting
 from h2tune.vertical.parties import PartyData
-
-if TYPE_CHECKING:
-    from h2tune.vertical.active import Active
 
 
 class VerticalStore(RunStore):
@@ -92,26 +90,20 @@ def is_vertical_run(folder: str | Path) -> bool:
     return path.is_file() and json.loads(path.read_text()).get("kind") == "vertical"
 
 
-def keep_model(
-    store: VerticalStore, active: Active, encoders: dict[str, nn.Module], data: dict[str, PartyData]
-) -> None:
-    """Write what a prediction needs: the top layer, every party's network, and how its columns become numbers."""
+def keep_top(store: VerticalStore, active: Active) -> None:
+    """Write what a prediction needs of the active party: the top layer, its network, how its columns become numbers."""
     folder = store.folder / "server"
     write_atomic(folder / "top.safetensors", save({k: v.contiguous() for k, v in active.top.state_dict().items()}))
-    about = {"classes": active.classes, "parties": active.parties}
+    about: dict[str, Any] = {"classes": active.classes, "parties": active.parties}
     if active.top.vectors is not None:
         about["vectors"] = active.top.vectors.tolist()
     write_atomic(folder / "predictor.json", json.dumps(about).encode())
-    for name, encoder in {active.data.name: active.encoder, **encoders}.items():
-        write_party(store.folder / "clients" / name, encoder, data[name])
+    write_party(store.folder / "clients" / active.data.name, active.encoder, active.data)
 
 
 def write_party(folder: Path, encoder: nn.Module, data: PartyData) -> None:
-    """One party's share of the model: it stays with the party."""
+    """Write one party's share of the model; it stays with the party."""
     write_atomic(folder / "encoder.safetensors", save({k: v.contiguous() for k, v in encoder.state_dict().items()}))
-    about: dict[str, Any] = {
-        "party": data.config.model_dump(mode="json", exclude={"salt"}),
-        "columns": data.columns.plain(),
-        "width": data.width,
-    }
+    party = data.config.model_dump(mode="json", exclude={"salt"})
+    about: dict[str, Any] = {"party": party, "columns": data.columns.plain(), "width": data.width}
     write_atomic(folder / "party.json", json.dumps(about, indent=1).encode())
