@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,15 +102,21 @@ def tune(folder: Path, name: str, setting: Setting) -> dict[str, Any]:
     base = name if name in METHODS else "proto-evfl"
     if name == "central":
         return {}
+    return tune_with(folder, setting.table, base, lambda s, c: scored(base, build(setting, s, tuning=True), s, c))
+
+
+def tune_with(
+    folder: Path, table: str, name: str, work: Callable[[int, dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The best of a method's candidates by the balanced accuracy that ``work`` finds for a seed and a candidate."""
     means = []
-    for index, candidate in enumerate(METHODS[base].tuned):
-        values = [
-            cell(folder, f"tuning/{setting.table}/{base}-{index}-{seed}",
-                 lambda s=seed, c=candidate: scored(base, build(setting, s, tuning=True), s, c))["result"]["balanced"]
-            for seed in TUNING_SEEDS
-        ]  # fmt: skip
-        means.append(statistics.fmean(values))
-    return METHODS[base].tuned[max(range(len(means)), key=means.__getitem__)]
+    for index, candidate in enumerate(METHODS[name].tuned):
+        found = [
+            cell(folder, f"tuning/{table}/{name}-{index}-{s}", lambda s=s, c=candidate: work(s, c))
+            for s in TUNING_SEEDS
+        ]
+        means.append(statistics.fmean(f["result"]["balanced"] for f in found))
+    return METHODS[name].tuned[max(range(len(means)), key=means.__getitem__)]
 
 
 def run(folder: Path, groups: list[str]) -> None:
