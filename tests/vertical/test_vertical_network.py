@@ -118,6 +118,10 @@ def test_over_a_network_the_result_is_that_of_one_process(tmp_path: Path):
     metrics = scenario.serve()
     assert same_result(scenario, whole(tmp_path / "whole", scenario.own))
     assert metrics["final"]["balanced"] > 0.5 and metrics["seconds_to_join"] >= 0
+    answers = [
+        json.loads(line) for line in (tmp_path / "server" / "run" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert len(answers) == 100 and answers[0]["parties"] == ["bank", "clinic", "shop"]
     answered = scenario.serve(start=False)  # a finished run is not run again
     assert answered["rounds"] == metrics["rounds"]
 
@@ -138,10 +142,12 @@ def test_a_party_that_stays_away_is_left_out(tmp_path: Path):
     scenario.fault("shop", "local", "before", lambda client: client.kill())
     metrics = scenario.serve()
     assert metrics["rounds"] == settings().rounds and metrics["final"]["balanced"] > 0.4
-    status = json.loads((tmp_path / "server" / "status.json").read_text())
-    assert status is not None
     events = (tmp_path / "server" / "run" / "events.jsonl").read_text()
     assert "going on without them" in events
+    answers = [
+        json.loads(line) for line in (tmp_path / "server" / "run" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert all(answer["parties"] == ["bank", "clinic"] for answer in answers)
 
 
 def test_a_server_that_stops_goes_on_where_it_was(tmp_path: Path):

@@ -18,7 +18,7 @@ from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pa
 from h2tune.vertical.exchange import Exchange
 from h2tune.vertical.labels import Labels, numbers
 from h2tune.vertical.meeting import Meeting
-from h2tune.vertical.metrics import score
+from h2tune.vertical.metrics import answers, score
 from h2tune.vertical.parties import PartyData
 from h2tune.vertical.priors import global_prior
 from h2tune.vertical.prototypes import from_means, merge
@@ -109,7 +109,7 @@ class Active:
         mine = self.encoder(corrupt(own[self.meeting.rows[rows]], own, training.augment, generator))
         absent = torch.zeros_like(mine)
         z = [mine, *(passive.get(name, absent) for name in self.meeting.passive)]
-        present = self.meeting.present[rows] & self._here()
+        present = self.meeting.present[rows] & self.here()
         used = self.labels.trained[rows]
         self._collect([view.detach() for view in z], present & used[:, None], rows)
         if not bool(used.all()):
@@ -128,7 +128,8 @@ class Active:
         shares = shares if self.config.method.adjust else (shares > 0).float()
         return fuse.loss(z @ self.top.nu[0].T, self.labels.own_y[rows], shares, self.labels.flip).mean()
 
-    def _here(self) -> Tensor:
+    def here(self) -> Tensor:
+        """Which parties take part now (K, bool)."""
         return torch.tensor([True, *(name in self.exchange.here for name in self.meeting.passive)])
 
     def _noisy(self, z: Tensor, name: str, number: int, step: int) -> Tensor:
@@ -223,16 +224,25 @@ class Active:
         record: dict[str, Any] = {}
         if len(self.meeting.test_rows) and self.data.test is not None:
             views = self.views("test")  # before asking who is here: a party may leave meanwhile
-            record["test"] = self._scored(views, self.meeting.test_present & self._here(), self.test_labels())
+            record["test"] = self._scored(views, self.meeting.test_present & self.here(), self.test_labels())
         if len(self.labels.validation):
             views = [view[self.labels.validation] for view in self.views("train")]
-            present = self.meeting.present[self.labels.validation] & self._here()
+            present = self.meeting.present[self.labels.validation] & self.here()
             record["validation"] = self._scored(views, present, self.labels.y[self.labels.validation])
         return record
 
     def test_labels(self) -> Tensor:
         """Class numbers of the test people, -1 where there is no label."""
         return numbers(self.data.test.labels if self.data.test else [], self.classes)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Predictions for the test people from the parties that answer; see `h2tune.vertical.metrics.answers`."""
+        views = self.views("test")
+        present = self.meeting.test_present & self.here()
+        with torch.no_grad():
+            p = self.top.scores(views, present).masked_fill(~self.top.seen, -torch.inf).softmax(1)
+        ids = self.data.test.ids if self.data.test else []
+        return answers(p, present, ids, self.classes, self.parties)
 
     def _scored(self, z: list[Tensor], present: Tensor, labels: Tensor) -> dict[str, Any]:
         with torch.no_grad():

@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from h2tune.vertical import fuse
+from h2tune.vertical.active import Active
 from h2tune.vertical.metrics import confusion
 
 SHOWN = 2000  # test rows that gate weights are averaged over
 
 
-def pictures(active: Any) -> dict[str, Any]:
+def pictures(active: Active) -> dict[str, Any]:
     """Plain values for the report's pictures."""
     found: dict[str, Any] = {"coverage": active.top.counts.tolist(), "plane": plane(active.top.mu)}
     if not len(active.meeting.test_rows):
         return found
     with torch.no_grad():
-        present, labels = active.meeting.test_present & active._here(), active.test_labels()
+        present, labels = active.meeting.test_present & active.here(), active.test_labels()
         z = active.views("test")
         scores = active.top.scores(z, present)
         predicted = fuse.predict(scores, active.top.seen)

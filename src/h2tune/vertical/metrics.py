@@ -37,3 +37,24 @@ def confusion(found: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
     """Rows of each true class (first index) and predicted class."""
     pairs = labels * classes + found
     return torch.bincount(pairs[labels >= 0], minlength=classes**2).reshape(classes, classes).tolist()
+
+
+def answers(
+    p: Tensor, present: Tensor, ids: list[str], classes: list[str], parties: list[str]
+) -> list[dict[str, Any]]:
+    """Predictions as plain values, one a person: `id`, `class`, `probabilities`, and the `parties` that know it.
+
+    Args:
+        p: class probabilities (n x C).
+        present: who has the row (n x K, bool).
+    """
+    best, rows, here = p.argmax(1).tolist(), p.tolist(), present.tolist()
+    return [
+        {
+            "id": identity,
+            "class": classes[best[row]],
+            "probabilities": {name: round(value, 6) for name, value in zip(classes, rows[row], strict=True)},
+            "parties": [name for name, known in zip(parties, here[row], strict=True) if known],
+        }
+        for row, identity in enumerate(ids)
+    ]

@@ -17,6 +17,7 @@ from h2tune.utils.files import StoreError, write_atomic
 from h2tune.vertical.align import normalise
 from h2tune.vertical.config import PartyConfig, VerticalConfig, parse_vertical
 from h2tune.vertical.encoder import make_encoder
+from h2tune.vertical.metrics import answers
 from h2tune.vertical.parties import read_rows_of
 from h2tune.vertical.table import Columns, TableError, read_table
 from h2tune.vertical.top import Top
@@ -86,15 +87,7 @@ class Predictor:
             z[k][rows], present[rows, k] = embedded, True
         with torch.no_grad():
             p = self.top.scores(z, present).masked_fill(~self.top.seen, -torch.inf).softmax(1)
-        return [
-            {
-                "id": identity,
-                "class": self.classes[int(p[row].argmax())],
-                "probabilities": {name: round(float(v), 6) for name, v in zip(self.classes, p[row], strict=True)},
-                "parties": [name for k, name in enumerate(self.parties) if bool(present[row, k])],
-            }
-            for row, identity in enumerate(people.values())
-        ]
+        return answers(p, present, list(people.values()), self.classes, self.parties)
 
     def export(self, parties: list[str], out: str | Path) -> Path:
         """Write a predictor for a subset of the parties; nothing of the others is in it."""

@@ -98,6 +98,8 @@ def keep_top(store: VerticalStore, active: Active) -> None:
     if active.top.vectors is not None:
         about["vectors"] = active.top.vectors.tolist()
     write_atomic(folder / "predictor.json", json.dumps(about).encode())
+    lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in active.answers())
+    write_atomic(store.folder / "predictions.jsonl", lines.encode())
     write_party(store.folder / "clients" / active.data.name, active.encoder, active.data)
 
 
