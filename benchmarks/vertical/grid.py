@@ -27,9 +27,10 @@ from problems import Problem, Setting, build
 
 from h2tune.vertical.compare import interval
 from h2tune.vertical.config import VerticalConfig, parse_vertical
+from h2tune.vertical.evaluate import evaluate
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.methods import METHODS
-from h2tune.vertical.methods.base import configure, evaluate
+from h2tune.vertical.methods.base import configure
 from h2tune.vertical.methods.central import evaluate_central
 
 SEEDS = range(5)

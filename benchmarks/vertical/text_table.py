@@ -25,9 +25,10 @@ from problems import DATA
 
 from h2tune.vertical.compare import interval
 from h2tune.vertical.config import parse_vertical
+from h2tune.vertical.evaluate import evaluate
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.methods import METHODS
-from h2tune.vertical.methods.base import configure, evaluate
+from h2tune.vertical.methods.base import configure
 from h2tune.vertical.text import embed_texts
 
 ALIGNED = 200

@@ -13,9 +13,9 @@ from vertical.tables import PARTIES, config, planted
 
 from h2tune.vertical.bilevel import gradient, lower, mean_squared_gradient, upper
 from h2tune.vertical.bilevel import planted as planted_levels
+from h2tune.vertical.evaluate import evaluate
 from h2tune.vertical.federation import fit, load_parties, run
 from h2tune.vertical.methods import METHODS
-from h2tune.vertical.methods.base import evaluate
 
 UNSEEN = {"rounds": 60, "method": {"warmup": 15}, "training": {"dim": 16, "hidden": 32}}
 

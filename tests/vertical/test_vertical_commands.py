@@ -115,6 +115,16 @@ def test_compare_pairs_methods_by_seed(demo: Path, tmp_path: Path):
         commands.compare(file, "splitn", 1, tmp_path / "other")
 
 
+def test_a_method_that_has_no_messages_is_not_run(demo: Path, tmp_path: Path):
+    config = load_vertical(demo / "data" / "vertical.yaml")
+    named = config.model_copy(update={"method": config.method.model_copy(update={"name": "fedcvt"})})
+    with pytest.raises(ConfigError, match="takes part in `h2tune compare`"):
+        commands.train(named, tmp_path / "run", quiet=True)
+    one = config.model_copy(update={"rounds": 2, "method": config.method.model_copy(update={"name": "splitnn"})})
+    commands.train(one, tmp_path / "splitnn", quiet=True)
+    assert load_vertical(tmp_path / "splitnn" / "config.yaml").method.select == "none"
+
+
 def test_the_template_is_a_valid_config_once_its_files_are_there(tmp_path: Path):
     file = commands.init(tmp_path / "vertical.yaml")
     config = load_vertical(file)

@@ -33,6 +33,7 @@ from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.config import VerticalConfig, parse_vertical
 from h2tune.vertical.exchange import Exchange
 from h2tune.vertical.federation import Federation, Watcher, collect, salt_of
+from h2tune.vertical.methods import prepare
 from h2tune.vertical.parties import load_party
 from h2tune.vertical.passive import Passive
 from h2tune.vertical.run_store import VerticalStore, keep_top
@@ -69,6 +70,7 @@ def provision_vertical(
     Raises:
         KitError: with what to do about it.
     """
+    config = prepare(config)
     out, roster = Path(out), _Roster(config.name, config.network, [_Name(p.name) for p in config.passive])
     participants = ["server", *(client.name for client in roster.clients)]
     if {"server", "authority"} & set(participants[1:]):

@@ -21,6 +21,7 @@ from h2tune.vertical.config import VerticalConfig, load_vertical
 from h2tune.vertical.exchange import Direct, Exchange, Log, PartyGone
 from h2tune.vertical.figures import pictures
 from h2tune.vertical.meeting import Meeting, meet
+from h2tune.vertical.methods import prepare
 from h2tune.vertical.parties import PartyData, load_party
 from h2tune.vertical.passive import Passive
 from h2tune.vertical.run_store import VerticalStore, keep_top
@@ -164,7 +165,7 @@ def run(
         frames: training and test table of each party, where they are in memory already.
     """
     begin = time.perf_counter()
-    config = config if isinstance(config, VerticalConfig) else load_vertical(config)
+    config = prepare(config if isinstance(config, VerticalConfig) else load_vertical(config))
     store = VerticalStore(Path(out))
     data = load_parties(config, frames)
     opened = resume and store.exists and store.committed() is not None
