@@ -27,11 +27,11 @@ from problems import Problem, Setting, build
 
 from h2tune.vertical.compare import interval
 from h2tune.vertical.config import VerticalConfig, parse_vertical
-from h2tune.vertical.evaluate import evaluate
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.methods import METHODS
 from h2tune.vertical.methods.base import configure
 from h2tune.vertical.methods.central import evaluate_central
+from h2tune.vertical.trial import evaluate
 
 SEEDS = range(5)
 TUNING_SEEDS = (100,)

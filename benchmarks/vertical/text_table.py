@@ -25,11 +25,11 @@ from problems import DATA
 
 from h2tune.vertical.compare import interval
 from h2tune.vertical.config import parse_vertical
-from h2tune.vertical.evaluate import evaluate
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.methods import METHODS
 from h2tune.vertical.methods.base import configure
 from h2tune.vertical.text import embed_texts
+from h2tune.vertical.trial import evaluate
 
 ALIGNED = 200
 

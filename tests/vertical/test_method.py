@@ -13,9 +13,11 @@ from vertical.tables import PARTIES, config, planted
 
 from h2tune.vertical.bilevel import gradient, lower, mean_squared_gradient, upper
 from h2tune.vertical.bilevel import planted as planted_levels
-from h2tune.vertical.evaluate import evaluate
+from h2tune.vertical.evaluation import test_labels as true_labels
+from h2tune.vertical.evaluation import views
 from h2tune.vertical.federation import fit, load_parties, run
 from h2tune.vertical.methods import METHODS
+from h2tune.vertical.trial import evaluate
 
 UNSEEN = {"rounds": 60, "method": {"warmup": 15}, "training": {"dim": 16, "hidden": 32}}
 
@@ -83,7 +85,7 @@ def test_a_class_that_nobody_names_is_found_by_elimination():
 def test_any_subset_of_parties_predicts_and_one_alone_is_its_view():
     settings = config(rounds=20)
     active = fit(settings, load_parties(settings, planted()))
-    z, labels = active.views("test"), active.test_labels()
+    z, labels = views(active, "test"), true_labels(active)
     right = []
     for here in ([True, True, True], [True, False, False], [False, True, False], [False, True, True]):
         present = torch.tensor(here).expand(len(labels), 3)

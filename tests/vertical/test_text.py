@@ -12,6 +12,7 @@ from vertical.recorder import recorded
 from vertical.tables import PARTIES, config, planted
 
 from h2tune.config import ConfigError
+from h2tune.vertical.evaluation import views
 from h2tune.vertical.federation import fit, load_parties
 from h2tune.vertical.table import TableError
 from h2tune.vertical.text import embed_texts
@@ -52,7 +53,7 @@ def test_a_party_with_notes_takes_part_and_no_word_leaves_it(encoder: Path):
     active = federation.run()
     assert recorders["shop"].party.data.width == 16
     present = active.meeting.present
-    z = active.views("train")
+    z = views(active, "train")
     scores = active.top.scores(z, present & torch.tensor([False, False, True]))
     assert float((scores.argmax(1) == active.labels.y).float().mean()) > 0.4
     assert not any(b"note" in data for data in recorders["shop"].up)

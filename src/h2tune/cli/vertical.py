@@ -193,8 +193,8 @@ def demo(out: Path, seed: int = 0, as_json: bool = False) -> dict[str, Any]:
 
 def run_vertical_alone(file: Path, out: Path) -> dict[str, Any]:
     """Scores of the active party by itself."""
-    from h2tune.vertical.evaluate import evaluate
     from h2tune.vertical.federation import load_parties
+    from h2tune.vertical.trial import evaluate
 
     config = load_vertical(file)
     return evaluate(config, METHODS["local"], load_parties(config))

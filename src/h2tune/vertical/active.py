@@ -16,15 +16,12 @@ from h2tune.vertical import exposure, fuse
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
 from h2tune.vertical.exchange import Exchange
-from h2tune.vertical.labels import Labels, numbers
+from h2tune.vertical.labels import Labels
 from h2tune.vertical.meeting import Meeting
-from h2tune.vertical.metrics import answers, score
 from h2tune.vertical.parties import PartyData
 from h2tune.vertical.priors import global_prior
 from h2tune.vertical.prototypes import from_means, merge
 from h2tune.vertical.top import KNOWN, Top
-
-CHUNK = 8192  # rows asked for at a time
 
 
 class Active:
@@ -73,9 +70,6 @@ class Active:
         self._local(number, gradients, here)
         self.round = number
         record: dict[str, Any] = {"round": number, "loss": sum(losses) / len(losses), "counts": self._rounded()}
-        if number % self.config.evaluation.every == 0 or number == self.config.rounds:
-            record |= self.evaluate()
-        self._judge(record)
         record["seconds"] = time.perf_counter() - begin
         self.history.append(record)
         return record
@@ -181,11 +175,11 @@ class Active:
             nu = from_means(nu, t["mu"], fresh, self.labels.shares > 0)
         self.top.nu[k] = nu
 
-    def _judge(self, record: dict[str, Any]) -> None:
+    def judge(self, record: dict[str, Any]) -> None:
         """Where validation rows are kept, remember the best round; of equal ones the later."""
         score = (record.get("validation") or {}).get("balanced")
         if score is not None and score >= max(
-            (r["validation"]["balanced"] for r in self.history if "validation" in r), default=0.0
+            (r["validation"]["balanced"] for r in self.history if "validation" in r and r is not record), default=0.0
         ):
             self.best = record["round"]
             self.best_parts = pack({"encoder": self.encoder, "top": self.top})
@@ -200,54 +194,6 @@ class Active:
     def _rounded(self) -> list[list[float]]:
         """Rows of each class that each party has seen, to one decimal."""
         return [[round(value, 1) for value in row] for row in self.top.counts.tolist()]
-
-    # Scores
-
-    def views(self, split: str) -> list[Tensor]:
-        """Embeddings of all aligned people of a split at every party (K of n x d); zeros for an absent party."""
-        total = len(self.labels.y) if split == "train" else len(self.meeting.test_rows)
-        own = self.data.train if split == "train" else self.data.test
-        rows = self.meeting.rows if split == "train" else self.meeting.test_rows
-        with torch.no_grad():
-            mine = self.encoder(own.x[rows]) if own is not None else torch.zeros(0, self.config.training.dim)
-        found = {name: torch.zeros_like(mine) for name in self.meeting.passive}
-        for start in range(0, total, CHUNK):
-            stop = min(start + CHUNK, total)
-            meta = {"split": split, "start": start, "stop": stop}
-            answers = self.exchange.ask("predict", {name: Payload(meta=meta) for name in self.exchange.here})
-            for name, answer in answers.items():
-                found[name][start:stop] = answer.tensors["z"]
-        return [mine, *found.values()]
-
-    def evaluate(self) -> dict[str, Any]:
-        """Scores on the test people, and on validation rows if some were kept."""
-        record: dict[str, Any] = {}
-        if len(self.meeting.test_rows) and self.data.test is not None:
-            views = self.views("test")  # before asking who is here: a party may leave meanwhile
-            record["test"] = self._scored(views, self.meeting.test_present & self.here(), self.test_labels())
-        if len(self.labels.validation):
-            views = [view[self.labels.validation] for view in self.views("train")]
-            present = self.meeting.present[self.labels.validation] & self.here()
-            record["validation"] = self._scored(views, present, self.labels.y[self.labels.validation])
-        return record
-
-    def test_labels(self) -> Tensor:
-        """Class numbers of the test people, -1 where there is no label."""
-        return numbers(self.data.test.labels if self.data.test else [], self.classes)
-
-    def answers(self) -> list[dict[str, Any]]:
-        """Predictions for the test people from the parties that answer; see `h2tune.vertical.metrics.answers`."""
-        views = self.views("test")
-        present = self.meeting.test_present & self.here()
-        with torch.no_grad():
-            p = self.top.scores(views, present).masked_fill(~self.top.seen, -torch.inf).softmax(1)
-        ids = self.data.test.ids if self.data.test else []
-        return answers(p, present, ids, self.classes, self.parties)
-
-    def _scored(self, z: list[Tensor], present: Tensor, labels: Tensor) -> dict[str, Any]:
-        with torch.no_grad():
-            found = fuse.predict(self.top.scores(z, present), self.top.seen)
-        return score(found, labels, self.labels.unseen)
 
     # State
 

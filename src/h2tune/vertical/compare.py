@@ -10,9 +10,9 @@ from typing import Any
 
 from h2tune.utils.files import write_atomic
 from h2tune.vertical.config import VerticalConfig
-from h2tune.vertical.evaluate import evaluate
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.methods import method_named
+from h2tune.vertical.trial import evaluate
 
 
 def interval(values: Sequence[float]) -> list[float]:

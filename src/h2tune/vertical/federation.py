@@ -18,6 +18,7 @@ from h2tune.utils.seeds import derive
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
 from h2tune.vertical.config import VerticalConfig, load_vertical
+from h2tune.vertical.evaluation import evaluate
 from h2tune.vertical.exchange import Direct, Exchange, Log, PartyGone
 from h2tune.vertical.figures import pictures
 from h2tune.vertical.meeting import Meeting, meet
@@ -125,7 +126,11 @@ class Federation:
         while True:
             self._let_in()
             try:
-                return active.one_round()
+                record = active.one_round()
+                if active.round % self.config.evaluation.every == 0 or active.round == self.config.rounds:
+                    record |= evaluate(active)
+                    active.judge(record)
+                return record
             except PartyGone as error:
                 self.log.event("warning", f"round {active.round + 1} is repeated: {error} did not answer")
                 active.restore(active.round, saved, kept)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from h2tune.vertical import fuse
 from h2tune.vertical.active import Active
+from h2tune.vertical.evaluation import test_labels, views
 from h2tune.vertical.metrics import confusion
 
 SHOWN = 2000  # test rows that gate weights are averaged over
@@ -20,8 +21,8 @@ def pictures(active: Active) -> dict[str, Any]:
     if not len(active.meeting.test_rows):
         return found
     with torch.no_grad():
-        present, labels = active.meeting.test_present & active.here(), active.test_labels()
-        z = active.views("test")
+        present, labels = active.meeting.test_present & active.here(), test_labels(active)
+        z = views(active, "test")
         scores = active.top.scores(z, present)
         predicted = fuse.predict(scores, active.top.seen)
         weights = active.top.gate_weights(z, fuse.view_logits(z, active.top.nu), active.top.counts, present)

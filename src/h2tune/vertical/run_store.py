@@ -15,6 +15,7 @@ from h2tune.utils.files import StoreError, write_atomic
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
 from h2tune.vertical.config import VerticalConfig, parse_vertical
+from h2tune.vertical.evaluation import predictions
 from h2tune.vertical.exposure import Sizes
 from h2tune.vertical.meeting import Meeting
 from h2tune.vertical.parties import PartyData
@@ -98,7 +99,7 @@ def keep_top(store: VerticalStore, active: Active) -> None:
     if active.top.vectors is not None:
         about["vectors"] = active.top.vectors.tolist()
     write_atomic(folder / "predictor.json", json.dumps(about).encode())
-    lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in active.answers())
+    lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in predictions(active))
     write_atomic(store.folder / "predictions.jsonl", lines.encode())
     write_party(store.folder / "clients" / active.data.name, active.encoder, active.data)
 

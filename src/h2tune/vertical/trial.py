@@ -8,6 +8,7 @@ import torch
 
 from h2tune.vertical.active import Active
 from h2tune.vertical.config import VerticalConfig
+from h2tune.vertical.evaluation import test_labels
 from h2tune.vertical.exchange import Direct
 from h2tune.vertical.federation import fit, salt_of
 from h2tune.vertical.fuse import predict
@@ -53,7 +54,7 @@ def pool(config: VerticalConfig, data: Data) -> Pooled:
         [active.labels.own_y, *(p.free_labels for p in parties.values())],
         test_x,
         meeting.test_present,
-        active.test_labels(),
+        test_labels(active),
         active.labels.unseen,
         active.top.counts,
     )
