@@ -120,12 +120,12 @@ def tune_with(
     return METHODS[name].tuned[max(range(len(means)), key=means.__getitem__)]
 
 
-def run(folder: Path, groups: list[str]) -> None:
+def run(folder: Path, groups: list[str], only: set[str]) -> None:
     """All cells that are not there yet."""
     for group in groups:
         settings, names = GROUPS[group]
         for table, setting in settings.items():
-            for name in names:
+            for name in names if not only else [n for n in names if n in only]:
                 best = tune(folder, name, MAIN[table])
                 for seed in SEEDS:
                     cell(
@@ -197,10 +197,11 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "collect"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--groups", default=",".join(GROUPS))
+    parser.add_argument("--only", default="", help="methods, with commas between; by default all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "run":
-        run(options.out, options.groups.split(","))
+        run(options.out, options.groups.split(","), set(options.only.split(",")) - {""})
         return
     result = about("python benchmarks/vertical/grid.py " + " ".join(sys.argv[1:])) | {
         "settings": {g: {t: asdict(s) for t, s in v[0].items()} for g, v in GROUPS.items()},

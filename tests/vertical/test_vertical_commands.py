@@ -12,11 +12,10 @@ from h2tune.cli import vertical as commands
 from h2tune.config import ConfigError
 from h2tune.report.vertical_live import Progress
 from h2tune.utils.files import StoreError
-from h2tune.vertical.config import is_vertical, load_vertical
+from h2tune.vertical.config import is_vertical, is_vertical_run, load_vertical
 from h2tune.vertical.demo import write_demo
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.predictor import Predictor
-from h2tune.vertical.run_store import is_vertical_run
 from h2tune.vertical.table import TableError
 
 

@@ -198,3 +198,55 @@ def run_vertical_alone(file: Path, out: Path) -> dict[str, Any]:
 
     config = load_vertical(file)
     return evaluate(config, METHODS["local"], load_parties(config))
+
+
+def provision(file: Path, out: Path, renew: Sequence[str] = (), days: int = 360) -> list[Path]:
+    """`h2tune provision`: a kit for the active party (`server`) and for every other party."""
+    from h2tune.deployment.vertical import provision_vertical
+
+    config = load_vertical(file)
+    made = provision_vertical(config, out, renew, days)
+    for folder in made:
+        print(f"{folder.name:<16} {folder}")
+    if not made:
+        print("all kits are there already; --renew NAME makes one again")
+        return made
+    print(f"\nat {config.label.party:<12} h2tune server {out / 'server'} --train ... --test ...")
+    for party in config.passive:
+        print(f"at {party.name:<12} h2tune client {out / party.name} --train ... --test ...")
+    return made
+
+
+def serve(kit: Path, own: dict[str, Any], as_json: bool = False) -> dict[str, Any]:
+    """`h2tune server`: be the active party of a kit's federation; the same command goes on after a stop."""
+    from h2tune.deployment.kits import Kit
+    from h2tune.deployment.vertical import config_of, serve_vertical
+
+    found = Kit(kit, "server")
+    config, _ = config_of(found, found.own() | own)
+    names = [config.label.party, *(p.name for p in config.passive)]
+    progress = Progress(names, config.label.classes, "json" if as_json else "auto")
+    try:
+        metrics = serve_vertical(found, own, progress)
+    finally:
+        progress.stop()
+    page = write_vertical_report(kit / "run")
+    if as_json:
+        print(json.dumps({"event": "result", "run": str(kit / "run"), "final": metrics["final"]}))
+    else:
+        print_result(metrics)
+        print(f"\nreport   {page}")
+    return metrics
+
+
+def attend(kit: Path, own: dict[str, Any], as_json: bool = False) -> str:
+    """`h2tune client`: be a passive party of a kit's federation; the same command goes on after a stop."""
+    from h2tune.deployment.kits import Kit
+    from h2tune.deployment.vertical import attend_vertical
+
+    def say(text: str) -> None:
+        print(json.dumps({"event": "message", "text": text}) if as_json else text, flush=True)
+
+    words = attend_vertical(Kit(kit, "client"), own, say)
+    say(words)
+    return words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +100,7 @@ class MethodConfig(_Strict):
     view_weight: float = Field(0.3, ge=0, description="weight of each view's own loss")
     fused_weight: float = Field(1.0, ge=0, description="weight of the loss of the fused scores")
     warmup: int = Field(15, ge=1, description="first round that uses unlabelled rows")
+    pretext: float = Field(0.0, ge=0, description="weight of a contrastive loss on unlabelled rows, from round 1 on")
     eps: float = Field(1.0, gt=0, description="entropic term of the transport")
     rho: float = Field(1.0, ge=0, description="hold on the class masses of the transport")
     ct: float = Field(0.0, ge=0, description="weight of a two-way transport loss")
@@ -197,6 +199,12 @@ def is_vertical(path: str | Path) -> bool:
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return False
     return isinstance(data, dict) and "parties" in data
+
+
+def is_vertical_run(folder: str | Path) -> bool:
+    """Whether a folder holds the run of a vertical federation."""
+    path = Path(folder) / "run.json"
+    return path.is_file() and json.loads(path.read_text()).get("kind") == "vertical"
 
 
 def load_vertical(path: str | Path, seed: int | None = None) -> VerticalConfig:

@@ -111,6 +111,8 @@ def train(
 ) -> float | None:  # fmt: skip
     """Steps on the kept rows; returns the mean loss, or None where nothing was kept."""
     kept = found.kept
+    if method.pretext and training.local_steps and not len(kept):
+        return _pretrain(encoder, optimisers, x, method, training, generator)
     if not len(kept) or not training.local_steps:
         return None
     x, targets, weights = x[kept], found.targets[kept], found.weights[kept]
@@ -132,6 +134,31 @@ def train(
             optimiser.step()
         total += float(value.detach())
     return total / training.local_steps
+
+
+def _pretrain(
+    encoder: nn.Module, optimisers: list[torch.optim.Optimizer], x: Tensor, method: MethodConfig, training: Training,
+    generator: torch.Generator,
+) -> float:  # fmt: skip
+    """Steps of a contrastive loss while no row has a label yet; returns the mean loss."""
+    total = 0.0
+    for _ in range(training.local_steps):
+        rows = x[torch.randperm(len(x), generator=generator)[: training.batch]]
+        value = method.pretext * contrast(encoder(rows), encoder(corrupt(rows, x, training.corrupt, generator)))
+        for optimiser in optimisers[:1]:
+            optimiser.zero_grad()
+        torch.autograd.backward(value)
+        for optimiser in optimisers[:1]:
+            optimiser.step()
+        total += float(value.detach())
+    return total / training.local_steps
+
+
+def contrast(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:
+    """Each row must find its own copy among those of the batch (Bahri et al., ICLR 2022)."""
+    near = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
+    own = torch.arange(len(a))
+    return 0.5 * (F.cross_entropy(near, own) + F.cross_entropy(near.T, own))
 
 
 def two_way(z: Tensor, mu: Tensor, prior: Tensor) -> Tensor:

@@ -85,12 +85,6 @@ class VerticalStore(RunStore):
         return Sizes(len(active.classes), training.dim, min(training.batch, len(active.labels.y)))
 
 
-def is_vertical_run(folder: str | Path) -> bool:
-    """Whether a folder holds the run of a vertical federation."""
-    path = Path(folder) / "run.json"
-    return path.is_file() and json.loads(path.read_text()).get("kind") == "vertical"
-
-
 def keep_top(store: VerticalStore, active: Active) -> None:
     """Write what a prediction needs of the active party: the top layer, its network, how its columns become numbers."""
     folder = store.folder / "server"
