@@ -1,19 +1,62 @@
-# `make demo` and `make test` need nothing but Python 3.11, 3.12 or 3.13.
+# `make demo` and `make test` need nothing but Python 3.11, 3.12 or 3.13. Continuous integration runs `make check`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install lock clean
+.PHONY: demo test check lint types imports docs coverage test-oldest test-newest format install lock clean
 
 demo: install
 	$(BIN)/h2tune demo --out runs/demo
 
+check:  # the quick ones first
+	$(MAKE) lint
+	$(MAKE) types
+	$(MAKE) imports
+	$(MAKE) docs
+	$(MAKE) test
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_sizes.py
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+docs: install
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
 test: install
 	$(BIN)/python -m pytest -n 2
 
+# The floor is for the rooms that everything stands on. Measured in November 2026: 99.2 % of their lines.
+FLOOR := 98
+FLOORED := src/h2tune/core/*,src/h2tune/aggregation/*,src/h2tune/protocol/*
+
+coverage: install
+	mkdir -p build
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html:build/coverage
+	$(BIN)/coverage report --include='$(FLOORED)' --fail-under=$(FLOOR)
+
+# The suite with the lowest versions that pyproject.toml allows, and with the newest that the package index has.
+test-oldest:
+	PYTHON="$(PYTHON)" VENV=.venv-oldest sh scripts/install_unlocked.sh oldest
+	.venv-oldest/bin/python -m pytest -n 2
+
+test-newest:
+	PYTHON="$(PYTHON)" VENV=.venv-newest sh scripts/install_unlocked.sh newest
+	.venv-newest/bin/python -m pytest -n 2
+
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml requirements/lock.txt requirements/torch.txt scripts/install.sh
+$(VENV)/.installed: pyproject.toml requirements/lock.txt requirements/torch.txt scripts/install.sh scripts/install_torch.sh
 	PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/install.sh
 	touch $@
 
@@ -22,4 +65,4 @@ lock: install
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/lock.py $(UPGRADE)
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist src/*.egg-info

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import statistics
+import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def median_interval(values: list[float]) -> tuple[float, float, float]:
@@ -21,11 +26,50 @@ def median_interval(values: list[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[low], ordered[high]
 
 
+def commit() -> str | None:
+    """The commit of this code, marked where files differ from it; None outside a repository."""
+
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no").strip()
+        return git("rev-parse", "HEAD").strip() + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def processor() -> str:
+    """The processor's name as its maker writes it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def circumstances() -> dict[str, Any]:
+    """What a figure depends on beside the code: when, on what, with how many threads."""
+    return {
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }
+
+
 def write(name: str, result: dict[str, Any]) -> None:
-    """Keep a result with the command that made it under benchmarks/results/."""
-    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    path = Path(__file__).parent / "results" / f"{name}.json"
+    """Keep a result under benchmarks/results/, with the command and the circumstances that it was made in."""
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     command = "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    path.write_text(json.dumps({"command": command, "machine": machine} | result, indent=1) + "\n")
+    path.write_text(json.dumps({"command": command} | circumstances() | result, indent=1) + "\n")
     print(f"wrote {path}")

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from h2tune.config import Budget, ClientConfig, Evaluation, Experiment, Privacy, Training, Wire
-from h2tune.methods import Method
+from h2tune.methods.registry import Method
 
 _SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("The file", "The keys at the top of the YAML.", Experiment),

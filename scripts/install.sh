@@ -1,6 +1,5 @@
 #!/bin/sh
-# A virtual environment with the locked packages and h2tune in it. Where there is no GPU, PyTorch's CPU build is taken:
-# the default build brings several gigabytes of CUDA libraries along.
+# A virtual environment with the locked packages and h2tune in it.
 set -eu
 known=$(sed -n 's/^# Pythons: //p' requirements/lock.txt)
 found=$("$PYTHON" -c "import sys; print('%d.%d' % sys.version_info[:2])")
@@ -15,18 +14,7 @@ esac
 
 "$PYTHON" -m venv "$VENV"
 pip="$VENV/bin/python -m pip install --quiet --disable-pip-version-check"
-torch=$(cat requirements/torch.txt)
-
-if ! "$VENV/bin/python" -c "import torch" 2>/dev/null; then
-    if [ "$(uname -s)" != Linux ] || { command -v nvidia-smi && nvidia-smi; } >/dev/null 2>&1; then
-        $pip "$torch"             # other systems have no CUDA build to avoid
-    elif $pip "$torch+cpu" 2>/dev/null; then
-        :                         # a CPU build is within pip's reach (a local index or folder)
-    else
-        $pip "$(grep -o '^uv==[^ ]*' requirements/lock.txt)"   # uv knows where PyTorch keeps its CPU builds
-        "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --torch-backend cpu "$torch"
-    fi
-fi
+VENV="$VENV" sh scripts/install_torch.sh "$(cat requirements/torch.txt)"
 # The lock is complete: nothing is resolved here, and a file that is not the locked one is refused by its hash.
 $pip --no-deps --require-hashes --requirement requirements/lock.txt
 $pip --no-deps --no-build-isolation --editable .

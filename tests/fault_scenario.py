@@ -11,29 +11,30 @@ from federations import small
 from safetensors.torch import load_file
 from simulated_network import SimulatedClient, SimulatedNetwork, kits, participant
 
+from h2tune.config import Experiment
 from h2tune.deployment.serve import serve
 
 WAITS = {"deadline": 60, "silence": 5, "gather": 30, "patience": 300}
 
 
 class FaultScenario:
-    """Two clients and a server over the office's post."""
+    """Two clients and a server over a simulated network."""
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.experiment = small(network=WAITS, **changes)
-        self.folder, self.office = folder, SimulatedNetwork()
+    def __init__(self, folder: Path, experiment: Experiment | None = None, **changes: Any) -> None:
+        self.experiment = experiment or small(network=WAITS, **changes)
+        self.folder, self.network = folder, SimulatedNetwork()
         self.kits = kits(self.experiment, folder)
         self.clients: dict[str, SimulatedClient] = {}
         for client in self.experiment.clients:
             own = {"model": client.model, "train": client.train, "test": client.test, "validation": client.validation}
             make = participant(self.kits[client.name], own)
-            self.clients[client.name] = SimulatedClient(self.office, client.name, make)
+            self.clients[client.name] = SimulatedClient(self.network, client.name, make)
 
     def serve(self, start: bool = True) -> dict[str, Any]:
         if start:
             for client in self.clients.values():
                 client.start()
-        return serve(self.kits["server"], engine=self.office.engine, clock=self.office.clock)
+        return serve(self.kits["server"], engine=self.network.engine, clock=self.network.clock)
 
     def outcome(self) -> dict[str, torch.Tensor]:
         found = load_file(self.folder / "server" / "run" / "server" / "core.safetensors")

@@ -1,4 +1,4 @@
-"""A post office with a clock of its own: a federation over a network, without a network and without waiting.
+"""A post network with a clock of its own: a federation over a network, without a network and without waiting.
 
 The server runs as it does over NVFlare (`h2tune.deployment.serve`), clients answer with the same `Participant`; only the
 channel is made of queues, and time passes when the server waits. Faults are planted by message kind and by time.
@@ -17,7 +17,7 @@ from h2tune.config import Experiment
 from h2tune.deployment.join import Participant
 from h2tune.deployment.kits import PUBLIC, SCHEMA, About, Kit, write_kit
 from h2tune.deployment.provision import concerns, with_public_files
-from h2tune.protocol.codec import decode
+from h2tune.protocol.codec import Message, decode
 from h2tune.transport.channel import Done
 from h2tune.transport.envelope import Envelope, unpack
 from h2tune.version import __version__
@@ -92,13 +92,13 @@ class SimulatedClient:
             ``before`` (nothing was done) or ``after`` (the answer was made, not sent).
     """
 
-    def __init__(self, office: SimulatedNetwork, name: str, make: Callable[[], Callable[[bytes], bytes]],
+    def __init__(self, network: SimulatedNetwork, name: str, make: Callable[[], Callable[[bytes], bytes]],
                  faults: dict[str, tuple[str, Callable[[SimulatedClient], None]]] | None = None) -> None:  # fmt: skip
-        self.office, self.name, self.make, self.faults = office, name, make, dict(faults or {})
+        self.network, self.name, self.make, self.faults = network, name, make, dict(faults or {})
         self.alive, self.busy, self.hung, self.lives = False, False, False, 0
         self.work, self.federation = WORK, FEDERATION
         self.stopped: list[str] = []
-        office.clients[name] = self
+        network.clients[name] = self
 
     def start(self) -> None:
         self.lives += 1
@@ -108,16 +108,16 @@ class SimulatedClient:
     def kill(self, back_after: float | None = None) -> None:
         self.alive = False
         if back_after is not None:
-            self.office.after(back_after, self.start)
+            self.network.after(back_after, self.start)
 
     def hang(self, seconds: float) -> None:
         self.hung = True
-        self.office.after(seconds, lambda: setattr(self, "hung", False))
+        self.network.after(seconds, lambda: setattr(self, "hung", False))
 
     def _beat(self, life: int) -> None:
         if self.alive and life == self.lives:
             self.hello()
-            self.office.after(1.0, lambda: self._beat(life))
+            self.network.after(1.0, lambda: self._beat(life))
 
     def hello(self) -> None:
         fields = {"federation": self.federation, "process": f"{self.name}-{self.lives}", "version": __version__,
@@ -125,10 +125,10 @@ class SimulatedClient:
         self._post(Envelope("hello", fields))
 
     def _post(self, envelope: Envelope) -> bool:
-        if not self.office.cut:
+        if not self.network.cut:
             data = envelope.pack()
-            self.office.after(TRAVEL, lambda: self.office.envelopes.append((self.name, data)))
-        return not self.office.cut
+            self.network.after(TRAVEL, lambda: self.network.envelopes.append((self.name, data)))
+        return not self.network.cut
 
     def take(self, envelope: Envelope) -> None:
         if envelope.kind == "stop":
@@ -136,7 +136,7 @@ class SimulatedClient:
             return
         self.busy, life = True, self.lives
         self.hello()
-        moment, fault = self.faults.pop(decode(envelope.body).kind, ("", None))
+        moment, fault = self._planted(decode(envelope.body))
         if fault and moment == "before":
             fault(self)
             if not self.alive:
@@ -145,13 +145,20 @@ class SimulatedClient:
         if fault and moment == "after":
             fault(self)
         answer = Envelope("answer", {"number": envelope.fields["number"]}, body)
-        self.office.after(self.work, lambda: self._deliver(answer, life))
+        self.network.after(self.work, lambda: self._deliver(answer, life))
+
+    def _planted(self, message: Message) -> tuple[str, Callable[[SimulatedClient], None] | None]:
+        """The fault of this kind of message, or of this step of a round (``step 25``)."""
+        for key in (message.kind, f"{message.kind} {message.step}"):
+            if key in self.faults:
+                return self.faults.pop(key)
+        return "", None
 
     def _deliver(self, envelope: Envelope, life: int) -> None:
         if not self.alive or life != self.lives:
             return
         if self.hung or not self._post(envelope):
-            self.office.after(0.5, lambda: self._deliver(envelope, life))
+            self.network.after(0.5, lambda: self._deliver(envelope, life))
             return
         self.busy = False
         self.hello()

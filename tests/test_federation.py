@@ -175,7 +175,7 @@ def test_upload_is_the_trained_core_bit_for_bit_and_nothing_else(tmp_path: Path)
     sent: list[Message] = []
 
     def watch(answers: list) -> list:
-        sent.extend(m for _, data in answers if (m := decode(data)).kind == "update")
+        sent.extend(m for _, data in answers if (m := decode(data)).kind == "train")
         return answers
 
     server, clients = build(small(rounds=1), tmp_path / "run", watch)
@@ -240,7 +240,7 @@ def test_patience_stops_early(tmp_path: Path) -> None:
 
 
 def test_wire_round_trip_of_a_message() -> None:
-    message = Message("update", "r", 3, "a", "h2tune", Payload({"x": torch.randn(2, 3)}, {"k": [1, "two"]}), 7)
+    message = Message("train", "r", 3, "a", "h2tune", Payload({"x": torch.randn(2, 3)}, {"k": [1, "two"]}), 7)
     back = decode(encode(message), run="r")
     assert torch.equal(back.payload.tensors["x"], message.payload.tensors["x"])
     assert (back.payload.meta, back.examples, back.round) == ({"k": [1, "two"]}, 7, 3)
@@ -354,5 +354,5 @@ def test_no_private_row_can_influence_the_frames_that_are_sent(tmp_path: Path) -
         config = experiment.clients[0].model_copy(update=other)
         client = Client(config, experiment, ModelPool("cpu"), demo_anchors())
         client.method.join()
-        sent.append(encode(Message("described", "r", 0, "c0", "h2tune", client.method.describe())))
+        sent.append(encode(Message("describe", "r", 0, "c0", "h2tune", client.method.describe())))
     assert len(sent[0]) > 10_000 and sent[0] == sent[1]

@@ -34,7 +34,7 @@ def test_a_bad_update_excludes_its_client_and_the_others_go_on(damage: str, tmp_
         out = []
         for name, data in answers:
             message = decode(data)
-            if message.kind == "update" and name == "c1":
+            if message.kind == "train" and name == "c1":
                 if damage == "flip a byte":
                     data = data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
                 elif damage == "foreign run":
@@ -71,7 +71,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "key"), [("joined", "facts"), ("joined", "base"), ("update", "record"), ("result", "final")]
+    ("kind", "key"), [("join", "facts"), ("join", "base"), ("train", "record"), ("finish", "final")]
 )
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=str)
 def test_what_a_client_says_of_itself_cannot_stop_the_server(
@@ -113,7 +113,7 @@ def test_an_introduction_that_cannot_be_excludes_its_client_and_the_others_begin
     method: str, key: str, value: Any, says: str, tmp_path: Path
 ) -> None:
     def change(message: Message) -> None:
-        if message.kind == "joined":
+        if message.kind == "join":
             message.payload.meta[key] = value
 
     experiment = small(rounds=1, training={"steps": 1, "batch_size": 2}, method={"name": method})
@@ -125,7 +125,7 @@ def test_an_introduction_that_cannot_be_excludes_its_client_and_the_others_begin
 
 def test_an_introduction_without_what_the_method_needs_is_no_introduction(tmp_path: Path) -> None:
     def change(message: Message) -> None:
-        if message.kind == "joined":
+        if message.kind == "join":
             del message.payload.meta["depth"], message.payload.meta["slots"]
 
     server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
@@ -150,7 +150,7 @@ def test_bases_that_cannot_be_exclude_their_client_and_the_others_begin(
     damage: str, says: str, tmp_path: Path
 ) -> None:
     def change(message: Message) -> None:
-        if message.kind == "described":
+        if message.kind == "describe":
             sent = message.payload.tensors
             if damage == "rows":
                 message.payload.tensors = {key: u[:-1].contiguous() for key, u in sent.items()}
@@ -174,7 +174,7 @@ def test_bases_that_cannot_be_exclude_their_client_and_the_others_begin(
 
 def test_who_says_another_number_of_examples_than_before_is_excluded(tmp_path: Path) -> None:
     def change(message: Message) -> None:
-        if message.kind == "update":
+        if message.kind == "train":
             message.examples = 10_000_000
 
     server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
@@ -186,7 +186,7 @@ def test_another_describes_the_anchors_where_the_first_cannot(tmp_path: Path) ->
     """Two clients on one base: one of them is asked; its answer is rubbish, and the other one is asked."""
 
     def change(message: Message) -> None:
-        if message.kind == "described":
+        if message.kind == "describe":
             message.payload.tensors = {"x": torch.zeros(2, 1)}
 
     server, _ = build(small(clients=2, same_model=True, rounds=1), tmp_path, of_c0(change))
@@ -198,9 +198,9 @@ def test_another_describes_the_anchors_where_the_first_cannot(tmp_path: Path) ->
 @pytest.mark.parametrize("damage", ["rank", "nothing"])
 def test_colora_goes_on_with_another_pivot(damage: str, tmp_path: Path) -> None:
     def change(message: Message) -> None:
-        if message.kind == "joined":
+        if message.kind == "join":
             message.payload.meta["depth"] = 512  # the deepest model is the pivot
-        if message.kind == "described":
+        if message.kind == "describe":
             sent = {k: t[:, :3].contiguous() for k, t in message.payload.tensors.items()}
             message.payload.tensors = sent if damage == "rank" else {}
 
@@ -266,9 +266,9 @@ def test_what_comes_before_its_time_is_refused(kind: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("method", ["fedsb", "fedmkt"])
 def test_what_the_server_passes_on_cannot_end_the_others(method: str, tmp_path: Path) -> None:
     def change(message: Message) -> None:
-        if message.kind == "described":
+        if message.kind == "describe":
             message.payload.tensors = {}
-        if message.kind == "update" and method == "fedmkt":
+        if message.kind == "train" and method == "fedmkt":
             message.payload.tensors["losses"] = torch.zeros(1)
 
     same = method == "fedsb"  # bases are passed on to clients with the same model

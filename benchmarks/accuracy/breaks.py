@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from common import write  # noqa: E402
 
-VARIANTS = {"averaged": {}, "not averaged": {"method": {"share": False}}}
+VARIANTS = {"averaged": {}, "not averaged": {"method": {"name": "h2tune-unshared"}}}
 Plain = dict[str, Any]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from picture import picture
 
-from h2tune.comparison.statistics import interval, text_of
+from h2tune.comparison.statistics import interval
+from h2tune.report.comparison_text import text_of
 from h2tune.report.format import size
 
 ROOT = Path(__file__).parents[2]

@@ -1,53 +1,33 @@
-"""One participant of a federation: its model, its data, its private state, and what it answers to the server.
+"""One participant of a federation: what it answers to the server, message by message.
 
-Read `handle` from top to bottom: join, describe, welcome, then round after round, and the result. Everything that
-comes in is decoded and judged by `wire`; everything that goes out is what the method packs.
+Read `Client.handle` from top to bottom: decode, act, encode. Set-up comes first (join, then what the method asks for),
+then the method's actions round after round, and the result. Everything that comes in is decoded and checked by
+`h2tune.protocol`; everything that goes out is declared (`h2tune.methods.leaving`).
 """
 
 from __future__ import annotations
 
-import math
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from pydantic import Field
 
-from h2tune import tasks
-from h2tune.adapter import TriLoraConfig
-from h2tune.aggregation.secret_sharing import ClientSecrets, SecureError, context_of
-from h2tune.aggregation.secure_mean import threshold_of
-from h2tune.config import ClientConfig, ConfigError, Experiment
-from h2tune.frames.anchor_text import anchor_batch, coverage
-from h2tune.frames.bases import Bases, describe
-from h2tune.frames.episodes import load_practice
-from h2tune.frames.lexicon import Episode
-from h2tune.frames.sources import load_anchors, load_codes, load_texts
-from h2tune.frames.word_codes import TextCodes
-from h2tune.methods import resolve_method
-from h2tune.participant import budget
+from h2tune.config import ClientConfig, Experiment
+from h2tune.errors import ClientError, ProtocolError
+from h2tune.frames.anchor_text import coverage
+from h2tune.frames.sources import load_anchors
+from h2tune.methods.registry import resolve_method
 from h2tune.participant.base_models import ModelPool
-from h2tune.participant.batches import stream
-from h2tune.participant.optim import NanLossError
-from h2tune.participant.scoring import Score, score, unigram_nats
-from h2tune.protocol.codec import Message, Payload, ProtocolError, decode
-from h2tune.protocol.codec import encode as to_bytes
+from h2tune.participant.context import ClientContext, Watch
+from h2tune.participant.facts import base_score, facts_of
+from h2tune.participant.round_state import LostStateError, RoundState
+from h2tune.participant.trainer import NanLossError, Trainer
+from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore, RunStore
-from h2tune.tasks.prompts import encode
-from h2tune.utils.seeds import derive
-from h2tune.utils.sizes import parse_size
 
-Watch = Callable[[str, int, str, int, int, float], None]
-"""Told of every update: client, round, phase, step, steps, loss."""
-
-
-class LostStateError(RuntimeError):
-    """The private state of a committed round is not on this disk."""
+__all__ = ["Client", "LostStateError", "build_clients"]
 
 
 class Client:
@@ -59,7 +39,8 @@ class Client:
         models: the base models of this process.
         anchors: the public sentences, the same for everyone.
         store: where its private state lives; None keeps nothing.
-        watch: called with client, phase, step, steps, loss after every update.
+        watch: told of every update.
+        trainer: carries out local training; by default one update after the other.
     """
 
     def __init__(
@@ -71,308 +52,139 @@ class Client:
         store: ClientStore | None = None,
         watch: Watch | None = None,
         accelerator: Accelerator | None = None,
+        trainer: Trainer | None = None,
     ) -> None:
-        self.config, self.experiment, self.anchors, self.store, self.watch = config, experiment, anchors, store, watch
-        self.name, self.seed, self.rounds = config.name, experiment.seed, experiment.rounds
-        self.training, self.rank, self.data_seed = experiment.training, experiment.rank, config.name
-        self.task = tasks.build_task(config.task)
-        labels = len(self.task.labels) if self.task.kind == "classify" else None
-        self.models = models
-        self.base = models.get(
-            config.model, labels=labels, revision=config.revision, trust=config.trust_remote_code, slots=config.slots,
-            quantization=config.quantization,
-        )  # fmt: skip
-        method, settings = resolve_method(experiment.method)
-        self.layout = self.base.layout.only(settings.adapter_slots)
-        self.tokenizer = self.base.tokenizer
-        self.accelerator = accelerator or make_accelerator(experiment, models.device)
-        self._load_data()
-        self.keep = self._affordable() if config.keep == "auto" else float(config.keep)
-        self.method = method.client(self, settings)
+        self.kind, settings = resolve_method(experiment.method)
+        self.context = ClientContext(
+            config,
+            experiment,
+            models,
+            slots=settings.adapter_slots,
+            anchors=anchors,
+            store=store,
+            watch=watch,
+            accelerator=accelerator,
+            trainer=trainer,
+        )
+        self.config, self.name, self.store = config, config.name, store
+        self.method = self.kind.client(self.context, settings)
         self.method.check()
-        self.run, self.done = "", 0  # of which run, and the last round that it has trained
+        self.rounds = RoundState(self.name, store, self.method.state, self.method.load_state)
+        self.process, self.run = secrets.token_hex(8), ""
         self.joined = self.ready = False
-        self.secrets: ClientSecrets | None = None
+        self.seconds = 0.0  # spent on the round so far
+
+    @property
+    def leaked(self) -> int:
+        """Test rows that also occur in the training data."""
+        return self.context.data.leaked
 
     def introduction(self) -> dict[str, Any]:
         """What its method may tell of it before anything is trained."""
         return self.method.introduction()
 
-    def _load_data(self) -> None:
-        config, seed = self.config, derive(self.seed, self.data_seed, "data")
-        train = tasks.load_examples(
-            config.train, self.task, limit=config.n_train, seed=seed, columns=config.columns, part=config.part
-        )
-        self.test = tasks.load_examples(config.test, self.task, limit=config.n_test, seed=seed, columns=config.columns)
-        self.leaked = tasks.overlap(train, self.test)
-        if config.validation:
-            validation = tasks.load_examples(config.validation, self.task, columns=config.columns)
-        else:
-            train, validation = tasks.split_validation(train, seed, test=self.test)
-        self.validation = validation[: self.experiment.evaluation.n_validation]
-        length = config.max_length or self.base.context
-        encoded = [
-            encode(part, self.tokenizer, max_length=length, truncate=config.truncate)
-            for part in (train, self.validation, self.test)
-        ]
-        self.train_examples = train
-        self.train_data, self.validation_data, self.test_data = encoded
-
-    def _affordable(self) -> float:
-        """``keep: auto``; what was found once is kept, so that a resumed run has the same shapes."""
-        known = self.store.read_json("budget.json") if self.store else None
-        if known is None:
-            maps = self.base.maps(self.layout)
-            pairs = len(self.layout.slots) * min(self.experiment.depth or 2 * self.layout.depth, 2 * self.layout.depth)
-            limits = self.config.budget
-
-            def fits(rank: int) -> bool:
-                upload = limits.upload is None or budget.upload_bytes(pairs, rank) <= parse_size(limits.upload)
-                memory = limits.memory is None or budget.adapter_bytes(maps, rank) <= parse_size(limits.memory)
-                return upload and memory and (limits.step_ms is None or self._step_ms(rank) <= limits.step_ms)
-
-            try:
-                known = {"keep": budget.kept_share(self.rank, fits, f"rank 1 needs {budget.upload_bytes(pairs, 1)} bytes up"
-                                                   f" and {budget.adapter_bytes(maps, 1):,} bytes of memory")}  # fmt: skip
-            except ValueError as error:
-                raise ConfigError([f"{self.name}: {error}"]) from None
-            if self.store:
-                self.store.write_json("budget.json", known)
-        return known["keep"]
-
-    def _step_ms(self, rank: int) -> float:
-        """Median milliseconds of three training steps with a throw-away adapter of this rank."""
-        name, times = f"_probe{rank}", []
-        config = TriLoraConfig(r=rank, residual=False, target_modules=self.layout.targets, parts=self.layout.parts or None,
-                               task_type="SEQ_CLS" if self.task.kind == "classify" else "CAUSAL_LM")  # fmt: skip
-        self.base.attach(name, config)
-        batches = stream(self.train_data, self.training.batch_size, self.tokenizer.pad_token_id, 0)
-        for _ in range(4):
-            batch = {k: v.to(self.accelerator.device) for k, v in next(batches)[0].items()}
-            begin = time.perf_counter()
-            self.base.peft(**batch).loss.backward()
-            times.append(1000 * (time.perf_counter() - begin))
-        self.base.peft.zero_grad()
-        self.base.detach(name)
-        return sorted(times[1:])[1]
-
-    @contextmanager
-    def generator(self, *purpose: object) -> Iterator[None]:
-        """Torch's generators seeded for one purpose of this client, and restored afterwards."""
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(derive(self.seed, self.data_seed, *purpose))
-            yield
-
-    def describe_anchors(self, directions: int, most: int | None = None) -> Bases:
-        """Factors of this model's activations on the anchors, or ``most`` of them; clients on one base share them."""
-        anchors = self.anchors[:: -(-len(self.anchors) // most)] if most else self.anchors
-        base, key = self.base, ("bases", directions, hash(tuple(anchors)))
-        if key not in base.cache:
-            batch = anchor_batch(anchors, self.tokenizer, base.context, base.causal)
-            model = base.model
-            if base.peft is None:
-                base.cache[key] = describe(model, self.layout, batch, directions)
-            else:
-                with base.peft.disable_adapter():
-                    base.cache[key] = describe(model, self.layout, batch, directions)
-        return base.cache[key]
-
-    def word_codes(self, source: str, pairs: bool) -> TextCodes:
-        """Public codes of words, of the core's rank."""
-        return load_codes(source, self.rank, pairs)
-
-    def public_texts(self) -> list[str]:
-        """What frames by words are practised on."""
-        return load_texts(self.config.practice) if self.config.practice else self.anchors
-
-    def practice(self) -> list[Episode]:
-        """Public practice problems, as episodes."""
-        return load_practice(self.config.practice, self.tokenizer, self.config.max_length or self.base.context)
-
     def handle(self, data: bytes) -> bytes:
         """Answer one message of the server."""
         message = decode(data, run=self.run or None)
-        self.run = message.run
-        actions: dict[str, Callable[[Message], tuple[str, Payload]]] = {
-            "join": self._join,
-            "describe": lambda m: ("described", self.method.describe()),
-            "welcome": self._welcome,
-            "resume": self._resume,
-            "keys": self._keys,
-            "shares": self._shares,
-            "round": self._round,
-            "unmask": lambda m: (
-                "shares",
-                Payload(meta={"shares": self._secrets().reveal(m.payload.said("answered", list[str]))}),
-            ),
-            "finish": self._finish,
-        }
-        if message.kind not in actions:
-            raise ProtocolError(f"{self.name} cannot answer a message of kind {message.kind!r}.")
-        if not {"describe": self.joined, "welcome": self.joined, "round": self.ready, "finish": self.ready}.get(
-            message.kind, True
-        ):
-            raise ProtocolError(f"{self.name} is sent {message.kind!r} before its time.")
+        self.run = self.context.run = message.run
+        kind = message.kind
         try:
-            kind, payload = actions[message.kind](message)
-        except (NanLossError, SecureError) as error:
+            payload = self._answer(message)
+        except ClientError as error:
             kind, payload = "failure", Payload(meta={"reason": str(error)})
-        reply = Message(kind, message.run, message.round, self.name, message.method, payload, len(self.train_data))
-        return to_bytes(reply)
+        examples = len(self.context.data.train)
+        return encode(message.reply(kind, payload, self.name, self.process, examples))
 
-    def _join(self, message: Message) -> tuple[str, Payload]:
-        # Baselines of the same run ask again; the untouched model has not changed.
-        key = ("base", hash(tuple(example.prompt for example in self.test)))
-        if key not in self.base.cache:
-            self.base.cache[key] = self._score(self.test, self.test_data, bare=True)
-        base = self.base.cache[key]
+    def _answer(self, message: Message) -> Payload:
+        kind, method = message.kind, self.method
+        if kind == "join":
+            return self._join(message)
+        if kind == "resume":
+            return self._resume(message)
+        if kind in method.setup_actions and self.joined:
+            return self._set_up(message)
+        if kind in method.actions and self.ready:
+            return self._act(message)
+        if kind == "finish" and self.ready:
+            return self._finish(message)
+        known = kind in (*method.setup_actions, *method.actions, "finish")
+        raise ProtocolError(
+            f"{self.name}: {kind!r} comes before this client is set up" if known else f"{self.name}: there is no action {kind!r}"
+        )
+
+    def _join(self, message: Message) -> Payload:
+        self.kind.check_peer(message.payload.meta.get("method"))
+        base = base_score(self.context)
         payload = self.method.join()
         self.joined = True
-        covered, missing = coverage(self.anchors, [e.prompt + e.answer for e in self.train_examples])
+        rows = self.context.data.train.examples
+        covered, missing = coverage(self.context.anchors, [row.prompt + row.answer for row in rows])
         if self.store:
             # The words themselves are private text; only the share is told.
             self.store.write_json("anchors.json", {"covered": covered, "missing": missing})
-        payload.meta |= {"base": base.plain(), "facts": self._facts() | {"anchor_coverage": covered}}
-        return "joined", payload
+        payload.meta |= {"base": base.plain(), "facts": facts_of(self.context, covered)}
+        return payload
 
-    def _facts(self) -> dict[str, Any]:
-        golds = [e.gold for e in self.test]
-        return {
-            # A path says something about this machine; a public name says nothing.
-            "model": f"local {self.base.family}" if Path(self.config.model).exists() else self.config.model,
-            "family": self.base.family,
-            "task": self.task.name,
-            "kind": self.task.kind,
-            "metric": self.task.metric,
-            "n_train": len(self.train_data),
-            "n_validation": len(self.validation),
-            "n_test": len(self.test),
-            "keep": self.keep,
-            "unigram_nats": unigram_nats(self.train_data, self.test_data, len(self.tokenizer)),
-            "majority": max(map(golds.count, set(golds))) / len(golds),
-            "leaked": self.leaked,
-        }
+    def _set_up(self, message: Message) -> Payload:
+        with self.context.generator(message.kind):
+            payload: Payload = getattr(self.method, message.kind)(message.payload)
+        if message.kind == self.method.setup_actions[-1]:
+            self.ready = True
+            self.rounds.end(max(0, message.round - 1))
+        return payload
 
-    def _welcome(self, message: Message) -> tuple[str, Payload]:
-        with self.generator("welcome"):
-            self.method.welcome(message.payload)
-        self.ready = True
-        self.done = max(0, message.round - 1)
-        if self.store:
-            self.store.save_state(self.done, self.method.state())
-        return "ready", Payload()
-
-    def _resume(self, message: Message) -> tuple[str, Payload]:
+    def _resume(self, message: Message) -> Payload:
         """Rebuild what a committed round left: the same objects, then the saved tensors."""
         self.method.join(fresh=False)
         self.method.welcome(message.payload, fresh=False)
-        self._stand_at(message.round)
+        self.rounds.go_back(message.round)
         self.joined = self.ready = True
-        return "ready", Payload()
+        return Payload()
 
-    def _stand_at(self, round: int) -> None:
-        """Take the private state as it was after a round."""
-        if self.store is None or (state := self.store.load_state(round)) is None:
-            raise LostStateError(f"{self.name} has no saved state for round {round}.")
-        self.method.load_state(state)
-        self.done = round
-
-    def _round(self, message: Message) -> tuple[str, Payload]:
-        begin = time.perf_counter()
-
-        def on_step(phase: str, step: int, steps: int, loss: float) -> None:
-            if self.watch:
-                self.watch(self.name, message.round, phase, step, steps, loss)
-
-        if self.done >= message.round:  # too few others had answered: the round is held again
-            self._stand_at(message.round - 1)
-        good = self.method.state()
-        if "sealed" in message.payload.meta:
-            self.method.keep_secret(self._secrets(), message.payload.said("sealed", dict[str, str]))
+    def _act(self, message: Message) -> Payload:
+        """One exchange of a round; the last one also scores and saves."""
+        start, context = time.perf_counter(), self.context
+        if self.rounds.begin(message.round, message.attempt):
+            context.round, self.seconds = message.round, 0.0
+            context.take_losses()
         try:
-            with self.generator(message.round, "train"):
-                payload, losses = self.method.train(message.round, message.payload, on_step)
-            record = self._scores(message) | {"loss": losses, "seconds": time.perf_counter() - begin}
+            with context.generator(message.round, message.kind):
+                payload: Payload = getattr(self.method, message.kind)(message.round, message.payload)
+            if message.kind == self.method.ends:
+                payload.meta["report"] = self._report(message) | {"loss": context.take_losses()}
         except NanLossError:
-            self.method.load_state(good)
+            self.rounds.undo()
             raise
-        payload.meta |= {"record": record}
-        self.done = message.round
-        if self.store:
-            self.store.save_state(message.round, self.method.state())
-        return "update", payload
+        self.seconds += time.perf_counter() - start
+        if message.kind == self.method.ends:
+            payload.meta["report"]["seconds"] = self.seconds
+            self.rounds.end(message.round)
+        return payload
 
-    def _keys(self, message: Message) -> tuple[str, Payload]:
-        """Secure aggregation: fresh secrets for this round."""
-        if self.experiment.secure_aggregation is None:
-            raise SecureError("secure aggregation was not agreed on")
-        self.secrets = ClientSecrets(self.name, threshold_of(self.experiment), context_of(message.run, message.round))
-        mask, channel = self.secrets.publics()
-        return "keys", Payload(meta={"mask": mask, "channel": channel})
-
-    def _shares(self, message: Message) -> tuple[str, Payload]:
-        publics = message.payload.said("publics", dict[str, Annotated[list[str], Field(min_length=2, max_length=2)]])
-        pairs = {name: (mask, channel) for name, (mask, channel) in publics.items()}
-        return "shares", Payload(meta={"shares": self._secrets().share_out(pairs)})
-
-    def _secrets(self) -> ClientSecrets:
-        if self.secrets is None:
-            raise SecureError("this client has no secrets for the round: it was restarted in its midst")
-        return self.secrets
-
-    def _scores(self, message: Message) -> dict[str, Any]:
-        """Validation (and for the curves test) figures of a round, where the server wants them."""
-        scores: dict[str, Any] = {"validation": None, "test": None}
+    def _report(self, message: Message) -> dict[str, Any]:
+        """Scores after a round, where the server asks for them."""
+        context, scores = self.context, {"validation": None, "test": None}
         if message.payload.meta.get("evaluate"):
-            scores["validation"] = self._score(self.validation, self.validation_data).plain()
-            if self.experiment.evaluation.curves:
-                scores["test"] = self._score(self.test, self.test_data).plain()
+            scores["validation"] = context.score(context.data.validation).plain()
+            if context.experiment.evaluation.curves:
+                scores["test"] = context.score(context.data.test).plain()
         return scores
 
-    def _finish(self, message: Message) -> tuple[str, Payload]:
+    def _finish(self, message: Message) -> Payload:
         """Take the last shared state, unless by validation the client's own last one is better."""
-        own, kept = self.validation_loss(), self.method.state()
+        context = self.context
+        own, kept = context.validation_loss(), self.method.state()
         self.method.receive(message.payload)
-        if own < self.validation_loss():
+        if own < context.validation_loss():
             self.method.load_state(kept)
-        better = self._score(self.validation, self.validation_data)
-        final = self._score(self.test, self.test_data)
+        validation, final = context.score(context.data.validation), context.score(context.data.test)
         if self.store:
-            self.store.save_adapter(self.base.peft, self.name)
+            if context.has_adapter:
+                self.store.save_adapter(context.base.activate(self.name), self.name)
             # P is private: it is kept for the client's own report and not sent.
             self.store.write_json("report.json", self.method.report())
-        result = final.plain() | {"validation": better.metric, "validation_nats": better.nats}
-        return "result", Payload(meta={"final": result})
-
-    def validation_loss(self) -> float:
-        """Nats per answer token of the client's model, as it stands, on its validation rows."""
-        return self._score(self.validation, self.validation_data, loss_only=True).nats
-
-    def _score(self, examples: Sequence, encoded: Sequence, bare: bool = False, loss_only: bool = False) -> Score:
-        """Score the client's model, or with ``bare`` the untouched base model."""
-        base, size = self.base, self.experiment.evaluation.batch_size
-        args = (self.tokenizer, self.task, examples, encoded, size, loss_only)
-        if bare and base.peft is None:
-            found = score(base.model, *args)
-        elif bare:
-            with base.peft.disable_adapter():
-                found = score(base.model, *args)
-        else:
-            found = score(base.activate(self.name), *args)
-        if not math.isfinite(found.nats):
-            raise NanLossError("the loss on held-out rows is not a number")
-        return found
-
-
-def make_accelerator(experiment: Experiment, device: str, folder: Path | None = None) -> Accelerator:
-    """One Accelerator for all clients of a process; its trackers, if any are asked for, write under ``folder``."""
-    precision = {"fp32": "no"}.get(experiment.training.precision, experiment.training.precision)
-    trackers = list(experiment.tracking) if folder else None
-    state = AcceleratorState._shared_state
-    if state and state.get("_mixed_precision") != precision:
-        # Accelerate keeps one precision per process; a second run with another one is nothing unusual for us.
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder)
+        result = final.plain() | {"validation": validation.metric, "validation_nats": validation.nats}
+        return Payload(meta={"final": result})
 
 
 def build_clients(

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from h2tune.errors import H2TuneError
 from h2tune.utils.sizes import parse_size
 
 
-class ConfigError(ValueError):
+class ConfigError(H2TuneError, ValueError):
     """One or more mistakes in a config; ``problems`` holds a line for each."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -27,7 +28,7 @@ class _Strict(BaseModel):
 class Budget(_Strict):
     """What a client can afford; with ``keep: auto`` the share of the core is derived from it."""
 
-    upload: str | None = Field(None, description="most bytes that it sends in a round, for example 200KB")
+    upload: str | None = Field(None, description="most bytes that it sends in a round, for example 200kB")
     memory: str | None = Field(None, description="most memory for adapter and optimiser, for example 2GB")
     step_ms: float | None = Field(
         None, gt=0, description="most milliseconds for a training step, measured at the start"
@@ -62,12 +63,12 @@ class ClientConfig(_Strict):
         pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
         description="take part i of n of `train`, as `1/3`: parts share no row",
     )
-    n_train: int | None = Field(None, ge=1, description="use only so many training rows (a seeded sample)")
-    n_test: int | None = Field(None, ge=1, description="use only so many test rows (a seeded sample)")
+    n_train: int | None = Field(None, ge=1, description="use only this many training rows (a seeded sample)")
+    n_test: int | None = Field(None, ge=1, description="use only this many test rows (a seeded sample)")
     keep: float | Literal["auto"] = Field(1.0, description="share of the core that it trains and sends, in (0, 1]")
     budget: Budget | None = Field(None, description="for `keep: auto`")
     joins: int = Field(
-        1, ge=1, description="first round that it takes part in; a late joiner starts from the current core"
+        1, ge=1, description="first round that it takes part in; a client that joins late starts from the current core"
     )
     max_length: int | None = Field(None, ge=8, description="longest example in tokens; by default the model's context")
     truncate: bool = Field(False, description="cut longer examples instead of refusing them")
@@ -117,10 +118,10 @@ class Training(_Strict):
 class Evaluation(_Strict):
     """When and on how much data clients are scored."""
 
-    every: int = Field(1, ge=1, description="score validation every so many rounds")
-    curves: bool = Field(False, description="also score `test` then, for the curves; never used for a choice")
+    every: int = Field(1, ge=1, description="score validation data every this many rounds")
+    curves: bool = Field(False, description="also score test data then, for the curves; no choice is ever based on it")
     batch_size: int = Field(64, ge=1)
-    n_validation: int | None = Field(200, ge=1, description="at most so many validation rows")
+    n_validation: int | None = Field(200, ge=1, description="at most this many validation rows")
 
 
 class SecureAggregation(_Strict):
@@ -132,15 +133,21 @@ class SecureAggregation(_Strict):
 
 
 class NetworkConfig(_Strict):
-    """Where the server is reached, and how long it waits for whom. Of no meaning to a run in one process."""
+    """Where clients reach the server, and how long it waits for them. Runs in one process ignore it."""
 
-    host: str = Field("localhost", description="name of the server's machine, as its clients and certificate say it")
-    port: int = Field(8443, ge=1, le=65535, description="port that it listens on")
-    deadline: float = Field(3600, gt=0, description="seconds for an answer; who takes longer misses the round")
-    silence: float = Field(30, gt=0, description="seconds without a sign of life after which a client is away")
+    host: str = Field(
+        "localhost", description="name of the server's machine; its certificate holds it, and clients connect to it"
+    )
+    port: int = Field(8443, ge=1, le=65535, description="port that the server listens on")
+    deadline: float = Field(
+        3600, gt=0, description="seconds that a client has to answer; a slower one misses the round"
+    )
+    silence: float = Field(30, gt=0, description="seconds without contact after which a client counts as away")
     gather: float = Field(600, gt=0, description="seconds to wait for all clients at the start")
-    patience: float = Field(86400, ge=0, description="seconds to wait in mid-run until the quorum is there again")
-    limit: str = Field("1GB", description="largest message; what is larger is refused")
+    patience: float = Field(
+        86400, ge=0, description="seconds to wait in the middle of a run until enough clients for the quorum are back"
+    )
+    limit: str = Field("1GB", description="largest message; larger ones are refused")
 
     @field_validator("limit")
     @classmethod
@@ -176,11 +183,14 @@ class Privacy(_Strict):
         ge=1e-3,
         description="noise multiplier: the noise on the sum of updates has standard deviation `noise` x `clip`",
     )
-    delta: float = Field(1e-5, gt=0, lt=1, description="probability of the promise's exception; below 1 / clients")
-    epsilon: float | None = Field(None, gt=0, description="budget: the run ends before the round that would exceed it")
+    delta: float = Field(
+        1e-5, gt=0, lt=1, description="failure probability of the guarantee; choose it below 1 / number of clients"
+    )
+    epsilon: float | None = Field(
+        None, gt=0, description="privacy budget: the run ends before the round that would exceed it"
+    )
 
 
-Baseline = Literal["none", "local", "h2tune-unshared"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
 
 
@@ -188,7 +198,7 @@ class Experiment(_Strict):
     """A whole federation."""
 
     name: Name = Field("federation", description="shown in reports; part of the run's identity")
-    seed: int = Field(0, ge=0, description="everything random is derived from it")
+    seed: int = Field(0, ge=0, description="all random choices are derived from it")
     rounds: int = Field(5, ge=1, description="communication rounds")
     method: str | dict[str, Any] = Field("h2tune", description="name, or {name: ..., and its own settings}")
     rank: int = Field(16, ge=1, description="R, the side of the core's matrices")
@@ -206,15 +216,17 @@ class Experiment(_Strict):
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that a round selects")
     quorum: int = Field(1, ge=1, description="updates without which a round is not committed")
     patience: int | None = Field(None, ge=1, description="stop after so many rounds without a better mean validation")
-    baseline: Baseline | list[Baseline] = Field(
+    baseline: str | list[str] = Field(
         "none",
-        description="also train every client alone (`local`), or with frames but without averaging (`h2tune-unshared`)",
+        description="methods to run beside this one: `local` trains every client alone, `h2tune-unshared` exchanges no cores",
     )
     methods: dict[str, dict[str, Any]] = Field(
         {},
         description="for `h2tune compare`: by method, its own settings and `rank`, `depth`, `learning_rate`, `core_learning_rate`",
     )
-    select: Literal["federated", "best"] = Field("federated", description="`best` keeps the better by validation")
+    select: Literal["federated", "best"] = Field(
+        "federated", description="`best` keeps whichever adapter validates better: federated or trained alone"
+    )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")
     tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="also log metrics there")
 
@@ -237,6 +249,16 @@ class Experiment(_Strict):
     def clients_per_round(self) -> int:
         """How many clients a round selects, if all take part."""
         return max(1, round(self.participation * len(self.clients)))
+
+    @property
+    def secure_threshold(self) -> int | None:
+        """Clients that must help to reveal a sum: more than two thirds of a round's, unless the file says otherwise.
+
+        None without secure aggregation.
+        """
+        if self.secure_aggregation is None:
+            return None
+        return self.secure_aggregation.threshold or 2 * self.clients_per_round // 3 + 1
 
     @property
     def baselines(self) -> list[str]:
@@ -310,7 +332,19 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         clients = [
             {k: resolve(v) if k in keys else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
         ]
-    return data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
+    found = data | {"clients": clients} | {k: resolve(data[k]) for k in ("anchors", "anchor_words") if k in data}
+    return found | {"method": _resolve_method(data["method"], folder)} if "method" in data else found
+
+
+def _resolve_method(spec: Any, folder: Path) -> Any:
+    """``module:NAME`` with the file that it stands for, where that lies beside the config."""
+    if isinstance(spec, dict):
+        return spec | {"name": _resolve_method(spec["name"], folder)} if "name" in spec else spec
+    if not isinstance(spec, str) or ":" not in spec:
+        return spec
+    module, _, name = spec.rpartition(":")
+    file = folder / f"{module.removesuffix('.py').replace('.', '/')}.py"
+    return f"{file.resolve()}:{name}" if file.is_file() else spec
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {

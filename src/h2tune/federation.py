@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from h2tune.client import Client, build_clients, make_accelerator
+from h2tune.client import Client, build_clients
 from h2tune.config import Experiment, Wire, load_config
-from h2tune.methods import MethodError, method_of, resolve_method
+from h2tune.methods.registry import MethodError, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
+from h2tune.participant.context import make_accelerator
 from h2tune.server import Server
 from h2tune.simulation.ray_workers import Remote, Workers
 from h2tune.store import RunStore
@@ -68,6 +69,7 @@ class WatchedStore(RunStore):
             self.watcher.message(text)
 
 
+# Over 45 lines: half of them are its parameters and what they mean.
 def run(
     experiment: Experiment | str | Path,
     out: str | Path,
@@ -164,16 +166,17 @@ def _federate(
 
 
 def _baseline(
-    experiment: Experiment, method: str, folder: Path, gather: Gather, watcher: Watcher | None
+    experiment: Experiment, name: str, folder: Path, gather: Gather, watcher: Watcher | None
 ) -> dict[str, Any]:
     """Metrics of the same experiment with another method, in a run directory of its own inside this one; cached."""
-    store = WatchedStore(folder / "baselines" / method, watcher)
+    store = WatchedStore(folder / "baselines" / name, watcher)
     finished = store.folder / "metrics.json"
     if finished.is_file():
-        return json.loads(finished.read_text())
-    own = experiment.method if isinstance(experiment.method, dict) else {}
-    # The same frames and phases, only never averaged; other methods have settings of their own.
-    spec = own | {"name": method, "share": False} if method == "h2tune-unshared" else method
+        return json.loads(finished.read_text(encoding="utf-8"))
+    method, _ = resolve_method(name)
+    own = experiment.method if isinstance(experiment.method, dict) else {"name": experiment.method}
+    # A variant differs from the experiment's method in one thing; other methods have settings of their own.
+    spec = own | {"name": name} if method.variant_of == own.get("name", "h2tune") else name
     # Nothing of a baseline travels, so nothing of it needs to be small or protected.
     changes = {
         "method": spec,
@@ -195,19 +198,25 @@ def _baseline(
 
 def _compare(metrics: dict[str, Any], experiment: Experiment, beside: dict[str, Any], store: RunStore) -> None:
     """Put the baselines' figures beside the run's, and keep the better adapter if asked to."""
-    for method, other in beside.items():
-        key = method.removeprefix("h2tune-")
-        for name, client in metrics["clients"].items():
-            client[key] = other["clients"][name]["final"]
+    for name, other in beside.items():
+        key = name.removeprefix(f"{resolve_method(name)[0].variant_of}-")
+        for client, figures in metrics["clients"].items():
+            figures[key] = other["clients"][client]["final"]
         metrics["mean"][key] = other["mean"]["final"]
-    if experiment.select != "best":
-        return
+    metrics["mean"] |= _means(metrics["clients"])
+    if experiment.select == "best":
+        _keep_better(metrics, store)
+
+
+def _keep_better(metrics: dict[str, Any], store: RunStore) -> None:
+    """Validation decides between a client's adapter and the one it trained alone; test figures are only read later."""
     for name, client in metrics["clients"].items():
-        # Validation decides; the test figures are only read afterwards.
-        if client["final"] is None or client["local"]["validation_nats"] < client["final"]["validation_nats"]:
-            source = store.folder / "baselines" / "local" / "clients" / name / "adapter"
-            shutil.copytree(source, store.client(name).folder / "adapter", dirs_exist_ok=True)
-            client["kept"] = "local"
+        local, final = client["local"], client["final"]
+        if local is None or (final is not None and local["validation_nats"] >= final["validation_nats"]):
+            continue
+        source = store.folder / "baselines" / "local" / "clients" / name / "adapter"
+        shutil.copytree(source, store.client(name).folder / "adapter", dirs_exist_ok=True)
+        client["kept"] = "local"
 
 
 def _method_name(experiment: Experiment) -> str:
@@ -250,12 +259,12 @@ def collect(experiment: Experiment, server: Server, store: RunStore, seconds: fl
         # In one process the clients' own files are at hand, so their owner's report may show what was never sent.
         private = store.client(config.name).read_json("report.json") or {}
         clients[config.name] = facts | {
-            "rank": getattr(server.method, "ranks", {}).get(config.name, experiment.rank),
+            "rank": server.method.rank_of(config.name),
             "base": member.base,
             "local": None,
             "final": member.final,
             "kept": "federated" if member.final else None,
-            "status": member.status,
+            "status": member.standing,
             "rounds": member.rounds,
             "relation": private.get("relation"),
             "agreement": report.get("agreement"),
@@ -272,12 +281,25 @@ def collect(experiment: Experiment, server: Server, store: RunStore, seconds: fl
         "finished": True,
         "seconds": seconds,
         "clients": clients,
-        "mean": {key: _mean(clients, key) for key in ("base", "local", "final")},
+        "mean": _means(clients),
         "core": report.get("core"),
         "privacy": server.method.privacy() or None,
     }
 
 
-def _mean(clients: dict[str, Any], key: str) -> float | None:
-    values = [c[key]["metric"] for c in clients.values() if c[key]]
-    return sum(values) / len(values) if values else None
+COLUMNS = ("base", "local", "unshared", "final")  # scores of a client that are compared with one another
+
+
+def _means(clients: dict[str, Any]) -> dict[str, float | None]:
+    """Mean metric of each column, over the clients that have all columns which any client has.
+
+    A client that is missing from one column would move that column's mean alone: losing the weakest client would look
+    like a gain.
+    """
+    held = [column for column in COLUMNS if any(client.get(column) for client in clients.values())]
+    whole = [client for client in clients.values() if all(client.get(column) for column in held)]
+    columns = dict.fromkeys(("base", "local", "final")) | dict.fromkeys(held)
+    return {
+        column: sum(client[column]["metric"] for client in whole) / len(whole) if whole and column in held else None
+        for column in columns
+    }

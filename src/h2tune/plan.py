@@ -16,15 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from h2tune import tasks
 from h2tune.aggregation.private import epsilon, rounds_within
 from h2tune.config import ClientConfig, Experiment, Privacy
-from h2tune.core.compress import Code
 from h2tune.core.masks import kept_rank
-from h2tune.core.relation import depth_relation, nearest_relation
-from h2tune.core.slots import INPUTS, Layout, layout_of
+from h2tune.core.slots import Layout, layout_of
 from h2tune.frames.anchor_text import words
 from h2tune.frames.sources import load_anchors, load_texts
-from h2tune.methods import method_of, resolve_method
-from h2tune.methods.core_server import DOWNLOADS
-from h2tune.methods.h2tune import H2TuneSettings
+from h2tune.methods.base import ModelShape
+from h2tune.methods.leaving import as_lines, what_leaves
+from h2tune.methods.registry import method_of, resolve_method
 from h2tune.participant import budget
 from h2tune.participant.base_models import ENCODERS, LoadedModel, resolve_source
 from h2tune.utils.sizes import parse_size
@@ -62,19 +60,14 @@ class Plan:
     warnings: list[str]
     depth: int | None = None
     privacy: list[str] = field(default_factory=list)
+    leaves: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         return {"depth": self.depth, "clients": [c.plain() for c in self.clients], "problems": self.problems,
-                "warnings": self.warnings, "privacy": self.privacy}  # fmt: skip
+                "warnings": self.warnings, "privacy": self.privacy, "leaves": self.leaves}  # fmt: skip
 
 
-LEAVES = (
-    "once, with frames from anchors: the left factors U of the model's activations on the public anchors",
-    "each round, unless nothing is shared: the kept entries of the core S, and which they are",
-    "each round: number of examples, mean losses, validation and test figures",
-)
 UNKNOWN = "-"  # a model or data source that only the client itself knows (docs/network.md)
-STAYS = "training, validation and test text; the base model; A, B, P, M and the head; optimiser states; predictions"
 
 
 def make_plan(experiment: Experiment) -> Plan:
@@ -85,6 +78,8 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.privacy = _promise(experiment, experiment.privacy)
     if settings and experiment.secure_aggregation and not plan.problems:
         plan.privacy = [SECRET]
+    if settings:
+        plan.leaves = as_lines(what_leaves(experiment))
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     shapes = [_shape(plan, client) for client in experiment.clients]
     depths = [s.layout.depth for s in shapes if s is not None]
@@ -94,7 +89,7 @@ def make_plan(experiment: Experiment) -> Plan:
         row = ClientPlan(client.name, client.model)
         _check_client(plan, settings, client, row)
         if shape is not None and plan.depth:
-            _figures(plan, experiment, settings, client, shape, row, anchors, len(slots))
+            _figures(plan, experiment, settings, client, shape, row, anchors, slots)
         plan.clients.append(row)
     return plan
 
@@ -175,62 +170,39 @@ def _shape(plan: Plan, client: ClientConfig) -> LoadedModel | None:
     return LoadedModel(client.model, model, None, layout, family, family not in ENCODERS) if layout else None
 
 
-def _in_secret(row: ClientPlan, experiment: Experiment, pairs: int) -> None:
-    """Under masks everybody sends all entries of the core, as numbers of 64 bits."""
-    if experiment.secure_aggregation:
-        row.bytes_up = 8 * pairs * experiment.rank**2
-
-
 def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: LoadedModel, row: ClientPlan,
-             anchors: list[str], slots: int) -> None:  # fmt: skip
+             anchors: list[str], slots: set[str]) -> None:  # fmt: skip
     layout = shape.layout.only(settings.adapter_slots if settings else None)
     maps = shape.maps(layout, whole=True)
     smallest = min(min(d_in, d_out) for d_in, d_out, _ in shape.maps(layout))
     row.family, row.blocks = shape.family, layout.depth
     row.base_parameters = sum(p.numel() for p in shape.model.parameters())
-    shares = isinstance(settings, H2TuneSettings)
-    dims = not shares or settings.mask == "dims"
     keep = 1.0 if client.keep == "auto" else float(client.keep)
-    row.rank = kept_rank(keep, experiment.rank) if dims and shares else experiment.rank
+    dims = getattr(settings, "mask", "") == "dims"
+    row.rank = kept_rank(keep, experiment.rank) if dims else experiment.rank
     if row.rank > smallest:
         plan.problems.append(f"{client.name}: rank {row.rank} is larger than its smallest map allows ({smallest})")
-    row.adapter_parameters = sum(row.rank * (i + o) + parts * row.rank**2 for i, o, parts in maps)
+    private = getattr(settings, "private", 0)
+    row.adapter_parameters = sum((row.rank + private) * (i + o) + parts * row.rank**2 for i, o, parts in maps)
     row.training_memory = budget.adapter_bytes(maps, row.rank)
     row.lora_bytes = 4 * sum(experiment.rank * (i + o) for i, o, _ in maps)
-    if not shares or not settings.share:
-        method = resolve_method(experiment.method)[0]
-        row.bytes_up = 0 if shares else method.client.planned_bytes(settings, row.rank, maps, layout.depth)
-        row.bytes_down = row.bytes_up
+    if settings is None or plan.depth is None:
         return
-    row.adapter_parameters += sum(settings.private * (i + o) for i, o, _ in maps)
-    code, width = Code(experiment.wire.dtype, experiment.wire.top_k), DOWNLOADS[experiment.wire.download].itemsize
-    if settings.frames == "words":  # one matrix for all blocks and slots
-        row.bytes_up = code.size(plan.depth, plan.depth * row.rank**2)
-        row.bytes_down = width * plan.depth * row.rank**2
-        _in_secret(row, experiment, plan.depth)
-        return
-    start = nearest_relation if settings.relation == "nearest" else depth_relation
-    covered = int((start(plan.depth, layout.depth) > 0).any(1).sum())
-    entries = row.rank**2 if dims else round(keep * experiment.rank**2)
-    pairs = covered * len(layout.slots)
-    mask = 0 if dims or keep == 1 else -(-pairs * experiment.rank**2 // 8)
-    row.bytes_up = code.size(pairs, pairs * entries) + mask
-    row.bytes_down = width * plan.depth * len(layout.slots) * row.rank**2
-    _in_secret(row, experiment, plan.depth * slots)
-    if settings.frames == "anchor":
-        rows = sum(len(words(text)) for text in anchors)
-        row.setup_bytes_up = (
-            2 * rows * layout.depth * _directions(shape, layout, settings.directions * experiment.rank)
-        )
-        row.setup_bytes_down = 2 * rows * experiment.rank * plan.depth * (len(INPUTS) + slots)
+    inputs, parts = _widths(shape, layout)
+    known = ModelShape(
+        row.rank, keep, maps, layout.depth, list(layout.slots), slots, plan.depth, parts, inputs,
+        sum(len(words(text)) for text in anchors),
+    )  # fmt: skip
+    planned = resolve_method(experiment.method)[0].client.planned_bytes(experiment, settings, known)
+    row.bytes_up, row.bytes_down = planned.up, planned.down
+    row.setup_bytes_up, row.setup_bytes_down = planned.setup_up or None, planned.setup_down or None
 
 
-def _directions(shape: LoadedModel, layout: Layout, p: int) -> int:
-    """Columns of all left factors of one block: of each distinct input and of each slot's output."""
+def _widths(shape: LoadedModel, layout: Layout) -> tuple[list[int], list[int]]:
+    """Widths of one block's distinct inputs, and of each slot's output."""
     sizes = dict(zip(layout.modules, shape.maps(layout), strict=False))
-    reads = sum(min(p, sizes[layout.slots[slot].module][0]) for slot in layout.inputs)
-    writes = 0
+    writes = []
     for ref in layout.slots.values():
         fused = layout.parts.get(ref.module)
-        writes += min(p, fused["sizes"][ref.part] if fused else sizes[ref.module][1])
-    return reads + writes
+        writes.append(fused["sizes"][ref.part] if fused else sizes[ref.module][1])
+    return [sizes[layout.slots[slot].module][0] for slot in layout.inputs], writes

@@ -1,15 +1,25 @@
-"""Who takes part, and how the server talks with them: one message to each, answers judged, the rest excluded or missed."""
+"""Who takes part, and how the server talks with them: one request to each, answers checked, deadlines, clients that return.
+
+`Session` knows the clients and the way to them. `Exchanges` is the ``ask`` that a method gets for a round: it counts the exchanges and
+the bytes, keeps what the clients report, and gives up when too few answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar
 
-from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Message, Payload, decode, encode
+from h2tune.protocol.exchange import QuorumMissed, Reply, payload_of
+from h2tune.protocol.schemas import RoundReport, read
 from h2tune.transport.base import Absent, Lost, Transport
 
-WAITING, AWAY, STOPPED = "not joined yet", "away: ", "stopped: "  # what a member's status is or begins with, or "ok"
+ATTEMPTS = 3  # times that a client which restarts in a round is asked again, and that a round is begun
+T = TypeVar("T")
 
 
 class RunLog(Protocol):
@@ -26,82 +36,277 @@ class RunLog(Protocol):
     def kept(self, name: str) -> dict: ...
 
 
+class Status(StrEnum):
+    WAITING = "not joined yet"
+    ACTIVE = "ok"
+    AWAY = "away"
+    EXCLUDED = "stopped"
+
+
 @dataclass
 class Member:
-    """What the server remembers of a client."""
+    """What the server remembers of a client.
+
+    Attributes:
+        facts: what it said when it joined. base, final: scores of the untouched model and at the end.
+        rounds: one report for each round that it took part in. setup_bytes: sent before round 1.
+        reason: why it is away or excluded.
+    """
 
     facts: dict[str, Any] = field(default_factory=dict)
     base: dict[str, float] | None = None
     final: dict[str, Any] | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
     setup_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
-    status: str = WAITING
+    status: Status = Status.WAITING
+    reason: str = ""
+
+    @property
+    def standing(self) -> str:
+        """Status and reason in words."""
+        return f"{self.status}: {self.reason}" if self.reason else str(self.status)
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self) | {"status": str(self.status)}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Member:
+        return cls(**(values | {"status": Status(values["status"])}))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the run a request stands; a client's answer must repeat all of it."""
+
+    round: int = 0
+    attempt: int = 0
+    step: int = 0
+    state: str = ""
 
 
 class Session:
-    """The members of a run, and the way to them.
+    """The clients of a run, and the way to them.
 
     Args:
         run: identity of the run; messages of any other are refused.
         method: name of the method.
         names: the clients, in a fixed order.
         limit: most bytes of an answer.
+        rejoin: what clients that restarted need to take their place again, as of the last commit: its round, and a
+            payload for each.
     """
 
-    def __init__(self, run: str, method: str, names: list[str], transport: Transport, log: RunLog, limit: int) -> None:
+    def __init__(
+        self,
+        run: str,
+        method: str,
+        names: Sequence[str],
+        transport: Transport,
+        log: RunLog,
+        limit: int,
+        rejoin: Callable[[list[str]], tuple[int, dict[str, Payload]]],
+    ) -> None:
         self.run_id, self.method_name, self.transport, self.log, self.limit = run, method, transport, log, limit
+        self.rejoin = rejoin
+        self.process = secrets.token_hex(8)
         self.members = {name: Member() for name in names}
 
-    def _ask(self, kind: str, payloads: dict[str, Payload], number: int = 0, setup: bool = False
-             ) -> Iterator[tuple[str, Message, dict[str, int]]]:  # fmt: skip
-        """Send one message to each client and yield the answers that pass every check."""
+    def request(self, kind: str, payloads: dict[str, Payload], place: Place = Place()) -> Iterator[Reply]:
+        """Send one message to each client and yield the answers that pass every check, as they come."""
+        header = {"run": self.run_id, "method": self.method_name, "process": self.process, **vars(place)}
         requests = {
-            name: encode(Message(kind, self.run_id, number, name, self.method_name, payload))
-            for name, payload in payloads.items()
+            name: encode(Message(kind, client=name, payload=payload, **header)) for name, payload in payloads.items()
         }
         for name, data in self.transport.exchange(requests, fresh=kind in ("join", "resume")):
             try:
                 if isinstance(data, Exception):
                     raise data
                 message = decode(data, run=self.run_id, limit=self.limit)
-                if (message.client, message.round) != (name, number):
-                    raise ProtocolError(f"an answer of {message.client} for round {message.round} came from {name}")
-                if message.kind == "failure":
-                    raise _failure(message.payload.meta)
+                self._check_address(message, name, kind, place)
+                yield Reply(name, message.payload, message.examples, len(requests[name]), len(data))
             except Absent as error:
-                self._lose(name, error, number)
-                continue
+                self.lose(name, error, place.round)
             except ProtocolError as error:
-                self._exclude(name, str(error), number)
-                continue
-            down, up = len(requests[name]), len(data)
-            if setup:
-                self.members[name].setup_bytes["down"] += down
-                self.members[name].setup_bytes["up"] += up
-            yield name, message, {"bytes_down": down, "bytes_up": up}
+                self.exclude(name, str(error), place.round)
 
-    def _exclude(self, name: str, reason: str, number: int) -> None:
+    def _check_address(self, message: Message, name: str, kind: str, place: Place) -> None:
+        if message.client != name:
+            raise ProtocolError(f"it sent an answer in the name of {message.client}")
+        if message.kind == "failure":
+            reason = str(message.payload.meta.get("reason", "failed"))[:500]
+            raise Lost(reason) if message.payload.meta.get("rejoin") is True else ProtocolError(reason)
+        found = Place(message.round, message.attempt, message.step, message.state)
+        if (message.kind, found) != (kind, place):
+            raise ProtocolError(
+                f"it answered {message.kind!r} of round {message.round}, step {message.step}; it was asked for {kind!r} of"
+                f" round {place.round}, step {place.step}"
+            )
+        known = self.members[name].facts.get("n_train", message.examples)
+        if message.examples != known:
+            raise ProtocolError(f"it reports {message.examples} training examples but reported {known} when it joined")
+
+    def exclude(self, name: str, reason: str, round: int) -> None:
         """A client that failed takes no further part; the others go on if the quorum allows."""
-        self.members[name].status = f"{STOPPED}{reason}"
-        self.log.event("client_excluded", f"{name}: {reason}", round=number, client=name)
+        self.members[name].status, self.members[name].reason = Status.EXCLUDED, reason
+        self.log.event("client_excluded", f"{name}: {reason}", round=round, client=name)
         self.transport.dismiss(name, reason)
 
-    def _stopped(self, name: str) -> bool:
-        return self.members[name].status.startswith(STOPPED)
-
-    def _lose(self, name: str, error: Absent, number: int) -> None:
+    def lose(self, name: str, error: Absent, round: int) -> None:
         """A client that gave no answer misses the round; when it is here again, it takes part again."""
+        member = self.members[name]
         if isinstance(error, Lost):
-            self.members[name].status = WAITING
-        elif self.members[name].status != WAITING:
-            self.members[name].status = f"{AWAY}{error}"
-        self.log.event("client_away", f"{name}: {error}", round=number, client=name)
+            member.status, member.reason = Status.WAITING, ""
+        elif member.status is not Status.WAITING:
+            member.status, member.reason = Status.AWAY, str(error)
+        self.log.event("client_away", f"{name}: {error}", round=round, client=name)
 
-    def _away(self, name: str) -> bool:
-        return self.members[name].status.startswith(AWAY)
+    def with_status(self, *wanted: Status) -> list[str]:
+        """Names of the clients of a status, in their fixed order."""
+        return [name for name, member in self.members.items() if member.status in wanted]
+
+    def activate(self, name: str) -> None:
+        self.members[name].status, self.members[name].reason = Status.ACTIVE, ""
+
+    def returned(self) -> list[str]:
+        """Clients that are here without a place in the run; excluded ones are told once more that they are out."""
+        here = self.transport.returned()
+        for name in here:
+            if self.members[name].status is Status.EXCLUDED:
+                self.transport.dismiss(name, self.members[name].standing)
+        return [name for name in here if self.members[name].status is not Status.EXCLUDED]
+
+    def take_back(self, names: list[str]) -> list[str]:
+        """Give clients that restarted their place as of the last commit; returns those that took it."""
+        names = [name for name in names if self.members[name].status in (Status.ACTIVE, Status.AWAY)]
+        if not names:
+            return []
+        number, payloads = self.rejoin(names)
+        back = [reply.client for reply in self.request("resume", payloads, Place(number))]
+        for name in back:
+            self.activate(name)
+            self.log.event("client_back", f"{name} takes part again", client=name)
+        return back
 
 
-def _failure(meta: dict[str, Any]) -> ProtocolError:
-    """What a client says went wrong."""
-    reason = str(meta.get("reason", "failed"))[:500]
-    return Lost(reason) if meta.get("rejoin") is True else ProtocolError(reason)
+class RoundInterrupted(Exception):
+    """A client restarted after its first answer of a round of several exchanges: the round must begin again."""
+
+
+class Exchanges:
+    """The exchanges of one round, or of the set-up, as a method makes them: ``ask(kind, {client: payload}, read)``.
+
+    Args:
+        place: round, attempt and state; the step is counted here.
+        quorum: answers without which an exchange is given up (of fewer clients: all of them).
+        ends: the action with which a client's part in the round is over; its answer holds the client's report.
+        evaluate: whether clients score their models at the end of this round.
+        patient: whether a client that restarts meanwhile is taken back and asked again.
+        setup_ends: the exchange with which a client is set up; in a round, none.
+
+    Attributes:
+        ready: clients that are set up.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        place: Place,
+        *,
+        quorum: int = 0,
+        ends: str = "",
+        evaluate: bool = False,
+        patient: bool = True,
+        setup_ends: str = "",
+    ) -> None:
+        self.session, self.place, self.quorum, self.ends = session, place, quorum, ends
+        self.run, self.round = session.run_id, place.round
+        self.evaluate, self.patient, self.setup_ends, self.step = evaluate, patient, setup_ends, 0
+        self.ready: list[str] = []
+        self.reports: dict[str, dict[str, Any]] = {}
+        self.traffic: dict[str, dict[str, int]] = {}
+
+    def __call__(
+        self,
+        kind: str,
+        payloads: dict[str, Payload],
+        read: Callable[[Reply], T] = payload_of,
+        *,
+        again: bool = True,
+    ) -> dict[str, T]:
+        """See `h2tune.protocol.exchange.Ask`.
+
+        Raises:
+            QuorumMissed: fewer clients answered than the quorum asks for.
+            RoundInterrupted: a client restarted that had answered an earlier exchange of the round.
+        """
+        found: dict[str, T] = {}
+        place = Place(self.place.round, self.place.attempt, self.step, self.place.state)
+        begun, self.step = set(self.traffic), self.step + 1
+        if kind == self.ends:
+            payloads = {
+                n: Payload(p.tensors, p.meta | {"evaluate": self.evaluate}, p.texts) for n, p in payloads.items()
+            }
+        left = payloads
+        for _ in range(ATTEMPTS):
+            for reply in self.session.request(kind, left, place):
+                self._take(reply, kind, read, found)
+            back = self._take_back([name for name in left if name not in found]) if again and self.patient else []
+            if begun & set(back):
+                raise RoundInterrupted(", ".join(sorted(begun & set(back))))
+            if not back:
+                break
+            left = {name: payloads[name] for name in back}
+        if len(found) < min(self.quorum, len(payloads)):
+            raise QuorumMissed(f"{len(found)} of {len(payloads)} clients answered {kind!r}")
+        return found
+
+    def _take(self, reply: Reply, kind: str, read: Callable[[Reply], T], found: dict[str, T]) -> None:
+        name, round = reply.client, self.place.round
+        traffic = self.traffic.setdefault(name, {"bytes_down": 0, "bytes_up": 0})
+        traffic["bytes_down"] += reply.bytes_down
+        traffic["bytes_up"] += reply.bytes_up
+        if self.setup_ends:
+            setup = self.session.members[name].setup_bytes
+            setup["down"] += reply.bytes_down
+            setup["up"] += reply.bytes_up
+        try:
+            report = read_report(reply) if kind == self.ends else None
+            found[name] = read(reply)
+        except ProtocolError as error:
+            self.exclude(name, str(error))
+            return
+        if kind == self.setup_ends:
+            self.session.activate(name)
+            self.ready.append(name)
+        if report is not None:
+            self.reports[name] = {"round": round} | report | traffic
+            self.session.log.event(
+                "client_finished", f"{name} finished round {round}", client=name, **self.reports[name]
+            )
+
+    def _take_back(self, missing: list[str]) -> list[str]:
+        here = set(self.session.returned())
+        return self.session.take_back([name for name in missing if name in here])
+
+    def exclude(self, name: str, reason: str) -> None:
+        self.reports.pop(name, None)
+        self.session.exclude(name, reason, self.place.round)
+
+    def takes_part(self, name: str) -> bool:
+        return self.session.members[name].status in (Status.ACTIVE, Status.WAITING)
+
+    def excluded(self) -> int:
+        return len(self.session.with_status(Status.EXCLUDED))
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """The report of every client that ended the round, with all bytes of the round."""
+        return {name: report | self.traffic[name] for name, report in self.reports.items()}
+
+
+def read_report(reply: Reply) -> dict[str, Any]:
+    """A client's report of a round (`RoundReport`), taken out of its payload.
+
+    Raises:
+        ProtocolError: the report is missing or malformed.
+    """
+    return read(RoundReport, reply.payload.meta.pop("report", None))

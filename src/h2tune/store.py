@@ -53,9 +53,9 @@ class RunStore:
             StoreError: if the folder holds a run or anything else.
         """
         if self.exists:
-            raise StoreError(f"{self.folder} holds a run already: go on with --resume, or choose another --out.")
+            raise StoreError(f"{self.folder} holds a run already: continue it with --resume, or choose another --out.")
         if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise StoreError(f"{self.folder} is not empty and holds no run: choose another --out.")
+            raise StoreError(f"{self.folder} is not empty and is not a run: choose another --out.")
         identity = uuid.uuid4().hex
         write_atomic(self.folder / "config.yaml", experiment.to_yaml().encode())
         write_atomic(self.folder / "run.json", _plain({"schema": SCHEMA, "run": identity, "version": __version__}))
@@ -68,13 +68,13 @@ class RunStore:
             experiment: if given, it must equal the run's, but for the keys in ``allow``.
         """
         if not self.exists:
-            raise StoreError(f"{self.folder} holds no run.")
-        about = json.loads((self.folder / "run.json").read_text())
+            raise StoreError(f"{self.folder} is not a run directory.")
+        about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         if about["schema"] > SCHEMA:
             raise StoreError(
                 f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update."
             )
-        stored = parse_config(yaml.safe_load((self.folder / "config.yaml").read_text()))
+        stored = parse_config(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
         if experiment is None:
             return about["run"], stored
         changed = sorted(_differences(stored.model_dump(mode="json"), experiment.model_dump(mode="json")))
@@ -128,7 +128,7 @@ class RunStore:
     def metrics(self) -> dict[str, Any] | None:
         """What `write_metrics` has written; None before the end of the run."""
         path = self.folder / "metrics.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def client(self, name: str) -> ClientStore:
         return ClientStore(self.folder / "clients" / name)
@@ -160,7 +160,7 @@ class ClientStore:
     def read_json(self, name: str) -> Any:
         """A value written by `write_json`, or None."""
         path = self.folder / name
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def save_adapter(self, model: PeftModel, adapter: str) -> Path:
         """Write one client's adapter as PEFT would, under ``adapter/``."""

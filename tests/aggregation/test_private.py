@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from scipy.optimize import brentq
 from scipy.stats import kstest, norm
 from torch import Tensor
 
-from h2tune.aggregation.private import PrivateMean, clipped, epsilon, rounds_within, standard_normal
+from h2tune.aggregation.base import Mean
+from h2tune.aggregation.private import Private, clipped, epsilon, rounds_within, standard_normal
 from h2tune.core.client_core import CoreShape
 
 SHAPE = CoreShape(2, 3, ("q", "k"))
@@ -57,11 +60,22 @@ def test_the_noise_is_normal_and_never_the_same() -> None:
 
 
 def mean_of(updates: dict[str, Tensor], covers: dict[str, Tensor], noise: float, before: Tensor) -> Tensor:
-    total = PrivateMean(SHAPE, 0.5, noise, covers, repeatable)
+    total = started(0.5, noise, covers, before, repeatable)
     for name, update in updates.items():
         r = update.shape[-1]
-        total.add(name, update, covers[name][..., :r, :r])
-    return total.mean(before)
+        core = before[..., :r, :r].double() + update.double()
+        total.fold(name, core, covers[name][..., :r, :r], 1)
+    return total.result()
+
+
+def started(clip: float, noise: float, covers: dict[str, Tensor], before: Tensor, source: Any = os.urandom) -> Private:
+    total = Private(Mean(unread), clip, noise, source)
+    total.start(before, covers)
+    return total
+
+
+def unread(client: str, tensors: Any) -> tuple[Tensor, Tensor]:
+    raise AssertionError("these tests fold cores in directly")
 
 
 def test_a_round_equals_plain_numpy() -> None:
@@ -96,10 +110,10 @@ def test_entries_of_nobody_stay_and_entries_of_few_have_more_noise() -> None:
 
 
 def mean_of_fresh(covers: dict[str, Tensor], before: Tensor) -> Tensor:
-    total = PrivateMean(SHAPE, 0.5, 3.0, covers)
+    total = started(0.5, 3.0, covers, before)
     for name, cover in covers.items():
-        total.add(name, torch.zeros(2, 2, 3, 3), cover)
-    return total.mean(before)
+        total.fold(name, before, cover, 1)
+    return total.result()
 
 
 @given(st.integers(0, 99), st.floats(1e-3, 1e9))
@@ -112,12 +126,12 @@ def test_one_client_more_or_less_moves_the_sum_by_the_clip_at_most(seed: int, sc
 
 
 def test_a_client_that_covers_something_else_is_refused() -> None:
-    total = PrivateMean(SHAPE, 1.0, 1.0, {"a": WHOLE})
+    total = started(1.0, 1.0, {"a": WHOLE}, torch.zeros(2, 2, 3, 3))
     fewer = WHOLE.clone()
     fewer[0, 0, 0, 0] = False
     for coverage in (fewer, WHOLE[..., :2, :2]):
         with pytest.raises(ValueError, match="covers"):
-            total.add("a", torch.zeros(coverage.shape), coverage)
+            total.fold("a", torch.zeros(coverage.shape), coverage, 1)
 
 
 def renyi(noise: float, rounds: int, delta: float) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from torch import Tensor
 
-from h2tune.aggregation.robust import RobustMean, Rule, in_usual_unit, rule_of
+from h2tune.aggregation.robust import Robust, Rule, in_usual_unit, rule_of
 from h2tune.core.client_core import CoreShape
 
 SHAPE = CoreShape(2, 2, ("q", "k"))
@@ -31,12 +33,22 @@ Update = tuple[Tensor, Tensor]
 
 
 def mean_of(rule: Rule, updates: list[Update], before: Tensor, names: list[int] | None = None) -> Tensor:
-    total = RobustMean(SHAPE, rule)
+    total = started(rule, before)
     for name in names or range(len(updates)):
-        total.add(f"c{name:02d}", *updates[name])
-    result, instead = total.mean(before)
-    assert instead is None
+        total.fold(f"c{name:02d}", *updates[name], 1)
+    result = total.result()
+    assert not total.notices
     return result
+
+
+def unread(client: str, tensors: Any) -> Update:
+    raise AssertionError("these tests fold cores in directly")
+
+
+def started(rule: Rule, before: Tensor) -> Robust:
+    total = Robust(unread, rule)
+    total.start(before, {})
+    return total
 
 
 def draw_updates(seed: int, count: int, share: float = 1.0) -> list[Update]:
@@ -208,10 +220,10 @@ def test_two_clients_on_an_entry_are_judged_with_the_core_as_it_was() -> None:
 
 
 def test_smaller_ranks_cover_their_corner() -> None:
-    total = RobustMean(SHAPE, Rule("median"))
+    total = started(Rule("median"), BEFORE)
     for value in (1.0, 2.0, 9.0):
-        total.add(f"c{value}", torch.full((2, 2, 1, 1), value), torch.ones(2, 2, 1, 1, dtype=torch.bool))
-    found, _ = total.mean(BEFORE)
+        total.fold(f"c{value}", torch.full((2, 2, 1, 1), value), torch.ones(2, 2, 1, 1, dtype=torch.bool), 1)
+    found = total.result()
     assert (found[..., 0, 0] == 2.0).all() and torch.equal(found[..., 1, :], BEFORE[..., 1, :])
 
 
@@ -227,11 +239,11 @@ def test_smaller_ranks_cover_their_corner() -> None:
     ],
 )
 def test_a_round_that_shrank_says_what_was_done(rule: Rule, count: int, says: str | None) -> None:
-    total = RobustMean(SHAPE, rule)
+    total = started(rule, BEFORE)
     for name, update in enumerate(draw_updates(0, count)):
-        total.add(str(name), *update)
-    found, instead = total.mean(BEFORE)
-    assert (instead is None) if says is None else says in str(instead)
+        total.fold(str(name), *update, 1)
+    found = total.result()
+    assert not total.notices if says is None else says in total.notices[0]
     if says == "stays":
         assert torch.equal(found, BEFORE)
 
@@ -241,12 +253,13 @@ def test_with_the_bad_one_excluded_two_are_enough(name: str) -> None:
     """Three clients, one excluded: the two that are left are those whom the rule would have kept."""
     start = torch.zeros(SHAPE.zeros().shape)
     updates = [(torch.full_like(start, value), torch.ones_like(start, dtype=torch.bool)) for value in (1.0, 3.0)]
-    total = RobustMean(SHAPE, Rule(name))
+    total = started(Rule(name), start)
     for client, update in zip("ab", updates, strict=True):
-        total.add(client, *update)
-    assert "coordinate median was taken" in str(total.mean(start)[1])
-    found, instead = total.mean(start, excluded=1)
-    assert instead is None
+        total.fold(client, *update, 1)
+    total.result()
+    assert "coordinate median was taken" in total.notices.pop()
+    found = total.result(excluded=1)
+    assert not total.notices
     # Lengths are limited by the median length, made alike, or voted on with the core as it was.
     assert torch.equal(found, torch.full_like(start, {"closest": 2.0, "agreeing": 2.0, "bounded": 1.5}.get(name, 1.0)))
 

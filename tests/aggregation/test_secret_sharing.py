@@ -120,7 +120,7 @@ def test_shares_that_were_tampered_with_or_are_of_another_round_are_refused() ->
 @pytest.mark.parametrize("key", ["", "zz", "00" * 31, "00" * 32])
 def test_public_keys_that_are_none_are_refused(key: str) -> None:
     publics = publics_of(clients(["a", "b", "c"], 2))
-    none = r"public keys? that (is|are) none"
+    none = "invalid public key"
     with pytest.raises(SecureError, match=none):
         clients(["a"], 2)["a"].share_out(publics | {"b": (publics["b"][0], key)})
     fresh = clients(["a"], 2)["a"]

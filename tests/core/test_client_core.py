@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from h2tune.adapter import TriLoraLayer
-from h2tune.core.client_core import ClientCore, CoreShape, CoreSum
+from h2tune.core.client_core import ClientCore, CoreShape
+from h2tune.core.exact_sum import CoreSum
 from h2tune.core.relation import depth_relation, similarity_relation
 from h2tune.core.slots import SLOTS, Layout, layout_of
 
@@ -158,7 +159,7 @@ def test_a_budget_in_dims_shrinks_the_core_and_keeps_its_corner() -> None:
     layout = layout_of(build("llama"))
     core = ClientCore(SHAPE, layout, depth_relation(DEPTH, 2), 0.5)
     assert core.S.shape == (DEPTH, 7, 2, 2)
-    total, whole = CoreSum(SHAPE), torch.randn(DEPTH, 7, 4, 4)
+    total, whole = CoreSum(SHAPE.zeros().shape), torch.randn(DEPTH, 7, 4, 4)
     total.add(whole[..., :2, :2], core.coverage, 3)
     mean = total.mean(torch.full_like(whole, 9.0))
     for g in range(DEPTH):
@@ -182,7 +183,7 @@ Update = tuple[Tensor, Tensor, int, int]
 
 
 def total_of(updates: list[Update]) -> CoreSum:
-    total = CoreSum(SMALL)
+    total = CoreSum(SMALL.zeros().shape)
     for core, coverage, weight, rank in updates:
         total.add(core[..., :rank, :rank], coverage[..., :rank, :rank], weight)
     return total
@@ -233,7 +234,7 @@ def test_the_mean_equals_plain_numpy() -> None:
 
 
 def test_memory_of_the_sum_does_not_grow_with_the_clients() -> None:
-    total, core = CoreSum(SMALL), torch.ones(2, 2, 2, 2)
+    total, core = CoreSum(SMALL.zeros().shape), torch.ones(2, 2, 2, 2)
     size = sum(t.nbytes for t in (*total.limbs, total.weight))
     for _ in range(200):
         total.add(core, core.bool(), 10**6)

@@ -40,7 +40,7 @@ def sizes(tensors: dict[str, Tensor]) -> int:
 def test_the_server_reads_what_the_client_believes(case: tuple[Tensor, Tensor, bool], code: Code) -> None:
     update, coverage, masked = case
     tensors, believed = encode_update(update, coverage, code, masked=masked)
-    message = decode(encode(Message("update", "a-run", 1, "c", "h2tune", Payload(tensors), 1)))
+    message = decode(encode(Message("train", "a-run", 1, "c", "h2tune", Payload(tensors), 1)))
     read, covered = decode_update(message.payload.tensors, SHAPE, update.shape[-1], code, masked=masked)
     assert torch.equal(read, believed) and torch.equal(covered, coverage)
     assert sizes(tensors) == code.size(int(coverage.flatten(2).any(-1).sum()), int(coverage.sum()))
@@ -104,7 +104,7 @@ def test_a_core_that_is_no_number_is_refused() -> None:
     for code in CODES:
         tensors, _ = encode_update(update, coverage, code, masked=False)
         with pytest.raises(ProtocolError, match="finite"):
-            decode(encode(Message("update", "a-run", 1, "c", "h2tune", Payload(tensors), 1)))
+            decode(encode(Message("train", "a-run", 1, "c", "h2tune", Payload(tensors), 1)))
 
 
 def written(code: Code, **changes: Tensor | None) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ def test_bytes_equal_the_arithmetic(case: tuple[Tensor, Tensor, bool], dtype: to
     per_pair = int(coverage.sum()) / max(pairs, 1)
     wanted = int(pairs * per_pair * width) + -(-9 // 8) + (-(-pairs * rank * rank // 8) if masked else 0)
     assert sum(t.nbytes for t in tensors.values()) == wanted
-    message = Message("update", "a-run", 3, "a-client", "h2tune", Payload(tensors), 100)
+    message = Message("train", "a-run", 3, "a-client", "h2tune", Payload(tensors), 100)
     assert wanted < len(encode(message)) < wanted + 1024
     got, _ = unpack_core(decode(encode(message)).payload.tensors, SHAPE, rank)
     assert torch.equal(got, (core * coverage).to(dtype).float())

@@ -20,6 +20,7 @@ from h2tune.client import Client
 from h2tune.config import ConfigError
 from h2tune.deployment.join import Participant
 from h2tune.deployment.kits import Kit, KitError, own_values
+from h2tune.deployment.provision import with_public_files
 from h2tune.deployment.status import StatusFile, describe, running
 from h2tune.protocol.codec import Message, ProtocolError, decode, encode
 from h2tune.transport.envelope import Envelope, progress, unpack
@@ -78,7 +79,7 @@ def test_the_engines_log_in_words(line: str, says: str, final: bool) -> None:
 
 
 def test_a_folder_that_is_no_kit_and_a_kit_of_the_other_role(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match=r"is no kit: it has no kit.json. `h2tune provision` makes kits"):
+    with pytest.raises(KitError, match=r"is not a kit: kit.json is missing. `h2tune provision` makes kits"):
         Kit(tmp_path)
     made = kits(small(), tmp_path)
     with pytest.raises(KitError, match="is the kit of a server: start it with `h2tune server`"):
@@ -104,7 +105,7 @@ def test_what_a_client_may_set_and_what_not(tmp_path: Path) -> None:
         "max_length": 64,
         "truncate": True,
     }
-    with pytest.raises(KitError, match="`task` is agreed on by all"):
+    with pytest.raises(KitError, match="`task` is the same for all clients"):
         own_values({}, ["task=sst2"])
     with pytest.raises(KitError, match="--set takes KEY=VALUE"):
         own_values({}, ["truncate"])
@@ -178,12 +179,29 @@ def test_a_kit_carries_the_public_files_that_all_need(tmp_path: Path) -> None:
     assert Path(made["c0"].experiment().anchors).read_text() == words.read_text()
 
 
+def test_public_files_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+    """anchors/words.txt and domain/words.txt are two files; the same file named twice is one."""
+    files = {name: tmp_path / folder / name for folder, name in (("a", "words.txt"), ("b", "Words.txt"))}
+    for name, path in files.items():
+        path.parent.mkdir()
+        path.write_text(f"from {name}")
+    one, two = (str(path) for path in files.values())
+    plain = {"anchors": one, "anchor_words": two, "method": {"name": "h2tune", "codes": one},
+             "clients": [{"practice": two}, {"practice": None}]}  # fmt: skip
+    found = with_public_files(plain, tmp_path / "kit" / "public")
+    assert (found["anchors"], found["anchor_words"]) == ("public/words-2.txt", "public/Words.txt")
+    assert found["method"]["codes"] == "public/words-2.txt" and found["clients"][0]["practice"] == "public/Words.txt"
+    assert (tmp_path / "kit/public/words-2.txt").read_text() == "from words.txt"
+    assert (tmp_path / "kit/public/Words.txt").read_text() == "from Words.txt"
+    assert len(list((tmp_path / "kit/public").iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["server", "nowhere"], "nowhere is no kit"),
-        (["client", "nowhere"], "nowhere is no kit"),
-        (["status", "nowhere"], "nowhere is no kit"),
+        (["server", "nowhere"], "nowhere is not a kit"),
+        (["client", "nowhere"], "nowhere is not a kit"),
+        (["status", "nowhere"], "nowhere is not a kit"),
         (["provision", "nowhere.yaml"], "There is no config file"),
     ],
 )

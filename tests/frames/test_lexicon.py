@@ -12,7 +12,7 @@ from federations import build, small
 
 from h2tune.frames.episodes import load_practice
 from h2tune.frames.lexicon import code, fit_readers, written
-from h2tune.methods import MethodError
+from h2tune.methods.registry import MethodError
 from h2tune.participant.base_models import ModelPool
 from h2tune.tasks.demo_problems import TRADE_WORDS, demo_rows
 from h2tune.tasks.example import TaskError

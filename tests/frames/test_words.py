@@ -15,7 +15,7 @@ from h2tune.config import parse_config
 from h2tune.frames.anchor_text import AnchorError
 from h2tune.frames.word_texts import columns_of, make_pool, practice_texts, question_of
 from h2tune.frames.words import directions, written
-from h2tune.methods import MethodError
+from h2tune.methods.registry import MethodError
 from h2tune.participant.base_models import ModelPool
 
 GOOD, BAD = ("good", "happy", "sweet", "kind"), ("dark", "cruel", "angry", "cold")

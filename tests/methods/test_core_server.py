@@ -11,7 +11,7 @@ import torch
 from federations import Tampering, build, equal, outcome, small
 
 from h2tune import federation
-from h2tune.methods import MethodError
+from h2tune.methods.registry import MethodError
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import decode, encode
 from h2tune.store import RunStore
@@ -33,7 +33,7 @@ def poisoned(answers: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     """The last client's update, a thousand times too large and of the other sign."""
     for index, (name, data) in enumerate(answers):
         message = decode(data)
-        if name == "c2" and message.kind == "update":
+        if name == "c2" and message.kind == "train":
             message.payload.tensors["values"] = message.payload.tensors["values"] * -1000
             answers[index] = name, encode(message)
     return answers
@@ -43,7 +43,7 @@ def test_median_and_mean_of_a_round_are_those_of_its_updates(tmp_path: Path) -> 
     sent: dict[str, torch.Tensor] = {}
 
     def watch(answers: list) -> list:
-        sent.update({n: m.payload.tensors["values"] for n, d in answers if (m := decode(d)).kind == "update"})
+        sent.update({n: m.payload.tensors["values"] for n, d in answers if (m := decode(d)).kind == "train"})
         return answers
 
     for aggregate, rule in (("median", lambda x: x.median(0).values), ("trimmed", lambda x: x.sort(0).values[1])):
@@ -81,7 +81,7 @@ def test_too_few_clients_are_an_error_before_training(aggregate: str, tmp_path: 
 def test_a_round_that_shrank_is_told(lost: list[str], did: str, tmp_path: Path) -> None:
     def lose(answers: list) -> list:
         away = Absent("it did not answer")
-        return [(n, d if n not in lost or decode(d).kind != "update" else away) for n, d in answers]
+        return [(n, d if n not in lost or decode(d).kind != "train" else away) for n, d in answers]
 
     server = shared_after_a_round(tmp_path / "run", lose, method={"name": "h2tune", "aggregate": "median"})
     assert bool(server.method.S.any()) == (len(lost) == 1)
@@ -93,7 +93,7 @@ def test_a_round_that_shrank_is_told(lost: list[str], did: str, tmp_path: Path) 
 
 def test_with_the_bad_one_excluded_the_rule_goes_on_with_the_others(tmp_path: Path) -> None:
     def spoil(answers: list) -> list:
-        return [(n, d if n != "c0" or decode(d).kind != "update" else b"") for n, d in answers]
+        return [(n, d if n != "c0" or decode(d).kind != "train" else b"") for n, d in answers]
 
     server = shared_after_a_round(tmp_path / "run", spoil, method={"name": "h2tune", "aggregate": "closest"})
     assert server.members["c0"].status.startswith("stopped: ") and server.method.S.any()
@@ -152,7 +152,7 @@ def test_an_update_in_another_code_excludes_the_client(tmp_path: Path) -> None:
     def full(answers: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
         for index, (name, data) in enumerate(answers):
             message = decode(data)
-            if name == "c2" and message.kind == "update":
+            if name == "c2" and message.kind == "train":
                 values = message.payload.tensors["values"]
                 message.payload.tensors = {"values": values.float(), "pairs": message.payload.tensors["pairs"]}
                 answers[index] = name, encode(message)

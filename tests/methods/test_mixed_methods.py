@@ -17,7 +17,7 @@ from h2tune.core.client_core import CoreShape
 from h2tune.core.relation import depth_relation
 from h2tune.core.slots import layout_of
 from h2tune.frames.consensus import factorise
-from h2tune.methods import Method, MethodError
+from h2tune.methods.registry import Method, MethodError
 from h2tune.methods.celora import mix, mixture_weights
 from h2tune.methods.colora import align_reader, align_writer, anchor_blocks, relevance, whitened
 from h2tune.methods.fedmkt import edit_distance, nearest_token

@@ -14,7 +14,7 @@ from federations import Tampering, build, small
 from h2tune import federation
 from h2tune.aggregation.private import clipped, standard_normal
 from h2tune.config import ConfigError
-from h2tune.methods import MethodError
+from h2tune.methods.registry import MethodError
 from h2tune.methods.core_server import CoreServer
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import decode, encode
@@ -68,7 +68,7 @@ def test_the_server_clips_what_a_client_did_not(tmp_path: Path, monkeypatch: Any
     def enlarge(answers: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
         for index, (name, data) in enumerate(answers):
             message = decode(data)
-            if message.kind == "update":
+            if message.kind == "train":
                 message.payload.tensors["values"] = message.payload.tensors["values"] * 1e6
                 answers[index] = name, encode(message)
         return answers
@@ -88,7 +88,7 @@ def test_a_client_that_fails_still_counts(tmp_path: Path, monkeypatch: Any) -> N
     monkeypatch.setattr(CoreServer, "randomness", staticmethod(repeatable))
 
     def lose(answers: list) -> list:
-        return [(n, d if n != "c0" or decode(d).kind != "update" else b"") for n, d in answers]
+        return [(n, d if n != "c0" or decode(d).kind != "train" else b"") for n, d in answers]
 
     server, clients = build(private(2, same_model=True), tmp_path / "run", lose)
     server.open()

@@ -7,6 +7,7 @@ found (2023 to 2026). Rules of aggregation have theirs in test_factor_rules.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from h2tune.client import Client
-from h2tune.methods import Method, distill
+from h2tune.methods import distill
 from h2tune.methods.fedprox import FedProxClient
 from h2tune.methods.fedsb import FedSbClient
 from h2tune.methods.ffa import FfaClient
 from h2tune.methods.h2tune import H2TuneClient
+from h2tune.methods.registry import known_methods
 from h2tune.methods.rolora import RoLoraClient, turn
+from h2tune.participant.context import ClientContext
 from h2tune.protocol.codec import Payload
+from h2tune.protocol.exchange import Reply
 
 ALONE = ("local", "h2tune-unshared")
-SHARING = sorted(n for n in Method.registry if n not in ALONE and not n.startswith("toy"))
+METHODS = known_methods()
+SHARING = sorted(n for n in METHODS if n not in ALONE and not n.startswith("toy"))
 
 
 def twins(name: str, folder: Path, other: int = 1, **changes: Any) -> tuple[Any, dict[str, Client]]:
@@ -65,10 +70,10 @@ def what_one_learns_reaches_the_other(name: str, folder: Path) -> None:
 
 def snapshot_before_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shepherd, and H2Tune's release: what travels was copied before the local updates."""
-    kind = Method.registry[name].client
+    kind = METHODS[name].client
     train = kind.train
 
-    def defect(self: Any, round: int, payload: Payload, on_step: Any) -> Any:
+    def defect(self: Any, round: int, payload: Payload) -> Payload:
         kept: dict[str, Tensor] = {}
 
         def batches(*purpose: object) -> Any:  # asked for when all is received and nothing is trained
@@ -78,32 +83,32 @@ def snapshot_before_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None
                 kept["adapter"] = self.adapter.detach()[-1].clone()
             else:
                 kept.update({k: t.clone() for k, t in self.pack().items()})
-            return kind.batches(self, *purpose)
+            return ClientContext.batches(self.context, *purpose)
 
-        self.batches = batches
-        sent, losses = train(self, round, payload, on_step)
-        del self.batches
-        return Payload({k: kept[k] for k in sent.tensors}, sent.meta), losses
+        self.context.batches = batches
+        sent = train(self, round, payload)
+        del self.context.batches
+        return Payload({k: kept[k] for k in sent.tensors}, sent.meta)
 
     monkeypatch.setattr(kind, "train", defect)
 
 
 def answer_never_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """H2Tune's release: the keys of the server's answer are none of the model's, and `strict=False` hides it."""
-    kind = Method.registry[name].client
+    kind = METHODS[name].client
     train = kind.train
     monkeypatch.setattr(kind, "receive", lambda self, payload: None)
-    monkeypatch.setattr(kind, "train", lambda self, round, payload, say: train(self, round, Payload(), say))
+    monkeypatch.setattr(kind, "train", lambda self, round, payload: train(self, round, Payload()))
 
 
 def only_the_first_is_added(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """FLoRA's repository, FedIT: a misspelt variable, and every client but the first is lost."""
-    kind = Method.registry[name].server
+    kind = METHODS[name].server
     add = kind.add
 
-    def defect(self: Any, client: str, payload: Payload, weight: int) -> None:
-        if client == "c0":
-            add(self, client, payload, weight)
+    def defect(self: Any, reply: Reply) -> None:
+        if reply.client == "c0":
+            add(self, reply)
 
     monkeypatch.setattr(kind, "add", defect)
 
@@ -176,9 +181,9 @@ def one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
             for factor, value in zip(self.factors_of((turn(self.round),)), left.get(self.round, []), strict=False):
                 factor.copy_(value)
 
-    def training(self: RoLoraClient, round: int, payload: Payload, on_step: Any) -> Any:
+    def training(self: RoLoraClient, round: int, payload: Payload) -> Payload:
         self.round = round
-        found = train(self, round, payload, on_step)
+        found = train(self, round, payload)
         left[round] = [p.detach().clone() for p in self.factors_of((turn(round),))]
         return found
 
@@ -218,14 +223,14 @@ def towards_where_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def bases_are_of_the_first_clients_data_alone(name: str, folder: Path) -> None:
     def bases(seed: int) -> dict[str, Tensor]:
         server, clients = twins(name, folder / str(seed), seed)
-        FIRST.update({c.name: c.train_data for c in clients.values()})
+        FIRST.update({c.name: c.context.data.train for c in clients.values()})
         server.open()
         return server.method.fixed()
 
     assert equal(bases(1), bases(2)), "what is sent before round 1 depends on the second client's rows"
 
 
-FIRST: dict[str, list] = {}
+FIRST: dict[str, Any] = {}
 
 
 def gradients_of_pooled_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,10 +238,10 @@ def gradients_of_pooled_data(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = FedSbClient._gradients
 
     def defect(self: FedSbClient) -> list[Tensor]:
-        own = self.client.train_data
-        self.client.train_data = [row for rows in FIRST.values() for row in rows]
+        own, pooled = self.context.data, [row for part in FIRST.values() for row in part.encoded]
+        self.context.data = replace(own, train=replace(own.train, encoded=pooled))
         found = gradients(self)
-        self.client.train_data = own
+        self.context.data = own
         return found
 
     monkeypatch.setattr(FedSbClient, "_gradients", defect)
@@ -248,35 +253,36 @@ def specific_phase_is_pulled_towards_what_the_shared_phase_said(name: str, folde
     server.open()
     server.one_round()
     method = clients["c0"].method
-    batch, _ = next(method.batches(2))
-    model = clients["c0"].base.activate("c0").eval()
+    batch, _ = next(method.context.batches(2))
+    model = method.context.base.activate("c0").eval()
 
     def said() -> Tensor:
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         return log_softmax(logits[:, :-1][batch["labels"][:, 1:] != -100], -1)
 
-    method.kept = [p.detach().clone() for p in method.factors]
+    pull = method.pull
+    pull.remember()
     before = said()
     with torch.no_grad():
         for p in method.factors:
             p.add_(0.3 * torch.randn_like(p))
     now = said()
     want = 0.7 * (before.exp() * (before - now)).sum(1).mean()
-    found = distill.distillation(method)(batch, model(**{k: v for k, v in batch.items() if k != "labels"}).logits)
+    found = pull(batch, model(**{k: v for k, v in batch.items() if k != "labels"}).logits)
     assert float(want) > 1e-3
     torch.testing.assert_close(found.detach(), want, atol=1e-5, rtol=1e-4)
 
 
 def teacher_is_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
     """H2Tune's release: both passes of a step use the same weights, and the divergence is 0."""
-    distillation = distill.distillation
+    penalty = distill.Distillation.__call__
 
-    def defect(method: H2TuneClient) -> Any:
-        method.kept = [p.detach().clone() for p in method.factors]
-        return distillation(method)
+    def defect(self: distill.Distillation, batch: Any, logits: Tensor) -> Tensor:
+        self.remember()
+        return penalty(self, batch, logits)
 
-    monkeypatch.setattr(distill, "distillation", defect)
+    monkeypatch.setattr(distill.Distillation, "__call__", defect)
 
 
 def relation_outlives_the_round(name: str, folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from federations import small
 
 from h2tune import federation
-from h2tune.methods import Method
+from h2tune.methods.registry import Method
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 

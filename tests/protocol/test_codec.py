@@ -81,7 +81,7 @@ def message(**changes: Any) -> Message:
     payload = Payload(
         {"values": core, "pairs": torch.tensor([7], dtype=torch.uint8)}, {"rank": 4, "rate": 0.1, "slots": ["q"]}
     )
-    known = {"kind": "update", "run": "a-run", "round": 3, "client": "c", "method": "h2tune", "examples": 90}
+    known = {"kind": "train", "run": "a-run", "round": 3, "client": "c", "method": "h2tune", "examples": 90}
     return Message(**known | {"payload": payload} | changes)
 
 
@@ -157,8 +157,8 @@ def test_pickles_are_refused() -> None:
 
 def forged(table: dict[str, Any], body: bytes = b"", header: dict[str, Any] | None = None) -> bytes:
     """Bytes in the form of a message, with any table of tensors and any header."""
-    plain = {"schema": 1, "kind": "k", "run": "r", "round": 0, "client": "c", "method": "m", "examples": 1, "meta": {},
-             "checksum": ""} | (header or {})  # fmt: skip
+    plain = {"schema": wire.SCHEMA, "kind": "k", "run": "r", "round": 0, "step": 0, "attempt": 0, "client": "c", "process": "p",
+             "method": "m", "state": "s", "examples": 1, "meta": {}, "checksum": ""} | (header or {})  # fmt: skip
     text = json.dumps(table | {"__metadata__": {"h2tune": json.dumps(plain)}}).encode()
     return struct.pack("<Q", len(text)) + text + body
 
@@ -195,11 +195,15 @@ def test_tables_that_lie_are_refused_before_a_tensor_is_built(
 @pytest.mark.parametrize(
     ("header", "says"),
     [
-        ({"schema": 2}, "has schema 2, this version reads 1: update one side"),
+        ({"schema": 1}, "has schema 1, this version reads schema 2; use the same h2tune version on both sides"),
         ({"schema": 0}, "has schema 0"),
         ({"schema": "1"}, "no schema version"),
         ({"schema": True}, "no schema version"),
         ({"round": -2}, "negative"),
+        ({"step": -1}, "negative"),
+        ({"attempt": -1}, "negative"),
+        ({"process": "x" * 65}, "more than 64 characters"),
+        ({"state": None}, "'state'"),
         ({"examples": -1}, "says -1 examples"),
         ({"examples": 1.5}, "'examples'"),
         ({"examples": True}, "'examples'"),
@@ -233,7 +237,7 @@ def test_a_long_message_and_a_long_header_are_refused_unread(monkeypatch: pytest
     monkeypatch.setattr(json, "loads", lambda *_: pytest.fail("the header was read"))
     with pytest.raises(ProtocolError, match=r"has \d+ bytes, the limit is 100"):
         decode(encode(message()), limit=100)
-    with pytest.raises(ProtocolError, match="longer than the message or than the limit"):
+    with pytest.raises(ProtocolError, match="longer than the message or the limit"):
         decode(struct.pack("<Q", wire.HEADER_LIMIT + 1) + b" " * (wire.HEADER_LIMIT + 1))
 
 
@@ -277,7 +281,7 @@ def test_expect_lets_the_right_shapes_pass() -> None:
 def test_values_that_overflow_later_are_refused(value: float, dtype: torch.dtype) -> None:
     """A float64 may be finite and no longer be so in float32, or in a product."""
     tensor = torch.tensor([0.0, min(max(value, -3e38), 3e38) if dtype == torch.float32 else value], dtype=dtype)
-    data = encode(Message("update", "r", 1, "a", "h2tune", Payload({"x": tensor})))
+    data = encode(Message("train", "r", 1, "a", "h2tune", Payload({"x": tensor})))
     with pytest.raises(ProtocolError, match="holds values beyond"):
         decode(data)
 
@@ -285,4 +289,24 @@ def test_values_that_overflow_later_are_refused(value: float, dtype: torch.dtype
 @pytest.mark.parametrize("examples", [-1, EXAMPLES + 1, 2**64])
 def test_numbers_of_examples_that_cannot_be_are_refused(examples: int) -> None:
     with pytest.raises(ProtocolError, match="examples"):
-        decode(encode(Message("update", "r", 1, "a", "h2tune", examples=examples)))
+        decode(encode(Message("train", "r", 1, "a", "h2tune", examples=examples)))
+
+
+@given(st.lists(st.text(), max_size=20))
+def test_texts_travel_to_the_character(texts: list[str]) -> None:
+    sent = wire.Message("k", "r", 1, "c", "m", wire.Payload(texts={"paths": texts, "none": []}))
+    assert decode(encode(sent)).payload.texts == {"paths": texts, "none": []}
+
+
+def test_texts_may_be_far_larger_than_the_header() -> None:
+    texts = ["a path of reasoning, and another one\n" * 30] * 2000
+    data = encode(wire.Message("k", "r", 1, "c", "m", wire.Payload(texts={"paths": texts})))
+    assert len(data) > 2 * wire.HEADER_LIMIT and decode(data).payload.texts["paths"] == texts
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[1]", b'["a"', b"\xff", b'"a"', b""])
+def test_texts_that_are_none_are_refused(value: bytes) -> None:
+    tensor = torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.zeros(0, dtype=torch.uint8)
+    forged_texts = wire.Message("k", "r", 1, "c", "m", wire.Payload({"texts:paths": tensor}))
+    with pytest.raises(ProtocolError, match="not a list of texts"):
+        decode(encode(forged_texts))

@@ -10,7 +10,8 @@ import time
 import pytest
 from rich.console import Console
 
-from h2tune.report.live import Progress, State
+from h2tune.report.live import Progress
+from h2tune.report.state import State
 
 CLIENTS = [
     {"name": "hospital", "model": "zoo:llama", "task": "gsm8k"},
@@ -141,7 +142,7 @@ def test_a_closed_pipe_does_not_stop_the_training() -> None:
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(ValueError, match="unknown progress mode"):
+    with pytest.raises(ValueError, match="There is no progress mode 'loud'"):
         Progress("loud")  # type: ignore[arg-type]
 
 

@@ -63,7 +63,7 @@ def written(write_run: WriteRun, data: dict[str, Any], **rest: Any) -> Page:
 def test_a_normal_run(write_run: WriteRun) -> None:
     warning = {"time": "", "event": "warning", "round": 2, "client": "bank", "text": "12 texts are too long"}
     late = {"time": "", "event": "client_excluded", "round": 4, "client": "bank", "text": "late"}
-    page = written(write_run, three(), events=(warning, warning, late))
+    page = written(write_run, three(sent=["the core"], never=["the training text"]), events=(warning, warning, late))
     headings = [
         "Results per client",
         "Over the rounds",
@@ -77,6 +77,23 @@ def test_a_normal_run(write_run: WriteRun) -> None:
     for text in ("+14.0", "hospital", "12 texts are too long", "Never sent", "name: three-trades", "h2tune 0.1.0"):
         assert text in page.text
     assert page.text.count("12 texts are too long") == 1
+
+
+def test_what_leaves_is_what_the_run_says_and_nothing_where_it_says_nothing(write_run: WriteRun) -> None:
+    page = written(write_run, three(sent=["A and B, every round"], never=["the head"]))
+    assert "A and B, every round" in page.text and "the head" in page.text
+    silent = written(write_run, three())
+    assert "Never sent" not in silent.text and "factors A and B" not in silent.text
+
+
+def test_a_client_that_dropped_out_moves_no_mean(write_run: WriteRun) -> None:
+    """Two clients, one lost after its baseline: every mean is that of the client that has everything."""
+    data = metrics({"stayed": client(0, gain=0.1), "left": client(1)})
+    data["clients"]["left"] |= {"final": None, "base": {"metric": 0.9, "nats": 1.0}, "status": "lost"}
+    text = written(write_run, data).text.replace("\u202f", " ")
+    row = text[text.index("Mean of 1") : text.index("federated\n", text.index("Mean of 1"))].split("\n")
+    assert [cell for cell in row[1:] if cell] == ["11.0 %", "50.0 %", "60.0 %", "+10.0"]
+    assert "left has no result in at least one column" in text
 
 
 def test_the_old_page_is_replaced_and_nothing_else_is_left(write_run: WriteRun) -> None:

@@ -70,7 +70,7 @@ def test_a_client_killed_at_the_start_joins_when_it_is_back(kind: str, moment: s
 
 def test_a_client_that_stays_away_does_not_stop_the_others(tmp_path: Path) -> None:
     scenario = FaultScenario(tmp_path)
-    scenario.clients["c1"].faults = {"round": ("before", lambda client: client.kill())}
+    scenario.clients["c1"].faults = {"train": ("before", lambda client: client.kill())}
     metrics = scenario.serve()
     assert metrics["rounds"] == 3 and metrics["clients"]["c0"]["final"]
     assert metrics["clients"]["c1"]["final"] is None and metrics["clients"]["c1"]["status"] == "away: silent for 5 s"
@@ -79,7 +79,7 @@ def test_a_client_that_stays_away_does_not_stop_the_others(tmp_path: Path) -> No
 
 def test_a_client_away_for_a_round_is_taken_back(tmp_path: Path) -> None:
     scenario = FaultScenario(tmp_path, rounds=5)
-    scenario.clients["c1"].faults = {"round": ("before", lambda client: client.kill(back_after=9))}
+    scenario.clients["c1"].faults = {"train": ("before", lambda client: client.kill(back_after=9))}
     metrics = scenario.serve()
     rounds = [record["round"] for record in metrics["clients"]["c1"]["rounds"]]
     assert 1 not in rounds and rounds[-1] == 5 and metrics["clients"]["c1"]["final"]
@@ -88,7 +88,7 @@ def test_a_client_away_for_a_round_is_taken_back(tmp_path: Path) -> None:
 
 def test_a_client_that_hangs_misses_rounds_and_its_late_answer_is_dropped(tmp_path: Path) -> None:
     scenario = FaultScenario(tmp_path, rounds=4)
-    scenario.clients["c1"].faults = {"round": ("after", lambda client: client.hang(62.5))}
+    scenario.clients["c1"].faults = {"train": ("after", lambda client: client.hang(62.5))}
     metrics = scenario.serve()
     assert metrics["rounds"] == 4 and len(scenario.events("late")) == 1
     rounds = [record["round"] for record in metrics["clients"]["c1"]["rounds"]]
@@ -99,7 +99,7 @@ def test_a_client_that_hangs_misses_rounds_and_its_late_answer_is_dropped(tmp_pa
 def test_a_late_client_joins_a_running_federation(tmp_path: Path) -> None:
     scenario = FaultScenario(tmp_path, rounds=4)
     scenario.clients["c0"].start()
-    scenario.office.at(37.0, scenario.clients["c1"].start)
+    scenario.network.at(37.0, scenario.clients["c1"].start)
     metrics = scenario.serve(start=False)
     assert metrics["clients"]["c1"]["final"] and metrics["clients"]["c1"]["rounds"][-1]["round"] == 4
     assert metrics["clients"]["c1"]["rounds"][0]["round"] > 1
@@ -109,10 +109,10 @@ def test_a_short_cut_of_the_connection_changes_nothing(undisturbed: dict[str, to
     scenario = FaultScenario(tmp_path)
 
     def cut(client: SimulatedClient) -> None:
-        scenario.office.cut = True
-        scenario.office.after(4, lambda: setattr(scenario.office, "cut", False))
+        scenario.network.cut = True
+        scenario.network.after(4, lambda: setattr(scenario.network, "cut", False))
 
-    scenario.clients["c1"].faults = {"round": ("after", cut)}
+    scenario.clients["c1"].faults = {"train": ("after", cut)}
     scenario.serve()
     assert same(scenario, undisturbed) and not scenario.events("client_away")
 
@@ -121,10 +121,10 @@ def test_a_long_cut_is_outlived(tmp_path: Path) -> None:
     scenario = FaultScenario(tmp_path, quorum=2)
 
     def cut(client: SimulatedClient) -> None:
-        scenario.office.cut = True
-        scenario.office.after(40, lambda: setattr(scenario.office, "cut", False))
+        scenario.network.cut = True
+        scenario.network.after(40, lambda: setattr(scenario.network, "cut", False))
 
-    scenario.clients["c1"].faults = {"round": ("after", cut)}
+    scenario.clients["c1"].faults = {"train": ("after", cut)}
     metrics = scenario.serve()
     assert metrics["rounds"] == 3 and all(c["final"] for c in metrics["clients"].values())
     assert scenario.events("quorum_missed") and len(scenario.events("client_away")) == 2
@@ -134,17 +134,17 @@ def test_a_round_without_a_quorum_is_held_again_from_where_everybody_stood(
     undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     scenario = FaultScenario(tmp_path, quorum=2)
-    scenario.clients["c1"].faults = {"round": ("before", lambda client: client.kill(back_after=20))}
+    scenario.clients["c1"].faults = {"train": ("before", lambda client: client.kill(back_after=20))}
     scenario.serve()
     assert scenario.events("quorum_missed") and same(scenario, undisturbed)
 
 
 def test_a_quorum_that_never_comes_ends_with_the_reason(tmp_path: Path) -> None:
     scenario = FaultScenario(tmp_path, quorum=2)
-    scenario.clients["c1"].faults = {"round": ("before", lambda client: client.kill())}
+    scenario.clients["c1"].faults = {"train": ("before", lambda client: client.kill())}
     with pytest.raises(QuorumError, match="Only 1 of 2 clients answered, the quorum is 2"):
         scenario.serve()
-    assert scenario.office.now > WAITS["patience"]
+    assert scenario.network.now > WAITS["patience"]
 
 
 def test_nobody_comes(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_client_that_lost_its_state_joins_anew(tmp_path: Path) -> None:
         client.kill(back_after=9)
         shutil.rmtree(tmp_path / "c1" / "state")
 
-    scenario.clients["c1"].faults = {"round": ("before", burn)}
+    scenario.clients["c1"].faults = {"train": ("before", burn)}
     metrics = scenario.serve()
     assert metrics["clients"]["c1"]["final"] and metrics["clients"]["c1"]["rounds"][-1]["round"] == 5
     assert "no saved state" in scenario.events("client_away")[-1]["text"]
@@ -245,23 +245,23 @@ def test_a_kit_of_another_federation_is_refused_on_both_sides(tmp_path: Path) ->
 
 def test_of_two_processes_with_one_identity_the_younger_is_served(tmp_path: Path) -> None:
     scenario = FaultScenario(tmp_path)
-    older = SimulatedClient(scenario.office, "c1", scenario.clients["c1"].make)
+    older = SimulatedClient(scenario.network, "c1", scenario.clients["c1"].make)
     older.start()
-    scenario.office.clients["c1"] = scenario.clients["c1"]
+    scenario.network.clients["c1"] = scenario.clients["c1"]
     scenario.clients["c1"].lives = 1  # its incarnations are numbered on
-    scenario.office.at(0.5, scenario.clients["c1"].start)
+    scenario.network.at(0.5, scenario.clients["c1"].start)
     scenario.clients["c0"].start()
     metrics = scenario.serve(start=False)
     assert metrics["rounds"] == 3 and metrics["clients"]["c1"]["final"]
-    assert "another process has taken up the same identity" in scenario.events("refused")[0]["text"]
+    assert "another process runs with the same kit" in scenario.events("refused")[0]["text"]
 
 
 def test_strangers_and_garbage_are_refused_and_disturb_nobody(
     undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     scenario = FaultScenario(tmp_path)
-    scenario.office.at(1.0, lambda: scenario.office.envelopes.append(("mallory", b"\0\0\0\2{}")))
-    scenario.office.at(3.0, lambda: scenario.office.envelopes.append(("c0", b"\xff" * 40)))
+    scenario.network.at(1.0, lambda: scenario.network.envelopes.append(("mallory", b"\0\0\0\2{}")))
+    scenario.network.at(3.0, lambda: scenario.network.envelopes.append(("c0", b"\xff" * 40)))
     scenario.serve()
     assert same(scenario, undisturbed)
     texts = [e["text"] for e in scenario.events("refused")]
@@ -274,7 +274,7 @@ def test_who_writes_without_end_fills_neither_the_time_nor_the_disk(
     scenario = FaultScenario(tmp_path)
     hello = {"federation": "f", "version": "1", "busy": False, "doing": {}}
     envelopes = [("c0", b"rubbish"), ("c0", Envelope("hello", hello | {"process": "x" * 500}).pack())]
-    scenario.office.at(1.0, lambda: scenario.office.envelopes.extend(envelopes * 2500))
+    scenario.network.at(1.0, lambda: scenario.network.envelopes.extend(envelopes * 2500))
     scenario.serve()
     assert same(scenario, undisturbed)
     refused = scenario.events("refused")
@@ -290,7 +290,7 @@ def test_answers_that_come_twice_or_again_rounds_later_count_once(
     def twice(client: SimulatedClient, envelope: Any) -> bool:
         if envelope.kind == "answer":
             for delay in (0.0, 5.0, 17.0):
-                scenario.office.after(delay, lambda: scenario.office.envelopes.append((client.name, envelope.pack())))
+                scenario.network.after(delay, lambda: scenario.network.envelopes.append((client.name, envelope.pack())))
         return deliver(client, envelope)
 
     for client in scenario.clients.values():

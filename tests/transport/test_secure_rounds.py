@@ -1,4 +1,4 @@
-"""Whole rounds of secure aggregation, in process and over the post office: the mean is right, the server sees noise."""
+"""Whole rounds of secure aggregation, in process and over the post network: the mean is right, the server sees noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install -e '.[secure]'")
 
 from h2tune import federation
-from h2tune.methods import MethodError
+from h2tune.methods.registry import MethodError
 from h2tune.methods.core_server import CoreServer
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import decode, encode
@@ -60,7 +60,7 @@ def test_the_result_is_that_of_plain_means_but_for_rounding(
 
 def test_who_drops_out_in_the_midst_is_not_in_the_sum_and_the_round_is_held(tmp_path: Path) -> None:
     scenario = FaultScenario(tmp_path, clients=4, **SECURE)
-    scenario.clients["c3"].faults = {"round": ("before", lambda client: client.kill())}
+    scenario.clients["c3"].faults = {"train": ("before", lambda client: client.kill())}
     metrics = scenario.serve()
     assert metrics["rounds"] == 2 and metrics["clients"]["c3"]["rounds"] == []
     assert all(len(metrics["clients"][n]["rounds"]) == 2 for n in ("c0", "c1", "c2"))
@@ -70,7 +70,7 @@ def test_who_drops_out_in_the_midst_is_not_in_the_sum_and_the_round_is_held(tmp_
 def test_with_too_few_left_nothing_is_revealed_and_the_round_is_held_again(tmp_path: Path) -> None:
     scenario = FaultScenario(tmp_path, clients=4, quorum=1, **SECURE)
     for name in ("c2", "c3"):
-        scenario.clients[name].faults = {"round": ("before", lambda client: client.kill(back_after=20))}
+        scenario.clients[name].faults = {"train": ("before", lambda client: client.kill(back_after=20))}
     metrics = scenario.serve()
     assert metrics["rounds"] == 2 and len(metrics["clients"]["c3"]["rounds"]) == 2
     assert "2 clients" in scenario.events("warning")[0]["text"] and scenario.events("quorum_missed")

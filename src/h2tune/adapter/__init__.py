@@ -3,8 +3,10 @@
 Importing this package registers the method; doing so twice changes nothing.
 """
 
+from typing import cast
+
 import peft
-from peft import mapping
+from peft import PeftType, mapping
 
 from h2tune.adapter.config import TRILORA, TriLoraConfig
 from h2tune.adapter.export import save_lora
@@ -19,9 +21,10 @@ def register() -> None:
 
     PEFT's own ``register_peft_method`` is for methods inside PEFT: it asks for a member of a closed enum.
     """
-    peft.PEFT_TYPE_TO_CONFIG_MAPPING[TRILORA] = TriLoraConfig
-    peft.PEFT_TYPE_TO_TUNER_MAPPING[TRILORA] = TriLoraModel
-    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[TRILORA] = TriLoraModel.prefix
+    name = cast(PeftType, TRILORA)  # to a dictionary it is one: same hash, and equal to its string
+    peft.PEFT_TYPE_TO_CONFIG_MAPPING[name] = TriLoraConfig
+    peft.PEFT_TYPE_TO_TUNER_MAPPING[name] = TriLoraModel
+    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[name] = TriLoraModel.prefix
 
 
 register()

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from peft.config import PeftConfig
+
+
+class RowLayout(TypedDict):
+    """Which rows of a fused map belong to which of its parts; see ``parts`` of `TriLoraConfig`."""
+
+    sizes: list[int]
+    interleave: NotRequired[int]
 
 
 class _MethodName(str):
@@ -57,18 +64,18 @@ class TriLoraConfig(PeftConfig):
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A."})
     shift: bool = field(default=False, metadata={"help": "Train a vector q beside T."})
     offset: bool = field(default=False, metadata={"help": "A frozen dense part beside the factors."})
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "As in LoRA."})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "As in LoRA."})
+    target_modules: set[str] | list[str] | str | None = field(default=None, metadata={"help": "As in LoRA."})
+    exclude_modules: set[str] | list[str] | str | None = field(default=None, metadata={"help": "As in LoRA."})
     target_parameters: list[str] | None = field(default=None, metadata={"help": "Not supported; must stay empty."})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "As in LoRA."})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "As in LoRA."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "As in LoRA."})
     bias: str = field(default="none", metadata={"help": "Only 'none' is supported."})
-    parts: dict[str, Any] | None = field(default=None, metadata={"help": "Row layout of fused maps."})
+    parts: dict[str, RowLayout] | None = field(default=None, metadata={"help": "Row layout of fused maps."})
     init_weights: bool = field(default=True, metadata={"help": "False leaves A and B as they are (for loading)."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        PeftConfig.__post_init__(self)
         self.peft_type = TRILORA
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
@@ -87,7 +94,7 @@ class TriLoraConfig(PeftConfig):
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError("layers_to_transform needs a list of target_modules, not a pattern.")
 
-    def parts_of(self, module_name: str) -> dict[str, Any] | None:
+    def parts_of(self, module_name: str) -> RowLayout | None:
         """The row layout of a module whose full name ends with one of the keys of ``parts``."""
         for ending, layout in (self.parts or {}).items():
             if module_name == ending or module_name.endswith("." + ending):

@@ -14,7 +14,7 @@ from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from h2tune.adapter.config import TriLoraConfig
+from h2tune.adapter.config import RowLayout, TriLoraConfig
 
 
 class Rows:
@@ -82,10 +82,10 @@ class TriLoraLayer(BaseTunerLayer):
         self.in_features, self.out_features = in_features, out_features
 
     def update_layer(
-        self, adapter_name: str, config: TriLoraConfig, parts: dict[str, Any] | None = None, **kwargs: Any
+        self, adapter_name: str, config: TriLoraConfig, parts: RowLayout | None = None, **kwargs: Any
     ) -> None:
         """Add an adapter to this module, or replace the one of that name."""
-        layout = parts or {"sizes": [self.out_features]}
+        layout: RowLayout = parts or {"sizes": [self.out_features]}
         if sum(layout["sizes"]) != self.out_features:
             raise ValueError(f"The parts {layout['sizes']} do not add up to the {self.out_features} output rows.")
         r = config.r
@@ -101,8 +101,8 @@ class TriLoraLayer(BaseTunerLayer):
         if config.shift:
             self.trilora_q[adapter_name] = nn.Parameter(torch.zeros(len(layout["sizes"]), r))
         if config.offset:
-            weight = self.get_base_layer().weight
-            self.trilora_offset[adapter_name] = torch.zeros(self.out_features, self.in_features, device=weight.device)
+            device = next(self.get_base_layer().parameters()).device
+            self.trilora_offset[adapter_name] = torch.zeros(self.out_features, self.in_features, device=device)
         if config.init_weights:
             self.reset_parameters(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -135,11 +135,12 @@ class TriLoraLayer(BaseTunerLayer):
         """``s B q``, d_out: what the shift adds to every output."""
         rows, scaling = self.trilora_rows[adapter_name], self.trilora_scaling[adapter_name]
         parts = zip(rows.split(self.trilora_B[adapter_name]), self.trilora_q[adapter_name].unbind(), strict=True)
-        return scaling * rows.join([part @ q for part, q in parts])
+        summed: Tensor = scaling * rows.join([part @ q for part, q in parts])
+        return summed
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """``s B (T + rho I) A``, and the offset, in the shape of the base weight (transposed for Conv1D)."""
-        delta = self.left_factor(adapter_name) @ self.trilora_A[adapter_name]
+        delta: Tensor = self.left_factor(adapter_name) @ self.trilora_A[adapter_name]
         if adapter_name in self.trilora_offset:
             delta = delta + self.trilora_offset[adapter_name]
         return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
@@ -200,7 +201,7 @@ class TriLoraLinear(nn.Module, TriLoraLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)
+        result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
         if self.quantization_backend is not None:
@@ -226,4 +227,5 @@ class TriLoraLinear(nn.Module, TriLoraLayer):
         return "trilora." + super().__repr__()
 
     def extra_repr(self) -> str:
-        return quantization_extra_repr(self)
+        text: str = quantization_extra_repr(self)
+        return text

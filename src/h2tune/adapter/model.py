@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -22,18 +21,21 @@ class TriLoraModel(BaseTuner):
 
     prefix: str = "trilora_"
     tuner_layer_cls = TriLoraLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = {
+        family: list(names) for family, names in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.items()
+    }
 
     def _create_and_replace(
         self,
-        peft_config: TriLoraConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **optional_kwargs: Any,
+        parameter_name: str | None = None,
     ) -> None:
+        assert isinstance(peft_config, TriLoraConfig)  # PEFT makes this tuner for no other
         parts = peft_config.parts_of(current_key)
         if isinstance(target, TriLoraLayer):
             target.update_layer(adapter_name, peft_config, parts=parts, inference_mode=peft_config.inference_mode)

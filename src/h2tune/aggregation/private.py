@@ -21,13 +21,14 @@ import importlib.util
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from h2tune.core.client_core import CoreShape, CoreSum
+from h2tune.aggregation.base import Aggregator, Mean
+from h2tune.errors import ProtocolError
 
 Source = Callable[[int], bytes]
 INSTALL = "needs an accountant: pip install 'h2tune[privacy]'"
@@ -48,32 +49,38 @@ def standard_normal(shape: Sequence[int], source: Source = os.urandom) -> Tensor
     return ((-2 * first.log()).sqrt() * (2 * math.pi * second).cos()).view(tuple(shape))
 
 
-class PrivateMean:
-    """A round's clipped updates, streamed into one exact sum, and its noisy mean.
+class Private(Aggregator):
+    """Clips each update, and adds noise to the mean that another aggregator makes of them.
 
     Args:
-        covers: for every selected client, whether or not it will answer, the entries that it covers (L x slots x R x R).
+        inner: sums the clipped updates.
+        clip: largest norm of an update. noise: multiplier of the Gaussian noise.
+        source: of the noise; only tests pass another one.
     """
 
-    def __init__(
-        self, shape: CoreShape, clip: float, noise: float, covers: dict[str, Tensor], source: Source = os.urandom
-    ) -> None:
-        self.clip, self.noise, self.covers, self.source = clip, noise, covers, source
-        self.sum = CoreSum(shape)
+    def __init__(self, inner: Mean, clip: float, noise: float, source: Source = os.urandom) -> None:
+        super().__init__(inner.decode)
+        self.inner, self.clip, self.noise, self.source = inner, clip, noise, source
 
-    def add(self, client: str, update: Tensor, coverage: Tensor) -> None:
-        """Add an update (any leading rank r <= R); raises ValueError if it covers other entries than it should."""
+    def start(self, before: Tensor, covers: Mapping[str, Tensor]) -> None:
+        self.before, self.covers = before, dict(covers)
+        self.inner.start(torch.zeros(before.shape, dtype=torch.float64), covers)
+
+    def fold(self, client: str, core: Tensor, coverage: Tensor, weight: int) -> None:
         r = coverage.shape[-1]
         if not torch.equal(coverage, self.covers[client][..., :r, :r]) or self.covers[client].sum() != coverage.sum():
-            raise ValueError("it covers other entries than depth, slots and rank say")
-        self.sum.add(clipped(update.double(), coverage, self.clip), coverage, 1)
+            raise ProtocolError(f"the update of {client} covers other entries than its depth, slots and rank say")
+        update = core.double() - self.before[..., :r, :r].double()
+        self.inner.fold(client, clipped(update, coverage, self.clip), coverage, 1)
 
-    def mean(self, before: Tensor) -> Tensor:
-        """The new S. Every call draws new noise: call it once per round, and publish nothing else of the sum."""
+    def result(self, excluded: int = 0) -> Tensor:
+        """The new core. Every call draws new noise: call it once per round, and publish nothing else of the sum."""
         count = torch.stack(list(self.covers.values())).sum(0)
-        total = self.sum.mean(torch.zeros(before.shape, dtype=torch.float64)) * self.sum.weight
-        noisy = total + self.noise * self.clip * standard_normal(before.shape, self.source)
-        return torch.where(count > 0, before.double() + noisy / count.clamp_min(1), before.double()).to(before.dtype)
+        total = self.inner.result() * self.inner.sum.weight
+        noisy = total + self.noise * self.clip * standard_normal(self.before.shape, self.source)
+        before = self.before.double()
+        self.spent.append(self.noise)
+        return torch.where(count > 0, before + noisy / count.clamp_min(1), before).to(self.before.dtype)
 
 
 def has_accountant() -> bool:

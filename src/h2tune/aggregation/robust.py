@@ -23,13 +23,15 @@ the result lies between "no change" and what the more cautious of the two says.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from h2tune.core.client_core import CoreShape, CoreSum
+from h2tune.aggregation.base import Aggregator, Decode
+from h2tune.core.exact_sum import CoreSum
 
 FEWEST = 3  # clients among which one that differs can be told at all
 SUBSETS = 100_000  # that `closest` compares at most
@@ -156,37 +158,41 @@ def norms(values: Tensor, held: Tensor, start: Tensor) -> Tensor:
     return torch.where(held, values - start, 0.0).flatten(1).norm(dim=1)
 
 
-class RobustMean:
-    """A round's updates, kept until the rule is applied to all of them."""
+class Robust(Aggregator):
+    """Keeps a round's updates until the rule is applied to all of them."""
 
-    def __init__(self, shape: CoreShape, rule: Rule) -> None:
-        self.shape, self.rule = shape, rule
+    def __init__(self, decode: Decode, rule: Rule) -> None:
+        super().__init__(decode)
+        self.rule = rule
+
+    def start(self, before: Tensor, covers: Mapping[str, Tensor]) -> None:
+        self.before = before
         self.updates: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def add(self, client: str, core: Tensor, coverage: Tensor) -> None:
-        """Keep one client's S (any leading rank r <= R) with its coverage."""
+    def fold(self, client: str, core: Tensor, coverage: Tensor, weight: int) -> None:
         r = core.shape[-1]
-        whole, held = self.shape.zeros().double(), self.shape.zeros().bool()
+        whole = torch.zeros(self.before.shape, dtype=torch.float64)
+        held = torch.zeros(self.before.shape, dtype=torch.bool)
         whole[..., :r, :r], held[..., :r, :r] = torch.where(coverage, core.double(), 0.0), coverage
         self.updates[client] = whole, held
 
-    def mean(self, before: Tensor, excluded: int = 0) -> tuple[Tensor, str | None]:
-        """The rule's result, and what was done instead where the round had too few clients for it.
+    def result(self, excluded: int = 0) -> Tensor:
+        """The rule's result; where the round has too few clients for it, something more careful, with a notice.
 
         That is the median, which with two updates goes no further than the more cautious one; a lone update, which
-        nobody else can vouch for, is left out.
-
-        Args:
-            excluded: clients that the run has excluded. They are of the bad ones that the rule must survive.
+        nobody else can vouch for, is left out. Clients that the run has excluded are among the bad ones that the
+        rule must survive.
         """
         n, rule = len(self.updates), self.rule.without(excluded)
         needs = self.rule.needs_without(excluded)
         if n >= needs:
-            return self._apply(rule, before), None
+            return self._apply(rule, self.before)
         why = f"{rule.name} needs {needs} updates and this round has {n}"
         if n > 1:
-            return self._apply(Rule("median"), before), f"{why}: the coordinate median was taken"
-        return before.clone(), f"{why}: the core stays as it was"
+            self.notices.append(f"{why}: the coordinate median was taken")
+            return self._apply(Rule("median"), self.before)
+        self.notices.append(f"{why}: the core stays as it was")
+        return self.before.clone()
 
     def _apply(self, rule: Rule, before: Tensor) -> Tensor:
         names = sorted(self.updates)
@@ -225,7 +231,7 @@ class RobustMean:
         return self._sum(values, held, before)
 
     def _sum(self, values: Tensor, held: Tensor, before: Tensor) -> Tensor:
-        total = CoreSum(self.shape)
+        total = CoreSum(before.shape)
         for core, coverage in zip(values, held, strict=True):
             total.add(core, coverage, 1)
         return total.mean(before)

@@ -22,13 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from h2tune.errors import ClientError
+
 STEP_BITS = 32  # x_i counts steps of 2^-32: n w |S| must stay below 2^31
 INSTALL = "needs the libraries of h2tune[secure]: pip install 'h2tune[secure]'"
 SEED = 16  # bytes of a secret that is shared out
 Shares = dict[str, str]  # for each client, hexadecimal
 
 
-class SecureError(ValueError):
+class SecureError(ClientError, ValueError):
     """Somebody asks for what would give a client away, or sends what cannot be."""
 
 
@@ -87,7 +89,7 @@ class _Key:
         try:
             return self._private.exchange(X25519PublicKey.from_public_bytes(other))
         except ValueError:
-            raise SecureError("a public key that is none") from None
+            raise SecureError("invalid public key") from None
 
 
 def check_public(key: bytes) -> None:
@@ -143,7 +145,7 @@ class ClientSecrets:
         try:
             self.members = {n: (bytes.fromhex(m), bytes.fromhex(c)) for n, (m, c) in publics.items()}
         except ValueError:
-            raise SecureError(f"{self.name} is sent public keys that are none") from None
+            raise SecureError(f"{self.name} is sent invalid public keys") from None
         places, found = sorted(self.members), {}
         keys, owns = (_split(s, self.threshold, len(places)) for s in (self._mask.seed, self._own))
         for place, other in enumerate(places):

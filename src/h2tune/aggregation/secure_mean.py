@@ -1,4 +1,4 @@
-"""Secure aggregation of cores (`h2tune.aggregation.secret_sharing`) as a method sees it: what a client sends, and the mean of the sums.
+"""Secure aggregation of cores: what a client sends, and the mean that follows from the revealed sum.
 
 A client sends w_i S_i as whole numbers under masks, over all entries of the core: zeros where it covers nothing, so that
 every vector has one length. Which entries a client covers, and its weight, the server knows anyway; from them and the
@@ -7,92 +7,129 @@ revealed sum follows the mean ``sum w C S / sum w C``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from h2tune.aggregation.base import Aggregator, Decode
 from h2tune.aggregation.secret_sharing import (
-    INSTALL,
     STEP_BITS,
     ClientSecrets,
     MaskedSum,
     SecureError,
+    context_of,
     from_steps,
-    is_available,
     to_steps,
 )
-from h2tune.config import Wire
-from h2tune.core.client_core import CoreShape
-
-if TYPE_CHECKING:
-    from h2tune.config import Experiment
-    from h2tune.methods.h2tune_settings import H2TuneSettings
+from h2tune.aggregation.secure_round import SecureAsk
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Payload
+from h2tune.protocol.exchange import Ask
 
 LARGEST_MEAN = 1e5  # of an entry: cores have entries near 1, a sum that was revealed with false shares near 1e8
-LEAST = 3  # of two clients each knows the other's core from the sum
 
 
-def threshold_of(experiment: Experiment) -> int:
-    """How many clients must help to reveal a sum: more than two thirds of a round's, unless the experiment says."""
-    section = experiment.secure_aggregation
-    assert section is not None
-    return section.threshold or 2 * experiment.clients_per_round // 3 + 1
+class SecureMean(Aggregator):
+    """The mean of updates of which the server learns only the sum."""
 
+    def __init__(self, decode: Decode, threshold: int) -> None:
+        super().__init__(decode)
+        self.threshold = threshold
 
-def against_secrecy(experiment: Experiment, settings: H2TuneSettings) -> list[str]:
-    """What secure aggregation excludes, or lacks."""
-    count = experiment.clients_per_round
-    threshold = threshold_of(experiment)
-    masked = settings.mask == "entries" and any(c.keep != 1 for c in experiment.clients)
-    found = {
-        f"needs {LEAST} clients in a round, there are {count}: from a sum of two each knows the other's": count
-        < LEAST,
-        f"threshold {threshold} can never be met by {count} clients": threshold > count,
-        f"threshold {threshold} must be more than half of {count} clients": 2 * threshold <= count,
-        "needs aggregate: mean (other rules must see every update)": settings.aggregate != "mean",
-        "excludes wire: sums are of whole numbers of 64 bits": experiment.wire != Wire(),
-        "excludes privacy: the server must clip every update once more": experiment.privacy is not None,
-        "excludes mask: entries with keep below 1 (which entries are kept would have to be told)": masked,
-        "excludes relation: similarity (coverage must be known from sizes alone)": settings.relation == "similarity",
-        "excludes share: false": not settings.share,
-        INSTALL: not is_available(),
-    }
-    return [text for text, wrong in found.items() if wrong]
+    def start(self, before: Tensor, covers: Mapping[str, Tensor]) -> None:
+        self.before, self.covers, self.mean = before, covers, before
+        self.weight = torch.zeros(before.shape, dtype=torch.float64)
 
+    def wrap(self, ask: Ask) -> Ask:
+        return SecureAsk(ask, self, self.threshold)
 
-def masked_tensors(core: Tensor, coverage: Tensor, rank: int, weight: int, secrets: ClientSecrets,
-                   sealed: dict[str, str]) -> dict[str, Tensor]:  # fmt: skip
-    """What a client sends for S (L x slots x r x r): y_i over the whole core of rank R."""
-    whole, r = torch.zeros(*core.shape[:2], rank, rank), core.shape[-1]
-    whole[..., :r, :r] = torch.where(coverage, core.detach().cpu(), 0.0)
-    largest = float(whole.abs().max()) * weight * (len(sealed) + 1)
-    if largest >= 2.0 ** (63 - STEP_BITS):
-        raise SecureError(f"{secrets.name}: its core times its weight is too large to be summed in 64 bits")
-    masked = secrets.mask(to_steps(whole, weight), sealed)
-    return {"masked": torch.from_numpy(masked.view("int64"))}
+    def expect(self, publics: dict[str, tuple[str, str]], context: bytes) -> None:
+        self.sum = MaskedSum(self.before.numel(), publics, context)
 
-
-class MaskedMean:
-    """The server's half of one round."""
-
-    def __init__(self, shape: CoreShape, publics: dict[str, tuple[str, str]], context: bytes) -> None:
-        self.shape = shape
-        self.sum = MaskedSum(shape.zeros().numel(), publics, context)
-        self.weight = shape.zeros().double()
-
-    def add(self, name: str, tensors: dict[str, Tensor], covers: Tensor, weight: int) -> None:
-        """Raises ValueError for anything but one masked vector of each client."""
+    def add(self, client: str, tensors: Mapping[str, Tensor], weight: int) -> None:
         found = tensors.get("masked")
         if tensors.keys() != {"masked"} or found is None or found.dtype != torch.int64 or found.dim() != 1:
-            raise ValueError("it holds something else than one masked vector")
-        self.sum.add(name, found.numpy().view("uint64"))
-        self.weight += weight * covers.double()
+            raise ProtocolError(f"the update of {client} holds something else than one masked vector")
+        try:
+            self.sum.add(client, found.numpy().view("uint64"))
+        except ValueError as error:
+            raise ProtocolError(f"the update of {client} is refused: {error}") from None
+        self.weight += weight * self.covers[client].double()
 
-    def mean(self, before: Tensor, members: list[str], revealed: dict[str, dict[str, str]], threshold: int) -> Tensor:
-        """``sum w C S / sum w C``; entries that nobody covers keep their value ``before``."""
-        total = from_steps(self.sum.unmask(members, revealed, threshold), before.shape)
+    def fold(self, client: str, core: Tensor, coverage: Tensor, weight: int) -> None:
+        raise TypeError("single updates cannot be read under secure aggregation")
+
+    def reveal(self, members: list[str], revealed: dict[str, dict[str, str]]) -> None:
+        """``sum w C S / sum w C``; entries that nobody covers keep their value."""
+        total = from_steps(self.sum.unmask(members, revealed, self.threshold), self.before.shape)
         mean = total / self.weight.clamp_min(1)
         if float(mean.abs().max()) > LARGEST_MEAN:
-            raise ValueError("the sum that was revealed is none of cores: somebody's shares were false")
-        return torch.where(self.weight > 0, mean, before.double()).to(before.dtype)
+            raise ValueError("implausible sum: a client sent invalid shares")
+        self.mean = torch.where(self.weight > 0, mean, self.before.double()).to(self.before.dtype)
+
+    def result(self, excluded: int = 0) -> Tensor:
+        return self.mean
+
+
+class SecureClient:
+    """A client's part: fresh secrets in every round, and cores that only leave under masks.
+
+    Args:
+        name: of the client. threshold: clients that must help to reveal a sum; None if secure aggregation was not agreed
+            on. rank: of the core.
+    """
+
+    def __init__(self, name: str, threshold: int | None, rank: int) -> None:
+        self.name, self.threshold, self.rank = name, threshold, rank
+        self.secrets: ClientSecrets | None = None
+        self.sealed: dict[str, str] | None = None
+
+    @property
+    def agreed(self) -> bool:
+        """Whether everything that leaves must be masked."""
+        return self.threshold is not None
+
+    def keys(self, run: str, round: int) -> Payload:
+        """Fresh public keys."""
+        if self.threshold is None:
+            raise SecureError("secure aggregation was not agreed on")
+        self.secrets, self.sealed = ClientSecrets(self.name, self.threshold, context_of(run, round)), None
+        mask, channel = self.secrets.publics()
+        return Payload(meta={"mask": mask, "channel": channel})
+
+    def shares(self, payload: Payload) -> Payload:
+        """This client's secrets, shared out and encrypted to each other client."""
+        found = payload.said("publics", dict[str, list[str]])
+        if any(len(keys) != 2 for keys in found.values()):
+            raise ProtocolError("the server's public keys cannot be read")
+        publics = {name: (keys[0], keys[1]) for name, keys in found.items()}
+        return Payload(meta={"shares": self._own().share_out(publics)})
+
+    def take(self, payload: Payload) -> None:
+        """Keep the others' encrypted shares, which a request for an update brings."""
+        if "sealed" in payload.meta:
+            self._own()
+            self.sealed = payload.said("sealed", dict[str, str])
+
+    def mask(self, core: Tensor, coverage: Tensor, weight: int) -> dict[str, Tensor]:
+        """What is sent for S (L x slots x r x r): y_i over the whole core of rank R."""
+        if self.secrets is None or self.sealed is None:  # whatever the server asks for, nothing leaves without masks
+            raise SecureError("secure aggregation was agreed on, and the server asks for a core without masks")
+        sealed, self.sealed = self.sealed, None
+        whole, r = torch.zeros(*core.shape[:2], self.rank, self.rank), core.shape[-1]
+        whole[..., :r, :r] = torch.where(coverage, core.detach().cpu(), 0.0)
+        largest = float(whole.abs().max()) * weight * (len(sealed) + 1)
+        if largest >= 2.0 ** (63 - STEP_BITS):
+            raise SecureError(f"{self.name}: its core times its weight is too large to be summed in 64 bits")
+        masked = self.secrets.mask(to_steps(whole, weight), sealed)
+        return {"masked": torch.from_numpy(masked.view("int64"))}
+
+    def unmask(self, payload: Payload) -> Payload:
+        """The shares that take the masks off the sum of the clients that answered."""
+        return Payload(meta={"shares": self._own().reveal(payload.said("answered", list[str]))})
+
+    def _own(self) -> ClientSecrets:
+        if self.secrets is None:
+            raise SecureError("this client has no secrets for the round: it was restarted in the middle of it")
+        return self.secrets

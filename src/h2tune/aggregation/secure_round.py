@@ -2,92 +2,120 @@
 
 keys      every client makes fresh keys and says the public ones
 shares    every client shares its two secrets out, encrypted to each other client; the server only passes them on
-(round)   clients train and send their cores under masks
+(train)   clients train and send their cores under masks
 unmask    clients that are still there give the shares that take the masks off the sum
 
-Who is gone before `shares` ends is not in the sum; who is gone later is taken out of it by the others' shares.
+A client that is gone before `shares` ends is not in the sum; one that goes later is taken out of it by the others' shares.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from h2tune.aggregation.secret_sharing import SecureError, check_public, context_of
-from h2tune.protocol.codec import Message, Payload, ProtocolError
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Payload
+from h2tune.protocol.exchange import Ask, QuorumMissed, Reply, payload_of
 
-Ask = Callable[[str, dict[str, Payload], int], Iterator[tuple[str, Message, dict[str, int]]]]
 KEY_HEX, SHARE_HEX, SEALED_HEX = 64, 32, 96  # characters of a key, a share, two encrypted shares with their seal
+MASKED = "train"  # the action whose answers are masked
 
 
-class SecureRound:
-    """One round's exchanges.
+class Sums(Protocol):
+    """What takes masked updates in, and gives their sum."""
+
+    def expect(self, publics: dict[str, tuple[str, str]], context: bytes) -> None:
+        """Updates under masks of these clients' public keys will follow."""
+
+    def reveal(self, members: list[str], revealed: dict[str, dict[str, str]]) -> None:
+        """Take the masks off. Raises ValueError if that cannot be done."""
+
+
+class SecureAsk:
+    """Wraps a round's ``ask``: of what clients send of `MASKED` only the sum can be read.
 
     Args:
-        ask: the server's way to ask clients: kind, payloads, round.
-        refuse: the server's way to exclude a client: name, reason, round.
+        threshold: clients that must help to reveal a sum.
     """
 
-    def __init__(
-        self, ask: Ask, refuse: Callable[[str, str, int], None], run: str, number: int, threshold: int
-    ) -> None:
-        self.ask, self.refuse, self.number, self.threshold = ask, refuse, number, threshold
-        self.context = context_of(run, number)
-        self.publics: dict[str, tuple[str, str]] = {}
-        self.members: list[str] = []
-        self.bytes: dict[str, dict[str, int]] = {}  # by client, as in a round's record
+    def __init__(self, ask: Ask, sums: Sums, threshold: int) -> None:
+        self.ask, self.sums, self.threshold = ask, sums, threshold
+        self.run, self.round = ask.run, ask.round
+        self.exclude, self.takes_part, self.excluded = ask.exclude, ask.takes_part, ask.excluded
 
-    def agree(self, requests: dict[str, Payload]) -> dict[str, Payload]:
-        """Keys and shares; the requests of those that took part, with the others' shares for each."""
-        self.publics = self._exchange("keys", dict.fromkeys(requests, Payload()), _keys)
-        if len(self.publics) < self.threshold:
-            return {}
+    def __call__(
+        self,
+        kind: str,
+        payloads: dict[str, Payload],
+        read: Callable[[Reply], Any] = payload_of,
+        *,
+        again: bool = True,
+    ) -> dict[str, Any]:
+        if kind != MASKED:
+            return self.ask(kind, payloads, read, again=again)
+        publics, sealed = self._agree(list(payloads))
+        self.sums.expect(publics, context_of(self.run, self.round))
+        members = sorted(sealed)
+        # Nobody is asked again: a client that restarts has lost its secrets, and takes part in the next round.
+        requests = {n: _with_shares(payloads[n], {m: sealed[m][n] for m in members if m != n}) for n in members}
+        found = self.ask(kind, requests, read, again=False)
+        self._enough(len(found), "are left")
+        answered = Payload(meta={"answered": list(found)})
+        revealed = self.ask("unmask", dict.fromkeys(found, answered), _reader(members, SHARE_HEX), again=False)
+        try:
+            self.sums.reveal(members, revealed)
+        except ValueError as error:
+            raise QuorumMissed(str(error)) from None
+        return found
 
-        def shares(name: str, found: dict[str, Any]) -> dict[str, str]:
-            return {other: _hex(found["shares"][other], SEALED_HEX) for other in self.publics.keys() - {name}}
+    def _agree(self, names: list[str]) -> tuple[dict[str, tuple[str, str]], dict[str, dict[str, str]]]:
+        """Public keys, and the encrypted shares of each client for each other."""
+        publics = self.ask("keys", dict.fromkeys(names, Payload()), _keys, again=False)
+        self._enough(len(publics), "made keys")
+        told = Payload(meta={"publics": {name: list(keys) for name, keys in publics.items()}})
+        sealed = self.ask(
+            "shares", dict.fromkeys(publics, told), _reader(list(publics), SEALED_HEX, own=False), again=False
+        )
+        self._enough(len(sealed), "shared their secrets out")
+        return publics, sealed
 
-        told = Payload(meta={"publics": {n: list(keys) for n, keys in self.publics.items()}})
-        sealed = self._exchange("shares", dict.fromkeys(self.publics, told), shares)
-        self.members = sorted(sealed)
-        if len(self.members) < self.threshold:
-            return {}
-        for name in self.members:
-            requests[name].meta["sealed"] = {n: sealed[n][name] for n in self.members if n != name}
-        return {name: requests[name] for name in self.members}
-
-    def reveal(self, answered: list[str]) -> dict[str, dict[str, str]]:
-        """What takes the masks off the sum of those that answered; by client that helped."""
-
-        def shares(name: str, found: dict[str, Any]) -> dict[str, str]:
-            return {n: _hex(found["shares"][n], SHARE_HEX) for n in self.members}
-
-        return self._exchange("unmask", dict.fromkeys(answered, Payload(meta={"answered": answered})), shares)
-
-    def _exchange(self, kind: str, payloads: dict[str, Payload], read: Callable[[str, dict[str, Any]], Any]
-                  ) -> dict[str, Any]:  # fmt: skip
-        """Ask, count the bytes, and read each answer; who sends what cannot be read is excluded."""
-        taken = {}
-        for name, message, traffic in self.ask(kind, payloads, self.number):
-            for way, count in traffic.items():
-                self.bytes.setdefault(name, {}).setdefault(way, 0)
-                self.bytes[name][way] += count
-            try:
-                taken[name] = read(name, message.payload.meta)
-            except (KeyError, TypeError, ProtocolError, SecureError) as error:
-                self.refuse(name, f"its part in {kind!r} cannot be read: {error!r}", self.number)
-        return taken
+    def _enough(self, count: int, did: str) -> None:
+        if count < self.threshold:
+            raise QuorumMissed(f"{count} clients {did}; it takes {self.threshold} to reveal a sum")
 
 
-def _keys(name: str, found: dict[str, Any]) -> tuple[str, str]:
-    """Public keys with which others can agree; one that is none would make every honest client give up."""
-    keys = _hex(found["mask"], KEY_HEX), _hex(found["channel"], KEY_HEX)
-    for key in keys:
-        check_public(bytes.fromhex(key))
+def _with_shares(payload: Payload, sealed: dict[str, str]) -> Payload:
+    return Payload(payload.tensors, payload.meta | {"sealed": sealed}, payload.texts)
+
+
+def _keys(reply: Reply) -> tuple[str, str]:
+    """Public keys with which others can agree; an invalid one would make every honest client give up."""
+    meta = reply.payload.meta
+    keys = _hex(meta.get("mask"), KEY_HEX), _hex(meta.get("channel"), KEY_HEX)
+    try:
+        for key in keys:
+            check_public(bytes.fromhex(key))
+    except SecureError as error:
+        raise ProtocolError(str(error)) from None
     return keys
+
+
+def _reader(names: list[str], length: int, own: bool = True) -> Callable[[Reply], dict[str, str]]:
+    """Reads one share for each client, or for each other one."""
+
+    def read(reply: Reply) -> dict[str, str]:
+        shares = reply.payload.said("shares", dict[str, str])
+        wanted = [name for name in names if own or name != reply.client]
+        if missing := [name for name in wanted if name not in shares]:
+            raise ProtocolError(f"its shares lack {', '.join(missing)}")
+        return {name: _hex(shares[name], length) for name in wanted}
+
+    return read
 
 
 def _hex(value: Any, length: int) -> str:
     if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{length}}}", value):
-        raise ProtocolError("it is not hexadecimal of the right length")
+        raise ProtocolError("its keys or shares are not hexadecimal of the right length")
     return value

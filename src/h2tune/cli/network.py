@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from h2tune.cli.app import File, Json, app, plain_errors, print_result
+from h2tune.cli.options import File, Json, plain_errors
+from h2tune.cli.output import print_run, status_lines
 
 KitFolder = Annotated[Path, typer.Argument(metavar="KIT", help="A kit, as `h2tune provision` makes them.")]
 Names = Annotated[list[str] | None, typer.Option(help="A participant; may be given more than once.")]
 
 
-@app.command()
 def provision(
     file: File,
     out: Annotated[Path, typer.Option("--out", help="Folder for the kits.")] = Path("kits"),
@@ -46,7 +46,6 @@ def provision(
             )
 
 
-@app.command()
 def server(kit: KitFolder, as_json: Json = False) -> None:
     """Coordinate a federation: wait for clients, hold the rounds, write KIT/run. The same command goes on after a stop."""
     with plain_errors("Stopped. The last committed round is safe; the same command goes on."):
@@ -68,11 +67,10 @@ def server(kit: KitFolder, as_json: Json = False) -> None:
         if as_json:
             typer.echo(json.dumps({"event": "result", "run": str(kit / "run"), "mean": metrics["mean"]}))
             return
-        print_result(metrics)
+        print_run(kit / "run")
         typer.echo(f"\nreport   {page}")
 
 
-@app.command()
 def client(
     kit: KitFolder,
     model: Annotated[str | None, typer.Option(help="`zoo:` name, Hugging Face name, or local folder.")] = None,
@@ -111,7 +109,6 @@ def client(
         say(f"adapter  {kit / 'state' / 'adapter'}")
 
 
-@app.command()
 def status(kit: KitFolder, as_json: Json = False) -> None:
     """Health and progress of a kit's process on this machine, and until when its certificate is valid."""
     with plain_errors():
@@ -133,18 +130,3 @@ def _stop_on_terminate() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-
-
-def status_lines(found: dict[str, Any]) -> list[str]:
-    """A kit's status in words."""
-    lines = [f"{found['role']} {found['name']}: {found['state']}",
-             f"server {found['server']}, certificate until {found['certificate_until']}"]  # fmt: skip
-    if "rounds" in found:
-        lines.append(f"round {found['round']} of {found['rounds']} committed")
-    for name, client in found.get("clients", {}).items():
-        heard = client["heard_seconds_ago"]
-        doing = client["doing"]
-        where = f"round {doing['round']}, {doing['phase']} {doing['step']}/{doing['steps']}" if doing else "idle"
-        seen = "never heard of" if heard is None else f"heard {heard:.0f} s ago, {where}"
-        lines.append(f"  {name:<16} {client['status']:<16} {seen}")
-    return lines

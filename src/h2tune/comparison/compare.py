@@ -3,7 +3,7 @@
 OUT/runs/METHOD[-nN]/seed-S/     a run directory each; a finished one is never run again
 OUT/frames/                      frames that were practised once and hold for every run
 OUT/tuned.json                   the rates that `tune` chose, by validation of what the table shows
-OUT/compare.json, .csv, .html    the result (see `h2tune.comparison.statistics`)
+OUT/compare.json, .csv           the result (see `h2tune.comparison.result`)
 
 What is held fixed: data, seeds, updates, evaluation, and `rank`, `depth` and `keep` unless the file says otherwise. What differs
 between methods is written in the file under `methods:` and stands in the result.
@@ -16,12 +16,13 @@ import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from h2tune.comparison.grid import TUNING_SEED, Cell, CompareError, Outcome, Report, experiment_of, run_grid
-from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, write_comparison
+from h2tune.comparison.cells import TUNING_SEED, Cell, CompareError, Outcome, experiment_of
+from h2tune.comparison.grid import Report, run_grid
+from h2tune.comparison.result import Comparison, finals
+from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, to_csv
 from h2tune.config import ConfigError
-from h2tune.methods import Method
+from h2tune.methods.registry import known_methods
 from h2tune.utils.files import write_atomic
 
 
@@ -35,8 +36,10 @@ def compare(
     tune: Sequence[float] = (),
     jobs: int = 0,
     say: Report = lambda text: None,
-) -> dict[str, Any]:
+) -> Comparison:
     """Run the grid and return the result, as written to ``OUT/compare.json``.
+
+    `h2tune.report.comparison_page.write_comparison_page` makes a page of it.
 
     Args:
         file: a federation's YAML (``{seed}`` in a data source stands for the run's seed), or ``demo``.
@@ -50,7 +53,8 @@ def compare(
     Raises:
         ConfigError, MethodError, CompareError: before anything is trained.
     """
-    out, sizes = Path(out), list(n_train) or [None]
+    out = Path(out)
+    sizes: list[int | None] = list(n_train) or [None]
     jobs = jobs or os.cpu_count() or 1
     for name in methods:
         experiment_of(file, Cell(name, 0))  # every mistake in names and settings, before anything runs
@@ -63,16 +67,15 @@ def compare(
     cells = [Cell(m, s, n, rates.get(rate_key(m, n), 1.0)) for n in sizes for m in methods for s in range(seeds)]
     outcomes = run_grid(file, cells, out, jobs, say)
     result = summarise(experiment_of(file, cells[0]), outcomes, rates)
-    # Of the runs, not of this call: a comparison that is continued did not take three seconds.
-    result["seconds"] = sum(outcome.metrics["seconds"] for outcome in outcomes if outcome.metrics)
-    write_comparison(result, out)
+    write_atomic(out / "compare.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(out / "compare.csv", to_csv(result).encode())
     return result
 
 
 def compare_names(text: str) -> list[str]:
     """Names from ``a,b,c``, or all methods for ``all``."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    return list(Method.registry) if names == ["all"] else list(dict.fromkeys(names))
+    return list(known_methods()) if names == ["all"] else list(dict.fromkeys(names))
 
 
 def rate_key(method: str, n_train: int | None) -> str:
@@ -82,7 +85,8 @@ def rate_key(method: str, n_train: int | None) -> str:
 def best_rates(outcomes: Iterable[Outcome]) -> dict[str, float]:
     """For each method (and amount of data) the multiple that is best on validation, in the quantity that the table will have.
 
-    That is the metric; between equals, and where some client never gets more than next to nothing right, nats. Chosen by
+    A rate at which a client is lost is worse than one at which none is: without its weakest client a mean looks better. Then
+    the metric counts; between equals, and where some client never gets more than next to nothing right, nats. Chosen by
     nats alone, rates came out too low where answers must be exactly right: nats punish a confident model, the metric does not.
     """
     ran = [outcome for outcome in outcomes if outcome.metrics and _finals(outcome)]
@@ -95,10 +99,10 @@ def best_rates(outcomes: Iterable[Outcome]) -> dict[str, float]:
                 best[name] = max(best.get(name, 0.0), final["validation"])
         nats_only = min(best.values()) < TOO_FEW_RIGHT
 
-        def worth(outcome: Outcome, nats_only: bool = nats_only) -> tuple[float, float]:
+        def worth(outcome: Outcome, nats_only: bool = nats_only) -> tuple[int, float, float]:
             finals = list(_finals(outcome).values())
             metric, nats = (statistics.fmean(f[key] for f in finals) for key in ("validation", "validation_nats"))
-            return (0.0 if nats_only else metric, -nats)
+            return (len(finals), 0.0 if nats_only else metric, -nats)
 
         for method in dict.fromkeys(outcome.cell.method for outcome in trials):
             chosen = max((o for o in trials if o.cell.method == method), key=worth)
@@ -107,9 +111,7 @@ def best_rates(outcomes: Iterable[Outcome]) -> dict[str, float]:
 
 
 def _finals(outcome: Outcome) -> dict[str, dict[str, float]]:
-    return (
-        {name: c["final"] for name, c in outcome.metrics["clients"].items() if c["final"]} if outcome.metrics else {}
-    )
+    return finals(outcome.metrics) if outcome.metrics else {}
 
 
 __all__ = ["Cell", "CompareError", "ConfigError", "Outcome", "compare"]

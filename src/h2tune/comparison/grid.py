@@ -1,4 +1,4 @@
-"""The grid of a comparison: what each cell runs, and running the cells in processes of their own.
+"""Running the cells of a comparison in processes of their own.
 
 A finished cell is never run again; one that was stopped goes on from its last commit; one that fails is a gap in the table.
 """
@@ -13,92 +13,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from h2tune.config import Experiment, load_config
-from h2tune.methods import MethodError, resolve_method
-from h2tune.store import RunStore, StoreError
+from h2tune.comparison.cells import Cell, CompareError, Outcome, experiment_of
+from h2tune.comparison.result import finals
+from h2tune.methods.registry import MethodError, resolve_method
+from h2tune.store import RunStore
+from h2tune.utils.files import StoreError
 
-TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
 TELL_EVERY = 60.0  # seconds
-UNREAD_TEST = 4  # test rows of a trial: a run needs some, nobody looks at them
-FRAMED = ("h2tune", "h2tune-unshared")  # have the same settings, but for sharing
-
-
-class CompareError(RuntimeError):
-    """A comparison cannot go on; the text says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of the grid. ``rate`` multiplies the file's learning rates."""
-
-    method: str
-    seed: int
-    n_train: int | None = None
-    rate: float = 1.0
-    tuning: bool = False
-
-    @property
-    def folder(self) -> str:
-        size = "" if self.n_train is None else f"-n{self.n_train}"
-        part = f"tune/{self.method}{size}/rate-{self.rate:g}" if self.tuning else f"runs/{self.method}{size}"
-        return f"{part}/seed-{self.seed}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a cell: its metrics, or why there are none."""
-
-    cell: Cell
-    metrics: dict[str, Any] | None = None
-    reason: str = ""
-    skipped: bool = False  # the method does not suit the federation; nothing went wrong
 
 
 Report = Callable[[str], None]
-
-
-def experiment_of(file: str | Path, cell: Cell) -> Experiment:
-    """The experiment of one cell."""
-    if str(file) == "demo":
-        from h2tune.demo import demo_experiment
-
-        base = demo_experiment(cell.seed)
-    else:
-        base = load_config(file, seed=cell.seed)
-    own = {"name": base.method} if isinstance(base.method, str) else {"name": "h2tune", **base.method}
-    changes = dict(base.methods.get(cell.method, {}))
-    training = base.training
-    rank, depth = changes.pop("rank", base.rank), changes.pop("depth", base.depth)
-    rates = {k: changes.pop(k) for k in ("learning_rate", "core_learning_rate") if k in changes}
-    rates = {k: cell.rate * rates.get(k, getattr(training, k)) for k in ("learning_rate", "core_learning_rate")}
-    same = cell.method == own["name"] or {cell.method, own["name"]} == set(FRAMED)
-    settings = {k: v for k, v in own.items() if k != "share"} if same else {}
-    spec = settings | changes | {"name": cell.method}
-    if cell.method == "h2tune-unshared":
-        spec["share"] = False
-    resolve_method(spec)
-    data: dict[str, Any] = {} if cell.n_train is None else {"n_train": cell.n_train}
-    if cell.tuning:
-        data["n_test"] = UNREAD_TEST  # rates are chosen by validation: there is nothing to see in test data
-    clients = [c.model_copy(update=data) for c in base.clients]
-    return base.model_copy(
-        update={
-            "method": spec,
-            "rank": rank,
-            "depth": depth,
-            "methods": {},
-            "baseline": "none",
-            "select": "federated",
-            "tracking": [],
-            "clients": clients,
-            "training": training.model_copy(update=rates),
-        }
-    )
 
 
 def run_grid(file: str | Path, cells: Sequence[Cell], out: Path, jobs: int, say: Report) -> list[Outcome]:
@@ -164,7 +92,9 @@ class _Far:
             _TOLD[0].put(f"    {self.where}: {client}, {f'round {round}, ' if round else ''}{phase} {step} of {steps}")
 
     def start(self, clients: list[dict[str, Any]], rounds: int) -> None: ...
-    def client_done(self, client: str, round: int, metrics: dict, bytes_up: int, bytes_down: int) -> None: ...
+    def client_done(
+        self, client: str, round: int, metrics: dict[str, Any], bytes_up: int, bytes_down: int
+    ) -> None: ...
     def round_done(self, round: int, seconds: float) -> None: ...
     def message(self, text: str, level: str = "info") -> None: ...
 
@@ -192,7 +122,7 @@ def _finished(file: str | Path, cell: Cell, out: Path) -> Outcome | None:
             f"{folder} holds a run of something else: {what}. Use another --out, or delete it."
         ) from None
     metrics = folder / "metrics.json"
-    return Outcome(cell, json.loads(metrics.read_text())) if metrics.is_file() else None
+    return Outcome(cell, json.loads(metrics.read_text(encoding="utf-8"))) if metrics.is_file() else None
 
 
 _RESIDENTS: dict[str, Any] = {}
@@ -247,18 +177,19 @@ def estimate(file: str | Path, cells: Sequence[Cell]) -> float:
     """Seconds that the runs will take one after the other, from a few measured steps of each client."""
     from h2tune.client import Client
     from h2tune.participant.base_models import ModelPool
+    from h2tune.participant.data import Part
     from h2tune.utils.logging import quiet_libraries
 
     quiet_libraries()
     experiment = experiment_of(file, cells[0]).model_copy(update={"method": "local"})
     models, seconds = ModelPool(experiment.device), 0.0
     for config in experiment.clients:
-        client = Client(config, experiment, models)
-        begin = time.perf_counter()
-        client._score(client.test[:64], client.test_data[:64], bare=True)
-        scored = (time.perf_counter() - begin) * (len(client.test) * 3 + len(client.validation) * 2) / 64
+        context = Client(config, experiment, models).context
+        test, begin = context.data.test, time.perf_counter()
+        context.score(Part(test.examples[:64], test.encoded[:64]), untouched=True)
+        scored = (time.perf_counter() - begin) * (len(test) * 3 + len(context.data.validation) * 2) / 64
         scored += scored / 5 * experiment.rounds / experiment.evaluation.every
-        seconds += client._step_ms(client.rank) / 1000 * experiment.training.steps * experiment.rounds + scored
+        seconds += context.step_milliseconds() / 1000 * experiment.training.steps * experiment.rounds + scored
     return seconds * len(cells)
 
 
@@ -272,7 +203,9 @@ def _line(outcome: Outcome) -> str:
         return f"{where}  {'skipped' if outcome.skipped else 'FAILED'}: {outcome.reason}"
     if outcome.cell.tuning:  # a trial has next to no test rows
         held = [client["final"]["validation"] for client in outcome.metrics["clients"].values() if client["final"]]
-        told = f"validation {sum(held) / max(1, len(held)):.3f}"
-    else:
-        told = f"mean {outcome.metrics['mean']['final']:.3f}"
+        told = f"validation {100 * sum(held) / max(1, len(held)):.1f} %"
+    else:  # both units: which one the table takes is only known when all runs are there
+        scores = list(finals(outcome.metrics).values())
+        right, nats = (sum(s[key] for s in scores) / max(1, len(scores)) for key in ("metric", "nats"))
+        told = f"{100 * right:.1f} % right, {nats:.3f} nats" if scores else "no client has a result"
     return f"{where}  {told}  {outcome.metrics['seconds']:.0f} s"

@@ -36,6 +36,8 @@ def similarity_relation(similarity: Tensor, reach: float = 1.5, temperature: flo
 class Relation(nn.Module):
     """P as trainable logits; the softmax down each column runs over the support that P started with."""
 
+    support: Tensor
+
     def __init__(self, start: Tensor, trainable: bool = True) -> None:
         super().__init__()
         self.register_buffer("support", start > 0)

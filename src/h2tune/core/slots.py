@@ -12,6 +12,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from h2tune.adapter.config import RowLayout
+from h2tune.errors import H2TuneError
 
 SLOTS = ("q", "k", "v", "o", "gate", "up", "down")
 _INPUT_OF = dict.fromkeys("qkv", "attention") | {"o": "o", "gate": "mlp", "up": "mlp", "down": "down"}
@@ -86,7 +90,7 @@ FAMILIES["starcoder2"] = {
 _SHARED_BLOCKS = {"albert": "its blocks are one block used many times, so a core per depth means nothing for it"}
 
 
-class UnknownFamilyError(ValueError):
+class UnknownFamilyError(H2TuneError, ValueError):
     """The model's family is not known, or the given mapping does not fit the model."""
 
 
@@ -112,7 +116,7 @@ class Layout:
     blocks: str
     depth: int
     slots: dict[str, SlotRef]
-    parts: dict[str, dict]
+    parts: dict[str, RowLayout]
 
     @property
     def modules(self) -> list[str]:
@@ -162,7 +166,7 @@ def layout_of(model: PreTrainedModel, mapping: Mapping[str, str] | None = None) 
     ending = names.pop("blocks", "layers")
     blocks_name, blocks = _find_blocks(model, ending, set(names.values()), family)
     slots: dict[str, SlotRef] = {}
-    parts: dict[str, dict] = {}
+    parts: dict[str, RowLayout] = {}
     for key, module_name in names.items():
         fused = key.replace("/", "+").split("+")
         if unknown := [s for s in fused if s not in SLOTS]:
@@ -192,12 +196,15 @@ def _find_blocks(model: nn.Module, ending: str, maps: set[str], family: str) -> 
 
 
 def _rows(module: nn.Module) -> int:
-    if hasattr(module, "out_features"):
-        return int(module.out_features)
-    return int(module.weight.shape[1])  # Conv1D keeps its weight as in x out
+    if isinstance(module, Conv1D):
+        return int(module.nf)
+    rows = getattr(module, "out_features", None)
+    if not isinstance(rows, int):
+        raise UnknownFamilyError(f"slots: a {type(module).__name__} is not a linear map.")
+    return rows
 
 
-def _parts(model: PreTrainedModel, key: str, slots: list[str], rows: int) -> dict:
+def _parts(model: PreTrainedModel, key: str, slots: list[str], rows: int) -> RowLayout:
     """Row layout of a fused map (`TriLoraConfig.parts`): heads of q, and of k and v, or equal parts."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
 from typing import Any
 
-from h2tune.client import Client, LostStateError, make_accelerator
+from h2tune.client import Client, LostStateError
 from h2tune.config import ConfigError
 from h2tune.deployment.kits import THEIRS, Kit
 from h2tune.deployment.status import StatusFile
+from h2tune.errors import MethodError, ProtocolError
 from h2tune.frames.sources import load_anchors
-from h2tune.methods import MethodError
 from h2tune.participant.base_models import ModelPool
-from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
+from h2tune.participant.context import make_accelerator
+from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
 from h2tune.transport.channel import Channel
 from h2tune.transport.client_loop import ClientLoop
@@ -37,12 +39,15 @@ class Participant:
         watch: told of every update: client, round, phase, step, steps, loss.
     """
 
+    doing: dict[str, Any]
+
     def __init__(self, kit: Kit, own: dict[str, Any], watch: Callable[..., None] | None = None) -> None:
         self.experiment = kit.experiment(own)
         self.config = self.experiment.clients[0]
         if missing := [key for key in ("model", "train", "test") if getattr(self.config, key) == THEIRS]:
             raise ConfigError([f"--{key} is missing: it is not part of the kit" for key in missing])
         self.watch, self.doing = watch, {}
+        self.process = secrets.token_hex(8)
         self.store = ClientStore(kit.folder / "state")
         self.models = ModelPool(self.experiment.device, kit.folder / "state" / "frames")
         self.anchors = load_anchors(self.experiment.anchors, self.experiment.anchor_words)
@@ -80,7 +85,7 @@ class Participant:
             )
         finally:
             self.doing = {}
-        return encode(Message("failure", message.run, message.round, self.config.name, message.method, reason))
+        return encode(message.reply("failure", reason, self.config.name, self.process))
 
     def _check_run(self, message: Message) -> None:
         """Private state belongs to one run; the first join decides which."""

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from h2tune.config import Experiment, parse_config
+from h2tune.errors import H2TuneError
 from h2tune.utils.files import write_atomic
 
 SCHEMA = 1
@@ -28,7 +29,7 @@ PUBLIC = "public"
 THEIRS = "(the client's own)"
 
 
-class KitError(RuntimeError):
+class KitError(H2TuneError, RuntimeError):
     """A kit cannot be used; the text says what to do."""
 
 
@@ -49,16 +50,16 @@ class Kit:
     """A participant's kit.
 
     Raises:
-        KitError: if the folder is none, or its certificate has expired.
+        KitError: if the folder is not a kit, or is one of the other role or of a newer version.
     """
 
     def __init__(self, folder: str | Path, role: str | None = None) -> None:
         self.folder = Path(folder)
         path = self.folder / "kit.json"
         if not path.is_file():
-            raise KitError(f"{self.folder} is no kit: it has no kit.json. `h2tune provision` makes kits.")
+            raise KitError(f"{self.folder} is not a kit: kit.json is missing. `h2tune provision` makes kits.")
         try:
-            self.about = About(**json.loads(path.read_text()))
+            self.about = About(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise KitError(f"{path} cannot be read: ask the coordinator for the kit again.") from None
         if self.about.schema > SCHEMA:
@@ -146,6 +147,6 @@ def own_values(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
         if not separator:
             raise KitError(f"--set takes KEY=VALUE, got {text!r}")
         if key in ("name", "joins", "keep", "task"):
-            raise KitError(f"`{key}` is agreed on by all, it cannot be set here: ask the coordinator")
+            raise KitError(f"`{key}` is the same for all clients and cannot be set here: ask the coordinator")
         own[key] = yaml.safe_load(value)
     return own

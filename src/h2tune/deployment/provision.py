@@ -12,17 +12,16 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from h2tune.aggregation.secure_mean import threshold_of
 from h2tune.config import Experiment
 from h2tune.deployment.kits import OWN, PUBLIC, SCHEMA, THEIRS, About, KitError, write_kit
 from h2tune.utils.files import write_atomic
 from h2tune.version import __version__
 
-SHIM = "h2tune.transport.nvflare.relay.Relay"
+RELAY = "h2tune.transport.nvflare.relay.Relay"
 ORG = "h2tune"  # NVFlare wants one; authority comes from certificates alone
 
 
@@ -69,7 +68,7 @@ def revoke(out: str | Path, names: Iterable[str]) -> list[str]:
     for name in names:
         if not (out / name / "kit.json").is_file():
             raise KitError(f"{out} has no kit of {name!r}.")
-    known = json.loads(path.read_text())["disabled_clients"] if path.is_file() else []
+    known = json.loads(path.read_text(encoding="utf-8"))["disabled_clients"] if path.is_file() else []
     refused = sorted({*known, *names})
     write_atomic(path, json.dumps({"disabled_clients": refused}, indent=1).encode())
     return refused
@@ -84,11 +83,11 @@ def _identity(authority: Path, experiment: Experiment) -> str:
     """Identity of the federation; made with the authority, and kept."""
     path = authority / "federation.json"
     if path.is_file():
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
         if known["name"] != experiment.name:
             raise KitError(f"{authority} belongs to the federation {known['name']!r}, not {experiment.name!r}: use"
                            " another --out.")  # fmt: skip
-        return known["federation"]
+        return str(known["federation"])
     authority.mkdir(parents=True, mode=0o700, exist_ok=True)
     identity = uuid.uuid4().hex
     write_atomic(path, json.dumps({"name": experiment.name, "federation": identity}, indent=1).encode())
@@ -160,23 +159,25 @@ def _make_kit(experiment: Experiment, name: str, made: Path, folder: Path, feder
 
 
 def _settle(engine: Path, role: str, experiment: Experiment) -> None:
-    """The engine's own settings: our shim, nothing that could run a job, nothing outside the kit."""
+    """The engine's own settings: our relay, nothing that could run a job, nothing outside the kit."""
     local = engine / "local"
     for default in local.glob("*.default"):
         default.rename(default.with_suffix(""))
     path = local / "resources.json"
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8"))
     unwanted = {"site_log_streamer", "log_receiver", "process_launcher"}
     components = [c for c in settings["components"] if c["id"] not in unwanted]
-    shim = {"id": "h2tune", "path": SHIM, "args": {"server": role == "server", "limit": experiment.network.largest}}
-    settings["components"] = [*components, shim]
-    settings["class_allow_list"] = [SHIM, *(c["path"] for c in components)]
+    relay = {"id": "h2tune", "path": RELAY, "args": {"server": role == "server", "limit": experiment.network.largest}}
+    settings["components"] = [*components, relay]
+    settings["class_allow_list"] = [RELAY, *(c["path"] for c in components)]
     settings["allow_log_streaming"] = False
     if role == "server":
         settings["servers"][0] |= {"max_num_clients": 10_000, "heart_beat_timeout": 60}
-    path.write_text(json.dumps(settings, indent=1))
-    # What the engine itself accepts, before the shim sees anything.
-    (local / "comm_config.json").write_text(json.dumps({"max_message_size": experiment.network.largest}, indent=1))
+    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    # What the engine itself accepts, before the relay sees anything.
+    (local / "comm_config.json").write_text(
+        json.dumps({"max_message_size": experiment.network.largest}, indent=1), encoding="utf-8"
+    )
 
 
 def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
     clients = [{k: v for k, v in client.items() if k not in OWN} for client in plain["clients"]]
     if experiment.secure_aggregation:
         # A client must know it without knowing how many others there are, and never take the server's word for it.
-        plain["secure_aggregation"] = {"threshold": threshold_of(experiment)}
+        plain["secure_aggregation"] = {"threshold": experiment.secure_threshold}
     if name != "server":
         clients = [client for client in clients if client["name"] == name]
         plain |= {"quorum": 1, "participation": 1.0}
@@ -195,15 +196,21 @@ def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
 
 
 def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy the files that all need into the kit, and name them by their place in it."""
+    """Copy the files that all need into the kit, and name them by their place in it.
+
+    Files of the same name from different folders are numbered: words.txt, words-2.txt.
+    """
+    names: dict[Path, str] = {}
 
     def carry(value: Any) -> Any:
-        source = Path(value) if isinstance(value, str) else None
+        source = Path(value).resolve() if isinstance(value, str) else None
         if source is None or not source.is_file():
             return value
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / source.name)
-        return f"{PUBLIC}/{source.name}"
+        if source not in names:
+            names[source] = _free_name(source, names.values())
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / names[source])
+        return f"{PUBLIC}/{names[source]}"
 
     clients = [client | {"practice": carry(client["practice"])} for client in plain["clients"]]
     method = plain["method"]
@@ -213,10 +220,19 @@ def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
     return plain | common | {"clients": clients, "method": method}
 
 
+def _free_name(source: Path, taken: Collection[str]) -> str:
+    """The file's name, with a number where another file has it; upper and lower case count as equal."""
+    lower, name, number = {other.lower() for other in taken}, source.name, 1
+    while name.lower() in lower:
+        number += 1
+        name = f"{source.stem}-{number}{source.suffix}"
+    return name
+
+
 def _forget_private_keys(workspace: Path) -> None:
     """Of what NVFlare keeps, only the authority itself is needed again."""
     state = workspace / "state" / "cert.json"
-    kept = json.loads(state.read_text())
+    kept = json.loads(state.read_text(encoding="utf-8"))
     authority = {k: v for k, v in kept.items() if not isinstance(v, dict)}
     write_atomic(state, json.dumps(authority).encode())
     state.chmod(0o600)

@@ -84,5 +84,5 @@ def _standing(server: Server, network: Network) -> dict[str, Any]:
         presence = network.present.get(name)
         heard = None if presence is None else round(now - presence.heard, 1)
         doing = presence.doing if presence and presence.busy else {}
-        clients[name] = {"status": member.status, "heard_seconds_ago": heard, "doing": doing}
+        clients[name] = {"status": member.standing, "heard_seconds_ago": heard, "doing": doing}
     return {"round": server.round, "rounds": server.experiment.rounds, "clients": clients}

@@ -69,7 +69,7 @@ def running(kit: Kit) -> int | None:
 def read(kit: Kit) -> dict[str, Any] | None:
     """What status.json says, or None."""
     path = kit.folder / "status.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def describe(kit: Kit) -> dict[str, Any]:

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from h2tune.errors import H2TuneError
+
 # Word boundaries of Unicode's text segmentation (UAX 29).
 _BOUNDARY = regex.compile(r"(?w)\b")
 
 
-class AnchorError(ValueError):
+class AnchorError(H2TuneError, ValueError):
     """The anchors do not fit a model."""
 
 

@@ -12,67 +12,91 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from h2tune.core.client_core import CoreShape
 from h2tune.core.slots import input_kind
+from h2tune.errors import MethodError
+from h2tune.frames.base import ClientFrames, FramedAdapter, FrameKind
+from h2tune.frames.episodes import load_practice
 from h2tune.frames.lexicon import Episode, code, fit_readers, written
-from h2tune.participant.adapter_client import AdapterClient
+from h2tune.frames.words import practised_factors
 from h2tune.participant.batches import collate
+from h2tune.protocol.codec import Payload
 
 FITTED_EPISODES = 12  # whose prompts A is fitted on
 
 
-def practise(method: AdapterClient, rate: float) -> None:
-    """Set the client's A and B to practised frames."""
-    client = method.client
-    what = ("practice", client.name, client.config.practice, client.seed, client.rank, method.adapter_rank,
-           method.shared_rank, tuple(client.layout.slots), rate)  # fmt: skip
-    key = hashlib.sha256(repr((client.base.fingerprint, *what)).encode()).hexdigest()[:16]
+def practise(method: FramedAdapter, rate: float) -> None:
+    """Set the client's A and B to practised frames; what was practised once is kept."""
+    context = method.context
+    episodes = load_practice(str(context.config.practice), context.tokenizer, context.max_length)
+    content = [(sorted(e.lexicon.items()), [(r.input_ids, r.labels) for r in e.rows]) for e in episodes]
+    what = (context.base.fingerprint, context.name, context.seed, context.rank, method.adapter_rank, method.shared_rank,
+            tuple(context.layout.slots), rate, content)  # fmt: skip
+    key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
     def practised() -> dict[str, Tensor]:
-        episodes = client.practice()
         _fit(method, episodes)
         _obey(method, episodes, rate)
-        return {str(index): p.detach().clone() for index, p in enumerate(method.factors)}
+        return practised_factors(method)
 
-    kept = client.models.kept(f"glossary-{key}", practised)
+    kept = context.models.kept(f"glossary-{key}", practised)
     with torch.no_grad():
         for index, parameter in enumerate(method.factors):
             parameter.copy_(kept[str(index)])
 
 
-def _fit(method: AdapterClient, episodes: list[Episode]) -> None:
+class GlossaryClient(ClientFrames):
+    def check(self) -> None:
+        context = self.context
+        if not context.config.practice:
+            raise MethodError(f"{context.name}: frames: glossary needs `practice:`, public problems with a lexicon")
+        if context.task.kind == "classify":
+            raise MethodError(f"{context.name}: frames: glossary works for tasks that write text, not for classify")
+
+    def set_up(self, payload: Payload, shape: CoreShape, relation: Tensor) -> Tensor:
+        practise(self.adapter, self.settings.practice_rate)
+        return relation
+
+
+GLOSSARY = FrameKind("glossary", "practised on public terms with random meanings", GlossaryClient)
+
+
+def _fit(method: FramedAdapter, episodes: list[Episode]) -> None:
     """A reads the terms' codes, B writes nothing yet."""
-    client, rank = method.client, method.shared_rank
+    context, rank = method.context, method.shared_rank
     texts = [text for episode in episodes[:FITTED_EPISODES] for text in episode.texts]
     terms = sorted({term.lower() for episode in episodes for term in episode.lexicon})
-    base = client.base
+    base = context.base
     with base.peft.disable_adapter():
         readers = fit_readers(
             base.model,
-            client.tokenizer,
-            client.layout,
+            context.tokenizer,
+            context.layout,
             texts,
-            {term: code(f"term {term}", client.rank) for term in terms},
+            {term: code(f"term {term}", context.rank) for term in terms},
             base.context,
             base.causal,
         )
-    places = [(block, module) for block in range(client.layout.depth) for module in client.layout.modules]
+    places = [(block, module) for block in range(context.layout.depth) for module in context.layout.modules]
     with torch.no_grad():
         for layer, (block, module) in zip(method.layers, places, strict=True):
-            slot = next(s for s, ref in client.layout.slots.items() if ref.module == module)
-            layer.trilora_A[client.name][:rank] = readers[block][input_kind(slot)][:rank]
-            layer.trilora_B[client.name].zero_()
+            slot = next(s for s, ref in context.layout.slots.items() if ref.module == module)
+            layer.trilora_A[context.name][:rank] = readers[block][input_kind(slot)][:rank]
+            layer.trilora_B[context.name].zero_()
 
 
-def _obey(method: AdapterClient, episodes: list[Episode], rate: float) -> None:
+def _obey(method: FramedAdapter, episodes: list[Episode], rate: float) -> None:
     """One update of A and B per episode, with the core that its lexicon asks for."""
-    client, rank = method.client, method.shared_rank
+    context, rank = method.context, method.shared_rank
     group = method.group(method.factors, rate, len(episodes))
-    method.activate()
+    model = method.activate()
     for leaf in method.leaves:
         leaf.requires_grad_(False)
     for episode in episodes:
         with torch.no_grad():
-            core = written(episode.lexicon, client.rank)[:rank, :rank]
+            core = written(episode.lexicon, context.rank)[:rank, :rank]
             for leaf in method.leaves:
                 leaf[..., :rank, :rank] = core
-        method.step(group, repeat((collate(episode.rows, client.tokenizer.pad_token_id), [])))
+        batch = collate(episode.rows, context.tokenizer.pad_token_id)
+        context.trainer.gradients(model, repeat((batch, [])))
+        context.trainer.apply([group])

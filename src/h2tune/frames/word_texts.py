@@ -6,20 +6,17 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from h2tune.errors import MethodError
 from h2tune.frames.anchor_text import vocabulary
 from h2tune.frames.anchor_text import words as spans
+from h2tune.frames.base import FramedAdapter
 from h2tune.frames.word_codes import TextCodes
-from h2tune.methods.base import MethodError
 from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import Encoded, encode
-
-if TYPE_CHECKING:
-    from h2tune.methods.h2tune import H2TuneClient
 
 Texts = tuple[str, ...]
 """One text, or two that a task asks about together."""
@@ -44,14 +41,14 @@ class Pool:
     features: Tensor
 
 
-def columns_of(method: H2TuneClient) -> Texts:
+def columns_of(method: FramedAdapter) -> Texts:
     """The columns that hold what the client's task asks about, one or two."""
     given = method.settings.text_column
-    columns = (given,) if given else method.client.task.texts
+    columns = (given,) if given else method.context.task.texts
     if len(columns) not in (1, 2):
         raise MethodError(
-            f"{method.client.name}: frames: words needs a task that asks about one text or two, and"
-            f" {method.client.task.name} reads {', '.join(columns) or 'columns that it does not name'};"
+            f"{method.context.name}: frames: words needs a task that asks about one text or two, and"
+            f" {method.context.task.name} reads {', '.join(columns) or 'columns that it does not name'};"
             " name the text's column as `text_column`"
         )
     return columns
@@ -100,25 +97,25 @@ def _practice_pairs(
     return texts
 
 
-def question_of(method: H2TuneClient, texts: Texts) -> Example:
+def question_of(method: FramedAdapter, texts: Texts) -> Example:
     """How the task asks about the texts: its prompt, and its labels as the options."""
-    return method.client.task.ask(dict(zip(columns_of(method), texts, strict=True)))
+    return method.context.task.ask(dict(zip(columns_of(method), texts, strict=True)))
 
 
 def asked(
-    method: H2TuneClient, texts: list[Texts], options: tuple[str, ...]
+    method: FramedAdapter, texts: list[Texts], options: tuple[str, ...]
 ) -> tuple[list[Example], list[list[Encoded]], list[int], list[int]]:
     """The texts as the task asks about them, their rows for each label, where answers begin, and each label's first token.
 
     Raises:
         MethodError: if two labels begin with the same token, which is what practice tells them apart by.
     """
-    client = method.client
-    longest = client.config.max_length or client.base.context
+    context = method.context
+    longest = context.config.max_length or context.base.context
     examples = [question_of(method, text) for text in texts]
     rows = [
         encode(
-            [replace(e, answer=o, options=()) for e in examples], client.tokenizer, max_length=longest, truncate=True
+            [replace(e, answer=o, options=()) for e in examples], context.tokenizer, max_length=longest, truncate=True
         )
         for o in options
     ]
@@ -126,17 +123,17 @@ def asked(
     first = [row[0].labels[borders[0]] for row in rows]
     if len(set(first)) < len(first):
         raise MethodError(
-            f"{client.name}: frames: words needs labels that begin with different tokens, and this model's tokenizer begins"
+            f"{context.name}: frames: words needs labels that begin with different tokens, and this model's tokenizer begins"
             f" two of these alike: {', '.join(o.strip() for o in options)}; write them in other words"
         )
     return examples, rows, borders, first
 
 
-def make_pool(method: H2TuneClient, codes: TextCodes, texts: list[Texts], options: tuple[str, ...]) -> Pool:
+def make_pool(method: FramedAdapter, codes: TextCodes, texts: list[Texts], options: tuple[str, ...]) -> Pool:
     """All that practice reads: the texts with every label, where their words stand, and what they say."""
     examples, rows, borders, first = asked(method, texts, options)
-    client = method.client
-    encoded = client.tokenizer([e.prompt for e in examples], add_special_tokens=False, return_offsets_mapping=True)
+    context = method.context
+    encoded = context.tokenizer([e.prompt for e in examples], add_special_tokens=False, return_offsets_mapping=True)
     places: list[tuple[list[int], Tensor]] = []
     for example, text, border, ids, offsets in zip(
         examples, texts, borders, encoded["input_ids"], encoded["offset_mapping"], strict=True

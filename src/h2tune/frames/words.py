@@ -19,86 +19,131 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, log_softmax
 
-from h2tune.core.client_core import ANY
-from h2tune.core.slots import input_kind
+from h2tune.core.client_core import ANY, CoreShape
+from h2tune.core.slots import Layout, input_kind
+from h2tune.errors import MethodError, ProtocolError
+from h2tune.frames.base import ClientFrames, FramedAdapter, FrameKind, FrameSettings, ServerFrames
 from h2tune.frames.lexicon import fit_readers
+from h2tune.frames.sources import load_codes, load_texts
 from h2tune.frames.word_codes import TextCodes
 from h2tune.frames.word_texts import Pool, Texts, asked, columns_of, make_pool, practice_texts, question_of
-from h2tune.methods.base import MethodError
 from h2tune.participant.batches import collate
-from h2tune.participant.optim import Group
+from h2tune.participant.context import ClientContext
+from h2tune.participant.trainer import Group, NanLossError
+from h2tune.protocol.codec import Payload
 from h2tune.utils.seeds import derive
-
-if TYPE_CHECKING:
-    from h2tune.methods.h2tune import H2TuneClient
-    from h2tune.methods.h2tune_settings import H2TuneSettings
 
 SLOTS = ("o", "up", "down")  # where the core acts unless the settings name others
 FITTED, BATCH, SHARPNESS, BIAS = 1500, 48, 3.0, 0.3
 READING, FORMAT = 2.0, 0.3  # weights of the losses beside obeying
 
 
-def check_words(method: H2TuneClient) -> None:
+def check_words(method: FramedAdapter) -> None:
     """Raise MethodError or AnchorError if the client's task or its public texts are nothing for these frames."""
-    client = method.client
+    context = method.context
     if not method.settings.private:
         raise MethodError("frames: words needs `private:`, a LoRA that is practised along, for example 32")
-    if client.task.kind != "choice":
+    if context.task.kind != "choice":
         raise MethodError(
-            f"{client.name}: frames: words needs a task that chooses among labels, not {client.task.kind}"
+            f"{context.name}: frames: words needs a task that chooses among labels, not {context.task.kind}"
         )
-    first, columns = client.public_texts()[0].split("\t"), columns_of(method)
+    first, columns = public_texts(context)[0].split("\t"), columns_of(method)
     text = tuple((first * 2)[: len(columns)])
     asked(method, [text], question_of(method, text).options)
 
 
-def practise_words(method: H2TuneClient) -> None:
+def practise_words(method: FramedAdapter) -> None:
     """Set the client's A and B, and the private LoRA, to practised frames; what was practised once is kept."""
-    client, settings = method.client, method.settings
+    context, settings = method.context, method.settings
     columns = columns_of(method)
-    codes = client.word_codes(settings.codes, pairs=len(columns) == 2)
-    texts = practice_texts(client.public_texts(), pairs=len(columns) == 2)
+    codes = load_codes(settings.codes, context.rank, pairs=len(columns) == 2)
+    texts = practice_texts(public_texts(context), pairs=len(columns) == 2)
     question = question_of(method, texts[0])
-    what = (client.base.fingerprint, client.rank, settings.private, settings.practice_steps, settings.practice_rate,
-            question, core_slots(settings), client.config.max_length, len(codes.words), float(codes.codes.sum()),
+    what = (context.base.fingerprint, context.rank, settings.private, settings.practice_steps, settings.practice_rate,
+            question, core_slots(settings), context.config.max_length, len(codes.words), float(codes.codes.sum()),
             ["\t".join(text) for text in texts])  # fmt: skip
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-    kept = client.models.kept(f"words-{key}", lambda: _practised(method, codes, texts, question.options))
+    kept = context.models.kept(f"words-{key}", lambda: _practised(method, codes, texts, question.options))
     with torch.no_grad():
         for index, parameter in enumerate(method.factors):
             parameter.copy_(kept[str(index)])
 
 
-def core_slots(settings: H2TuneSettings) -> tuple[str, ...]:
+def public_texts(context: ClientContext) -> list[str]:
+    """What is practised on: the client's own public texts, or the anchors."""
+    return load_texts(context.config.practice) if context.config.practice else list(context.anchors)
+
+
+def core_slots(settings: FrameSettings) -> tuple[str, ...]:
     """Where the core acts."""
     return tuple(settings.slots or SLOTS)
 
 
-def tied_slot(method: H2TuneClient) -> str:
-    """The slot of the core that a client's task reads: one for texts, another one for pairs of texts."""
-    return ANY[len(columns_of(method)) - 1]
+def practised_factors(method: FramedAdapter) -> dict[str, Tensor]:
+    """A and B after practice, as they are kept.
+
+    Raises:
+        NanLossError: practice diverged; such frames must not be kept.
+    """
+    found = {str(index): parameter.detach().clone() for index, parameter in enumerate(method.factors)}
+    if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
+        raise NanLossError("practice diverged: A and B hold values that are not numbers; use a smaller practice_rate")
+    return found
+
+
+class WordsClient(ClientFrames):
+    def check(self) -> None:
+        check_words(self.adapter)
+
+    @property
+    def layout(self) -> Layout:
+        return self.context.layout.only(core_slots(self.settings))
+
+    @property
+    def tied(self) -> str:
+        """One slot of the core for tasks about a text, another one for tasks about pairs of texts."""
+        return ANY[len(columns_of(self.adapter)) - 1]
+
+    def introduction(self, fresh: bool) -> dict[str, Any]:
+        return {"slots": self.core_slots}
+
+    def set_up(self, payload: Payload, shape: CoreShape, relation: Tensor) -> Tensor:
+        practise_words(self.adapter)
+        return relation
+
+
+class WordsServer(ServerFrames):
+    def check_introduction(self, payload: Payload) -> None:
+        slots = set(payload.meta["slots"])
+        if not slots or slots - set(ANY):
+            raise ProtocolError("its introduction has slots that do not belong to frames: words")
+
+
+WORDS = FrameKind(
+    "words", "practised on public codes of words", WordsClient, WordsServer, tied=True, whole_adapter=True
+)
 
 
 def _practised(
-    method: H2TuneClient, codes: TextCodes, texts: list[Texts], options: tuple[str, ...]
+    method: FramedAdapter, codes: TextCodes, texts: list[Texts], options: tuple[str, ...]
 ) -> dict[str, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(derive(0, "words"))
         pool = make_pool(method, codes, texts, options)
         _fit(method, codes, pool)
         _practise(method, codes, pool)
-    return {str(index): parameter.detach().clone() for index, parameter in enumerate(method.factors)}
+    return practised_factors(method)
 
 
-def _cores(method: H2TuneClient) -> list[tuple[int, str, Any]]:
+def _cores(method: FramedAdapter) -> list[tuple[int, str, Any]]:
     """Block, slot and layer of every map on which the core acts."""
-    layout = method.client.layout
+    layout = method.context.layout
     found = []
     for index, layer in enumerate(method.layers):
         block, module = divmod(index, len(layout.modules))
@@ -108,14 +153,14 @@ def _cores(method: H2TuneClient) -> list[tuple[int, str, Any]]:
     return found
 
 
-def _fit(method: H2TuneClient, codes: TextCodes, pool: Pool) -> None:
+def _fit(method: FramedAdapter, codes: TextCodes, pool: Pool) -> None:
     """A reads the codes as well as one linear map can; B gets small random columns for the labels."""
-    client, name = method.client, method.client.name
-    base, rank = client.base, method.shared_rank
+    context, name = method.context, method.context.name
+    base, rank = context.base, method.shared_rank
     table = codes.table()
-    fits = [p for p in pool.prompts[:FITTED] if len(client.tokenizer(p)["input_ids"]) <= base.context]
+    fits = [p for p in pool.prompts[:FITTED] if len(context.tokenizer(p)["input_ids"]) <= base.context]
     with base.peft.disable_adapter():
-        readers = fit_readers(base.model, client.tokenizer, client.layout, fits, table, base.context, base.causal)
+        readers = fit_readers(base.model, context.tokenizer, context.layout, fits, table, base.context, base.causal)
     labels = len(pool.first)
     with torch.no_grad():
         for layer in method.layers:
@@ -137,9 +182,9 @@ def directions(count: int, labels: int, rank: int) -> Tensor:
 
 
 @contextmanager
-def written(method: H2TuneClient, w: Tensor, read: Callable[[int, str, Tensor], None]) -> Iterator[None]:
+def written(method: FramedAdapter, w: Tensor, read: Callable[[int, str, Tensor], None]) -> Iterator[None]:
     """Let every row of a batch have the core ``sum_c e_c w_c^T`` of its own; ``read`` is told what A reads."""
-    name, rank = method.client.name, method.shared_rank
+    name, rank = method.context.name, method.shared_rank
     with ExitStack() as stack:
         for block, slot, layer in _cores(method):
 
@@ -152,15 +197,15 @@ def written(method: H2TuneClient, w: Tensor, read: Callable[[int, str, Tensor], 
         yield
 
 
-def _practise(method: H2TuneClient, codes: TextCodes, pool: Pool) -> None:
-    client, settings, labels = method.client, method.settings, len(pool.first)
-    schedule = client.training.model_copy(update={"schedule": "cosine", "warmup": 0.02})
+def _practise(method: FramedAdapter, codes: TextCodes, pool: Pool) -> None:
+    context, settings, labels = method.context, method.settings, len(pool.first)
+    schedule = context.training.model_copy(update={"schedule": "cosine", "warmup": 0.02})
     for parameter in method.factors:
         parameter.requires_grad_(True)
     for leaf in method.leaves:
         leaf.requires_grad_(False)
-    group = Group(method.factors, settings.practice_rate, settings.practice_steps, schedule, client.accelerator)
-    client.base.activate(client.name).train()
+    group = Group(method.factors, settings.practice_rate, settings.practice_steps, schedule)
+    context.base.activate(context.name).train()
     order = sorted(range(len(pool.prompts)), key=lambda i: len(pool.rows[0][i].input_ids))
     for leaf in method.leaves:
         leaf.requires_grad_(False)
@@ -171,20 +216,19 @@ def _practise(method: H2TuneClient, codes: TextCodes, pool: Pool) -> None:
         begin = int(torch.randint(0, len(order) - window + 1, ()))
         chosen = [order[begin + int(i)] for i in torch.randperm(window)[:size]]
         loss = _loss(method, codes, pool, chosen, directions(size, labels, codes.rank))
-        client.accelerator.backward(loss)
-        method.updater.apply(group)
-        if client.watch:
-            client.watch(client.name, 0, "practice", step + 1, settings.practice_steps, float(loss.detach()))
+        context.accelerator.backward(loss)
+        context.trainer.apply([group])
+        context.on_step("practice", step + 1, settings.practice_steps, float(loss.detach()))
 
 
-def _loss(method: H2TuneClient, codes: TextCodes, pool: Pool, chosen: list[int], w: Tensor) -> Tensor:
+def _loss(method: FramedAdapter, codes: TextCodes, pool: Pool, chosen: list[int], w: Tensor) -> Tensor:
     """Obeying + `READING` x reading + `FORMAT` x writing the answer out."""
-    client = method.client
-    device = client.accelerator.device
+    context = method.context
+    device = context.accelerator.device
     says = torch.einsum("br,bcr->bc", pool.features[chosen], w)
     wanted = torch.softmax(SHARPNESS * torch.cat([torch.zeros(len(chosen), 1), says], dim=1), dim=1)
     answers = torch.multinomial(wanted, 1)[:, 0].tolist()
-    batch = collate([pool.rows[c][i] for c, i in zip(answers, chosen, strict=True)], client.tokenizer.pad_token_id)
+    batch = collate([pool.rows[c][i] for c, i in zip(answers, chosen, strict=True)], context.tokenizer.pad_token_id)
     at = torch.tensor([row for row, i in enumerate(chosen) for _ in pool.places[i][0]], dtype=torch.long)
     token = torch.tensor([place for i in chosen for place in pool.places[i][0]], dtype=torch.long)
     target = torch.cat([pool.places[i][1] for i in chosen]).to(device)
@@ -192,11 +236,11 @@ def _loss(method: H2TuneClient, codes: TextCodes, pool: Pool, chosen: list[int],
 
     def read(block: int, slot: str, u: Tensor) -> None:
         # The attention output mixes words, and early blocks have not read them to the end.
-        if len(at) and slot != "o" and block >= client.layout.depth // 2:
+        if len(at) and slot != "o" and block >= context.layout.depth // 2:
             unread.append((u[at, token] - target).square().mean() / target.square().mean())
 
     with written(method, w.to(device), read):
-        logits = client.base.peft(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits.float()
+        logits = context.base.peft(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits.float()
     rows = torch.arange(len(chosen))
     border = torch.tensor([pool.asked[i] for i in chosen])
     said = log_softmax(logits[rows, border - 1][:, pool.first], dim=1)

@@ -33,10 +33,12 @@ class Alternation(TrainerCallback):
     def __init__(
         self, model: PeftModel, core: ClientCore, core_learning_rate: float = 5e-3, adapter: str = "default"
     ) -> None:
-        blocks = model.get_base_model().get_submodule(core.layout.blocks)
-        layers: list[TriLoraLayer] = [b.get_submodule(m) for b in blocks for m in core.layout.modules]
+        base = model.get_base_model()
+        layers = [base.get_submodule(name) for name in core.layout.targets]
         self.core, self.core_learning_rate = core, core_learning_rate
-        self.leaves = [layer.trilora_T[adapter] for layer in layers]
+        if strange := [layer for layer in layers if not isinstance(layer, TriLoraLayer)]:
+            raise TypeError(f"{core.layout.blocks} has a {type(strange[0]).__name__} without a TriLoRA adapter.")
+        self.leaves = [layer.trilora_T[adapter] for layer in layers if isinstance(layer, TriLoraLayer)]
         held = {id(leaf) for leaf in self.leaves}
         self.private: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
         core.to(self.leaves[0].device)

@@ -1,30 +1,28 @@
 """What a federated method answers, once for the client and once for the server.
 
-A method is one file with two classes. The client's half says which adapter it gets, what it says of itself, how it
-trains and what it sends; the server's half how the updates are combined and what goes back. Methods know the core and
-the adapter, and nothing of files, networks or the command line.
+A method is one file with two classes. The client's half says what it trains and sends, the server's half what happens in
+a round: it drives the round through ``ask``, in as many exchanges as it needs. Methods see a participant's
+`ClientContext` and what clients send, and nothing of files, networks or the command line.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from h2tune.config import Wire
-from h2tune.protocol.codec import Payload, ProtocolError
+from h2tune.config import Experiment, Wire
+from h2tune.errors import MethodError, ProtocolError
+from h2tune.participant.context import ClientContext
+from h2tune.protocol.codec import Payload
+from h2tune.protocol.exchange import Ask, Reply
 
-if TYPE_CHECKING:
-    from h2tune.aggregation.secret_sharing import ClientSecrets
-    from h2tune.client import Client
-    from h2tune.config import Experiment
-
-
-class MethodError(ValueError):
-    """A method cannot run on this federation; the text says which clients and why."""
+__all__ = ["ClientMethod", "Method", "MethodError", "OneExchange", "Sent", "ServerMethod", "Settings"]
 
 
 class Settings(BaseModel):
@@ -33,32 +31,97 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
-    def adapter_slots(self) -> list[str] | None:
+    def adapter_slots(self) -> Sequence[str] | None:
         """Slots that get an adapter; None is all."""
         return None
 
 
-OnStep = Callable[[str, int, int, float], None]
-"""Called with phase, step, number of steps and loss after every update."""
+@dataclass(frozen=True)
+class Sent:
+    """Something that leaves a client.
+
+    Attributes:
+        kind: the exchange in which it leaves.
+        names: names of tensors, texts and plain values, as shell patterns.
+        says: what it is, for people.
+        when: how often it leaves: ``once``, ``each round``, ``at the end``.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    says: str
+    when: str = "each round"
+
+    def covers(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.names)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A client's model as `plan` knows it, without weights.
+
+    Attributes:
+        rank: rank of the client's adapter. keep: its share of the core.
+        maps: (d_in, d_out, parts) of every adapted map, block by block. blocks: number of blocks.
+        slots: slots that the model has. all_slots: slots that any client of the federation has.
+        depth: depth of the shared core. parts: output sizes of one block's slots, in the order of ``slots``.
+        inputs: widths of one block's distinct inputs.
+        anchor_words: words of the anchor text.
+    """
+
+    rank: int
+    keep: float
+    maps: Sequence[tuple[int, int, int]]
+    blocks: int
+    slots: Sequence[str]
+    all_slots: Collection[str]
+    depth: int
+    parts: Sequence[int]
+    inputs: Sequence[int]
+    anchor_words: int
+
+
+@dataclass(frozen=True)
+class PlannedBytes:
+    """Tensor bytes of one client, from shapes alone; None where that cannot be said beforehand."""
+
+    up: int | None = None
+    down: int | None = None
+    setup_up: int = 0
+    setup_down: int = 0
 
 
 class ClientMethod(ABC):
-    """The client's half. ``client`` is the participant: model, data, seeds; see `h2tune.client.Client`."""
+    """The client's half.
 
-    def __init__(self, client: Client, settings: Any) -> None:
-        self.client, self.settings = client, settings
+    Attributes:
+        setup_actions: exchanges before round 1 that the method answers, the last of which makes the client ready.
+        actions: exchanges of a round that it answers; each is a method ``action(round, payload) -> payload``.
+        ends: the action after which the client is scored and its state is saved.
+    """
+
+    setup_actions: ClassVar[tuple[str, ...]] = ("describe", "welcome")
+    actions: tuple[str, ...] = ("train",)
+    ends: ClassVar[str] = "train"
+
+    def __init__(self, context: ClientContext, settings: Any) -> None:
+        self.context, self.settings = context, settings
 
     def check(self) -> None:  # noqa: B027
         """Raise MethodError if the method cannot run on this client; before anything is trained or written."""
 
     @classmethod
-    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int | None:
-        """Tensor bytes that a client sends in a round, from shapes alone; None if that cannot be said beforehand.
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
+        """What a client will send and receive, from shapes alone."""
+        return PlannedBytes()
 
-        Args:
-            maps: (d_in, d_out, parts) of every adapted map.
+    @classmethod
+    def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
+        """All that the method lets leave a client, but for what the engine sends (`h2tune.methods.leaving`).
+
+        Without an experiment: what can leave under these settings.
         """
-        return None
+        return []
 
     def introduction(self) -> dict[str, Any]:
         """What the server may know of this client's model: sizes, family, identity of the base; no private data."""
@@ -68,19 +131,13 @@ class ClientMethod(ABC):
     def join(self, fresh: bool = True) -> Payload:
         """Attach what is trained and introduce oneself. ``fresh`` is false where `load_state` will follow."""
 
-    def describe(self) -> Payload:
-        """Answer to the server's one question before the start, for example the bases of the anchors."""
+    def describe(self, payload: Payload) -> Payload:
+        """Answer to the server's question before the start, for example the bases of the anchors."""
         return Payload()
 
-    def welcome(self, payload: Payload, fresh: bool = True) -> None:  # noqa: B027 - most methods need nothing
-        """Take the server's answer, before round 0. ``fresh`` is false where `load_state` will follow."""
-
-    def keep_secret(self, secrets: ClientSecrets, sealed: dict[str, str]) -> None:  # noqa: B027
-        """Send this round's update under masks (`h2tune.aggregation.secret_sharing`)."""
-
-    @abstractmethod
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
-        """One local round: what is sent up, and the mean loss of each phase."""
+    def welcome(self, payload: Payload, fresh: bool = True) -> Payload:
+        """Take what the server has set up. ``fresh`` is false where `load_state` will follow."""
+        return Payload()
 
     def receive(self, payload: Payload) -> None:  # noqa: B027
         """Take the last state of what is shared, without training; once, at the end."""
@@ -99,13 +156,26 @@ class ClientMethod(ABC):
 
 
 class ServerMethod(ABC):
-    """The server's half."""
+    """The server's half.
+
+    A round that fails starts again from the last committed state: the server makes a new object and calls `load`. So
+    nothing but `state` and `plain_state` outlives a round, and `download` changes nothing.
+
+    Attributes:
+        needs: what an introduction must hold (`h2tune.protocol.schemas.Introduction`); else the client is excluded.
+        least: clients that must answer in a round, whatever quorum the experiment asks for.
+        excluded: clients that the run has excluded so far; the server keeps it.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    least: int = 0
+    excluded: int = 0
 
     def __init__(self, experiment: Experiment, settings: Any) -> None:
         self.experiment, self.settings = experiment, settings
 
     @classmethod  # noqa: B027 - most methods suit everybody
-    def suits(cls, experiment: Experiment, introductions: dict[str, dict[str, Any]]) -> None:
+    def suits(cls, experiment: Experiment, introductions: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise MethodError, naming clients and reason, if the method cannot run on this federation at all."""
 
     @classmethod
@@ -118,18 +188,37 @@ class ServerMethod(ABC):
         if experiment.secure_aggregation is not None:
             raise MethodError("secure_aggregation: only methods that share a core as H2Tune does can sum it in secret")
 
-    excluded = 0
-    """Clients that the run has excluded so far; the server keeps it."""
-
-    needs: tuple[str, ...] = ()
-    """What an introduction must hold (`h2tune.protocol.schemas.Introduction`); without it a client is excluded."""
-
     def check_introduction(self, name: str, payload: Payload) -> None:
         """Raise ProtocolError if a client's introduction lacks what the method needs, or holds what cannot be."""
         if missing := [key for key in self.needs if key not in payload.meta]:
             raise ProtocolError(f"its introduction lacks {', '.join(missing)}")
 
-    def ask(self, joined: dict[str, Payload]) -> list[str]:
+    def setup(self, ask: Ask, joined: dict[str, Payload]) -> None:
+        """Set up what is shared with clients that have joined; called again for those that join later.
+
+        Args:
+            joined: introductions, by client.
+        """
+        joined, described = self._descriptions(ask, joined)
+        if joined:
+            ask("welcome", self.open(joined, described))
+
+    def _descriptions(self, ask: Ask, joined: dict[str, Payload]) -> tuple[dict[str, Payload], dict[str, Payload]]:
+        """Descriptions from the clients whom the method asks; where one cannot be used, others are asked instead."""
+        described: dict[str, Payload] = {}
+        asked: set[str] = set()
+        while True:
+            joined = {name: payload for name, payload in joined.items() if ask.takes_part(name)}
+            wanted = [name for name in self.describers(joined) if name not in asked] if joined else []
+            if not wanted:
+                return joined, described
+            asked |= set(wanted)
+            described |= ask("describe", dict.fromkeys(wanted, Payload()))
+            for name, reason in self.misfits(joined, described).items():
+                ask.exclude(name, reason)
+                del described[name]
+
+    def describers(self, joined: dict[str, Payload]) -> list[str]:
         """Clients whose `describe` is wanted before the start."""
         return []
 
@@ -137,38 +226,25 @@ class ServerMethod(ABC):
         """Clients whose description cannot be used, with the reason; they are excluded before `open`."""
         return {}
 
-    @abstractmethod
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        """Set up what is shared; the answer for each client. Also called with late joiners only."""
+        """Set up what is shared; the welcome for each client. Also called with late joiners only.
+
+        Raises:
+            MethodError: the clients do not fit together.
+        """
+        return {name: Payload() for name in joined}
+
+    @abstractmethod
+    def run_round(self, ask: Ask, number: int, selected: list[str]) -> None:
+        """One round: any number of exchanges, and what follows from them for what is shared."""
 
     @abstractmethod
     def download(self, client: str) -> Payload:
-        """What a selected client gets for a round."""
+        """What a client gets of what is shared; it changes nothing."""
 
     def refuses_round(self) -> str | None:
         """Why no further round may start; None if one may."""
         return None
-
-    def expect(self, selected: list[str]) -> None:  # noqa: B027 - most methods need not know
-        """The clients of the round that starts, whether or not they will answer."""
-
-    @abstractmethod
-    def start_round(self) -> None:
-        """Forget the sums of the last round."""
-
-    @abstractmethod
-    def add(self, client: str, payload: Payload, weight: int) -> None:
-        """Fold one update in. Raises ProtocolError if it is not what this client may send; then nothing has changed."""
-
-    def expect_masked(self, publics: dict[str, tuple[str, str]], context: bytes) -> None:  # noqa: B027
-        """This round's updates come under masks; called after `start_round`."""
-
-    def unmask(self, members: list[str], revealed: dict[str, dict[str, str]]) -> None:  # noqa: B027
-        """Take the masks off the sum; called before `finish_round`. Raises ValueError if that cannot be done."""
-
-    @abstractmethod
-    def finish_round(self) -> None:
-        """Make the round's result what is shared."""
 
     def notices(self) -> list[str]:
         """What the last round did otherwise than asked for, in words for the events; told once."""
@@ -183,25 +259,52 @@ class ServerMethod(ABC):
         """Tensors to commit after a round."""
 
     def plain_state(self) -> dict[str, Any]:
-        """Plain values to commit beside them: what `resume` needs."""
+        """Plain values to commit beside them: what `load` needs."""
         return {}
 
     def fixed(self) -> dict[str, Tensor]:
-        """Tensors that never change after `open`; written once."""
+        """Tensors that never change after the set-up; written once."""
         return {}
 
     @abstractmethod
-    def resume(
-        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
-    ) -> dict[str, Payload]:
-        """Stand where `state`, `plain_state` and `fixed` were taken.
+    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
+        """Stand where `state`, `plain_state` and `fixed` were taken."""
 
-        Returns the welcome for each of ``names``, less anything that clients keep themselves.
-        """
+    def rejoin(self, client: str) -> Payload:
+        """The welcome of a client that restarted, less anything that it keeps itself."""
+        return Payload()
+
+    def weight(self, reply: Reply) -> int:
+        """A reply's weight in a mean: its training examples, or 1 (``weights: uniform``)."""
+        return reply.examples if self.experiment.weights == "examples" else 1
+
+    def rank_of(self, client: str) -> int:
+        """Rank of what a client shares, for the report."""
+        return self.experiment.rank
 
     def report(self) -> dict[str, Any]:
         """Figures worth showing; plain values."""
         return {}
+
+
+class OneExchange(ServerMethod):
+    """A server that sends, lets train and combines: one exchange a round."""
+
+    def run_round(self, ask: Ask, number: int, selected: list[str]) -> None:
+        self.start_round(number, selected)
+        ask("train", {name: self.download(name) for name in selected}, self.add)
+        self.finish_round()
+
+    def start_round(self, number: int, selected: list[str]) -> None:
+        """Forget the sums of the last round."""
+
+    @abstractmethod
+    def add(self, reply: Reply) -> None:
+        """Fold one update in. Raises ProtocolError if the client may not send it; then nothing has changed."""
+
+    @abstractmethod
+    def finish_round(self) -> None:
+        """Make the round's result what is shared."""
 
 
 class Method:
@@ -209,9 +312,11 @@ class Method:
 
     Attributes:
         says: what it is, in a line.
-        sends: what leaves a client each round, in words.
         source: the paper; a rule that could not be read in it is labelled a reconstruction in the method's file.
+        version: raised whenever clients and servers of two versions could not work together.
         one_architecture: whether it only averages between clients of equal models.
+        variant_of: the method whose settings it takes over when it runs as a baseline beside it.
+        heading: what its column is called where it is a baseline.
     """
 
     registry: ClassVar[dict[str, Method]] = {}
@@ -224,10 +329,42 @@ class Method:
         server: type[ServerMethod],
         says: str,
         *,
-        sends: str = "nothing",
         source: str = "",
+        version: int = 1,
         one_architecture: bool = False,
+        variant_of: str = "",
+        heading: str = "",
     ) -> None:
         self.name, self.settings, self.client, self.server, self.says = name, settings, client, server, says
-        self.sends, self.source, self.one_architecture = sends, source, one_architecture
+        self.source, self.version, self.one_architecture = source, version, one_architecture
+        self.variant_of, self.heading = variant_of, heading or name
         self.registry[name] = self
+
+    @property
+    def sends(self) -> str:
+        """What leaves a client, in words, under the method's default settings."""
+        return "; ".join(sent.says for sent in self.client.leaves(None, self.settings())) or "nothing"
+
+    def actions(self) -> dict[str, Any]:
+        """What client and server must have in common, as the server tells it when clients join."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "actions": list(self.client.actions),
+            "ends": self.client.ends,
+        }
+
+    def check_peer(self, wanted: object) -> None:
+        """Raise ProtocolError unless the server runs what this client has."""
+        if wanted != self.actions():
+            raise ProtocolError(
+                f"the server runs {_in_words(wanted)}, this client has {_in_words(self.actions())}; install the same"
+                " version on both sides"
+            )
+
+
+def _in_words(method: object) -> str:
+    if not isinstance(method, dict):
+        return "an h2tune that does not say which method it runs"
+    actions = ", ".join(map(str, method.get("actions") or []))
+    return f"{method.get('name')} version {method.get('version')} (actions {actions})"

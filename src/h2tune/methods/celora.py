@@ -17,10 +17,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from h2tune.core.packing import pack_core, unpack_core
-from h2tune.methods.base import Method, ServerMethod
+from h2tune.config import Experiment
+from h2tune.frames.registry import kind_of
+from h2tune.methods.base import Method, Sent, ServerMethod
+from h2tune.methods.core_updates import leaves
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
 from h2tune.protocol.codec import Payload
+from h2tune.protocol.exchange import Reply
 
 
 class CeLoraSettings(H2TuneSettings):
@@ -47,26 +50,37 @@ def mix(cores: Tensor, coverage: Tensor, weights: Tensor) -> Tensor:
     return (weights @ flat / total.clamp_min(1e-30)).reshape(shape).to(cores.dtype)
 
 
+class CeLoraClient(H2TuneClient):
+    @classmethod
+    def leaves(cls, experiment: Experiment | None, settings: H2TuneSettings) -> list[Sent]:
+        core = leaves(experiment, "the entries of the middle matrix C that the client keeps, and which they are")
+        return [*kind_of(settings.frames).leaves(settings), *core]
+
+
 class CeLoraServer(H2TuneServer):
-    """Keeps every client's last core: its memory grows with their number."""
+    """Keeps every client's last core: its memory grows with their number.
+
+    Attributes:
+        cores: every client's last C and its coverage. mixed: what each client gets.
+    """
 
     settings: CeLoraSettings
 
+    def __init__(self, experiment: Experiment, settings: CeLoraSettings) -> None:
+        super().__init__(experiment, settings)
+        self.cores: dict[str, tuple[Tensor, Tensor]] = {}
+        self.mixed: dict[str, Tensor] = {}
+        self.weights: dict[str, list[float]] = {}
+
     @classmethod
-    def allows(cls, experiment: Any, settings: Any) -> None:
+    def allows(cls, experiment: Experiment, settings: Any) -> None:
         ServerMethod.allows(experiment, settings)  # what clients get here is no core of the server's
 
-    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        welcomes = super().open(joined, described)
-        self.cores: dict[str, tuple[Tensor, Tensor]] = getattr(self, "cores", {})
-        self.mixed: dict[str, Tensor] = getattr(self, "mixed", {})
-        return welcomes
-
-    def add(self, client: str, payload: Payload, weight: int) -> None:
-        super().add(client, payload, weight)
-        core, coverage = unpack_core(payload.tensors, self.shape, self.ranks[client])
+    def add(self, reply: Reply) -> None:
+        super().add(reply)
+        client, rank = reply.client, self.ranks[reply.client]
+        core, coverage = self.read(client, reply.payload.tensors)
         whole, held = self.shape.zeros(), self.shape.zeros().bool()
-        rank = self.ranks[client]
         whole[..., :rank, :rank], held[..., :rank, :rank] = core, coverage
         self.cores[client] = whole, held
 
@@ -79,32 +93,32 @@ class CeLoraServer(H2TuneServer):
         self.weights = {n: row.tolist() for n, row in zip(names, weights, strict=True)}
 
     def download(self, client: str) -> Payload:
-        if client not in self.mixed:
-            return super().download(client)
-        rank = self.ranks[client]
-        coverage = self.reached(client)[..., :rank, :rank]
-        return Payload(pack_core(self.mixed[client][..., :rank, :rank], coverage, masked=False))
+        return Payload(self.pack(self.mixed.get(client, self.S), client))
 
     def state(self) -> dict[str, Tensor]:
         kept = {f"core/{n}": core for n, (core, _) in self.cores.items()}
         kept |= {f"held/{n}": held for n, (_, held) in self.cores.items()}
         return super().state() | kept | {f"mixed/{n}": m for n, m in self.mixed.items()}
 
-    def resume(
-        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
-    ) -> dict[str, Payload]:
-        welcomes = super().resume(tensors, plain, fixed, names)
-        held = {k.removeprefix("core/"): t for k, t in tensors.items() if k.startswith("core/")}
-        self.cores = {n: (core.clone(), tensors[f"held/{n}"].clone()) for n, core in held.items()}
-        self.mixed = {k.removeprefix("mixed/"): t.clone() for k, t in tensors.items() if k.startswith("mixed/")}
-        return welcomes
+    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
+        super().load(tensors, plain, fixed)
+        parts: dict[str, dict[str, Tensor]] = {"core": {}, "held": {}, "mixed": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind in parts:
+                parts[kind][name] = tensor.clone()
+        self.cores = {name: (core, parts["held"][name]) for name, core in parts["core"].items()}
+        self.mixed = parts["mixed"]
 
     def report(self) -> dict[str, Any]:
-        return super().report() | {"mixture": getattr(self, "weights", {})}
+        return super().report() | {"mixture": self.weights}
 
 
 Method(
-    "celora", CeLoraSettings, H2TuneClient, CeLoraServer, "a middle matrix, mixed for every client by similarity",
-    sends="covered entries of C; once, left factors of activations on public text",
+    "celora",
+    CeLoraSettings,
+    CeLoraClient,
+    CeLoraServer,
+    "a middle matrix, mixed for every client by similarity",
     source="Li et al., arXiv 2503.23869 (reconstruction)",
-)  # fmt: skip
+)

@@ -22,13 +22,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from h2tune.config import Experiment
 from h2tune.core.slots import input_kind
-from h2tune.frames.consensus import Factor
-from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
+from h2tune.errors import ProtocolError
+from h2tune.frames.anchor import describe_anchors
+from h2tune.methods.adapter_client import AdapterClient
+from h2tune.methods.base import Method, ModelShape, OneExchange, PlannedBytes, Sent, Settings
+from h2tune.methods.colora_align import align_reader, align_writer, anchor_blocks, relevance, whitened
 from h2tune.methods.colora_sketch import SKETCH, gradient_sketch
 from h2tune.methods.factors import mean
-from h2tune.participant.adapter_client import AdapterClient
-from h2tune.protocol.codec import Payload, ProtocolError, Size
+from h2tune.protocol.codec import Payload, Size
+from h2tune.protocol.exchange import Reply
 from h2tune.utils.seeds import derive
 
 
@@ -46,85 +50,56 @@ class CoLoraSettings(Settings):
     )
 
 
-def anchor_blocks(depth: int, count: int) -> list[int]:
-    """``floor(L / K) - 1, 2 floor(L / K) - 1, ..., L - 1``: the last one is the last block."""
-    step = depth // count
-    return [step * k - 1 for k in range(1, count)] + [depth - 1]
-
-
-def align_reader(x: Factor, target: Tensor, steps: int = 300) -> Tensor:
-    """A' (R x d), row-orthonormal: MSE to the pivot's readings plus 0.5 x orthogonality, then the polar factor."""
-    z, target = (x.u * x.s).double(), target.double()
-    # The rows enter by their second moments only: a step costs the same for a hundred sentences and for thousands.
-    gram, cross, scale = z.T @ z, z.T @ target, target.square().sum().clamp_min(1e-12)
-    a = torch.linalg.lstsq(z, target).solution.T.clone().requires_grad_(True)
-    eye = torch.eye(len(a), dtype=a.dtype)
-    solver = torch.optim.Adam([a], lr=0.02)
-    for _ in range(steps):
-        squares = ((a @ gram) * a).sum() - 2 * (a * cross.T).sum() + scale  # ||Z A^T - target||^2
-        loss = squares / scale + 0.5 * (a @ a.T - eye).square().sum()
-        solver.zero_grad()
-        loss.backward()
-        solver.step()
-    u, _, vh = torch.linalg.svd(a.detach(), full_matrices=False)
-    return ((u @ vh) @ x.v.double().T).float()
-
-
-def whitened(y: Factor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Rows of Y in coordinates of unit variance (n x p), and the standard deviations sqrt(s^2 / n + gamma)."""
-    deviation = (y.s.double().square() / len(y.u) + gamma).sqrt()
-    return y.u.double() * (y.s.double() / deviation), deviation
-
-
-def align_writer(y: Factor, pivot_rows: Tensor, pivot_writer: Tensor, gamma: float) -> Tensor:
-    """B' (d x R): the pivot's whitened B, turned by the CCA of both models' outputs, and coloured again.
-
-    Args:
-        pivot_rows: the pivot's whitened outputs, n x p. pivot_writer: ``S11^(-1/2) B`` in the same coordinates, p x R.
-    """
-    rows, deviation = whitened(y, gamma)
-    u, _, vh = torch.linalg.svd(pivot_rows.double().T @ rows / len(rows), full_matrices=False)
-    return (y.v.double() @ (deviation[:, None] * (vh.T @ (u.T @ pivot_writer.double())))).float()
-
-
 class CoLoraClient(AdapterClient):
     settings: CoLoraSettings
 
     @classmethod
-    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int:
-        slots = sum(parts for _, _, parts in maps) // blocks
-        return 4 * min(settings.blocks, blocks) * slots * (rank**2 + rank)
+    def planned_bytes(cls, experiment: Experiment, settings: CoLoraSettings, shape: ModelShape) -> PlannedBytes:
+        slots = sum(parts for _, _, parts in shape.maps) // shape.blocks
+        size = 4 * min(settings.blocks, shape.blocks) * slots * (shape.rank**2 + shape.rank)
+        return PlannedBytes(size, size)
 
-    @property
-    def adapter_rank(self) -> int:
-        return self.client.rank
+    @classmethod
+    def leaves(cls, experiment: Experiment | None, settings: CoLoraSettings) -> list[Sent]:
+        sketch = f"{SKETCH} numbers made from the gradient of a small common model on private rows"
+        guide = "what A reads and B writes on the public anchor text"
+        twins = (
+            "A and B of all maps, and P and q away from the anchor blocks, if another client has the same base model"
+        )
+        found = [Sent("join", ("sketch",), sketch, "once")] if settings.relevance == "sketch" else []
+        return [
+            *found,
+            Sent("describe", ("read.*", "rows.*", "write.*"), guide, "once, from the client with the deepest model"),
+            Sent("train", ("T.*", "q.*"), "P (R x R) and q (R) of every slot of the anchor blocks"),
+            Sent("train", ("own.*",), twins),
+        ]
 
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=False, shift=True)
-        name = self.client.name
+        name = self.context.name
         self.shifts = [layer.trilora_q[name] for layer in self.layers]
         if fresh:
             self._orthonormal_start()
         sketch = {}
         if fresh and self.settings.relevance == "sketch":
-            sketch = {"sketch": gradient_sketch(self.client, self.settings.common)}
+            sketch = {"sketch": gradient_sketch(self.context, self.settings.common)}
         return Payload(sketch, self.introduction())
 
     def _orthonormal_start(self) -> None:
         """The same in all clients on one base, whatever their names."""
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
-                seed = derive(self.client.seed, "colora", self.client.base.fingerprint, index)
+                seed = derive(self.context.seed, "colora", self.context.base.fingerprint, index)
                 generator = torch.Generator().manual_seed(seed)
-                for matrix in (layer.trilora_A[self.client.name].T, layer.trilora_B[self.client.name]):
+                for matrix in (layer.trilora_A[self.context.name].T, layer.trilora_B[self.context.name]):
                     random = torch.randn(matrix.shape, generator=generator)
                     matrix.copy_(torch.linalg.qr(random)[0])
 
-    def describe(self) -> Payload:
+    def describe(self, payload: Payload) -> Payload:
         """As the pivot: what A reads and B writes on the public text at the anchor blocks."""
         tensors = {}
-        bases = self.client.describe_anchors(self.settings.directions * self.client.rank, self.settings.sentences)
-        for place, block in enumerate(anchor_blocks(self.client.layout.depth, self._count())):
+        bases = describe_anchors(self.context, self.settings.directions * self.context.rank, self.settings.sentences)
+        for place, block in enumerate(anchor_blocks(self.context.layout.depth, self._count())):
             for slot, (a, b) in self._factors_of(block).items():
                 x, y = bases.inputs[block][input_kind(slot)], bases.outputs[block][slot]
                 rows, deviation = whitened(y, self.settings.gamma)
@@ -134,11 +109,11 @@ class CoLoraClient(AdapterClient):
         return Payload(tensors)
 
     def _count(self) -> int:
-        return min(self.settings.blocks, self.client.layout.depth)
+        return min(self.settings.blocks, self.context.layout.depth)
 
     def _factors_of(self, block: int) -> dict[str, tuple[Tensor, Tensor]]:
         """A and the slot's rows of B, for every slot of a block."""
-        layout, name = self.client.layout, self.client.name
+        layout, name = self.context.layout, self.context.name
         found = {}
         for slot, ref in layout.slots.items():
             layer = self.layers[block * len(layout.modules) + layout.modules.index(ref.module)]
@@ -146,23 +121,24 @@ class CoLoraClient(AdapterClient):
             found[slot] = layer.trilora_A[name].detach(), parts[ref.part]
         return found
 
-    def welcome(self, payload: Payload, fresh: bool = True) -> None:
-        self.blocks = anchor_blocks(self.client.layout.depth, payload.said("blocks", Size))
+    def welcome(self, payload: Payload, fresh: bool = True) -> Payload:
+        self.blocks = anchor_blocks(self.context.layout.depth, payload.said("blocks", Size))
         self.twins = payload.said("twins", bool)
         if fresh:
             if payload.tensors:
                 self._align(payload.tensors)
             self.warm_head()
-        client, updates = self.client, self.client.training.steps * self.client.rounds
+        context, updates = self.context, self.updates
         own = [*self.factors, *self.head]
         self.groups = {
-            "factors": self.group(own, self.rate, updates),
-            "shared": self.group([*self.leaves, *self.shifts], client.training.core_learning_rate, updates),
+            "factors": self.group(own, context.learning_rate, updates),
+            "shared": self.group([*self.leaves, *self.shifts], context.training.core_learning_rate, updates),
         }
+        return Payload()
 
     def _align(self, pivot: dict[str, Tensor]) -> None:
-        layout, name = self.client.layout, self.client.name
-        bases = self.client.describe_anchors(self.settings.directions * self.client.rank, self.settings.sentences)
+        layout, name = self.context.layout, self.context.name
+        bases = describe_anchors(self.context, self.settings.directions * self.context.rank, self.settings.sentences)
         with torch.no_grad():
             for place, block in enumerate(self.blocks):
                 for module_index, module in enumerate(layout.modules):
@@ -184,24 +160,14 @@ class CoLoraClient(AdapterClient):
                             )
                     layer.trilora_B[name].copy_(layer.trilora_rows[name].join(parts))
 
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+    def train(self, round: int, payload: Payload) -> Payload:
         self.receive(payload)
-        self.activate()
-        self.select(*self.groups.values())
-        for shift in self.shifts:
-            shift.requires_grad_(True)
-        batches, total, steps = self.batches(round), 0.0, self.client.training.steps
-        for step in range(steps):
-            loss = self.updater.gradients(batches)
-            for group in self.groups.values():
-                self.updater.apply(group)
-            total += loss
-            on_step("joint", step + 1, steps, loss)
-        return Payload(self.pack()), {"joint": total / steps}
+        self.train_groups(list(self.groups.values()), self.context.batches(round), "joint")
+        return Payload(self.pack())
 
     def _shared_places(self) -> dict[str, tuple[Tensor, Tensor]]:
         """``0.q`` and so on: (T, q) of every slot at every anchor block, as views of the parameters."""
-        layout, found = self.client.layout, {}
+        layout, found = self.context.layout, {}
         for place, block in enumerate(self.blocks):
             for slot, ref in layout.slots.items():
                 index = block * len(layout.modules) + layout.modules.index(ref.module)
@@ -210,10 +176,10 @@ class CoLoraClient(AdapterClient):
 
     def _group_tensors(self) -> dict[str, Tensor]:
         """What only fits between equal models: all A and B, and T and q away from the anchor blocks."""
-        modules = len(self.client.layout.modules)
+        modules = len(self.context.layout.modules)
         found = {}
         for index, layer in enumerate(self.layers):
-            name = self.client.name
+            name = self.context.name
             found |= {f"{index}.A": layer.trilora_A[name].data, f"{index}.B": layer.trilora_B[name].data}
             if index // modules not in self.blocks:
                 found |= {f"{index}.T": self.leaves[index].data, f"{index}.q": self.shifts[index].data}
@@ -237,17 +203,27 @@ class CoLoraClient(AdapterClient):
             target.copy_(tensor)
 
 
-def relevance(sketches: Tensor, temperature: float) -> Tensor:
-    """``softmax_i(cos(g_k, g_i) / temperature)``, clients x clients."""
-    unit = sketches.double() / sketches.double().norm(dim=1, keepdim=True).clamp_min(1e-30)
-    return torch.softmax(unit @ unit.T / temperature, dim=1)
+class CoLoraServer(OneExchange):
+    """Keeps a round's updates until its end; the mixtures are small, the factors of equal models are not.
 
-
-class CoLoraServer(ServerMethod):
-    """Keeps a round's updates until its end; the mixtures are small, the factors of equal models are not."""
+    Attributes:
+        known: introductions. pivot: the client whose model the others are aligned with. guide: its description.
+        count: number of anchor blocks. sketches: by client.
+        mixed: each client's mixture. groups: by base model, the mean of what only fits between equal models.
+    """
 
     settings: CoLoraSettings
     needs = ("depth", "slots", "fingerprint")
+
+    def __init__(self, experiment: Experiment, settings: CoLoraSettings) -> None:
+        super().__init__(experiment, settings)
+        self.pivot, self.count = "", 0
+        self.known: dict[str, dict[str, Any]] = {}
+        self.guide: dict[str, Tensor] = {}
+        self.sketches: dict[str, Tensor] = {}
+        self.mixed: dict[str, dict[str, Tensor]] = {}
+        self.groups: dict[str, dict[str, Tensor]] = {}
+        self.mixture: dict[str, list[float]] = {}
 
     def check_introduction(self, name: str, payload: Payload) -> None:
         super().check_introduction(name, payload)
@@ -255,8 +231,8 @@ class CoLoraServer(ServerMethod):
         if self.settings.relevance == "sketch" and tuple(sketch.shape) != (SKETCH,):
             raise ProtocolError("its introduction holds no sketch")
 
-    def ask(self, joined: dict[str, Payload]) -> list[str]:
-        if hasattr(self, "known"):
+    def describers(self, joined: dict[str, Payload]) -> list[str]:
+        if self.known:
             return []
         # The deepest model has most to say; equal depths in the order of the names.
         self.pivot = min(joined, key=lambda n: (-joined[n].meta["depth"], n))
@@ -279,11 +255,7 @@ class CoLoraServer(ServerMethod):
         return found
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        if not hasattr(self, "known"):
-            self.known: dict[str, dict[str, Any]] = {}
-            self.sketches: dict[str, Tensor] = {}
-            self.mixed: dict[str, dict[str, Tensor]] = {}
-            self.groups: dict[str, dict[str, Tensor]] = {}
+        if not self.known:
             self.guide = described[self.pivot].tensors
             self.count = min(self.settings.blocks, *(p.meta["depth"] for p in joined.values()))
         self.known |= {name: dict(p.meta) for name, p in joined.items()}
@@ -301,16 +273,14 @@ class CoLoraServer(ServerMethod):
 
     def download(self, client: str) -> Payload:
         own = self.groups.get(self.known[client]["fingerprint"], {})
-        tensors = dict(self.mixed.get(client, {})) | {f"own.{k}": t for k, t in own.items()}
-        if not tensors and self.mixed:  # a late joiner starts from the plain mean of what fits
-            return Payload()
-        return Payload(tensors)
+        return Payload(self.mixed.get(client, {}) | {f"own.{k}": t for k, t in own.items()})
 
-    def start_round(self) -> None:
+    def start_round(self, number: int, selected: list[str]) -> None:
         self.updates: dict[str, dict[str, Tensor]] = {}
         self.weights: dict[str, int] = {}
 
-    def add(self, client: str, payload: Payload, weight: int) -> None:
+    def add(self, reply: Reply) -> None:
+        client, payload = reply.client, reply.payload
         rank, known = self.experiment.rank, self.known[client]
         shapes: dict[str, tuple[int, ...]] = {}
         for place in range(self.count):
@@ -327,7 +297,7 @@ class CoLoraServer(ServerMethod):
                     raise ProtocolError(
                         f"the factors of {client} do not fit those of {other}, which has the same base"
                     )
-        self.updates[client], self.weights[client] = payload.tensors, weight
+        self.updates[client], self.weights[client] = payload.tensors, self.weight(reply)
 
     def finish_round(self) -> None:
         names = sorted(self.updates)
@@ -368,9 +338,10 @@ class CoLoraServer(ServerMethod):
     def fixed(self) -> dict[str, Tensor]:
         return self.guide
 
-    def resume(
-        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
-    ) -> dict[str, Payload]:
+    def rejoin(self, client: str) -> Payload:
+        return self._welcome(client, fresh=False)
+
+    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
         self.known, self.pivot, self.count, self.guide = plain["known"], plain["pivot"], plain["count"], fixed
         self.mixed, self.groups, self.sketches = {}, {}, {}
         homes = {"mixed": self.mixed, "group": self.groups}
@@ -380,14 +351,16 @@ class CoLoraServer(ServerMethod):
                 self.sketches[owner] = tensor.clone()
             else:
                 homes[kind].setdefault(owner, {})[rest[0]] = tensor.clone()
-        return {name: self._welcome(name, fresh=False) for name in names}
 
     def report(self) -> dict[str, Any]:
-        return {"pivot": self.pivot, "mixture": getattr(self, "mixture", {})}
+        return {"pivot": self.pivot, "mixture": self.mixture}
 
 
 Method(
-    "colora", CoLoraSettings, CoLoraClient, CoLoraServer, "P and q at aligned anchor blocks, mixed by relevance",
-    sends="R x R and R numbers for each slot of the anchor blocks; A and B between equal models; once, a gradient sketch",
+    "colora",
+    CoLoraSettings,
+    CoLoraClient,
+    CoLoraServer,
+    "P and q at aligned anchor blocks, mixed by relevance",
     source="Seo et al., arXiv 2506.11024 (FedMosaic)",
-)  # fmt: skip
+)

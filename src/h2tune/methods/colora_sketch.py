@@ -8,24 +8,23 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from h2tune.participant.batches import collate
+from h2tune.participant.context import ClientContext
 from h2tune.tasks.prompts import encode
-
-if TYPE_CHECKING:
-    from h2tune.client import Client
 
 SKETCH, EXAMPLES = 256, 32
 
 
-def gradient_sketch(client: Client, common: str) -> Tensor:
+def gradient_sketch(context: ClientContext, common: str) -> Tensor:
     """The client's sketch, `SKETCH` numbers."""
-    base = client.models.get(common)
-    examples = [replace(e, answer=e.answer or f" {e.gold}", label=None) for e in client.train_examples[:EXAMPLES]]
+    base = context.models.get(common)
+    examples = [
+        replace(e, answer=e.answer or f" {e.gold}", label=None) for e in context.data.train.examples[:EXAMPLES]
+    ]
     rows = encode(examples, base.tokenizer, max_length=base.context, truncate=True)
     block = base.model.get_submodule(base.layout.blocks)[-1]
     weights = [p for name, p in sorted(block.named_parameters()) if p.ndim == 2 and "trilora_" not in name]

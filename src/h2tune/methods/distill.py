@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+from h2tune.participant.adapter_trainer import AdapterTrainer
 from h2tune.participant.batches import Batch
-from h2tune.participant.optim import Penalty
-
-if TYPE_CHECKING:
-    from h2tune.methods.h2tune import H2TuneClient
 
 
-def distillation(method: H2TuneClient) -> Penalty:
+class Distillation:
     """lambda KL(z_shared || z) over the asked positions, z_shared from A, B as the shared phase left them."""
-    kept, weight = method.kept, method.settings.distill
 
-    def penalty(batch: Batch, logits: Tensor) -> Tensor:
-        now = [p.data for p in method.factors]
-        for parameter, value in zip(method.factors, kept, strict=True):
-            parameter.data = value
-        with torch.no_grad():
-            method.client.base.peft.eval()
-            before = method.client.base.peft(**{k: v for k, v in batch.items() if k != "labels"}).logits
-            method.client.base.peft.train()
-        for parameter, value in zip(method.factors, now, strict=True):
-            parameter.data = value
+    def __init__(self, adapter: AdapterTrainer, weight: float) -> None:
+        self.adapter, self.weight = adapter, weight
+        self.remember()
+
+    def remember(self) -> None:
+        """Take A and B as they stand; called with every shared update, which leaves them alone."""
+        self.kept = [p.detach().clone() for p in self.adapter.factors]
+
+    def __call__(self, batch: Batch, logits: Tensor) -> Tensor:
+        before = self._shared_logits(batch)
         if batch["labels"].ndim == 2:
             asked = batch["labels"][:, 1:] != -100
             before, logits = before[:, :-1][asked], logits[:, :-1][asked]
-        return weight * kl_div(
-            log_softmax(logits.float(), -1),
-            log_softmax(before.float(), -1),
-            log_target=True,
-            reduction="batchmean",
+        return self.weight * kl_div(
+            log_softmax(logits.float(), -1), log_softmax(before.float(), -1), log_target=True, reduction="batchmean"
         )
 
-    return penalty
+    @torch.no_grad()
+    def _shared_logits(self, batch: Batch) -> Tensor:
+        adapter = self.adapter
+        model = adapter.context.base.activate(adapter.context.name)
+        now = [p.data for p in adapter.factors]
+        for parameter, value in zip(adapter.factors, self.kept, strict=True):
+            parameter.data = value
+        model.eval()
+        logits: Tensor = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        model.train()
+        for parameter, value in zip(adapter.factors, now, strict=True):
+            parameter.data = value
+        return logits

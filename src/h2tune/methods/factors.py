@@ -14,16 +14,20 @@ clients, which the exact streaming sum of H2Tune avoids.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from h2tune.config import Experiment
 from h2tune.core.masks import kept_rank
-from h2tune.methods.base import MethodError, OnStep, ServerMethod
-from h2tune.participant.adapter_client import AdapterClient
-from h2tune.participant.optim import Penalty
-from h2tune.protocol.codec import Payload, ProtocolError
+from h2tune.errors import ProtocolError
+from h2tune.methods.adapter_client import AdapterClient
+from h2tune.methods.base import MethodError, ModelShape, OneExchange, PlannedBytes, Sent
+from h2tune.participant.trainer import Penalty, with_penalty
+from h2tune.protocol.codec import Payload
+from h2tune.protocol.exchange import Ask, Reply
 from h2tune.utils.seeds import derive
 
 Pair = tuple[Tensor, Tensor]
@@ -45,21 +49,37 @@ def stack(pairs: list[Pair], weights: list[float]) -> Pair:
 
 
 class FactorClient(AdapterClient):
-    """A client with a plain LoRA (TriLoRA with rho = 1 and T = 0) whose factors travel."""
+    """A client with a plain LoRA (TriLoRA with rho = 1 and T = 0) whose factors travel.
+
+    Attributes:
+        sends, trains: which of A and B.
+        any_rank: whether ``keep`` may give clients different ranks.
+        offset: whether the server's answers are also written into a frozen dense part.
+        shared: whether another client has the same base.
+    """
 
     sends: ClassVar[tuple[str, ...]] = ("A", "B")
     trains: ClassVar[tuple[str, ...]] = ("A", "B")
-    any_rank: ClassVar[bool] = False  # whether `keep` may give clients different ranks
-    offset: ClassVar[bool] = False  # whether the server's answers are also written into a frozen dense part
+    any_rank: ClassVar[bool] = False
+    offset: ClassVar[bool] = False
+    shared = True
 
     @classmethod
-    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int:
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
         """If another client has the same base; else nothing."""
-        return 4 * rank * sum(d_in * ("A" in cls.sends) + d_out * ("B" in cls.sends) for d_in, d_out, _ in maps)
+        sizes = (d_in * ("A" in cls.sends) + d_out * ("B" in cls.sends) for d_in, d_out, _ in shape.maps)
+        size = 4 * shape.rank * sum(sizes)
+        return PlannedBytes(size, size)
+
+    @classmethod
+    def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
+        what = " and ".join(cls.sends)
+        says = f"the LoRA factors {what} of every adapted map, if another client has the same base model"
+        return [Sent("train", tuple(f"*.{kind}" for kind in cls.sends), says)]
 
     @property
     def adapter_rank(self) -> int:
-        return kept_rank(self.client.keep, self.client.rank) if self.any_rank else self.client.rank
+        return kept_rank(self.context.keep, self.context.rank) if self.any_rank else self.context.rank
 
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=True, offset=self.offset)
@@ -75,48 +95,51 @@ class FactorClient(AdapterClient):
         """The same A in all clients of a group (a smaller rank has the leading rows), B = 0."""
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
-                a = layer.trilora_A[self.client.name]
-                generator = torch.Generator().manual_seed(derive(self.client.seed, "factors", round, index))
+                a = layer.trilora_A[self.context.name]
+                generator = torch.Generator().manual_seed(derive(self.context.seed, "factors", round, index))
                 bound = a.shape[1] ** -0.5
-                whole = torch.empty(self.client.rank, a.shape[1]).uniform_(-bound, bound, generator=generator)
+                whole = torch.empty(self.context.rank, a.shape[1]).uniform_(-bound, bound, generator=generator)
                 a.copy_(whole[: a.shape[0]])
-                layer.trilora_B[self.client.name].zero_()
+                layer.trilora_B[self.context.name].zero_()
 
     def factors_of(self, kinds: tuple[str, ...]) -> list[torch.nn.Parameter]:
-        return [getattr(layer, f"trilora_{kind}")[self.client.name] for layer in self.layers for kind in kinds]
+        return [getattr(layer, f"trilora_{kind}")[self.context.name] for layer in self.layers for kind in kinds]
 
     def make_groups(self) -> None:
-        updates = self.client.training.steps * self.client.rounds
         for parameter in self.factors:
             parameter.requires_grad_(False)
-        self.groups = {"adapter": self.group([*self.factors_of(self.trains), *self.head], self.rate, updates)}
+        trained = [*self.factors_of(self.trains), *self.head]
+        self.groups = {"adapter": self.group(trained, self.context.learning_rate, self.updates)}
 
     def penalty(self) -> Penalty | None:
         """What is added to the loss; called when the shared factors have been received."""
         return None
 
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+    def train(self, round: int, payload: Payload) -> Payload:
         self.receive(payload)
-        loss = self.steps(self.groups["adapter"], self.batches(round), "local", on_step, self.penalty())
-        return Payload(self.pack()), {"local": loss}
+        loss = with_penalty(self.penalty())
+        self.train_groups([self.groups["adapter"]], self.context.batches(round), "local", loss)
+        return Payload(self.pack())
 
     def pack(self) -> dict[str, Tensor]:
         """What is sent: the method's factors, ``0.A`` and so on; nothing where nobody else has this base."""
         if not self.shared:
             return {}
-        return {f"{i}.{kind}": getattr(layer, f"trilora_{kind}")[self.client.name].detach().clone()
-                for i, layer in enumerate(self.layers) for kind in self.sends}  # fmt: skip
+        return {
+            f"{i}.{kind}": getattr(layer, f"trilora_{kind}")[self.context.name].detach().clone()
+            for i, layer in enumerate(self.layers)
+            for kind in self.sends
+        }
 
-    shared = True
-
-    def welcome(self, payload: Payload, fresh: bool = True) -> None:
+    def welcome(self, payload: Payload, fresh: bool = True) -> Payload:
         self.shared = payload.said("shared", bool)
+        return Payload()
 
     def receive(self, payload: Payload) -> None:
         with torch.no_grad():
             for name, tensor in payload.tensors.items():
                 index, _, kind = name.partition(".")
-                own = getattr(self.layers[int(index)], f"trilora_{kind}")[self.client.name]
+                own = getattr(self.layers[int(index)], f"trilora_{kind}")[self.context.name]
                 if own.shape != tensor.shape:
                     raise ProtocolError(f"the server sent {name!r} of shape {tuple(tensor.shape)}")
                 own.copy_(tensor)
@@ -126,16 +149,35 @@ class FactorClient(AdapterClient):
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
                 a, b = factors[f"{index}.A"], factors[f"{index}.B"]
-                offset = layer.trilora_offset[self.client.name]
+                offset = layer.trilora_offset[self.context.name]
                 if (b.shape[0], a.shape[1]) != offset.shape or a.shape[0] != b.shape[1]:
                     raise ProtocolError(f"the server sent factors that do not fit map {index}")
                 offset += (b @ a).to(offset)
 
 
-class FactorServer(ServerMethod):
-    """Groups, checks and versions; a method adds `combine`."""
+class FactorServer(OneExchange):
+    """Groups, checks and versions; a method adds `combine`.
+
+    Attributes:
+        client: the method's other half, which knows what is sent.
+        whole_rounds: whether every round changes the clients' base weights, so that nobody may miss one.
+        known: introductions. factors: what each group shares, ``base/0.A`` and so on. version: of every shared tensor.
+        given: by client, the version of each tensor that it has. current: the last round that each client took part in.
+    """
 
     needs = ("fingerprint", "maps", "rank")
+    client: ClassVar[type[FactorClient]] = FactorClient
+    whole_rounds: ClassVar[bool] = False
+
+    def __init__(self, experiment: Experiment, settings: Any) -> None:
+        super().__init__(experiment, settings)
+        self.known: dict[str, dict[str, Any]] = {}
+        self.group_of: dict[str, str] = {}
+        self.factors: dict[str, Tensor] = {}
+        self.version: dict[str, int] = {}
+        self.given: dict[str, dict[str, int]] = {}
+        self.current: dict[str, int] = {}
+        self.round = 0
 
     def check_introduction(self, name: str, payload: Payload) -> None:
         super().check_introduction(name, payload)
@@ -143,11 +185,8 @@ class FactorServer(ServerMethod):
         if whole and payload.meta["rank"] != self.experiment.rank:
             raise ProtocolError(f"its rank {payload.meta['rank']} is not the experiment's, {self.experiment.rank}")
 
-    client: ClassVar[type[FactorClient]] = FactorClient
-    whole_rounds: ClassVar[bool] = False  # whether a client that misses a round could not go on
-
     @classmethod
-    def groups_of(cls, introductions: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    def groups_of(cls, introductions: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
         """Clients by base model, in the order of their names."""
         groups: dict[str, list[str]] = {}
         for name in sorted(introductions):
@@ -155,7 +194,7 @@ class FactorServer(ServerMethod):
         return groups
 
     @classmethod
-    def suits(cls, experiment: Any, introductions: dict[str, dict[str, Any]]) -> None:
+    def suits(cls, experiment: Experiment, introductions: Mapping[str, Mapping[str, Any]]) -> None:
         groups = cls.groups_of(introductions)
         if all(len(names) == 1 for names in groups.values()):
             raise MethodError(
@@ -174,20 +213,20 @@ class FactorServer(ServerMethod):
             )
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        self.known = getattr(self, "known", {}) | {name: dict(p.meta) for name, p in joined.items()}
+        self.known |= {name: dict(p.meta) for name, p in joined.items()}
+        self.current |= dict.fromkeys(joined, self.round)
         self.suits(self.experiment, self.known)
         self._form_groups()
-        return {name: Payload(meta={"shared": self.group_of.get(name) is not None}) for name in joined}
+        return {name: self.rejoin(name) for name in joined}
+
+    def rejoin(self, client: str) -> Payload:
+        return Payload(meta={"shared": client in self.group_of})
 
     def _form_groups(self) -> None:
-        groups = self.groups_of(self.known)
-        expected = {c.name: c.joins for c in self.experiment.clients}
         # A lone client whose twin joins later must be able to share: groups count those still to come as possible.
-        to_come = any(joins > 1 and name not in self.known for name, joins in expected.items())
+        to_come = any(c.joins > 1 and c.name not in self.known for c in self.experiment.clients)
+        groups = self.groups_of(self.known)
         self.group_of = {n: base for base, names in groups.items() if len(names) > 1 or to_come for n in names}
-        for attribute in ("factors", "version", "given"):
-            if not hasattr(self, attribute):
-                setattr(self, attribute, {})
 
     def shapes(self, client: str, rank: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what a client with so many rows of A may send."""
@@ -196,19 +235,36 @@ class FactorServer(ServerMethod):
             shapes |= {f"{index}.{k}": ((rank, d_in) if k == "A" else (d_out, rank)) for k in self.client.sends}
         return shapes
 
-    def start_round(self) -> None:
+    def run_round(self, ask: Ask, number: int, selected: list[str]) -> None:
+        if self.whole_rounds:
+            selected = self._without_gaps(ask, number, selected)
+        super().run_round(ask, number, selected)
+
+    def _without_gaps(self, ask: Ask, number: int, selected: list[str]) -> list[str]:
+        """The clients that took part in every round; the base weights of the others are not the group's any more."""
+        for name in selected:
+            if (missed := self.current[name] + 1) < number:
+                reason = f"it missed round {missed}, in which the others' base weights changed; it cannot catch up"
+                ask.exclude(name, f"{reason} with this method")
+        return [name for name in selected if ask.takes_part(name)]
+
+    def start_round(self, number: int, selected: list[str]) -> None:
+        self.round = number
         self.updates: dict[str, dict[str, Tensor]] = {}
         self.weights: dict[str, int] = {}
+        self.took_part: list[str] = []
 
-    def add(self, client: str, payload: Payload, weight: int) -> None:
-        if client not in self.group_of:
-            if payload.tensors:
-                raise ProtocolError(f"{client} shares with nobody, but sent factors")
-            return
-        self.updates[client] = self.check(client, payload)
-        self.weights[client] = weight
+    def add(self, reply: Reply) -> None:
+        client = reply.client
+        if client in self.group_of:
+            self.updates[client] = self.check(client, reply.payload)
+            self.weights[client] = self.weight(reply)
+        elif reply.payload.tensors:
+            raise ProtocolError(f"{client} has no peer on its base model and may not send factors")
+        self.took_part.append(client)
 
     def check(self, client: str, payload: Payload) -> dict[str, Tensor]:
+        """The factors of an update; raises ProtocolError if they are not what this client may send."""
         rank = self.known[client]["rank"]
         got, wanted = {k: tuple(t.shape) for k, t in payload.tensors.items()}, self.shapes(client, rank)
         if got != wanted:
@@ -219,12 +275,14 @@ class FactorServer(ServerMethod):
         return payload.tensors
 
     def finish_round(self) -> None:
+        for client in self.took_part:  # what they were sent is now in the state that they keep
+            self.given[client] = {key: self.version.get(key, 0) for key in self._keys(client)}
+            self.current[client] = self.round
         for base in sorted(set(self.group_of.values())):
             names = sorted(n for n in self.updates if self.group_of[n] == base)
-            if not names:
-                continue
-            total = sum(self.weights[n] for n in names)
-            self.combine_group(base, names, [self.weights[n] / total for n in names])
+            if names:
+                total = sum(self.weights[n] for n in names)
+                self.combine_group(base, names, [self.weights[n] / total for n in names])
         self.updates = {}
 
     def combine_group(self, base: str, names: list[str], weights: list[float]) -> None:
@@ -239,37 +297,37 @@ class FactorServer(ServerMethod):
 
     def combine(self, pairs: list[Pair], weights: list[float]) -> Pair:
         """The method's rule for one map; a factor that is not sent is None."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no rule")
+
+    def _keys(self, client: str) -> list[str]:
+        """Names of the tensors that a client's group shares."""
+        return [key for key in self.factors if key.startswith(f"{self.group_of.get(client)}/")]
 
     def download(self, client: str) -> Payload:
-        """The group's factors, cut to the client's rank; only those that changed since it was last sent them."""
-        base, rank, tensors = self.group_of.get(client), self.known[client]["rank"], {}
-        given = self.given.setdefault(client, {})
-        for key, tensor in self.factors.items():
-            if base is not None and key.startswith(f"{base}/") and given.get(key) != self.version[key]:
-                name = key.removeprefix(f"{base}/")
+        """The group's factors, cut to the client's rank; only those that it does not have yet."""
+        rank, given, tensors = self.known[client]["rank"], self.given.get(client, {}), {}
+        for key in self._keys(client):
+            if given.get(key) != self.version[key]:
+                name, tensor = key.partition("/")[2], self.factors[key]
                 tensors[name] = tensor[:rank] if name.endswith("A") else tensor[:, :rank]
-                given[key] = self.version[key]
         return Payload(tensors)
 
     def everything(self, client: str) -> Payload:
-        """All of the group's tensors, whoever had them before: for methods whose rounds nobody may miss."""
-        prefix = f"{self.group_of.get(client)}/"
-        return Payload({k.removeprefix(prefix): t for k, t in self.factors.items() if k.startswith(prefix)})
+        """All of the group's tensors: for methods whose rounds nobody may miss."""
+        return Payload({key.partition("/")[2]: self.factors[key] for key in self._keys(client)})
 
     def state(self) -> dict[str, Tensor]:
         return dict(self.factors)
 
     def plain_state(self) -> dict[str, Any]:
-        return {"known": self.known, "version": self.version, "given": self.given}
+        counts = {"version": self.version, "given": self.given, "current": self.current, "round": self.round}
+        return {"known": self.known} | counts
 
-    def resume(
-        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
-    ) -> dict[str, Payload]:
-        self.known, self.factors = plain["known"], {k: v.clone() for k, v in tensors.items()}
-        self.version, self.given = plain["version"], plain["given"]
+    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
+        self.factors = {k: v.clone() for k, v in tensors.items()}
+        self.known, self.version, self.given = plain["known"], plain["version"], plain["given"]
+        self.current, self.round = plain["current"], plain["round"]
         self._form_groups()
-        return {name: Payload(meta={"shared": name in self.group_of}) for name in names}
 
     def report(self) -> dict[str, Any]:
         alone = sorted(set(self.known) - set(self.group_of))

@@ -46,6 +46,11 @@ class FedExServer(FactorServer):
 
 
 Method(
-    "fedex", Settings, FedExClient, FedExServer, "means of A and B, the remainder goes into the base",
-    sends="A and B", source="Singhal et al., arXiv 2410.09432", one_architecture=True,
-)  # fmt: skip
+    "fedex",
+    Settings,
+    FedExClient,
+    FedExServer,
+    "means of A and B, the remainder goes into the base",
+    source="Singhal et al., arXiv 2410.09432",
+    one_architecture=True,
+)

@@ -17,6 +17,11 @@ class FedItServer(FactorServer):
 
 
 Method(
-    "fedit", Settings, FactorClient, FedItServer, "mean of A and mean of B",
-    sends="A and B", source="Zhang et al., arXiv 2305.05644", one_architecture=True,
-)  # fmt: skip
+    "fedit",
+    Settings,
+    FactorClient,
+    FedItServer,
+    "mean of A and mean of B",
+    source="Zhang et al., arXiv 2305.05644",
+    one_architecture=True,
+)

@@ -16,6 +16,7 @@ predict no tokens and cannot take part.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -24,10 +25,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from h2tune.methods.base import Method, MethodError, OnStep, ServerMethod, Settings
-from h2tune.participant.adapter_client import AdapterClient
-from h2tune.participant.optim import NanLossError
-from h2tune.protocol.codec import Payload, ProtocolError
+from h2tune.config import Experiment
+from h2tune.errors import MethodError, ProtocolError
+from h2tune.methods.adapter_client import AdapterClient
+from h2tune.methods.base import Method, OneExchange, Sent, Settings
+from h2tune.participant.batches import Batch
+from h2tune.participant.trainer import Forward, LocalTraining, Update
+from h2tune.protocol.codec import Payload
+from h2tune.protocol.exchange import Reply
 from h2tune.utils.seeds import derive
 
 
@@ -59,107 +64,126 @@ def nearest_token(token: str, known: dict[str, int]) -> int:
 class FedMktClient(AdapterClient):
     settings: FedMktSettings
 
-    @property
-    def adapter_rank(self) -> int:
-        return self.client.rank
+    @classmethod
+    def leaves(cls, experiment: Experiment | None, settings: FedMktSettings) -> list[Sent]:
+        logits = f"the {settings.top} largest logits at every position of public sentences, as the client's model predicts them"
+        return [
+            Sent("join", ("vocabulary",), "the tokenizer's vocabulary", "once"),
+            Sent("train", ("values", "ids", "places"), logits),
+            Sent("train", ("losses",), "the model's loss on each public sentence"),
+        ]
 
     def check(self) -> None:
         super().check()
-        if self.client.task.kind == "classify":
+        if self.context.task.kind == "classify":
             raise MethodError(
-                f"{self.client.name}: fedmkt exchanges predictions of words, a classification head has none"
+                f"{self.context.name}: fedmkt exchanges predictions of words, a classification head has none"
             )
-        if self.client.training.steps < 2:
+        if self.steps < 2:
             raise MethodError("fedmkt learns from public and from own text: it needs training.steps of 2 or more")
 
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=True)
         for leaf in self.leaves:
             leaf.requires_grad_(False)
-        steps = self.client.training.steps
-        self.public_steps = min(max(1, round(self.settings.public_part * steps)), steps - 1)
-        self.groups = {"adapter": self.group(self.factors, self.rate, steps * self.client.rounds)}
-        tokens = [self._spelling(i) for i in range(len(self.client.tokenizer))]
+        self.public_steps = min(max(1, round(self.settings.public_part * self.steps)), self.steps - 1)
+        self.groups = {"adapter": self.group(self.factors, self.context.learning_rate, self.updates)}
+        self.vocabularies: dict[str, list[str]] = {}
         self.mapped: dict[str, dict[int, int]] = {}
-        return Payload(meta=self.introduction() | {"vocabulary": tokens})
+        tokens = [self._spelling(i) for i in range(len(self.context.tokenizer))]
+        return Payload(meta=self.introduction(), texts={"vocabulary": tokens})
 
     def _spelling(self, token: int) -> str:
-        return self.client.tokenizer.convert_ids_to_tokens(token).replace("Ġ", " ").replace("▁", " ")
+        return self.context.tokenizer.convert_ids_to_tokens(token).replace("Ġ", " ").replace("▁", " ")
 
     @cached_property
     def _own(self) -> dict[str, int]:
-        return {self._spelling(i): i for i in reversed(range(len(self.client.tokenizer)))}
+        return {self._spelling(i): i for i in reversed(range(len(self.context.tokenizer)))}
 
-    def welcome(self, payload: Payload, fresh: bool = True) -> None:
-        self.vocabularies = payload.said("vocabularies", dict[str, list[str]])
+    def welcome(self, payload: Payload, fresh: bool = True) -> Payload:
+        self._learn_vocabularies(payload)
+        return Payload()
+
+    def _learn_vocabularies(self, payload: Payload) -> None:
+        self.vocabularies |= {name.removeprefix("vocabulary/"): tokens for name, tokens in payload.texts.items()}
 
     def public(self, round: int) -> list[dict[str, Any]]:
         """The round's sentences: token ids, and after which character each token ends."""
-        generator = torch.Generator().manual_seed(derive(self.client.seed, "public", round))
-        order = torch.randperm(len(self.client.anchors), generator=generator)[: self.settings.sentences].tolist()
-        texts = [self.client.anchors[i] for i in order]
-        encoded = self.client.tokenizer(texts, return_offsets_mapping=True, truncation=True,
-                                        max_length=self.client.base.context)  # fmt: skip
-        return [{"ids": ids, "ends": [end for _, end in offsets]}
-                for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]  # fmt: skip
+        context = self.context
+        generator = torch.Generator().manual_seed(derive(context.seed, "public", round))
+        order = torch.randperm(len(context.anchors), generator=generator)[: self.settings.sentences].tolist()
+        texts = [context.anchors[i] for i in order]
+        encoded = context.tokenizer(
+            texts, return_offsets_mapping=True, truncation=True, max_length=context.base.context
+        )
+        return [
+            {"ids": ids, "ends": [end for _, end in offsets]}
+            for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
 
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
-        losses, steps = {}, self.client.training.steps
+    def train(self, round: int, payload: Payload) -> Payload:
+        self._learn_vocabularies(payload)
+        steps = self.steps
         if payload.tensors:
-            losses["public"] = self._learn_from_others(round - 1, payload, on_step)
+            self._learn_from_others(round - 1, payload)
             steps -= self.public_steps
-        losses["local"] = self.steps(self.groups["adapter"], self.batches(round), "local", on_step, steps=steps)
-        return Payload(self._predictions(round)), losses
+        self.train_groups([self.groups["adapter"]], self.context.batches(round), "local", steps=steps)
+        return Payload(self._predictions(round))
 
     @torch.no_grad()
     def _predictions(self, round: int) -> dict[str, Tensor]:
         """Top-k logits for every position (values, ids), where it ends (sentence, character), loss per sentence."""
-        model = self.client.base.activate(self.client.name).eval()
+        model = self.context.base.activate(self.context.name).eval()
         values, ids, places, losses = [], [], [], []
         for number, sentence in enumerate(self.public(round)):
-            tokens = torch.tensor([sentence["ids"]], device=self.client.accelerator.device)
+            tokens = torch.tensor([sentence["ids"]], device=self.context.accelerator.device)
             logits = model(input_ids=tokens).logits[0].float().cpu()
             top = logits.topk(min(self.settings.top, logits.shape[-1]))
             values.append(top.values.half())
             ids.append(top.indices.int())
             places += [(number, end) for end in sentence["ends"]]
             losses.append(float(cross_entropy(logits[:-1], tokens[0, 1:].cpu())) if tokens.shape[1] > 1 else 1e4)
-        return {"values": torch.cat(values), "ids": torch.cat(ids), "places": torch.tensor(places).int(),
-                "losses": torch.tensor(losses)}  # fmt: skip
+        found = {"values": torch.cat(values), "ids": torch.cat(ids), "places": torch.tensor(places).int()}
+        return found | {"losses": torch.tensor(losses)}
 
-    def _learn_from_others(self, round: int, payload: Payload, on_step: OnStep) -> float:
+    def _learn_from_others(self, round: int, payload: Payload) -> None:
         """Updates on the public text of the last round, towards the best prediction of each sentence."""
-        sentences, own = self.public(round), self._predictions(round)["losses"]
-        names = {n.split("/")[0] for n in payload.tensors}
-        teachers = [n for n in names if len(payload.tensors.get(f"{n}/losses", ())) == len(sentences)]
-        targets = []
-        for number in range(len(sentences)):
-            # Reward 1 / exp(CE): the least loss. Nobody better, nothing to learn.
-            if not teachers:  # what the others sent is of no use
-                targets.append({})
-                continue
-            best = min(teachers, key=lambda name: (float(payload.tensors[f"{name}/losses"][number]), name))
-            better = float(payload.tensors[f"{best}/losses"][number]) < float(own[number])
-            targets.append(self._target(best, number, sentences[number], payload.tensors) if better else {})
-        self.activate()
-        group, total = self.groups["adapter"], 0.0
-        self.select(group)
+        sentences, targets = self.public(round), self._targets(round, payload)
         share = max(1, len(sentences) // self.public_steps)
-        for step in range(self.public_steps):
-            batch = range(step * share, min(len(sentences), (step + 1) * share)) or range(share)
-            loss = torch.stack([self._public_loss(sentences[i], targets[i]) for i in batch]).mean()
-            if not torch.isfinite(loss):
-                raise NanLossError("the loss is not a number on the public text")
-            self.client.accelerator.backward(loss)
-            self.updater.apply(group)
-            total += float(loss.detach())
-            on_step("public", step + 1, self.public_steps, float(loss.detach()))
-        return total / self.public_steps
 
-    def _public_loss(self, sentence: dict[str, Any], target: dict[int, Tensor]) -> Tensor:
+        def batches() -> Iterator[tuple[Batch, list[int]]]:
+            while True:
+                for start in range(0, max(1, self.public_steps * share), share):
+                    picked = list(range(start, min(len(sentences), start + share)) or range(share))
+                    yield {"labels": torch.tensor(picked)}, []
+
+        def loss(forward: Forward, batch: Batch) -> Tensor:
+            picked = batch["labels"].tolist()
+            return torch.stack([self._public_loss(forward, sentences[i], targets[i]) for i in picked]).mean()
+
+        model, group = self.activate(), self.groups["adapter"]
+        self.select([group])
+        update = Update([group], loss)
+        self.context.train(LocalTraining.of_one_kind(model, "public", self.public_steps, update, batches()))
+
+    def _targets(self, round: int, payload: Payload) -> list[dict[int, Tensor]]:
+        """For each sentence the best other model's predictions; nothing where the own model does as well."""
+        sentences, own = self.public(round), self._predictions(round)["losses"]
+        names = {name.split("/")[0] for name in payload.tensors}
+        # Reward 1 / exp(CE): the least loss. What other clients sent may be of no use.
+        teachers = [n for n in names if len(payload.tensors.get(f"{n}/losses", ())) == len(sentences)]
+        targets: list[dict[int, Tensor]] = []
+        for number, sentence in enumerate(sentences):
+            losses = {name: float(payload.tensors[f"{name}/losses"][number]) for name in teachers}
+            best = min(losses, key=lambda name: (losses[name], name), default=None)
+            better = best is not None and losses[best] < float(own[number])
+            targets.append(self._target(str(best), number, sentence, payload.tensors) if better else {})
+        return targets
+
+    def _public_loss(self, forward: Forward, sentence: dict[str, Any], target: dict[int, Tensor]) -> Tensor:
         """0.9 LM + 0.1 KL(target || own) of one sentence."""
-        tokens = torch.tensor([sentence["ids"]], device=self.client.accelerator.device)
-        logits = self.client.base.peft(input_ids=tokens).logits[0].float()
+        tokens = torch.tensor([sentence["ids"]], device=self.context.accelerator.device)
+        logits = forward({"input_ids": tokens}).logits[0].float()
         loss = (1 - self.settings.distill) * cross_entropy(logits[:-1], tokens[0, 1:])
         if target:
             wanted = torch.stack(list(target.values())).to(logits)
@@ -179,7 +203,7 @@ class FedMktClient(AdapterClient):
             if end and end in theirs:
                 row = theirs[end]
                 shares = tensors[f"{teacher}/values"][row].float().softmax(-1)
-                target = torch.zeros(len(self.client.tokenizer))
+                target = torch.zeros(len(self.context.tokenizer))
                 mapped = [self._translate(teacher, int(i)) for i in tensors[f"{teacher}/ids"][row]]
                 found[position] = target.index_add_(0, torch.tensor(mapped), shares)
         return found
@@ -191,27 +215,49 @@ class FedMktClient(AdapterClient):
         return memory[token]
 
 
-class FedMktServer(ServerMethod):
-    """Passes every client's predictions on to the others."""
+class FedMktServer(OneExchange):
+    """Passes every client's predictions on to the others.
 
-    needs = ("vocabulary",)
+    Attributes:
+        vocabularies: by client. told: by client, whose vocabularies it has.
+        held: by client, its predictions of the last round.
+    """
 
     settings: FedMktSettings
 
+    def __init__(self, experiment: Experiment, settings: FedMktSettings) -> None:
+        super().__init__(experiment, settings)
+        self.vocabularies: dict[str, list[str]] = {}
+        self.told: dict[str, list[str]] = {}
+        self.held: dict[str, dict[str, Tensor]] = {}
+
+    def check_introduction(self, name: str, payload: Payload) -> None:
+        super().check_introduction(name, payload)
+        if not payload.texts.get("vocabulary"):
+            raise ProtocolError("its introduction lacks a vocabulary")
+
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        self.vocabularies = getattr(self, "vocabularies", {}) | {n: p.meta["vocabulary"] for n, p in joined.items()}
-        self.held: dict[str, dict[str, Tensor]] = getattr(self, "held", {})
-        return {name: Payload(meta={"vocabularies": self.vocabularies}) for name in joined}
+        self.vocabularies |= {name: payload.texts["vocabulary"] for name, payload in joined.items()}
+        self.told |= {name: sorted(self.vocabularies) for name in joined}
+        return {name: self.rejoin(name) for name in joined}
+
+    def rejoin(self, client: str) -> Payload:
+        return Payload(texts=self._vocabularies(self.vocabularies))
+
+    def _vocabularies(self, names: Any) -> dict[str, list[str]]:
+        return {f"vocabulary/{name}": self.vocabularies[name] for name in sorted(names)}
 
     def download(self, client: str) -> Payload:
-        known = {n: t for n, t in self.held.items() if n != client}
-        return Payload({f"{n}/{k}": t for n, tensors in known.items() for k, t in tensors.items()})
+        """The others' predictions, and the vocabularies of those that joined since the client was last told."""
+        others = {name: tensors for name, tensors in self.held.items() if name != client}
+        tensors = {f"{name}/{kind}": tensor for name, held in others.items() for kind, tensor in held.items()}
+        return Payload(tensors, texts=self._vocabularies(self.vocabularies.keys() - set(self.told[client])))
 
-    def start_round(self) -> None:
+    def start_round(self, number: int, selected: list[str]) -> None:
         self.updates: dict[str, dict[str, Tensor]] = {}
 
-    def add(self, client: str, payload: Payload, weight: int) -> None:
-        tensors = payload.tensors
+    def add(self, reply: Reply) -> None:
+        client, tensors = reply.client, reply.payload.tensors
         if tensors.keys() != {"values", "ids", "places", "losses"}:
             raise ProtocolError(f"the update of {client} holds other tensors than it may send")
         n, top = len(tensors["places"]), min(self.settings.top, len(self.vocabularies[client]))
@@ -225,25 +271,26 @@ class FedMktServer(ServerMethod):
 
     def finish_round(self) -> None:
         self.held = self.updates
+        self.told |= {name: sorted(self.vocabularies) for name in self.updates}
 
     def state(self) -> dict[str, Tensor]:
         return {f"{n}/{k}": t for n, tensors in self.held.items() for k, t in tensors.items()}
 
     def plain_state(self) -> dict[str, Any]:
-        return {"vocabularies": self.vocabularies}
+        return {"vocabularies": self.vocabularies, "told": self.told}
 
-    def resume(
-        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
-    ) -> dict[str, Payload]:
-        self.vocabularies, self.held = plain["vocabularies"], {}
+    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
+        self.vocabularies, self.told, self.held = plain["vocabularies"], plain["told"], {}
         for key, tensor in tensors.items():
-            name, kind = key.split("/")
+            name, _, kind = key.rpartition("/")
             self.held.setdefault(name, {})[kind] = tensor.clone()
-        return {name: Payload(meta={"vocabularies": self.vocabularies}) for name in names}
 
 
 Method(
-    "fedmkt", FedMktSettings, FedMktClient, FedMktServer, "top-k logits on public text, tokens aligned",
-    sends="top-k logits and losses on public sentences; once, the vocabulary",
+    "fedmkt",
+    FedMktSettings,
+    FedMktClient,
+    FedMktServer,
+    "top-k logits on public text, tokens aligned",
     source="Fan et al., arXiv 2406.02224",
-)  # fmt: skip
+)

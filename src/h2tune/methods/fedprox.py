@@ -14,7 +14,7 @@ from h2tune.methods.base import Method, Settings
 from h2tune.methods.factors import FactorClient
 from h2tune.methods.fedit import FedItServer
 from h2tune.participant.batches import Batch
-from h2tune.participant.optim import Penalty
+from h2tune.participant.trainer import Penalty
 
 
 class FedProxSettings(Settings):
@@ -39,6 +39,11 @@ class FedProxServer(FedItServer):
 
 
 Method(
-    "fedprox", FedProxSettings, FedProxClient, FedProxServer, "FedIT with a pull towards the server's factors",
-    sends="A and B", source="Li et al., arXiv 1812.06127", one_architecture=True,
-)  # fmt: skip
+    "fedprox",
+    FedProxSettings,
+    FedProxClient,
+    FedProxServer,
+    "FedIT with a pull towards the server's factors",
+    source="Li et al., arXiv 1812.06127",
+    one_architecture=True,
+)

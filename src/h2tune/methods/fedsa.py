@@ -21,6 +21,11 @@ class FedSaServer(FactorServer):
 
 
 Method(
-    "fedsa", Settings, FedSaClient, FedSaServer, "mean of A, B private",
-    sends="A", source="Guo et al., arXiv 2410.01463", one_architecture=True,
-)  # fmt: skip
+    "fedsa",
+    Settings,
+    FedSaClient,
+    FedSaServer,
+    "mean of A, B private",
+    source="Guo et al., arXiv 2410.01463",
+    one_architecture=True,
+)

@@ -20,10 +20,12 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from h2tune.adapter import TriLoraLayer
-from h2tune.methods.base import Method, MethodError, OnStep
+from h2tune.config import Experiment
+from h2tune.errors import ProtocolError
+from h2tune.methods.base import Method, MethodError, Sent
+from h2tune.methods.core_updates import leaves
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
-from h2tune.participant.adapter_client import AdapterClient
-from h2tune.protocol.codec import Payload, ProtocolError
+from h2tune.protocol.codec import Payload
 
 
 class FedSbSettings(H2TuneSettings):
@@ -45,7 +47,13 @@ def sign_step(gradient: Tensor, rank: int, eta: float) -> tuple[Tensor, Tensor, 
 class FedSbClient(H2TuneClient):
     settings: FedSbSettings
 
-    def describe(self) -> Payload:
+    @classmethod
+    def leaves(cls, experiment: Experiment | None, settings: H2TuneSettings) -> list[Sent]:
+        says = "A, B and R_0 of every map, made from gradients on this client's private rows"
+        once = Sent("describe", ("*.A", "*.B", "*.R"), says, "once, from one client of each base model")
+        return [once, *leaves(experiment, "the covered entries of R, and which they are")]
+
+    def describe(self, payload: Payload) -> Payload:
         """A, B and R_0 of every map, from gradients on this client's first examples."""
         tensors, start = {}, {}
         for index, gradient in enumerate(self._gradients()):
@@ -58,15 +66,16 @@ class FedSbClient(H2TuneClient):
         weights = [layer.get_base_layer().weight for layer in self.layers]
         if not all(w.is_floating_point() for w in weights):
             raise ProtocolError(
-                f"{self.client.name}: Fed-SB needs gradients of the base weights, a quantised base has none"
+                f"{self.context.name}: Fed-SB needs gradients of the base weights, a quantised base has none"
             )
-        self.activate()
+        model = self.activate()
         for weight in weights:
             weight.requires_grad_(True)
-        seen, batches = 0, AdapterClient.batches(self, "first gradient")
-        while seen < min(self.settings.examples, len(self.client.train_data)):
+        seen, batches = 0, self.context.batches("first gradient")
+        while seen < min(self.settings.examples, len(self.context.data.train)):
             batch, rows = next(batches)
-            self.updater.gradients(iter([(batch, rows)] * self.client.training.accumulation))
+            again = iter([(batch, rows)] * self.context.training.accumulation)
+            self.context.trainer.gradients(model, again)
             seen += len(rows)
         found = []
         for layer, weight in zip(self.layers, weights, strict=True):
@@ -74,30 +83,30 @@ class FedSbClient(H2TuneClient):
             found.append(grad.T if isinstance(layer.get_base_layer(), Conv1D) else grad)
             weight.requires_grad_(False)
             weight.grad = None
-        self.client.base.peft.zero_grad()
+        model.zero_grad()
         return found
 
-    def begin(self, payload: Payload, relation: Tensor) -> Tensor:
+    def set_up(self, payload: Payload, relation: Tensor) -> Tensor:
         with torch.no_grad():
             for index, layer in enumerate(self.layers):
-                self._take(layer, "A", payload.tensors[f"{index}.A"])
-                self._take(layer, "B", payload.tensors[f"{index}.B"])
+                self._copy_base(layer, "A", payload.tensors[f"{index}.A"])
+                self._copy_base(layer, "B", payload.tensors[f"{index}.B"])
         self.first = [payload.tensors[f"{index}.R"] for index in range(len(self.layers))]
         return relation
 
-    def _take(self, layer: TriLoraLayer, kind: str, tensor: Tensor) -> None:
-        own = getattr(layer, f"trilora_{kind}")[self.client.name]
+    def _copy_base(self, layer: TriLoraLayer, kind: str, tensor: Tensor) -> None:
+        own = getattr(layer, f"trilora_{kind}")[self.context.name]
         if own.shape != tensor.shape:
             raise ProtocolError(f"the server sent bases of shape {tuple(tensor.shape)} for {tuple(own.shape)}")
         own.copy_(tensor)
 
     first: list[Tensor] | None = None
 
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+    def train(self, round: int, payload: Payload) -> Payload:
         if round == 1 and self.first is not None:
             self._start_from_first_step(payload)
         self.first = None
-        return super().train(round, payload, on_step)
+        return super().train(round, payload)
 
     def _start_from_first_step(self, payload: Payload) -> None:
         """R starts at R_0: put it where the (still empty) core would be received."""
@@ -122,7 +131,29 @@ class FedSbClient(H2TuneClient):
 
 
 class FedSbServer(H2TuneServer):
+    """Attributes:
+    bases: A, B and R_0 by base model. base_of: the base model of each client.
+    """
+
     needs = (*H2TuneServer.needs, "fingerprint", "maps")
+
+    def __init__(self, experiment: Experiment, settings: FedSbSettings) -> None:
+        super().__init__(experiment, settings)
+        self.bases: dict[str, dict[str, Tensor]] = {}
+        self.base_of: dict[str, str] = {}
+
+    @classmethod
+    def allows(cls, experiment: Experiment, settings: Any) -> None:
+        super().allows(experiment, settings)
+        if experiment.privacy:
+            raise MethodError("privacy: the bases of fedsb are made from private gradients, which nothing protects")
+
+    def describers(self, joined: dict[str, Payload]) -> list[str]:
+        """The first client of each base, unless its bases are known from clients that joined before."""
+        first: dict[str, str] = {}
+        for name in sorted(joined):
+            first.setdefault(joined[name].meta["fingerprint"], name)
+        return [name for base, name in first.items() if base not in self.bases]
 
     def misfits(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, str]:
         rank, found = self.experiment.rank, {}
@@ -134,47 +165,31 @@ class FedSbServer(H2TuneServer):
                     break
         return found
 
-    @classmethod
-    def allows(cls, experiment: Any, settings: Any) -> None:
-        super().allows(experiment, settings)
-        if experiment.privacy:
-            raise MethodError("privacy: the bases of fedsb are made from private gradients, which nothing protects")
-
-    def ask(self, joined: dict[str, Payload]) -> list[str]:
-        """The first client of each base, unless its bases are known from clients that joined before."""
-        self.bases: dict[str, dict[str, Tensor]] = getattr(self, "bases", {})
-        self.of = getattr(self, "of", {}) | {n: p.meta["fingerprint"] for n, p in joined.items()}
-        first: dict[str, str] = {}
-        for name in sorted(joined):
-            first.setdefault(joined[name].meta["fingerprint"], name)
-        return [name for base, name in first.items() if base not in self.bases]
-
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        self.bases |= {self.of[name]: payload.tensors for name, payload in described.items()}
+        self.base_of |= {name: payload.meta["fingerprint"] for name, payload in joined.items()}
+        self.bases |= {self.base_of[name]: payload.tensors for name, payload in described.items()}
         welcomes = super().open(joined, {})
-        for name, payload in welcomes.items():
-            payload.tensors = dict(self.bases[self.of[name]])
-        return welcomes
+        return {name: Payload(dict(self.bases[self.base_of[name]]), p.meta) for name, p in welcomes.items()}
 
     def fixed(self) -> dict[str, Tensor]:
         return {f"{base}/{key}": t for base, tensors in self.bases.items() for key, t in tensors.items()}
 
     def plain_state(self) -> dict[str, Any]:
-        return super().plain_state() | {"of": self.of}
+        return super().plain_state() | {"base_of": self.base_of}
 
-    def resume(
-        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
-    ) -> dict[str, Payload]:
-        welcomes = super().resume(tensors, plain, {}, names)
-        self.of, self.bases = plain["of"], {}
+    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
+        super().load(tensors, plain, {})
+        self.base_of, self.bases = plain["base_of"], {}
         for key, tensor in fixed.items():
-            base, name = key.split("/")
+            base, _, name = key.partition("/")
             self.bases.setdefault(base, {})[name] = tensor
-        return welcomes
 
 
 Method(
-    "fedsb", FedSbSettings, FedSbClient, FedSbServer, "frozen bases from first gradients, mean of R",
-    sends="covered entries of R; once, if a base is shared, A, B and R_0 made from private gradients",
+    "fedsb",
+    FedSbSettings,
+    FedSbClient,
+    FedSbServer,
+    "frozen bases from first gradients, mean of R",
     source="Singhal et al., arXiv 2502.15436; Ponkshe et al., arXiv 2411.19557",
-)  # fmt: skip
+)

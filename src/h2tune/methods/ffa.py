@@ -22,6 +22,11 @@ class FfaServer(FactorServer):
 
 
 Method(
-    "ffa", Settings, FfaClient, FfaServer, "A common and frozen, mean of B",
-    sends="B", source="Sun et al., arXiv 2403.12313", one_architecture=True,
-)  # fmt: skip
+    "ffa",
+    Settings,
+    FfaClient,
+    FfaServer,
+    "A common and frozen, mean of B",
+    source="Sun et al., arXiv 2403.12313",
+    one_architecture=True,
+)

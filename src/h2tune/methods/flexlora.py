@@ -41,6 +41,11 @@ class FlexLoraServer(FactorServer):
 
 
 Method(
-    "flexlora", Settings, FlexLoraClient, FlexLoraServer, "mean of the products, cut to each rank by SVD",
-    sends="A and B", source="Bai et al., arXiv 2402.11505", one_architecture=True,
-)  # fmt: skip
+    "flexlora",
+    Settings,
+    FlexLoraClient,
+    FlexLoraServer,
+    "mean of the products, cut to each rank by SVD",
+    source="Bai et al., arXiv 2402.11505",
+    one_architecture=True,
+)

@@ -9,7 +9,7 @@ adapter's frozen offset: clients that share a base in memory stay apart, and a c
 
 from __future__ import annotations
 
-from h2tune.methods.base import Method, OnStep, Settings
+from h2tune.methods.base import Method, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair, stack
 from h2tune.protocol.codec import Payload
 
@@ -18,18 +18,12 @@ class FloraClient(FactorClient):
     any_rank = True
     offset = True
 
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
-        self.round = round
-        return super().train(round, payload, on_step)
-
-    round = 0
-
     def receive(self, payload: Payload) -> None:
         """Fold the stack of the last round into the base, and begin with new factors and a new optimiser."""
         if not payload.tensors:
             return
         self.fold_in(payload.tensors)
-        self.common_start(self.round)
+        self.common_start(self.context.round)
         self.groups["adapter"].forget()
 
 
@@ -45,6 +39,11 @@ class FloraServer(FactorServer):
 
 
 Method(
-    "flora", Settings, FloraClient, FloraServer, "stacked factors, folded into the base each round",
-    sends="A and B", source="Wang et al., arXiv 2409.05976", one_architecture=True,
-)  # fmt: skip
+    "flora",
+    Settings,
+    FloraClient,
+    FloraServer,
+    "stacked factors, folded into the base each round",
+    source="Wang et al., arXiv 2409.05976",
+    one_architecture=True,
+)

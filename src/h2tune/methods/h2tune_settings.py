@@ -1,59 +1,38 @@
-"""The settings of H2Tune, the keys beside ``name: h2tune`` in ``method:``."""
+"""The settings of methods that share a core, the keys beside ``name: h2tune`` in ``method:``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from h2tune.methods.base import Settings
+from h2tune.errors import MethodError
+from h2tune.frames.base import FrameSettings
+from h2tune.frames.registry import kind_of
 
 
-class H2TuneSettings(Settings):
-    frames: Literal["anchor", "words", "glossary", "weights", "random"] = Field(
-        "anchor",
-        description="`words`: practised on public codes of words, for tasks that choose among labels;"
-        " `glossary`: public terms and practice problems; `weights` (singular vectors of the base) and"
-        " `random`: no common frames (ablations)",
-    )
-    slots: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(
-        None, description="slots that are adapted and shared; by default all (`frames: words`: o, up, down, tied)"
-    )
-    codes: str = Field("builtin", description="word vectors for `frames: words`: `builtin`, or a text file")
-    text_column: str | None = Field(
-        None, description="the task's column that holds the text (`frames: words`); by default what its prompt reads"
-    )
-    practice_steps: int = Field(1800, ge=1, description="updates of practice (`frames: words`)")
-    ridge: float = Field(0.0, ge=0, description="pull of the core towards 0, divided by the client's examples")
-    practice_rate: float = Field(3e-3, gt=0, description="learning rate of A and B in practice")
-    share: bool = Field(True, description="`false`: frames and phases, but nothing is averaged (an ablation)")
-    alternation: Literal["step", "part", "joint"] = Field(
-        "step", description="phases by update, by part of a round, or none"
-    )
-    shared_part: float = Field(0.5, gt=0, lt=1, description="share of a round's updates that the shared phase gets")
+class CoreSettings(FrameSettings):
+    """How a core is read by a client's blocks, kept within its budget, and combined at the server."""
+
+    @field_validator("frames")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            kind_of(value)
+        except MethodError as error:
+            raise ValueError(str(error).removeprefix("method.frames: ")) from None
+        return value
+
+    @property
+    def adapter_slots(self) -> Sequence[str] | None:
+        return kind_of(self.frames).adapter_slots(self)
+
     relation: Literal["depth", "nearest", "similarity"] = Field("depth", description="start of P")
     train_relation: bool = Field(True, description="train P with S")
-    depth_frames: Literal["procrustes", "none"] = Field("procrustes", description="common coordinates along depth")
     mask: Literal["dims", "entries"] = Field(
-        "dims", description="what `keep` keeps: leading coordinates or learned entries"
+        "dims", description="what `keep` keeps: `dims` the leading coordinates, `entries` a learned choice"
     )
-    proximal: float = Field(0.0, ge=0, description="mu, pull of the core towards the server's")
-    distill: float = Field(
-        0.0, ge=0, description="lambda, pull of the specific phase towards the shared one's answers"
-    )
-    directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
-    train_factors: bool = Field(
-        True, description="`false`: A and B stay at the frames, only the core (and a head, and `private`) learn"
-    )
-    private: int = Field(
-        0, ge=0, description="coordinates beside the frames: a LoRA of this rank that no core can disturb"
-    )
-    train_private: bool = Field(True, description="`false`: private coordinates learn in practice only")
-    accept: Literal["always", "validation"] = Field(
-        "always",
-        description="`validation`: a client takes the received core, its own, or their mean, by validation loss",
-    )
-
     aggregate: Literal["mean", "median", "trimmed", "krum", "multi-krum", "closest", "agreeing", "bounded"] = Field(
         "mean",
         description="how cores are combined: the mean, or a rule that bad clients cannot drag away (docs/robust.md)",
@@ -68,11 +47,22 @@ class H2TuneSettings(Settings):
         None, gt=0, description="largest norm of an update under `bounded`; by default the median norm of the round"
     )
 
-    @property
-    def adapter_slots(self) -> list[str] | None:
-        # The private LoRA of frames by words sits on all maps, the core on a few.
-        return None if self.frames == "words" else self.slots  # type: ignore[return-value]
 
-
-class UnsharedSettings(H2TuneSettings):
-    share: bool = Field(False, description="nothing is averaged")
+class H2TuneSettings(CoreSettings):
+    alternation: Literal["step", "part", "joint"] = Field(
+        "step", description="phases by update, by part of a round, or none"
+    )
+    shared_part: float = Field(0.5, gt=0, lt=1, description="share of a round's updates that the shared phase gets")
+    ridge: float = Field(0.0, ge=0, description="pull of the core towards 0, divided by the client's examples")
+    proximal: float = Field(0.0, ge=0, description="mu, pull of the core towards the server's")
+    distill: float = Field(
+        0.0, ge=0, description="lambda, pull of the specific phase towards the shared one's answers"
+    )
+    train_factors: bool = Field(
+        True, description="`false`: A and B stay at the frames, only the core (and a head, and `private`) learn"
+    )
+    train_private: bool = Field(True, description="`false`: private coordinates learn in practice only")
+    accept: Literal["always", "validation"] = Field(
+        "always",
+        description="`validation`: a client takes the received core, its own, or their mean, by validation loss",
+    )

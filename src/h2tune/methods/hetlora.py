@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from h2tune.methods.base import Method, OnStep, Settings
+from h2tune.methods.base import Method, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair
 from h2tune.participant.batches import Batch
-from h2tune.participant.optim import Penalty
+from h2tune.participant.trainer import Penalty, with_penalty
 from h2tune.protocol.codec import Payload
 
 
@@ -36,7 +36,7 @@ class HetLoraClient(FactorClient):
 
     def _tails(self) -> list[Tensor]:
         """||B[:, m:]|| ||A[m:]|| of every map, m = gamma r."""
-        name = self.client.name
+        name = self.context.name
         cuts = [int(self.settings.gamma * r) for r in self.ranks.tolist()]
         return [layer.trilora_B[name][:, m:].norm() * layer.trilora_A[name][m:].norm()
                 for layer, m in zip(self.layers, cuts, strict=True)]  # fmt: skip
@@ -54,23 +54,24 @@ class HetLoraClient(FactorClient):
         super().receive(payload)
         self._cut()
 
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+    def train(self, round: int, payload: Payload) -> Payload:
         self.receive(payload)
         penalty, before = self.penalty(), [float(t.detach()) for t in self._tails()]
-        loss = self.steps(self.groups["adapter"], self.batches(round), "local", on_step, penalty)
+        batches = self.context.batches(round)
+        self.train_groups([self.groups["adapter"]], batches, "local", with_penalty(penalty))
         if penalty is not None:
             for index, (old, new) in enumerate(zip(before, self._tails(), strict=True)):
                 if float(new.detach()) < old:
                     self.ranks[index] = max(1, int(self.settings.gamma * int(self.ranks[index])))
         self._cut()
-        return Payload(self.pack()), {"local": loss}
+        return Payload(self.pack())
 
     def _cut(self) -> None:
         """What was pruned stays 0, whatever the server's mean or the optimiser's momentum say."""
         with torch.no_grad():
             for layer, rank in zip(self.layers, self.ranks.tolist(), strict=True):
-                layer.trilora_A[self.client.name][rank:] = 0
-                layer.trilora_B[self.client.name][:, rank:] = 0
+                layer.trilora_A[self.context.name][rank:] = 0
+                layer.trilora_B[self.context.name][:, rank:] = 0
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {"ranks": self.ranks.clone()}
@@ -94,6 +95,11 @@ class HetLoraServer(FactorServer):
 
 
 Method(
-    "hetlora", HetLoraSettings, HetLoraClient, HetLoraServer, "zero-padded factors, weighted by their norms",
-    sends="A and B", source="Cho et al., arXiv 2401.06432 (from re-implementations)", one_architecture=True,
-)  # fmt: skip
+    "hetlora",
+    HetLoraSettings,
+    HetLoraClient,
+    HetLoraServer,
+    "zero-padded factors, weighted by their norms",
+    source="Cho et al., arXiv 2401.06432 (from re-implementations)",
+    one_architecture=True,
+)

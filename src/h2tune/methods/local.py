@@ -11,47 +11,43 @@ from typing import Any
 
 from torch import Tensor
 
-from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
-from h2tune.participant.adapter_client import AdapterClient
+from h2tune.config import Experiment
+from h2tune.methods.adapter_client import AdapterClient
+from h2tune.methods.base import Method, ModelShape, OneExchange, PlannedBytes, Settings
 from h2tune.protocol.codec import Payload
+from h2tune.protocol.exchange import Reply
 
 
 class LocalClient(AdapterClient):
     @classmethod
-    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int:
-        return 0
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
+        return PlannedBytes(0, 0)
 
     def join(self, fresh: bool = True) -> Payload:
-        self.attach(self.client.rank, residual=True)
+        self.attach(self.context.rank, residual=True)
         if fresh:
             self.warm_head()
         for leaf in self.leaves:
             leaf.requires_grad_(False)
-        updates = self.client.training.steps * self.client.rounds
-        self.groups = {"adapter": self.group([*self.factors, *self.head], self.rate, updates)}
+        self.groups = {"adapter": self.group([*self.factors, *self.head], self.context.learning_rate, self.updates)}
         return Payload(meta=self.introduction())
 
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
-        return Payload(), {"local": self.steps(self.groups["adapter"], self.batches(round), "local", on_step)}
+    def train(self, round: int, payload: Payload) -> Payload:
+        self.train_groups([self.groups["adapter"]], self.context.batches(round), "local")
+        return Payload()
 
 
-class LocalServer(ServerMethod):
+class LocalServer(OneExchange):
     """Answers, but shares nothing."""
 
     @classmethod
-    def allows(cls, experiment: Any, settings: Any) -> None:
+    def allows(cls, experiment: Experiment, settings: Any) -> None:
         return  # nothing travels: however it is asked to travel, all is well
-
-    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        return {name: Payload() for name in joined}
 
     def download(self, client: str) -> Payload:
         return Payload()
 
-    def start_round(self) -> None:
-        return
-
-    def add(self, client: str, payload: Payload, weight: int) -> None:
+    def add(self, reply: Reply) -> None:
         return
 
     def finish_round(self) -> None:
@@ -60,13 +56,16 @@ class LocalServer(ServerMethod):
     def state(self) -> dict[str, Tensor]:
         return {}
 
-    def resume(
-        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
-    ) -> dict[str, Payload]:
-        return {name: Payload() for name in names}
+    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
+        return
 
 
 Method(
-    "local", Settings, LocalClient, LocalServer, "every client alone, a LoRA of the same rank",
+    "local",
+    Settings,
+    LocalClient,
+    LocalServer,
+    "every client alone, a LoRA of the same rank",
     source="Hu et al., arXiv 2106.09685",
-)  # fmt: skip
+    heading="alone",
+)

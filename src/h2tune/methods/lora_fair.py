@@ -61,7 +61,11 @@ class FairServer(FactorServer):
 
 
 Method(
-    "lora-fair", FairSettings, FactorClient, FairServer, "FedIT with a correction of B at the server",
-    sends="A and B", source="Bian et al., arXiv 2411.14961 (distance and lambda from third-party accounts)",
+    "lora-fair",
+    FairSettings,
+    FactorClient,
+    FairServer,
+    "FedIT with a correction of B at the server",
+    source="Bian et al., arXiv 2411.14961 (distance and lambda from third-party accounts)",
     one_architecture=True,
-)  # fmt: skip
+)

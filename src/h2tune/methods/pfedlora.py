@@ -17,10 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from h2tune.core.client_core import CoreShape, CoreSum
-from h2tune.methods.base import Method, OnStep, ServerMethod, Settings
-from h2tune.participant.adapter_client import AdapterClient
-from h2tune.protocol.codec import Payload, ProtocolError, expect
+from h2tune.config import Experiment
+from h2tune.core.client_core import CoreShape
+from h2tune.core.exact_sum import CoreSum
+from h2tune.errors import ProtocolError
+from h2tune.methods.adapter_client import AdapterClient
+from h2tune.methods.base import Method, ModelShape, OneExchange, PlannedBytes, Sent, Settings
+from h2tune.protocol.codec import Payload, expect
+from h2tune.protocol.exchange import Reply
 
 
 class PFedLoraSettings(Settings):
@@ -31,12 +35,12 @@ class PFedLoraClient(AdapterClient):
     settings: PFedLoraSettings
 
     @classmethod
-    def planned_bytes(cls, settings: Any, rank: int, maps: list[tuple[int, int, int]], blocks: int) -> int:
-        return 4 * rank**2
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
+        return PlannedBytes(4 * shape.rank**2, 4 * shape.rank**2)
 
-    @property
-    def adapter_rank(self) -> int:
-        return self.client.rank
+    @classmethod
+    def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
+        return [Sent("train", ("adapter",), "one R x R matrix, the adapter that all clients share")]
 
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=True)
@@ -45,25 +49,22 @@ class PFedLoraClient(AdapterClient):
         for leaf in self.leaves:
             leaf.requires_grad_(False)
         self.adapter = self.leaves[-1]  # the last map of the last block; the last part of a fused one
-        steps = self.client.training.steps
-        self.adapter_steps = min(max(1, round(self.settings.adapter_part * steps)), max(1, steps - 1))
-        local = max(1, steps - self.adapter_steps)
-        rounds, rate = self.client.rounds, self.client.training.core_learning_rate
+        self.adapter_steps = min(max(1, round(self.settings.adapter_part * self.steps)), max(1, self.steps - 1))
+        self.local_steps = max(1, self.steps - self.adapter_steps)
+        context = self.context
+        own, rate = [*self.factors, *self.head], context.training.core_learning_rate
         self.groups = {
-            "local": self.group([*self.factors, *self.head], self.rate, rounds * local),
-            "adapter": self.group([self.adapter], rate, rounds * self.adapter_steps),
+            "local": self.group(own, context.learning_rate, context.rounds * self.local_steps),
+            "adapter": self.group([self.adapter], rate, context.rounds * self.adapter_steps),
         }
         return Payload(meta=self.introduction())
 
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+    def train(self, round: int, payload: Payload) -> Payload:
         self.receive(payload)
-        batches, steps = self.batches(round), self.client.training.steps
-        local = max(1, steps - self.adapter_steps)
-        losses = {
-            "local": self.steps(self.groups["local"], batches, "local", on_step, steps=local),
-            "adapter": self.steps(self.groups["adapter"], batches, "adapter", on_step, steps=self.adapter_steps),
-        }
-        return Payload({"adapter": self.adapter.detach()[-1].clone()}), losses
+        batches = self.context.batches(round)
+        self.train_groups([self.groups["local"]], batches, "local", steps=self.local_steps)
+        self.train_groups([self.groups["adapter"]], batches, "adapter", steps=self.adapter_steps)
+        return Payload({"adapter": self.adapter.detach()[-1].clone()})
 
     def receive(self, payload: Payload) -> None:
         if payload.tensors:
@@ -72,25 +73,25 @@ class PFedLoraClient(AdapterClient):
                 self.adapter[-1].copy_(payload.tensors["adapter"])
 
 
-class PFedLoraServer(ServerMethod):
-    def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        if not hasattr(self, "adapter"):
-            self.shape = CoreShape(1, self.experiment.rank, ("down",))
-            self.adapter = self.shape.zeros()
-        return {name: Payload() for name in joined}
+class PFedLoraServer(OneExchange):
+    def __init__(self, experiment: Experiment, settings: Any) -> None:
+        super().__init__(experiment, settings)
+        self.shape = CoreShape(1, experiment.rank, ("down",))
+        self.adapter = self.shape.zeros()
 
     def download(self, client: str) -> Payload:
         return Payload({"adapter": self.adapter[0, 0]})
 
-    def start_round(self) -> None:
-        self.sum = CoreSum(self.shape)
+    def start_round(self, number: int, selected: list[str]) -> None:
+        self.sum = CoreSum(self.adapter.shape)
 
-    def add(self, client: str, payload: Payload, weight: int) -> None:
-        rank = self.experiment.rank
-        expect(payload, {"adapter": (rank, rank)}, f"the update of {client}")
+    def add(self, reply: Reply) -> None:
+        rank, payload = self.experiment.rank, reply.payload
+        expect(payload, {"adapter": (rank, rank)}, f"the update of {reply.client}")
         if not payload.tensors["adapter"].is_floating_point():
-            raise ProtocolError(f"the update of {client} holds something other than numbers")
-        self.sum.add(payload.tensors["adapter"][None, None], torch.ones(1, 1, rank, rank, dtype=torch.bool), weight)
+            raise ProtocolError(f"the update of {reply.client} holds something other than numbers")
+        whole = torch.ones(1, 1, rank, rank, dtype=torch.bool)
+        self.sum.add(payload.tensors["adapter"][None, None], whole, self.weight(reply))
 
     def finish_round(self) -> None:
         self.adapter = self.sum.mean(self.adapter)
@@ -98,15 +99,15 @@ class PFedLoraServer(ServerMethod):
     def state(self) -> dict[str, Tensor]:
         return {"adapter": self.adapter}
 
-    def resume(
-        self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor], names: list[str]
-    ) -> dict[str, Payload]:
-        self.shape = CoreShape(1, self.experiment.rank, ("down",))
+    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
         self.adapter = tensors["adapter"].clone()
-        return {name: Payload() for name in names}
 
 
 Method(
-    "pfedlora", PFedLoraSettings, PFedLoraClient, PFedLoraServer, "one small adapter of equal shape beside every model",
-    sends="an R x R matrix", source="Yi et al., arXiv 2310.13283 (reconstruction)",
-)  # fmt: skip
+    "pfedlora",
+    PFedLoraSettings,
+    PFedLoraClient,
+    PFedLoraServer,
+    "one small adapter of equal shape beside every model",
+    source="Yi et al., arXiv 2310.13283 (reconstruction)",
+)

@@ -5,7 +5,7 @@
     upload       S'[g, j] = sum_l P[g, l] C[l, j] * Theta[l, j]
     aggregation  S <- mean of S' over the clients that cover an entry
 
-A client keeps kappa^2 R^2 entries of every Theta by learned scores, positions kept (METHOD, section 1; kappa is `keep`). The
+A client keeps kappa^2 R^2 entries of every Theta by learned scores, positions kept (kappa is `keep`). The
 regularisers of the released code (norms of M, T, P; divergence of T from its last value) are left out. The authors'
 code can be no oracle: it never loads what the server sends and uploads what it had before training.
 """
@@ -18,8 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from h2tune.config import Experiment
 from h2tune.core.client_core import ClientCore
-from h2tune.methods.base import Method
+from h2tune.methods.base import Method, Sent
+from h2tune.methods.core_updates import leaves
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
 from h2tune.protocol.codec import Payload
 
@@ -65,13 +67,18 @@ class PublishedCore(ClientCore):
 
 class PublishedClient(H2TuneClient):
     settings: PublishedSettings
+
+    @classmethod
+    def leaves(cls, experiment: Experiment | None, settings: H2TuneSettings) -> list[Sent]:
+        return leaves(experiment, "the covered entries of S' = P T, and which they are")
+
     core: PublishedCore
     residual = True
 
     def make_core(self, relation: Tensor) -> PublishedCore:
-        with self.client.generator("scores"):
+        with self.context.generator("scores"):
             return PublishedCore(
-                self.shape, self.client.layout, relation, self.client.keep, "entries", self.settings.train_relation
+                self.shape, self.context.layout, relation, self.context.keep, "entries", self.settings.train_relation
             )
 
     def receive(self, payload: Payload) -> None:
@@ -85,7 +92,10 @@ class PublishedClient(H2TuneClient):
 
 
 Method(
-    "h2tune-published", PublishedSettings, PublishedClient, H2TuneServer,
+    "h2tune-published",
+    PublishedSettings,
+    PublishedClient,
+    H2TuneServer,
     "H2Tune as published: random A, residual, T by block, no frames",
-    sends="covered entries of S'", source="Guo et al., arXiv 2507.22633",
-)  # fmt: skip
+    source="Guo et al., arXiv 2507.22633",
+)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from h2tune.methods.base import Method, OnStep, Settings
+from h2tune.methods.base import Method, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair, mean
 from h2tune.protocol.codec import Payload
 
@@ -23,25 +23,24 @@ def turn(round: int) -> str:
 
 class RoLoraClient(FactorClient):
     def make_groups(self) -> None:
-        rounds, steps = range(1, self.client.rounds + 1), self.client.training.steps
+        rounds, rate = range(1, self.context.rounds + 1), self.context.learning_rate
         for parameter in self.factors:
             parameter.requires_grad_(False)
         # The head, where there is one, learns with B.
         self.groups = {
             kind: self.group(
                 [*self.factors_of((kind,)), *(self.head if kind == "B" else [])],
-                self.rate,
-                steps * sum(turn(r) == kind for r in rounds),
+                rate,
+                self.steps * sum(turn(r) == kind for r in rounds),
             )
             for kind in "BA"
         }
 
-    def train(self, round: int, payload: Payload, on_step: OnStep) -> tuple[Payload, dict[str, float]]:
+    def train(self, round: int, payload: Payload) -> Payload:
         self.receive(payload)
         kind = turn(round)
-        loss = self.steps(self.groups[kind], self.batches(round), kind, on_step)
-        sent = {k: t for k, t in self.pack().items() if k.endswith(kind)}
-        return Payload(sent), {"local": loss}
+        self.train_groups([self.groups[kind]], self.context.batches(round), kind)
+        return Payload({k: t for k, t in self.pack().items() if k.endswith(kind)})
 
 
 class RoLoraServer(FactorServer):
@@ -51,25 +50,17 @@ class RoLoraServer(FactorServer):
         kind = turn(self.round)
         return {name: shape for name, shape in super().shapes(client, rank).items() if name.endswith(kind)}
 
-    round = 0  # how many rounds have begun
-
-    def start_round(self) -> None:
-        super().start_round()
-        self.round += 1
-
     def combine(self, pairs: list[Pair], weights: list[float]) -> Pair:
         sent: list[list[Tensor]] = [[p[side] for p in pairs] for side in (0, 1)]
         return tuple(None if m[0] is None else mean(m, weights) for m in sent)  # type: ignore[return-value]
 
-    def plain_state(self) -> dict:
-        return super().plain_state() | {"round": self.round}
-
-    def resume(self, tensors: dict, plain: dict, fixed: dict, names: list[str]) -> dict[str, Payload]:
-        self.round = plain["round"]
-        return super().resume(tensors, plain, fixed, names)
-
 
 Method(
-    "rolora", Settings, RoLoraClient, RoLoraServer, "A and B in turns, one a round",
-    sends="A or B", source="Chen et al., arXiv 2409.02346 and 2502.01755", one_architecture=True,
-)  # fmt: skip
+    "rolora",
+    Settings,
+    RoLoraClient,
+    RoLoraServer,
+    "A and B in turns, one a round",
+    source="Chen et al., arXiv 2409.02346 and 2502.01755",
+    one_architecture=True,
+)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from h2tune.adapter import TriLoraConfig, TriLoraLayer
+from h2tune.config import ClientConfig
 from h2tune.core.slots import Layout, layout_of
+from h2tune.tasks.example import Task
 
 ENCODERS = {"bert", "roberta", "xlm-roberta", "electra"}
 
@@ -102,6 +105,12 @@ class LoadedModel:
             self.peft.add_adapter(adapter, config)
         self.activate(adapter)
 
+    @contextmanager
+    def untouched(self) -> Iterator[PreTrainedModel]:
+        """The model as it was loaded, whatever adapters are on it."""
+        with self.peft.disable_adapter() if self.peft else nullcontext():
+            yield self.model
+
     def activate(self, adapter: str) -> PeftModel:
         """Make one client's adapter (and head) the one in use."""
         assert self.peft is not None
@@ -131,6 +140,17 @@ class ModelPool:
             donor = next((r for k, r in self._held.items() if k[0] == source and k[2:] == key[2:]), None)
             self._held[key] = self._load(source, labels, revision, trust, slots, quantization, donor)
         return self._held[key]
+
+    def of(self, config: ClientConfig, task: Task) -> LoadedModel:
+        """The model that a client names, with a head for its labels if it classifies."""
+        return self.get(
+            config.model,
+            labels=len(task.labels) if task.kind == "classify" else None,
+            revision=config.revision,
+            trust=config.trust_remote_code,
+            slots=config.slots,
+            quantization=config.quantization,
+        )
 
     def kept(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors under a key that names all they depend on; made once, also by several processes at a time."""

@@ -1,7 +1,8 @@
 """Messages as bytes: a safetensors body with one JSON header. Nothing in a message is code, nothing is trusted.
 
-A message is the safetensors format with the header under the metadata key ``h2tune``. `decode` reads and judges the
-plain JSON of that format before a single tensor is built.
+A message is the safetensors format with the header under the metadata key ``h2tune``. `decode` reads and checks the
+plain JSON of that format before a single tensor is built. Texts travel in the body, too, as tensors of UTF-8 bytes: the
+header has a limit, since it is parsed before anything else is known of a message.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
@@ -18,31 +19,42 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-SCHEMA = 1
+from h2tune.errors import ProtocolError
+
+SCHEMA = 2
 HEADER_LIMIT = 1 << 20
 EXAMPLES = 10_000_000  # behind one update: sums of weights over a hundred clients stay exact
 LARGEST = 1e12  # of a value: what is made of received values, as the product of two, stays finite in float32
+IDENTITY = 64  # most characters of a process's identity, or of a state's digest
 Size = Annotated[int, Field(ge=1, le=4096)]  # of what room is made for on another's word: blocks, ranks
+_TEXTS = "texts:"  # before the name of a list of texts, among the names of the body's tensors
 _DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-
-
-class ProtocolError(ValueError):
-    """A message was refused; the text says why."""
 
 
 @dataclass
 class Payload:
-    """What one side of a method says to the other: named tensors and a few plain values."""
+    """What one side of a method says to the other.
+
+    Attributes:
+        tensors: by name, of any shape.
+        meta: a few plain values (JSON); together with the rest of the header at most `HEADER_LIMIT` bytes.
+        texts: lists of texts by name, of any length.
+    """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+    def names(self) -> set[str]:
+        """Names of everything it holds."""
+        return {*self.tensors, *self.meta, *self.texts}
 
     def said(self, key: str, kind: Any) -> Any:
         """The plain value under a key, which must be of this type (``int``, ``list[str]``); else raises ProtocolError."""
         try:
             return TypeAdapter(kind).validate_python(self.meta.get(key), strict=True)
         except ValidationError as error:
-            raise ProtocolError(f"its {key!r} cannot be read: {error.errors()[0]['msg']}") from None
+            raise ProtocolError(f"the value of {key!r} cannot be read: {error.errors()[0]['msg']}") from None
 
 
 @dataclass
@@ -50,12 +62,17 @@ class Message:
     """A payload with its address.
 
     Attributes:
-        kind: what it is for: ``join``, ``welcome``, ``round``, ``update``, ``finish``, ``result``, ``failure``.
+        kind: what is asked for: ``join``, ``resume``, ``finish``, or an action of the method, as ``train``. An answer has
+            the kind of its request, or ``failure``.
         run: identity of the run; a message of another run is refused.
         round: the round that it belongs to.
         client: whom it goes to or comes from.
         method: name of the federated method.
         examples: training examples behind an update, or 0.
+        step: which exchange of the round it is, from 0.
+        attempt: how often the round was begun before.
+        process: identity of the sender's process, new whenever it starts.
+        state: digest of the committed state that a request was made from; an answer repeats it.
     """
 
     kind: str
@@ -65,21 +82,22 @@ class Message:
     method: str
     payload: Payload = field(default_factory=Payload)
     examples: int = 0
+    step: int = 0
+    attempt: int = 0
+    process: str = ""
+    state: str = ""
+
+    def reply(self, kind: str, payload: Payload, client: str, process: str, examples: int = 0) -> Message:
+        """The answer to this message."""
+        return replace(self, kind=kind, payload=payload, client=client, process=process, examples=examples)
 
 
 def encode(message: Message) -> bytes:
     """Bytes of a message."""
     tensors = _separate(message.payload.tensors)
-    header: dict[str, Any] = {
-        "schema": SCHEMA,
-        "kind": message.kind,
-        "run": message.run,
-        "round": message.round,
-        "client": message.client,
-        "method": message.method,
-        "examples": message.examples,
-        "meta": message.payload.meta,
-    }
+    tensors |= {_TEXTS + name: _as_bytes(texts) for name, texts in message.payload.texts.items()}
+    header: dict[str, Any] = {"schema": SCHEMA, "meta": message.payload.meta}
+    header |= {name: getattr(message, name) for name in _FIELDS if name not in ("meta", "checksum")}
     header["checksum"] = _checksum(header, tensors)
     # A body always holds one tensor, so that the format's own checks apply to every message.
     body = {"_": torch.zeros(1, dtype=torch.uint8)} | tensors
@@ -105,7 +123,7 @@ def decode(data: bytes, *, run: str | None = None, limit: int = 1 << 30) -> Mess
         raise ProtocolError(f"The message's tensors cannot be read: {error}") from None
     tensors.pop("_", None)
     if _checksum({k: v for k, v in header.items() if k != "checksum"}, tensors) != header["checksum"]:
-        raise ProtocolError("The message was damaged on its way: its checksum is wrong.")
+        raise ProtocolError("The message was damaged in transit: its checksum is wrong.")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
             low, high = tensor.aminmax()
@@ -113,10 +131,9 @@ def decode(data: bytes, *, run: str | None = None, limit: int = 1 << 30) -> Mess
                 raise ProtocolError(f"The tensor {name!r} holds values that are not finite.")
             if max(-float(low), float(high)) > LARGEST:
                 raise ProtocolError(f"The tensor {name!r} holds values beyond {LARGEST:g}.")
-    payload = Payload(tensors, header["meta"])
-    return Message(
-        header["kind"], header["run"], header["round"], header["client"], header["method"], payload, header["examples"]
-    )
+    texts = {name.removeprefix(_TEXTS): _as_texts(tensors.pop(name)) for name in list(tensors) if _is_texts(name)}
+    fields = {name: header[name] for name in _FIELDS if name not in ("meta", "checksum")}
+    return Message(payload=Payload(tensors, header["meta"], texts), **fields)
 
 
 def _judge(data: bytes, limit: int) -> dict[str, Any]:
@@ -124,10 +141,10 @@ def _judge(data: bytes, limit: int) -> dict[str, Any]:
     if len(data) > limit:
         raise ProtocolError(f"The message has {len(data):,} bytes, the limit is {limit:,}.")
     if len(data) < 8:
-        raise ProtocolError("This is no message: it is shorter than its own length field.")
+        raise ProtocolError("Not an h2tune message: too short for a header.")
     (size,) = struct.unpack("<Q", data[:8])
     if size > min(HEADER_LIMIT, len(data) - 8):
-        raise ProtocolError("This is no message: its header is longer than the message or than the limit.")
+        raise ProtocolError("Not an h2tune message: its header is longer than the message or the limit.")
     try:
         table = json.loads(data[8 : 8 + size])
         header = json.loads(table.pop("__metadata__")["h2tune"])
@@ -136,7 +153,7 @@ def _judge(data: bytes, limit: int) -> dict[str, Any]:
     except ProtocolError:
         raise
     except Exception:
-        raise ProtocolError("This is no h2tune message: its header cannot be read.") from None
+        raise ProtocolError("Not an h2tune message: its header cannot be read.") from None
     if body != len(data) - 8 - size:
         raise ProtocolError("The message's tensors do not fill it exactly.")
     _check_header(header)
@@ -152,24 +169,26 @@ def _tensor_bytes(name: str, entry: dict[str, Any]) -> int:
     return end - start
 
 
-_FIELDS = {"kind": str, "run": str, "round": int, "client": str, "method": str, "examples": int, "meta": dict,
-           "checksum": str}  # fmt: skip
+_FIELDS = {"kind": str, "run": str, "round": int, "step": int, "attempt": int, "client": str, "process": str, "method": str,
+           "state": str, "examples": int, "meta": dict, "checksum": str}  # fmt: skip
 
 
 def _check_header(header: Any) -> None:
     if not isinstance(header, dict) or type(header.get("schema")) is not int:
-        raise ProtocolError("This is no h2tune message: it has no schema version.")
+        raise ProtocolError("Not an h2tune message: its header has no schema version.")
     if header["schema"] != SCHEMA:
         raise ProtocolError(
-            f"The message has schema {header['schema']}, this version reads {SCHEMA}: update one side."
+            f"The message has schema {header['schema']}, this version reads schema {SCHEMA}; use the same h2tune version on both sides."
         )
     for name, kind in _FIELDS.items():
         if type(header.get(name)) is not kind:
-            raise ProtocolError(f"The message's header lacks {name!r} or has it in another form.")
+            raise ProtocolError(f"The message's header lacks {name!r}, or its type is wrong.")
     if not 0 <= header["examples"] <= EXAMPLES:
         raise ProtocolError(f"The message's header says {header['examples']} examples; at most {EXAMPLES} can be.")
-    if header["round"] < -1:
-        raise ProtocolError("The message's header has a negative number where none can be.")
+    if header["round"] < -1 or header["step"] < 0 or header["attempt"] < 0:
+        raise ProtocolError("The message's header holds a negative round, step or attempt.")
+    if max(len(header["process"]), len(header["state"])) > IDENTITY:
+        raise ProtocolError(f"The message's header has a process or state of more than {IDENTITY} characters.")
 
 
 def _plain(header: dict[str, Any]) -> str:
@@ -187,6 +206,23 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         found[name] = tensor.clone() if memory in held else tensor
         held.add(memory)
     return found
+
+
+def _as_bytes(texts: list[str]) -> Tensor:
+    """A list of texts as one tensor: JSON in UTF-8."""
+    data = json.dumps(texts, ensure_ascii=False).encode("utf-8")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _is_texts(name: str) -> bool:
+    return name.startswith(_TEXTS)
+
+
+def _as_texts(tensor: Tensor) -> list[str]:
+    try:
+        return TypeAdapter(list[str]).validate_json(tensor.numpy().tobytes(), strict=True)
+    except (ValidationError, TypeError):
+        raise ProtocolError("The message holds texts that are not a list of texts.") from None
 
 
 def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:

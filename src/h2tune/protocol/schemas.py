@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from h2tune.protocol.codec import ProtocolError, Size
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Size
 
 Text = Annotated[str, Field(max_length=300)]
 Count = Annotated[int, Field(ge=0)]
@@ -56,7 +57,6 @@ class Introduction(_Said):
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
     digest: Text = ""
     maps: list[Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]] = []
-    vocabulary: list[str] = []
 
 
 class ClientFacts(_Said):
@@ -83,5 +83,15 @@ def read(kind: type[_Said], value: Any) -> dict[str, Any]:
         return kind.model_validate(value, strict=True).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"]) or kind.__name__.lower()
-        raise ProtocolError(f"its {kind.__name__.lower()} cannot be read: {place}: {first['msg']}") from None
+        place = ".".join(str(p) for p in first["loc"])
+        what = WHAT[kind]
+        raise ProtocolError(f"its {what} cannot be read: {place or what}: {first['msg']}") from None
+
+
+WHAT: dict[type[_Said], str] = {
+    ClientFacts: "facts",
+    Introduction: "introduction",
+    Scores: "scores",
+    RoundReport: "report",
+    FinalScores: "final scores",
+}

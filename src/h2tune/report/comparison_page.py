@@ -5,32 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
-from h2tune.comparison.statistics import averaging_of, text_of
-from h2tune.report import format as words
+from h2tune.comparison.result import Comparison, Interval, MethodRow, Table
+from h2tune.report.comparison_text import (
+    averaging_of,
+    client_of,
+    mean_of,
+    missing_of,
+    quantity_of,
+    table_verdict,
+    text_of,
+    verdict,
+)
+from h2tune.report.format import FILTERS, size
 from h2tune.report.plots import Line, _svg, _ticks, line_chart
-
-if TYPE_CHECKING:
-    from h2tune.comparison.statistics import Interval
+from h2tune.utils.files import write_atomic
 
 STYLES = ("validation", "test", "shared", "specific", "other")
 MARKERS = ("dot", "square", "diamond")
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: Comparison) -> str:
     """The page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # kept out of the command line's start-up
 
     env = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    env.filters |= {name: getattr(words, name) for name in ("size", "duration")}
-    tables = [
-        table
-        | {
+    env.filters |= FILTERS
+    tables: list[dict[str, Any]] = [
+        {
+            **table,
             "differences": differences(table),
             "traffic": against_bytes(table),
             "curves": curves(table),
@@ -43,39 +51,31 @@ def render(result: dict[str, Any]) -> str:
         result=result,
         tables=tables,
         text_of=text_of,
+        mean_of=mean_of,
+        client_of=client_of,
+        quantity_of=quantity_of,
         averaging_of=averaging_of,
+        missing_of=missing_of,
+        table_verdict=table_verdict,
         sweep=sweep(result["tables"]),
         verdict=verdict(result),
     )
 
 
-def verdict(result: dict[str, Any]) -> str:
-    """One plain sentence on the first table."""
-    if not result["tables"] or not result["tables"][0]["methods"]:
-        return "No run finished."
-    table = result["tables"][0]
-    best = (min if table["quantity"] == "nats" else max)(table["methods"], key=lambda row: row["mean"][0])
-    over = best.get("over_best_other")
-    if over is None:
-        return f"{best['method']} alone was run."
-    clear = over[1] > 0 and len(best["seeds"]) > 1
-    unit = "points" if table["quantity"] == "metric" else "nats"
-    lead = text_of(over, table["quantity"], signed=True)
-    return (
-        f"{best['method']} is best, {lead} {unit} over {best['best_other']}; the interval "
-        + ("excludes 0." if clear else "does not exclude 0, so this is no clear lead.")
-        if len(best["seeds"]) > 1
-        else f"{best['method']} is best, {lead} {unit} over {best['best_other']}; one seed says little."
-    )
+def write_comparison_page(result: Comparison, folder: Path) -> Path:
+    """Write FOLDER/compare.html and return its path."""
+    path = folder / "compare.html"
+    write_atomic(path, render(result).encode("utf-8", errors="replace"))
+    return path
 
 
 def _style(index: int) -> tuple[str, str]:
     return STYLES[index % len(STYLES)], MARKERS[index // len(STYLES) % len(MARKERS)]
 
 
-def differences(table: dict[str, Any]) -> Markup | None:
+def differences(table: Table) -> Markup | None:
     """A dot and its interval for every method's difference to local training."""
-    rows = [(row["method"], row["over_local"]) for row in table["methods"] if row.get("over_local")]
+    rows = [(row["method"], over) for row in table["methods"] if (over := row.get("over_local"))]
     if not rows:
         return None
     factor = 100 if table["quantity"] == "metric" else 1
@@ -108,7 +108,7 @@ def differences(table: dict[str, Any]) -> Markup | None:
     return _svg(right + 10, height, "difference to local training by method", [*parts, axis], natural=True)
 
 
-def against_bytes(table: dict[str, Any]) -> Markup | None:
+def against_bytes(table: Table) -> Markup | None:
     """The mean figure of every method against the bytes that a client sends in a round (a logarithmic axis)."""
     rows = [row for row in table["methods"] if row["bytes_up"] > 0]
     if not rows:
@@ -119,7 +119,7 @@ def against_bytes(table: dict[str, Any]) -> Markup | None:
     high = max(low + 1, math.ceil(math.log10(max(r["bytes_up"] for r in rows))))
     left, right, top, bottom = 46, 520, 10, 190
 
-    def place(row: dict[str, Any]) -> tuple[float, float]:
+    def place(row: MethodRow) -> tuple[float, float]:
         x = left + (math.log10(row["bytes_up"]) - low) / (high - low) * (right - left)
         y = bottom - (factor * row["mean"][0] - heights[0]) / (heights[-1] - heights[0]) * (bottom - top)
         return round(x, 1), round(y, 1)
@@ -132,7 +132,7 @@ def against_bytes(table: dict[str, Any]) -> Markup | None:
     for power in range(low, high + 1):
         x = round(left + (power - low) / (high - low) * (right - left), 1)
         text = Markup('<text class="tick mid" x="{}" y="{}">{}</text>')
-        parts.append(text.format(x, bottom + 16, words.size(10.0**power)))
+        parts.append(text.format(x, bottom + 16, size(10.0**power)))
     placed: list[tuple[float, float]] = []
     styled = [(row, _style(index)[0]) for index, row in enumerate(table["methods"]) if row["bytes_up"] > 0]
     for row, style in sorted(styled, key=lambda item: place(item[0])[1]):
@@ -147,7 +147,7 @@ def against_bytes(table: dict[str, Any]) -> Markup | None:
             '<circle class="mark {}" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
             '<text x="{}" y="{}" class="{}">{}</text>'
         )
-        title = f"{row['method']}: {text_of(row['mean'], table['quantity'])}, {words.size(row['bytes_up'])}"
+        title = f"{row['method']}: {text_of(row['mean'], table['quantity'])}, {size(row['bytes_up'])}"
         text_x = x + (-8 if end else 8)
         parts.append(dot.format(style, x, y, title, text_x, text_y, "end" if end else "start", row["method"]))
     axis = Markup('<text class="tick mid" x="{}" y="{}">sent by a client in a round</text>')
@@ -155,7 +155,7 @@ def against_bytes(table: dict[str, Any]) -> Markup | None:
     return _svg(right + 10, bottom + 38, "figure against bytes by method", parts, natural=True)
 
 
-def curves(table: dict[str, Any]) -> Markup | None:
+def curves(table: Table) -> Markup | None:
     """Mean validation loss by round for every method."""
     lines = []
     for index, row in enumerate(table["methods"]):
@@ -165,7 +165,7 @@ def curves(table: dict[str, Any]) -> Markup | None:
     return line_chart(lines, [], rounds, "validation loss by round and method", share=False)
 
 
-def sweep(tables: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str, Interval | None]]]]:
+def sweep(tables: Sequence[Table]) -> list[tuple[str, list[tuple[str, Interval | None]]]]:
     """For a sweep over amounts of data: method -> (amount, its figure), in the order of the tables."""
     sized = [t for t in tables if t["n_train"]]
     if len(sized) < 2:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 Matrix = tuple[tuple[float | None, ...], ...]
+STAGES = ("base", "local", "unshared", "final")  # the results that a client may have, in the order they are shown
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,25 @@ class Run:
     unreadable: int
     config: str
     privacy: str = ""  # what was spent, in words; empty where nothing is promised
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages at which at least one client has a result."""
+        return tuple(stage for stage in STAGES if any(c.score(stage).metric is not None for c in self.clients))
+
+    @property
+    def complete(self) -> tuple[Client, ...]:
+        """The clients that have a result at all of these stages.
+
+        Every mean is over these clients alone: a weak client that drops out must not make the federation look better.
+        """
+        return tuple(c for c in self.clients if all(c.score(stage).metric is not None for stage in self.stages))
+
+    @property
+    def incomplete(self) -> tuple[Client, ...]:
+        """The clients that the means leave out."""
+        complete = {client.name for client in self.complete}
+        return tuple(client for client in self.clients if client.name not in complete)
 
     @property
     def rounds_done(self) -> int:

@@ -5,25 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from h2tune.report import format as words
+from h2tune.report.format import MISSING, decimal, duration, percent, plain, size
 from h2tune.report.read import number
-
-if TYPE_CHECKING:
-    from h2tune.report.live import Row, State
+from h2tune.report.state import Row, State
 
 STEP_SECONDS = 1.0  # a program that reads JSON lines sees a step at most this often
-
-
-def clean(text: Any) -> str:
-    """Text without control or direction marks: names come from others and must not steer a terminal."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(str(text).split()))
-
-
-def plain(text: str) -> str:
-    """The same with nothing but ASCII for spaces and dashes: not every log and terminal knows the typographic ones."""
-    return text.translate({0x202F: " ", 0x2013: "-", 0x2212: "-"})
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
@@ -31,10 +19,10 @@ def headline(metrics: Mapping[str, Any]) -> str:
     for score in (metrics, metrics.get("validation"), metrics.get("test")):
         if isinstance(score, Mapping):
             if (metric := number(score.get("metric"))) is not None:
-                return words.percent(metric)
+                return percent(metric)
             if (nats := number(score.get("nats"))) is not None:
-                return f"{words.decimal(nats)} nats"
-    return words.MISSING
+                return f"{decimal(nats)} nats"
+    return MISSING
 
 
 class _Writer:
@@ -88,17 +76,17 @@ class PlainView(QuietView):
         parts = (
             f"round {row.round}/{state.rounds}",
             row.name,
-            f"loss {words.decimal(row.loss, 3)}",
+            f"loss {decimal(row.loss, 3)}",
             headline(row.metrics),
-            f"up {words.size(bytes_up)}",
-            f"down {words.size(bytes_down)}",
+            f"up {size(bytes_up)}",
+            f"down {size(bytes_down)}",
         )
         self._writer.write(plain("  ".join(parts)))
 
     def round_done(self, state: State, seconds: float) -> None:
-        done = f"round {state.round}/{state.rounds}  done in {words.duration(seconds)}"
+        done = f"round {state.round}/{state.rounds}  done in {duration(seconds)}"
         left = (state.rounds - state.round) * seconds
-        self._writer.write(plain(done + (f"  about {words.duration(left)} left" if left else "")))
+        self._writer.write(plain(done + (f"  about {duration(left)} left" if left else "")))
 
     def message(self, text: str, level: str) -> None:
         self._writer.write(text if level == "info" else f"{level}: {text}")

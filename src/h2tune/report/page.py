@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from h2tune.report import format as words
-from h2tune.report.data import Client, Event, Matrix, Run, Traffic
+from h2tune.report.data import STAGES, Client, Event, Matrix, Run, Traffic
+from h2tune.report.format import FILTERS, mean, percent, tone
 from h2tune.report.plots import Level, Line, heatmap, line_chart
 from h2tune.report.plots import strip as result_strip
 from h2tune.report.read import read_run
+from h2tune.report.verdict import comparison, measure, missing, verdict
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -64,17 +65,16 @@ def render(run: Run) -> str:
     env = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    env.filters |= {
-        name: getattr(words, name) for name in ("percent", "points", "decimal", "count", "size", "duration")
-    }
-    over = words.comparison(run)
+    env.filters |= FILTERS
+    over = comparison(run)
     shown = _shown(run, over)
     return env.get_template("template.html").render(
         run=run,
-        verdict=words.verdict(run),
+        verdict=verdict(run),
+        missing=missing(run),
         over=over,
         one_metric=len({client.metric for client in run.clients}) == 1,
-        tone=words.tone,
+        tone=tone,
         strip=_strip,
         average=_average(run, over),
         shown=shown,
@@ -82,8 +82,6 @@ def render(run: Run) -> str:
         pictures=[panel for panel in (_pictures(client) for client in shown) if panel.figures or panel.note],
         core=_core(run),
         traffic=_traffic(run),
-        sent=run.sent or words.sent(run),
-        never=run.never or words.NEVER,
         notices=_notices(run),
         limit=EVENTS,
     )
@@ -103,13 +101,10 @@ def _strip(client: Client) -> Markup | None:
     return result_strip(base, local, final, client.majority)
 
 
-def _average(run: Run, over: str) -> dict[str, Any]:
-    """The last row of the table: means over the clients that have the value; for the difference, both values."""
-    row: dict[str, Any] = {
-        stage: words.mean(client.score(stage).metric for client in run.clients)
-        for stage in ("base", "local", "unshared", "final")
-    }
-    row["gain"] = words.mean(client.gain(over) for client in run.clients)
+def _average(run: Run, over: str) -> dict[str, float | None]:
+    """The last row of the table: means over the clients that have a result in every column."""
+    row = {stage: mean(client.score(stage).metric for client in run.complete) for stage in STAGES}
+    row["gain"] = mean(client.gain(over) for client in run.complete)
     return row
 
 
@@ -158,8 +153,7 @@ def _loss_lines(client: Client) -> list[Line]:
 
 def _mean_curve(run: Run) -> Panel:
     """Means over all clients, of the metric and of the nats."""
-    measure = words.measure(run.clients)
-    charts = {"metric": f"mean {measure}", "nats": "mean nats per answer token"}
+    charts = {"metric": f"mean {measure(run.clients)}", "nats": "mean nats per answer token"}
     figures = [(title, _mean_chart(run, field, title)) for field, title in charts.items()]
     return _panel("All clients", "mean of each client\u2019s latest value", figures)
 
@@ -169,7 +163,7 @@ def _mean_chart(run: Run, field: str, title: str) -> Markup | None:
         Line("validation", _mean_points(run, "validation", field), "validation"),
         Line("test", _mean_points(run, "test", field), "test", "square"),
     ]
-    alone = words.mean(getattr(client.local, field) for client in run.clients if client.local)
+    alone = mean(getattr(client.local, field) for client in run.clients if client.local)
     levels = [] if alone is None else [Level("alone, test", alone, "test")]
     return line_chart(lines, levels, run.rounds, f"{title} over the rounds", share=field == "metric")
 
@@ -183,16 +177,14 @@ def _mean_points(run: Run, split: str, field: str) -> list[tuple[int, float | No
         scored = {index: value for index, curve in enumerate(curves) if (value := curve.get(position)) is not None}
         latest |= scored
         if scored:
-            points.append((position, words.mean(latest.values())))
+            points.append((position, mean(latest.values())))
     return points
 
 
 def _pictures(client: Client) -> Panel:
     note = ""
     if client.anchor_words is not None:
-        note = (
-            f"The anchors hold {words.percent(client.anchor_words)} of the words in this client\u2019s training data"
-        )
+        note = f"The anchors hold {percent(client.anchor_words)} of the words in this client\u2019s training data"
         more = ", \u2026" if len(client.anchor_missing) > 8 else ""
         note += f"; missing: {', '.join(client.anchor_missing[:8])}{more}." if client.anchor_missing else "."
     figures: list[tuple[str, Markup | None]] = []

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from h2tune.errors import H2TuneError
 from h2tune.report.data import Agreement, Client, Core, Event, Matrix, Round, Run, Score, Traffic
 
 SCHEMA = 1
 
 
-class ReportError(ValueError):
+class ReportError(H2TuneError, ValueError):
     """The directory cannot be reported on; the message says why in one line."""
 
 

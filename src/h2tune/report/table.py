@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,11 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from h2tune.report import format as words
-from h2tune.report.lines import headline, plain
-
-if TYPE_CHECKING:
-    from h2tune.report.live import Row, State
+from h2tune.report.format import decimal, duration, plain, size
+from h2tune.report.lines import headline
+from h2tune.report.state import Row, State
 
 INTERVAL = 1 / 8
 LOAD = 0.03  # drawing may take this share of the time
@@ -113,7 +111,7 @@ def _cells(row: Row, width: int) -> list[Text]:
     phase = f"{row.phase} {row.step}/{row.steps}" if row.steps and row.phase != "done" else row.phase
     style = {"done": "green", "waiting": "dim"}.get(row.phase, "cyan")
     wide = [Text(row.model), Text(row.task)] if width >= 100 else []
-    figures = (words.decimal(row.loss, 3), headline(row.metrics), words.size(row.up), words.size(row.down))
+    figures = (decimal(row.loss, 3), headline(row.metrics), size(row.up), size(row.down))
     return [
         Text(row.name, style="bold"),
         *wide,
@@ -127,8 +125,8 @@ def _footer(state: State) -> Table:
     grid = Table.grid(padding=(1, 2, 0, 0))
     present = min(max(state.round, 1), state.rounds) if state.rounds else 0
     left = state.time_left
-    tail = "done" if state.share >= 1 else plain(f"{words.duration(left)} left") if left is not None else ""
-    elapsed = plain(words.duration(time.monotonic() - state.since))
+    tail = "done" if state.share >= 1 else plain(f"{duration(left)} left") if left is not None else ""
+    elapsed = plain(duration(time.monotonic() - state.since))
     bar = ProgressBar(total=1.0, completed=state.share, width=32, complete_style="cyan", finished_style="green")
     grid.add_row(
         Text(f"round {present} of {state.rounds}"), bar, Text(f"{100 * state.share:.0f} %"), Text(elapsed), Text(tail)

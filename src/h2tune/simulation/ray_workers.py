@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.config import ClientConfig, Experiment, parse_config
+from h2tune.errors import H2TuneError
 
 
-class WorkersError(RuntimeError):
+class WorkersError(H2TuneError, RuntimeError):
     """Workers cannot be had; the text says what to do."""
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from h2tune.errors import H2TuneError
+
 SERVER = "server"
 Done = Callable[[str], None]
-"""Called once with the reason why a envelope was not delivered, or with an empty text."""
+"""Called once with the reason why an envelope was not delivered, or with an empty text."""
 
 
-class ChannelError(RuntimeError):
+class ChannelError(H2TuneError, RuntimeError):
     """The engine cannot do its work; the text says why and what to do."""
 
 
@@ -22,7 +24,7 @@ class Channel(Protocol):
     """One participant's end."""
 
     def send(self, to: str, data: bytes, done: Done = lambda error: None) -> None:
-        """Carry a envelope; returns at once. ``done`` is called, from any thread, when its fate is known."""
+        """Carry an envelope; returns at once. ``done`` is called, from any thread, when its fate is known."""
 
     def receive(self, seconds: float) -> tuple[str, bytes] | None:
         """The next envelope and who, by his certificate, wrote it; None if none came.

@@ -1,6 +1,6 @@
 """A client's end of the network: say hello all the time, answer what is asked, until the server says stop.
 
-An answer is kept until it is delivered: the server may be away for a while, and a cut in the middle of a envelope is a
+An answer is kept until it is delivered: the server may be away for a while, and a cut in the middle of an envelope is a
 envelope sent again.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from h2tune.protocol.codec import ProtocolError
+from h2tune.errors import H2TuneError, ProtocolError
 from h2tune.transport.channel import SERVER, Channel
 from h2tune.transport.envelope import Envelope, unpack
 from h2tune.version import __version__
@@ -21,7 +21,7 @@ from h2tune.version import __version__
 RETRY = 0.5  # seconds
 
 
-class DismissedError(RuntimeError):
+class DismissedError(H2TuneError, RuntimeError):
     """The server does not want this client; the text says why."""
 
 
@@ -38,7 +38,7 @@ class ClientLoop:
                  ) -> None:  # fmt: skip
         self.channel, self.federation, self.doing, self.beat = channel, federation, doing, beat
         self.process = secrets.token_hex(8)
-        self.busy, self.heard = False, 0.0  # when the server's engine last took a envelope of ours
+        self.busy, self.heard = False, 0.0  # when the server's engine last took an envelope of ours
         self._over = threading.Event()
 
     def run(self, answer: Callable[[bytes], bytes]) -> str:
@@ -56,7 +56,7 @@ class ClientLoop:
                 envelope = self._newest()
                 if envelope.kind == "stop":
                     if envelope.fields["finished"]:
-                        return envelope.fields["reason"]
+                        return str(envelope.fields["reason"])
                     raise DismissedError(envelope.fields["reason"])
                 self.busy = True
                 self._hello()
@@ -70,7 +70,7 @@ class ClientLoop:
             beats.join()
 
     def _newest(self) -> Envelope:
-        """Wait for a envelope; of several requests only the last is of interest to anyone."""
+        """Wait for an envelope; of several requests only the last is of interest to anyone."""
         found: Envelope | None = None
         while True:
             received = self.channel.receive(0.0 if found else 0.5)

@@ -1,6 +1,6 @@
-"""Letters: what travels between a server and its clients beside a message of `wire`.
+"""Envelopes: what travels between a server and its clients around the messages of `h2tune.protocol`.
 
-A envelope is a small JSON header and a body. Clients write ``hello`` (I am here, this is what I do) and ``answer``; the
+An envelope is a small JSON header and a body. Clients write ``hello`` (I am here, this is what I do) and ``answer``; the
 server writes ``request`` and ``stop``. Four bytes say how long the header is.
 """
 
@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from h2tune.protocol.codec import ProtocolError
+from h2tune.errors import ProtocolError
 
 HEAD_LIMIT = 1 << 14
 PROCESS = 40  # characters

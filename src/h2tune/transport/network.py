@@ -12,15 +12,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from h2tune.config import NetworkConfig
-from h2tune.protocol.codec import ProtocolError
+from h2tune.errors import ProtocolError
 from h2tune.transport.base import Absent, Reply
 from h2tune.transport.channel import Channel
 from h2tune.transport.envelope import Envelope, progress, unpack
 
-RETRY = 0.5  # seconds after which a envelope that could not be delivered is sent again
+RETRY = 0.5  # seconds after which an envelope that could not be delivered is sent again
 REMIND = 30.0  # seconds between lines about whom we wait for
 LINGER = 5.0  # seconds in which a last envelope must be delivered
 MOST_EVENTS = 200  # of one kind that one client may bring about
@@ -105,13 +106,13 @@ class Network:
         """Tell a client that it takes no further part."""
         if name in self.present:
             self.served[name] = self.present[name].process
-        self._stop(name, f"the server goes on without this client: {reason}")
+        self._stop(name, f"the server continues without this client: {reason}")
 
     def stop(self, reason: str, finished: bool) -> None:
         """Tell every client that is here that nothing more will come, and wait until they know."""
         left = {name for name in self.present if self._here(name)}
         for name in list(left):
-            self._stop(name, reason, finished, done=lambda error, name=name: left.discard(name))
+            self._stop(name, reason, finished, done=partial(_forget, left, name))
         end = self.clock() + LINGER
         while left and self.clock() < end:
             self._look_around(0.05)
@@ -147,7 +148,7 @@ class Network:
                 continue
             request.process = now
             envelope = Envelope("request", {"number": request.number}, request.data).pack()
-            self.channel.send(name, envelope, lambda error, request=request: self._delivered(request, error))
+            self.channel.send(name, envelope, partial(self._delivered, request))
 
     def _delivered(self, request: Open, error: str) -> None:
         """Called by the channel, from a thread of its own: what did not arrive is sent again."""
@@ -188,7 +189,7 @@ class Network:
         if said["federation"] != self.federation:
             self._refuse(name, "its kit belongs to another federation")
         elif known and said["process"] in known.replaced:
-            self._refuse(name, "another process has taken up the same identity", said["process"])
+            self._refuse(name, "another process runs with the same kit", said["process"])
         elif known and said["process"] == known.process:
             known.heard, known.busy, known.doing = self.clock(), said["busy"], progress(said["doing"])
         else:
@@ -222,4 +223,9 @@ class Network:
         if self._complaints[key] <= MOST_EVENTS:
             self.tell(event, text, client=name)
         elif self._complaints[key] == MOST_EVENTS + 1:
-            self.tell(event, f"{name}: more of the same is not listed any more", client=name)
+            self.tell(event, f"{name}: further events of this kind are not listed", client=name)
+
+
+def _forget(names: set[str], name: str, error: str) -> None:
+    """Nothing more to wait for, whether it arrived or not."""
+    names.discard(name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from h2tune.errors import H2TuneError
 
-class StoreError(RuntimeError):
+
+class StoreError(H2TuneError, RuntimeError):
     """A run directory cannot be used as asked; the text says what to do."""
 
 

@@ -11,5 +11,5 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as ``200KB`` or ``1.5 GiB``; raises ValueError otherwise."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in _UNITS:
-        raise ValueError(f"{text!r} is no size; write for example 200KB or 2GB")
+        raise ValueError(f"{text!r} is not a size; write for example 200kB or 2GB")
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -8,11 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from h2tune.errors import H2TuneError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ZooError(ValueError):
+class ZooError(H2TuneError, ValueError):
     """There is no zoo model of that name."""
 
 

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 
 from h2tune.zoo import lexicon as lx
 
-OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+}
 _VERBS = {"+": lx.GAIN, "-": lx.LOSE, "*": lx.SCALE}
 _MEANINGS = {"+": ("add", "get", "gain"), "-": ("lose", "remove", "drop"), "*": ("multiply", "copy", "repeat")}
 

@@ -18,10 +18,12 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -52,7 +54,9 @@ class Recipe:
     batch_tokens: int = 8192
 
 
-_IDS = dict(pad_token_id=0, eos_token_id=1, bos_token_id=1, max_position_embeddings=512, tie_word_embeddings=True)
+_IDS: dict[str, Any] = dict(
+    pad_token_id=0, eos_token_id=1, bos_token_id=1, max_position_embeddings=512, tie_word_embeddings=True
+)
 RECIPES = {
     "llama": Recipe(
         "llama",
@@ -79,6 +83,7 @@ def build_tokenizer(kind: str, vocab_size: int, texts: list[str]) -> PreTrainedT
     """Train a tokenizer of one of three kinds on ``texts``; numbers are always split into digits."""
     digits = pre_tokenizers.Digits(individual_digits=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer: trainers.Trainer
     if kind == "metaspace":
         tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
         lines = pre_tokenizers.Split("\n", "isolated")
@@ -157,6 +162,30 @@ def _learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))))
 
 
+def _optimiser(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW that decays matrices, not norms and biases."""
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
+
+
+def _save(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
+    partial = checkpoint.with_suffix(".partial")
+    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, partial)
+    os.replace(partial, checkpoint)
+
+
+def _restore(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """The number of steps that were done before, 0 without a checkpoint."""
+    if not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
+
+
 def pretrain(recipe: Recipe, books: Path, out: Path) -> None:
     """Train one model and leave weights, tokenizer and log in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
@@ -179,19 +208,9 @@ def pretrain(recipe: Recipe, books: Path, out: Path) -> None:
     )
 
     data = Mixture(tokenizer, recipe, books)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.95)
-    )
-    first, checkpoint = 0, out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
+    optimiser, checkpoint = _optimiser(model), out / "checkpoint.pt"
     begin = time.time()
-    for step in range(first, steps):
+    for step in range(_restore(checkpoint, model, optimiser), steps):
         # The last tenth sees the full context, so that every position is trained.
         rows = data.batch(step, 512 if step >= 0.9 * steps else 256).to(device)
         for group in optimiser.param_groups:
@@ -204,9 +223,7 @@ def pretrain(recipe: Recipe, books: Path, out: Path) -> None:
         if step % 50 == 0:
             print(f"{step} loss {loss.item():.3f} {time.time() - begin:.0f} s", flush=True)
         if step % 200 == 199:
-            partial = checkpoint.with_suffix(".partial")
-            torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)
-            os.replace(partial, checkpoint)
+            _save(checkpoint, model, optimiser, step + 1)
     model.to(torch.float16).save_pretrained(out)
     facts = {"parameters": size, "tokens": steps * recipe.batch_tokens, "steps": steps, "seed": recipe.seed}
     (out / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -19,10 +19,10 @@ MAINS = {"server": ("nvflare.private.fed.app.server.server_train", "fed_server.j
 
 
 class Engine:
-    """This process: the link, and the shim once NVFlare has made it."""
+    """This process: the link, and the relay once NVFlare has made it."""
 
     link: Link
-    shim: Any = None
+    relay: Any = None
 
     @classmethod
     def carry(cls) -> None:
@@ -30,16 +30,16 @@ class Engine:
         try:
             while True:
                 header, body = cls.link.receive()
-                if cls.shim is None:
+                if cls.relay is None:
                     cls.link.send({"sent": header["number"], "error": "not connected yet"})
                 else:
-                    cls.shim.take(header, body)
+                    cls.relay.take(header, body)
         finally:
             os._exit(0)
 
 
 def main(role: str, workspace: str, name: str) -> None:
-    from h2tune.transport.nvflare import engine  # not __main__: the shim imports it by this name
+    from h2tune.transport.nvflare import engine  # not __main__: the relay imports it by this name
 
     engine.Engine.link = connect(dict(os.environ))
     threading.Thread(target=engine.Engine.carry, daemon=True, name="h2tune-carry").start()

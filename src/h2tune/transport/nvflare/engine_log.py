@@ -44,7 +44,7 @@ def judge(line: str) -> tuple[str, bool] | None:
     return None
 
 
-def follow(log: Path, place: int, process: subprocess.Popen, tell: Callable[[str, bool], None]) -> None:
+def follow(log: Path, place: int, process: subprocess.Popen[bytes], tell: Callable[[str, bool], None]) -> None:
     """Read the log from ``place`` on for as long as the process runs; each sentence is told once."""
     told: set[str] = set()
     with open(log, encoding="utf-8", errors="replace") as file:

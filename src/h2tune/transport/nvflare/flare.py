@@ -1,7 +1,7 @@
 """NVFlare as the channel: its server or site process, started from a kit, watched, and started again if it ends.
 
 Only NVFlare's own parent processes run (registration, certificates, connections, large messages). Our process stays
-outside of them and talks to the shim inside through a local socket.
+outside of them and talks to the relay inside through a local socket.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from h2tune.transport.channel import ChannelError, Done
 from h2tune.transport.nvflare.engine_log import follow
@@ -30,7 +31,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PIP_NO_INPUT": 
 
 
 class Flare:
-    """A `Channel`. Letters are taken and given by any thread.
+    """A `Channel`. Envelopes are taken and given by any thread.
 
     Args:
         workspace: NVFlare's folder in a kit.
@@ -43,13 +44,13 @@ class Flare:
         self, workspace: Path, role: str, name: str, notice: Callable[[str], None] = lambda text: None
     ) -> None:
         self.workspace, self.role, self.name, self.notice = workspace.resolve(), role, name, notice
-        self._letters: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self._inbox: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self._waiting: dict[int, Done] = {}
         self._numbers = itertools.count()
         self._link: Link | None = None
         self.ready, self.failures = False, 0
         self._failure, self._over = "", threading.Event()
-        self._door = Listener()
+        self._listener = Listener()
         self._process = self._start()
         threading.Thread(target=self._serve, daemon=True, name="h2tune-engine").start()
 
@@ -71,7 +72,7 @@ class Flare:
 
     def receive(self, seconds: float) -> tuple[str, bytes] | None:
         try:
-            return self._letters.get(timeout=seconds) if seconds else self._letters.get_nowait()
+            return self._inbox.get(timeout=seconds) if seconds else self._inbox.get_nowait()
         except queue.Empty:
             if self._failure:
                 raise ChannelError(self._failure) from None
@@ -81,13 +82,13 @@ class Flare:
         self._over.set()
         if self._link:
             self._link.close()  # the engine ends by itself
-        self._door.close()
+        self._listener.close()
         try:
             self._process.wait(3)
         except subprocess.TimeoutExpired:
             self._kill()
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen[bytes]:
         if self.role == "server":
             self._keep_inside()
         self.log = self.workspace / "engine.log"
@@ -95,7 +96,7 @@ class Flare:
             place = log.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", "h2tune.transport.nvflare.engine", self.role, str(self.workspace), self.name],
-                env=os.environ | ENVIRONMENT | self._door.environment, stdout=log, stderr=subprocess.STDOUT,
+                env=os.environ | ENVIRONMENT | self._listener.environment, stdout=log, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.workspace,
             )  # fmt: skip
         threading.Thread(target=follow, args=(self.log, place, process, self._read), daemon=True).start()
@@ -104,10 +105,10 @@ class Flare:
     def _keep_inside(self) -> None:
         """The engine's stores must have absolute paths, and a kit may be moved."""
         path, store = self.workspace / "local" / "resources.json", str(self.workspace / "jobs")
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
         settings["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = store
         next(c for c in settings["components"] if c["id"] == "job_manager")["args"]["uri_root"] = store
-        path.write_text(json.dumps(settings, indent=1))
+        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
     def _read(self, text: str, final: bool) -> None:
         """What the engine's log says; ``final`` if it is of no use to try again."""
@@ -138,18 +139,18 @@ class Flare:
         self.failures = 0 if self.ready else self.failures + 1
         self.ready = False
         if self.failures >= TRIES:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             self._failure = f"The engine cannot be started; {self.log} says: {''.join(last)[:300]}"
             self._over.set()
 
     def _accept(self) -> Link:
-        return self._door.accept(lambda: self._process.poll() is None and not self._over.is_set())
+        return self._listener.accept(lambda: self._process.poll() is None and not self._over.is_set())
 
-    def _take(self, header: dict, body: bytes) -> None:
+    def _take(self, header: dict[str, Any], body: bytes) -> None:
         if "ready" in header:
             self.ready = True
         elif "from" in header:
-            self._letters.put((header["from"], body))
+            self._inbox.put((header["from"], body))
         elif "sent" in header:
             self._settle(header["sent"], header["error"])
 

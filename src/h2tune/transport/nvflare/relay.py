@@ -34,25 +34,25 @@ class Relay(FLComponent):
 
     Args:
         server: whether this is the coordinator's side.
-        limit: most bytes of a envelope that is passed on.
+        limit: most bytes of an envelope that is passed on.
     """
 
     def __init__(self, server: bool = False, limit: int = 1 << 30) -> None:
         super().__init__()
         self.server, self.limit = server, limit
         self.senders = ThreadPoolExecutor(THREADS, "h2tune-send")
-        self.under_way: dict[int, str] = {}  # number of a envelope to its addressee
+        self.under_way: dict[int, str] = {}  # number of an envelope to its addressee
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        if event_type == EventType.SYSTEM_START and Engine.shim is None:
+        if event_type == EventType.SYSTEM_START and Engine.relay is None:
             self.cell = fl_ctx.get_engine().get_cell()
             self.cell.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=self.arrived)
             self.cell.core_cell.set_cell_disconnected_cb(self.cut)
-            Engine.shim = self
+            Engine.relay = self
             Engine.link.send({"ready": True})
 
     def take(self, header: dict[str, Any], body: bytes) -> None:
-        """A envelope of our process, to be sent without making the next one wait."""
+        """An envelope of our process, to be sent without making the next one wait."""
         self.under_way[header["number"]] = header["to"]
         self.senders.submit(self.send, header, body)
 
@@ -64,7 +64,7 @@ class Relay(FLComponent):
                 self.settle(number, "the connection was lost")
 
     def settle(self, number: int, error: str) -> None:
-        """Say once what became of a envelope."""
+        """Say once what became of an envelope."""
         if self.under_way.pop(number, None) is not None:
             Engine.link.send({"sent": number, "error": error})
 
@@ -81,10 +81,10 @@ class Relay(FLComponent):
         self.settle(header["number"], error)
 
     def arrived(self, request: Message) -> Message:
-        """A envelope from the network: judge its sender and size, pass it on."""
+        """An envelope from the network: judge its sender and size, pass it on."""
         sender, body = self.sender(request), request.payload
         if sender is None or not isinstance(body, (bytes, bytearray, memoryview)):
-            return make_reply(ReturnCode.INVALID_REQUEST, "not a envelope of a participant")
+            return make_reply(ReturnCode.INVALID_REQUEST, "not an envelope of a participant")
         if len(body) > self.limit:
             return make_reply(ReturnCode.INVALID_REQUEST, f"{len(body):,} bytes, the limit is {self.limit:,}")
         try:
@@ -97,5 +97,6 @@ class Relay(FLComponent):
         """Who wrote, as far as the engine has verified it; None if he may not write to us."""
         if self.server:
             # The engine's filter has checked the token behind this name before any callback is called.
-            return request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
+            name: str | None = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
+            return name
         return SERVER if request.get_header(MessageHeaderKey.ORIGIN) == SERVER else None

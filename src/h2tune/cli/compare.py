@@ -1,0 +1,81 @@
+"""The command `compare`: methods side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from h2tune.cli.options import Json, Out, plain_errors
+from h2tune.cli.output import print_comparison
+
+Number = TypeVar("Number", int, float)
+
+
+# Over 45 lines: half of them declare the options.
+def compare(
+    file: Annotated[
+        str, typer.Argument(help="A federation's YAML file, or `demo`. `{seed}` in a source is the run's seed.")
+    ],
+    methods: Annotated[
+        str, typer.Option(help="Names with commas between, or `all`; see `h2tune methods`.")
+    ] = "local,h2tune-unshared,h2tune",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, ...")] = 5,
+    out: Out = None,
+    n_train: Annotated[
+        str, typer.Option(help="Amounts of training data to sweep over, for example 60,500,5000.")
+    ] = "",
+    tune: Annotated[
+        str,
+        typer.Option(
+            help="Multiples of the file's learning rates, for example 0.3,1,3; each method takes its best"
+            " by validation, on a seed of its own."
+        ),
+    ] = "",
+    jobs: Annotated[int, typer.Option(help="Runs at a time; 0 is one for each core.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run methods side by side over seeds, and say which is better and how sure that is. Goes on where it stopped."""
+    with plain_errors("Stopped. Finished runs are kept; the same command goes on."):
+        from h2tune.comparison.compare import compare as run_compare
+        from h2tune.comparison.compare import compare_names
+        from h2tune.report.comparison_page import write_comparison_page
+
+        folder = out or Path("runs") / f"compare-{Path(file).stem}"
+        sizes, rates = _numbers(n_train, int), _numbers(tune, float)
+
+        result = run_compare(
+            file,
+            compare_names(methods),
+            seeds,
+            folder,
+            n_train=sizes,
+            tune=rates,
+            jobs=jobs,
+            say=_silent if as_json else typer.echo,
+        )
+        page = write_comparison_page(result, folder)
+        if as_json:
+            typer.echo(json.dumps(result))
+        else:
+            print_comparison(result)
+            typer.echo(f"\nreport   {page}")
+        if result["failed"]:
+            raise typer.Exit(1)
+
+
+def _silent(text: str) -> None:
+    """With --json nothing but the result is printed."""
+
+
+def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """Numbers from ``0.3,1,3``."""
+    from h2tune.comparison.cells import CompareError
+
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise CompareError(f"--n-train and --tune are numbers with commas between: {error}") from None

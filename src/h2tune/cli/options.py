@@ -1,0 +1,46 @@
+"""What the commands share: their common options, and how a mistake ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for what is made; by default under runs/.")]
+Run = Annotated[Path, typer.Argument(help="A run directory, or (for `export` and `predict`) a client's kit.")]
+File = Annotated[Path, typer.Argument(help="A federation's YAML file; `h2tune init` writes one.")]
+
+
+@contextmanager
+def plain_errors(
+    stopped: str = "Stopped. The last committed round is safe; go on with the same command and --resume.",
+) -> Iterator[None]:
+    """Expected mistakes end in one or two lines and exit code 1; anything else is a bug and shows its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(stopped, err=True)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if _is_expected(error):
+            fail(str(error))
+        raise
+
+
+def _is_expected(error: Exception) -> bool:
+    from h2tune.errors import H2TuneError
+
+    # The second half is for rooms whose errors do not derive from H2TuneError yet.
+    old = isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("h2tune.")
+    return isinstance(error, H2TuneError) or old
+
+
+def fail(text: str) -> NoReturn:
+    """Print a mistake, each line of it marked as an error, and end with exit code 1."""
+    for line in text.splitlines():
+        typer.echo(f"error: {line}" if not line.startswith(" ") else line, err=True)
+    raise typer.Exit(1)

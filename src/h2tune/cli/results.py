@@ -1,0 +1,65 @@
+"""The commands on what a federation leaves: report, export, predict."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from h2tune.cli.options import Out, Run, fail, plain_errors
+
+
+def report(run_dir: Run) -> None:
+    """Write RUN/report.html again from the run's figures."""
+    with plain_errors():
+        from h2tune.report import write_report
+        from h2tune.store import RunStore
+        from h2tune.utils.files import StoreError
+
+        if not RunStore(run_dir).exists:
+            raise StoreError(f"{run_dir} is not a run directory.")
+        typer.echo(write_report(run_dir))
+
+
+def export(
+    run_dir: Run,
+    client: Annotated[str | None, typer.Option(help="Whose adapter; not needed for a client's kit.")] = None,
+    to: Annotated[str, typer.Option(help="`peft`: a standard LoRA; `merged`: the whole model.")] = "peft",
+    out: Out = None,
+) -> None:
+    """Write a client's result as a standard LoRA (exact) or as a merged model."""
+    with plain_errors():
+        if to not in ("peft", "merged"):
+            fail(f"--to must be peft or merged, not {to!r}")
+        from h2tune.utils.logging import quiet_libraries
+
+        quiet_libraries()
+        from h2tune.inference import export as write
+        from h2tune.inference import only_client
+
+        client = client or only_client(run_dir)
+        typer.echo(write(run_dir, client, out or run_dir / "export" / f"{client}-{to}", to))
+
+
+def predict(
+    run_dir: Run,
+    file: Annotated[Path, typer.Option(help="Rows with the task's columns; answers are not needed.")],
+    client: Annotated[str | None, typer.Option(help="Whose adapter answers; not needed for a client's kit.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write there instead of printing.")] = None,
+) -> None:
+    """Answer the rows of a file with a client's adapter, as JSON lines."""
+    with plain_errors():
+        from h2tune.utils.logging import quiet_libraries
+
+        quiet_libraries()
+        from h2tune.inference import only_client, to_jsonl
+        from h2tune.inference import predict as answer
+
+        lines = to_jsonl(answer(run_dir, client or only_client(run_dir), file))
+        if out is None:
+            for line in lines:
+                sys.stdout.write(line + "\n")
+        else:
+            out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,129 @@
+"""The commands of a federation on this machine: init, plan, run, demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from h2tune.cli.options import File, Json, Out, fail, plain_errors
+from h2tune.cli.output import print_plan, print_run
+
+if TYPE_CHECKING:
+    from h2tune.config import Experiment
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to write.")] = Path("federation.yaml"),
+) -> None:
+    """Write a commented YAML file to fill in with your own models and data."""
+    from importlib.resources import files
+
+    if file.exists():
+        fail(f"{file} exists already.")
+    file.write_text((files("h2tune") / "template.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    typer.echo(f"wrote {file}; edit it, then: h2tune plan {file}")
+
+
+def plan(file: File, as_json: Json = False) -> None:
+    """Show what each client needs and sends, and every mistake in the file, before anything is trained."""
+    with plain_errors():
+        from h2tune.utils.logging import quiet_libraries
+
+        quiet_libraries()
+        from h2tune.config import load_config
+        from h2tune.plan import make_plan
+
+        found = make_plan(load_config(file))
+        if as_json:
+            typer.echo(json.dumps(found.plain(), indent=1))
+        else:
+            print_plan(found)
+        for warning in found.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        if found.problems:
+            fail("\n".join(found.problems))
+
+
+def run(
+    file: File,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last committed round.")] = False,
+    changed: Annotated[
+        list[str] | None, typer.Option("--changed", help="A key that may differ from the run's when resuming.")
+    ] = None,
+    baseline: Annotated[
+        bool | None, typer.Option("--baseline/--no-baseline", help="Also train every client alone.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the file's seed.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Spread the clients over so many processes, GPUs or machines, with Ray.")
+    ] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
+) -> None:
+    """Train a federation and write its run directory and report."""
+    with plain_errors():
+        from h2tune.config import load_config
+
+        experiment = load_config(file, seed=seed)
+        update: dict[str, Any] = {}
+        if baseline is not None:
+            update["baseline"] = "local" if baseline else "none"
+        if tensorboard and "tensorboard" not in experiment.tracking:
+            update["tracking"] = [*experiment.tracking, "tensorboard"]
+        folder = out or Path("runs") / experiment.name
+        _train(experiment.model_copy(update=update), folder, resume, tuple(changed or ()), as_json, quiet, workers)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Three clients, three families, three answer formats: is federation worth it? About three minutes on two cores."""
+    with plain_errors():
+        from h2tune.demo import demo_experiment
+
+        _train(demo_experiment(seed), _free(out), as_json=as_json)
+
+
+def _train(
+    experiment: Experiment,
+    out: Path,
+    resume: bool = False,
+    changed: tuple[str, ...] = (),
+    as_json: bool = False,
+    quiet: bool = False,
+    workers: int = 0,
+) -> None:
+    from h2tune.utils.logging import quiet_libraries
+
+    quiet_libraries()
+    from h2tune.federation import run as run_federation
+    from h2tune.report import write_report
+    from h2tune.report.live import Progress
+
+    progress = Progress(mode="json" if as_json else "quiet" if quiet else "auto")
+    try:
+        metrics = run_federation(experiment, out, resume=resume, changed=changed, watcher=progress, workers=workers)
+    finally:
+        progress.stop()
+    page = write_report(out)
+    if as_json:
+        typer.echo(json.dumps({"event": "result", "run": str(out), "mean": metrics["mean"]}))
+        return
+    print_run(out)
+    typer.echo(f"\nreport   {page}\nexport   h2tune export {out} --client NAME --to peft --out FOLDER")
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, ... that does not exist."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free

@@ -1,0 +1,87 @@
+"""The cells of a comparison: what each one runs, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from h2tune.config import Experiment, load_config
+from h2tune.errors import H2TuneError
+from h2tune.methods.registry import resolve_method
+
+TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
+UNREAD_TEST = 4  # test rows of a trial: a run needs some, nobody looks at them
+
+
+class CompareError(H2TuneError, RuntimeError):
+    """A comparison cannot go on; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid. ``rate`` multiplies the file's learning rates."""
+
+    method: str
+    seed: int
+    n_train: int | None = None
+    rate: float = 1.0
+    tuning: bool = False
+
+    @property
+    def folder(self) -> str:
+        size = "" if self.n_train is None else f"-n{self.n_train}"
+        part = f"tune/{self.method}{size}/rate-{self.rate:g}" if self.tuning else f"runs/{self.method}{size}"
+        return f"{part}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: its metrics, or why there are none."""
+
+    cell: Cell
+    metrics: dict[str, Any] | None = None
+    reason: str = ""
+    skipped: bool = False  # the method does not suit the federation; nothing went wrong
+
+
+def family_of(name: str) -> str:
+    """The method itself, or the one that it is a variant of: these have the same settings."""
+    return resolve_method(name)[0].variant_of or name
+
+
+def experiment_of(file: str | Path, cell: Cell) -> Experiment:
+    """The experiment of one cell."""
+    if str(file) == "demo":
+        from h2tune.demo import demo_experiment
+
+        base = demo_experiment(cell.seed)
+    else:
+        base = load_config(file, seed=cell.seed)
+    own = {"name": base.method} if isinstance(base.method, str) else {"name": "h2tune", **base.method}
+    changes = dict(base.methods.get(cell.method, {}))
+    training = base.training
+    rank, depth = changes.pop("rank", base.rank), changes.pop("depth", base.depth)
+    rates: dict[str, float] = {
+        key: cell.rate * changes.pop(key, getattr(training, key)) for key in ("learning_rate", "core_learning_rate")
+    }
+    same = family_of(cell.method) == family_of(str(own["name"]))
+    spec = (own if same else {}) | changes | {"name": cell.method}
+    resolve_method(spec)
+    data: dict[str, Any] = {} if cell.n_train is None else {"n_train": cell.n_train}
+    if cell.tuning:
+        data["n_test"] = UNREAD_TEST  # rates are chosen by validation: there is nothing to see in test data
+    clients = [c.model_copy(update=data) for c in base.clients]
+    return base.model_copy(
+        update={
+            "method": spec,
+            "rank": rank,
+            "depth": depth,
+            "methods": {},
+            "baseline": "none",
+            "select": "federated",
+            "tracking": [],
+            "clients": clients,
+            "training": training.model_copy(update=rates),
+        }
+    )

@@ -1,0 +1,49 @@
+"""A mean that depends neither on the order of arrival nor on the number of clients: sums in whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_LIMBS, _LIMB_BITS = 6, 32
+
+
+class CoreSum:
+    """Streaming mean of the clients' cores, entry by entry over the clients that cover it.
+
+    Sums are kept exactly, as integers in limbs of 32 bits from 2^31 down to 2^-160, below the smallest float32:
+    neither the order of arrival nor the number of clients changes the result or the memory, and equal clients have
+    exactly their own core as mean. Entries beyond +-2^31 count as that; weights must sum to less than 2^31.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        zeros = torch.zeros(tuple(shape), dtype=torch.int64)
+        self.weight = zeros
+        self.limbs = [torch.zeros_like(zeros) for _ in range(_LIMBS)]
+
+    def add(self, core: Tensor, coverage: Tensor, weight: int) -> None:
+        """Add one client's S (any leading rank r <= R) with its coverage (booleans of the same shape).
+
+        Args:
+            weight: a whole number; n_i, or 1.
+        """
+        r = core.shape[-1]
+        rest = torch.where(coverage, core.double(), 0.0).clamp(-(2.0**31), 2.0**31)
+        for k, limb in enumerate(self.limbs):
+            scale = 2.0 ** (_LIMB_BITS * k)
+            digits = torch.trunc(rest * scale)
+            rest = rest - digits / scale
+            limb[..., :r, :r] += weight * digits.long()
+        self.weight[..., :r, :r] += weight * coverage.long()
+
+    def mean(self, before: Tensor) -> Tensor:
+        """``sum w C S / sum w C``; entries that nobody covers keep their value ``before``."""
+        weight = self.weight.clamp_min(1)
+        mean = torch.zeros(self.weight.shape, dtype=torch.float64)
+        for k, limb in enumerate(self.limbs):
+            whole = torch.div(limb, weight, rounding_mode="trunc")
+            part = (limb - whole * weight).double() / weight.double()
+            mean += (whole.double() + part) * 2.0 ** (-_LIMB_BITS * k)
+        return torch.where(self.weight > 0, mean, before.double()).to(before.dtype)

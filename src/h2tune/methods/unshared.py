@@ -1,0 +1,61 @@
+"""H2Tune without its exchange: the same frames, phases and updates, and every client keeps its own core.
+
+Beside H2Tune it shows what averaging alone is worth.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from h2tune.config import Experiment
+from h2tune.frames.registry import kind_of
+from h2tune.methods.base import Method, ModelShape, PlannedBytes, Sent
+from h2tune.methods.h2tune import H2TuneClient, H2TuneServer
+from h2tune.methods.h2tune_settings import H2TuneSettings
+from h2tune.protocol.codec import Payload
+from h2tune.protocol.exchange import Ask, Reply
+
+
+class UnsharedClient(H2TuneClient):
+    actions = ("train",)
+
+    @classmethod
+    def leaves(cls, experiment: Experiment | None, settings: H2TuneSettings) -> list[Sent]:
+        return kind_of(settings.frames).leaves(settings)
+
+    @classmethod
+    def planned_bytes(cls, experiment: Experiment, settings: H2TuneSettings, shape: ModelShape) -> PlannedBytes:
+        return PlannedBytes(0, 0, *kind_of(settings.frames).setup_bytes(experiment, settings, shape))
+
+    def receive(self, payload: Payload) -> None:
+        return
+
+    def pack(self) -> dict[str, Any]:
+        return {}
+
+
+class UnsharedServer(H2TuneServer):
+    @classmethod
+    def allows(cls, experiment: Experiment, settings: Any) -> None:
+        return  # nothing travels: however it is asked to travel, all is well
+
+    def download(self, client: str) -> Payload:
+        return Payload()
+
+    def run_round(self, ask: Ask, number: int, selected: list[str]) -> None:
+        ask("train", dict.fromkeys(selected, Payload()))
+
+    def add(self, reply: Reply) -> None:
+        return
+
+
+Method(
+    "h2tune-unshared",
+    H2TuneSettings,
+    UnsharedClient,
+    UnsharedServer,
+    "the same frames and phases, never averaged",
+    source="Guo et al., arXiv 2507.22633; the frames are this project's",
+    variant_of="h2tune",
+    heading="frames only",
+)

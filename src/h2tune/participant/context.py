@@ -1,0 +1,178 @@
+"""What a federated method may see of its participant: model, data, seeds, a trainer, and its own validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from h2tune import tasks
+from h2tune.config import ClientConfig, Experiment
+from h2tune.core.slots import Layout
+from h2tune.participant.affordable import affordable_keep, step_milliseconds
+from h2tune.participant.base_models import ModelPool
+from h2tune.participant.batches import stream
+from h2tune.participant.data import Part, load_data
+from h2tune.participant.scoring import Score, score
+from h2tune.participant.trainer import Batches, LocalTraining, NanLossError, Trainer
+from h2tune.store import ClientStore
+from h2tune.utils.seeds import derive
+
+Watch = Callable[[str, int, str, int, int, float], None]
+"""Told of every update: client, round, phase, step, steps, loss."""
+
+
+class ClientContext:
+    """A participant as its method sees it.
+
+    Args:
+        config: the participant's own part of the experiment.
+        experiment: what all participants agree on.
+        models: the base models of this process.
+        slots: slots that the method adapts; None is all that the model has.
+        anchors: public sentences, the same for everyone.
+        store: where what was measured once is kept; None keeps nothing.
+        trainer: carries out local training; by default one update after the other.
+
+    Attributes:
+        base: the model, with the adapters of all clients on it. layout: the maps that are adapted.
+        data: training, validation and test rows. keep: share of the core that the budget allows.
+        data_seed: stands for the participant in everything random.
+        run, round: identity of the run, and the round that is under way.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        experiment: Experiment,
+        models: ModelPool,
+        *,
+        slots: Sequence[str] | None = None,
+        anchors: Sequence[str] = (),
+        store: ClientStore | None = None,
+        watch: Watch | None = None,
+        accelerator: Accelerator | None = None,
+        trainer: Trainer | None = None,
+    ) -> None:
+        self.config, self.experiment, self.models, self.anchors, self.watch = (
+            config,
+            experiment,
+            models,
+            anchors,
+            watch,
+        )
+        self.name, self.seed, self.data_seed = config.name, experiment.seed, config.name
+        self.training, self.rank, self.rounds = experiment.training, experiment.rank, experiment.rounds
+        self.task = tasks.build_task(config.task)
+        self.base = models.of(config, self.task)
+        self.layout: Layout = self.base.layout.only(slots)
+        self.tokenizer = self.base.tokenizer
+        self.accelerator = accelerator or make_accelerator(experiment, models.device)
+        self.trainer = trainer or Trainer(self.training, self.accelerator)
+        self.data = load_data(config, self.task, self.base, self.seed, experiment.evaluation.n_validation)
+        self.keep = self._affordable(store) if config.keep == "auto" else float(config.keep)
+        self.run, self.round = "", 0
+        self._losses: dict[str, float] = {}
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the method has put an adapter on the model; it need not."""
+        return self.base.peft is not None and self.name in self.base.peft.peft_config
+
+    @property
+    def task_type(self) -> str:
+        """PEFT's word for the kind of task."""
+        return "SEQ_CLS" if self.task.kind == "classify" else "CAUSAL_LM"
+
+    def _affordable(self, store: ClientStore | None) -> float:
+        """``keep: auto``; what was found once is kept, so that a resumed run has the same shapes."""
+        known = store.read_json("budget.json") if store else None
+        if known is None:
+
+            keep = affordable_keep(self.config, self.experiment, self.base, self.layout, self.step_milliseconds)
+            known = {"keep": keep}
+            if store:
+                store.write_json("budget.json", known)
+        return float(known["keep"])
+
+    def step_milliseconds(self, rank: int | None = None) -> float:
+        """Measured milliseconds of a training step with an adapter of this rank (by default the experiment's)."""
+        batches = self.batches("probe")
+        return step_milliseconds(self.base, self.layout, self.task_type, rank or self.rank, self.trainer, batches)
+
+    @property
+    def max_length(self) -> int:
+        """Longest example in tokens."""
+        return self.config.max_length or self.base.context
+
+    @property
+    def learning_rate(self) -> float:
+        """For A, B and a head; the core has ``training.core_learning_rate``."""
+        return self.config.learning_rate or self.training.learning_rate
+
+    @contextmanager
+    def generator(self, *purpose: object) -> Iterator[None]:
+        """Torch's generators seeded for one purpose of this client, and restored afterwards."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(derive(self.seed, self.data_seed, *purpose))
+            yield
+
+    def batches(self, *purpose: object) -> Batches:
+        """Endless batches of the training rows, in an order that the purpose fixes."""
+        seed = derive(self.seed, self.data_seed, *purpose)
+        return stream(self.data.train.encoded, self.training.batch_size, self.tokenizer.pad_token_id, seed)
+
+    def train(self, training: LocalTraining) -> None:
+        """Carry out local training; the losses go into the client's report of the round.
+
+        Raises:
+            NanLossError: the loss is not a number.
+        """
+        self._losses |= self.trainer.run(training, self.on_step)
+
+    def on_step(self, phase: str, step: int, steps: int, loss: float) -> None:
+        """Tell whoever watches of an update."""
+        if self.watch:
+            self.watch(self.name, self.round, phase, step, steps, loss)
+
+    def take_losses(self) -> dict[str, float]:
+        """Mean loss of each phase since it was last asked for."""
+        losses, self._losses = self._losses, {}
+        return losses
+
+    def validation_loss(self) -> float:
+        """Nats per answer token of the client's model, as it stands, on its validation rows."""
+        return self.score(self.data.validation, loss_only=True).nats
+
+    def score(self, part: Part, *, untouched: bool = False, loss_only: bool = False) -> Score:
+        """Score the client's model on some rows, or with ``untouched`` the base model without an adapter.
+
+        Raises:
+            NanLossError: the loss is not a number.
+        """
+        size = self.experiment.evaluation.batch_size
+        arguments = (self.tokenizer, self.task, part.examples, part.encoded, size, loss_only)
+        if self.has_adapter and not untouched:
+            found = score(self.base.activate(self.name), *arguments)
+        else:
+            with self.base.untouched() as model:
+                found = score(model, *arguments)
+        if not math.isfinite(found.nats):
+            raise NanLossError("the loss on held-out rows is not a number")
+        return found
+
+
+def make_accelerator(experiment: Experiment, device: str, folder: Path | None = None) -> Accelerator:
+    """One Accelerator for all clients of a process; its trackers, if any are asked for, write under ``folder``."""
+    precision = {"fp32": "no"}.get(experiment.training.precision, experiment.training.precision)
+    trackers = list(experiment.tracking) if folder else None
+    state = AcceleratorState._shared_state
+    if state and state.get("_mixed_precision") != precision:
+        # Accelerate keeps one precision per process; a second run with another one is nothing unusual for us.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder)

@@ -1,0 +1,70 @@
+"""How a method talks with clients: ``ask(kind, {client: payload}, read) -> {client: what was read}``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from h2tune.protocol.codec import Payload
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's answer that passed every check of the session."""
+
+    client: str
+    payload: Payload
+    examples: int
+    bytes_down: int
+    bytes_up: int
+
+
+class QuorumMissed(Exception):
+    """Too few clients answered an exchange; nothing of the round is committed."""
+
+
+def payload_of(reply: Reply) -> Any:
+    """What `Ask` reads of a reply unless it is told otherwise."""
+    return reply.payload
+
+
+class Ask(Protocol):
+    """The exchanges of a round, or of the set-up; see `h2tune.session.Exchanges`.
+
+    Attributes:
+        run: identity of the run. round: number of the round.
+    """
+
+    run: str
+    round: int
+
+    def __call__(
+        self,
+        kind: str,
+        payloads: dict[str, Payload],
+        read: Callable[[Reply], Any] = payload_of,
+        *,
+        again: bool = True,
+    ) -> dict[str, Any]:
+        """Ask each client and return what ``read`` made of its answer, by client.
+
+        Args:
+            kind: one of the method's actions.
+            payloads: what each client is sent.
+            read: called with each reply as it comes. A ProtocolError that it raises excludes the client; then it must
+                have changed nothing.
+            again: whether a client that restarts meanwhile is asked again.
+
+        Raises:
+            QuorumMissed: fewer clients answered than the quorum asks for.
+        """
+
+    def exclude(self, name: str, reason: str) -> None:
+        """Exclude a client from the rest of the run."""
+
+    def takes_part(self, name: str) -> bool:
+        """Whether a client is neither excluded nor away."""
+
+    def excluded(self) -> int:
+        """How many clients the run has excluded so far."""
