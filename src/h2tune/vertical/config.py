@@ -202,7 +202,9 @@ def is_vertical(path: str | Path) -> bool:
 
 
 def is_vertical_run(folder: str | Path) -> bool:
-    """Whether a folder holds the run of a vertical federation."""
+    """Whether a folder holds the run of a vertical federation, or what was exported from one."""
+    if (Path(folder) / "server" / "predictor.json").is_file():
+        return True
     path = Path(folder) / "run.json"
     return path.is_file() and json.loads(path.read_text()).get("kind") == "vertical"
 
