@@ -199,7 +199,7 @@ def test_nan_loss_stops_that_client_only_and_quorum_counts(tmp_path: Path) -> No
     rows = [experiment.clients[0], experiment.clients[1].model_copy(update={"learning_rate": 1e30})]
     server, _ = build(experiment.model_copy(update={"clients": rows}), tmp_path / "a")
     server.run()
-    assert "not a number" in server.members["c1"].status and "rows" in server.members["c1"].status
+    assert "not a number" in server.members["c1"].standing and "rows" in server.members["c1"].standing
     assert server.members["c0"].final is not None
     strict = experiment.model_copy(update={"clients": rows, "quorum": 2})
     server, _ = build(strict, tmp_path / "b")

@@ -52,7 +52,7 @@ def test_a_bad_update_excludes_its_client_and_the_others_go_on(damage: str, tmp_
     server, _ = build(small(rounds=2), tmp_path / "run", spoil)
     server.run()
     assert server.round == 2
-    assert server.members["c1"].status.startswith("stopped: ")
+    assert server.members["c1"].standing.startswith("stopped: ")
     assert server.members["c0"].final is not None
     events = (tmp_path / "run" / "events.jsonl").read_text()
     assert "client_excluded" in events
@@ -71,7 +71,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "key"), [("join", "facts"), ("join", "base"), ("train", "record"), ("finish", "final")]
+    ("kind", "key"), [("join", "facts"), ("join", "base"), ("train", "report"), ("finish", "final")]
 )
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=str)
 def test_what_a_client_says_of_itself_cannot_stop_the_server(
@@ -83,7 +83,7 @@ def test_what_a_client_says_of_itself_cannot_stop_the_server(
 
     server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
     server.run()
-    assert server.members["c0"].status.startswith(f"stopped: its {'figures' if key == 'base' else key} cannot be read")
+    assert server.members["c0"].standing.startswith(f"stopped: its {'figures' if key == 'base' else key} cannot be read")
     assert server.members["c1"].final and server.round == 1
 
 
@@ -119,7 +119,7 @@ def test_an_introduction_that_cannot_be_excludes_its_client_and_the_others_begin
     experiment = small(rounds=1, training={"steps": 1, "batch_size": 2}, method={"name": method})
     server, _ = build(experiment, tmp_path, of_c0(change))
     server.run()
-    assert says in server.members["c0"].status, server.members["c0"].status
+    assert says in server.members["c0"].standing, server.members["c0"].standing
     assert server.members["c1"].final and server.round == 1
 
 
@@ -130,7 +130,7 @@ def test_an_introduction_without_what_the_method_needs_is_no_introduction(tmp_pa
 
     server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
     server.run()
-    assert server.members["c0"].status == "stopped: its introduction lacks depth, slots"
+    assert server.members["c0"].standing == "stopped: its introduction lacks depth, slots"
     assert server.members["c1"].final
 
 
@@ -168,7 +168,7 @@ def test_bases_that_cannot_be_exclude_their_client_and_the_others_begin(
 
     server, _ = build(small(clients=3, rounds=1), tmp_path, of_c0(change))
     server.run()
-    assert says in server.members["c0"].status, server.members["c0"].status
+    assert says in server.members["c0"].standing, server.members["c0"].standing
     assert all(server.members[name].final for name in ("c1", "c2")) and server.method.S.abs().sum() > 0
 
 
@@ -179,7 +179,7 @@ def test_who_says_another_number_of_examples_than_before_is_excluded(tmp_path: P
 
     server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
     server.run()
-    assert "it says 10000000 examples" in server.members["c0"].status and server.members["c1"].final
+    assert "it says 10000000 examples" in server.members["c0"].standing and server.members["c1"].final
 
 
 def test_another_describes_the_anchors_where_the_first_cannot(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_another_describes_the_anchors_where_the_first_cannot(tmp_path: Path) ->
 
     server, _ = build(small(clients=2, same_model=True, rounds=1), tmp_path, of_c0(change))
     server.run()
-    assert "bases cannot be read" in server.members["c0"].status
+    assert "bases cannot be read" in server.members["c0"].standing
     assert server.members["c1"].final and server.method.S.abs().sum() > 0
 
 
@@ -206,7 +206,7 @@ def test_colora_goes_on_with_another_pivot(damage: str, tmp_path: Path) -> None:
 
     server, _ = build(small(clients=3, rounds=1, method={"name": "colora"}), tmp_path, of_c0(change))
     server.run()
-    assert "its guide" in server.members["c0"].status
+    assert "its guide" in server.members["c0"].standing
     assert server.method.pivot != "c0" and all(server.members[name].final for name in ("c1", "c2"))
 
 
@@ -219,7 +219,7 @@ def test_a_key_that_is_none_excludes_its_sender_and_nobody_else(tmp_path: Path) 
 
     server, _ = build(small(clients=4, rounds=1, secure_aggregation={"threshold": 3}), tmp_path, of_c0(change))
     server.run()
-    assert "public key" in server.members["c0"].status
+    assert "public key" in server.members["c0"].standing
     assert all(server.members[name].final for name in ("c1", "c2", "c3"))
 
 
@@ -277,4 +277,4 @@ def test_what_the_server_passes_on_cannot_end_the_others(method: str, tmp_path: 
     server.run()
     assert server.round == 2 and all(server.members[name].final for name in ("c1", "c2"))
     if same:
-        assert "are missing or of another shape" in server.members["c0"].status
+        assert "are missing or of another shape" in server.members["c0"].standing

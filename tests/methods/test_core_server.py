@@ -96,7 +96,7 @@ def test_with_the_bad_one_excluded_the_rule_goes_on_with_the_others(tmp_path: Pa
         return [(n, d if n != "c0" or decode(d).kind != "train" else b"") for n, d in answers]
 
     server = shared_after_a_round(tmp_path / "run", spoil, method={"name": "h2tune", "aggregate": "closest"})
-    assert server.members["c0"].status.startswith("stopped: ") and server.method.S.any()
+    assert server.members["c0"].standing.startswith("stopped: ") and server.method.S.any()
     assert "needs 3 updates" not in (tmp_path / "run" / "events.jsonl").read_text()
 
 
@@ -125,7 +125,7 @@ def test_the_server_adds_what_clients_believe_they_sent(wire: dict, tmp_path: Pa
     torch.testing.assert_close(server.method.S[covered], (sum(sent) / 2)[covered], rtol=1e-5, atol=1e-8)
     assert all(c.method.updates.lost.any() for c in clients.values())
     server.one_round()
-    assert all(len(m.rounds) == 2 and m.status == "ok" for m in server.members.values())
+    assert all(len(m.rounds) == 2 and m.standing == "ok" for m in server.members.values())
 
 
 @pytest.mark.parametrize("wire", SMALLER[1:], ids=str)
@@ -159,7 +159,7 @@ def test_an_update_in_another_code_excludes_the_client(tmp_path: Path) -> None:
         return answers
 
     server = shared_after_a_round(tmp_path / "run", full, wire={"dtype": "int8"})
-    assert "malformed" in server.members["c2"].status and server.members["c0"].status == "ok"
+    assert "malformed" in server.members["c2"].standing and server.members["c0"].standing == "ok"
 
 
 @pytest.mark.parametrize("method", ["fedit", "celora", "pfedlora", "fedmkt"])
@@ -176,4 +176,4 @@ def test_methods_built_on_h2tune_have_its_options(method: str, tmp_path: Path) -
     server.open()
     server.one_round()
     server.one_round()
-    assert server.method.S.any() and all(m.status == "ok" for m in server.members.values())
+    assert server.method.S.any() and all(m.standing == "ok" for m in server.members.values())

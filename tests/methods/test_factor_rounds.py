@@ -172,6 +172,6 @@ def test_a_malformed_update_is_refused_and_the_round_goes_on(name: str, tmp_path
         clients["c1"].method.train = tampering
         server.open()
         server.one_round()
-        assert server.members["c1"].status.startswith("stopped: the update of c1")
-        assert server.members["c0"].status == server.members["c2"].status == "ok"
+        assert server.members["c1"].standing.startswith("stopped: the update of c1")
+        assert server.members["c0"].standing == server.members["c2"].standing == "ok"
         assert server.round == 1

@@ -275,8 +275,8 @@ def test_a_malformed_update_is_refused_and_the_round_goes_on(name: str, tmp_path
     clients["c1"].method.train = tampering
     server.open()
     server.one_round()
-    assert server.members["c1"].status.startswith("stopped: ") and "c1" in server.members["c1"].status
-    assert server.members["c0"].status == server.members["c2"].status == "ok"
+    assert server.members["c1"].standing.startswith("stopped: ") and "c1" in server.members["c1"].standing
+    assert server.members["c0"].standing == server.members["c2"].standing == "ok"
 
 
 def test_fedmkt_has_no_words_to_exchange_where_there_is_a_head(tmp_path: Path) -> None:
