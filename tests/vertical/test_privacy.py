@@ -11,7 +11,8 @@ import torch
 from vertical.recorder import recorded
 from vertical.tables import config, planted
 
-from h2tune.protocol.codec import Payload, ProtocolError, decode
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Payload, decode
 from h2tune.vertical.exposure import ALLOWED, Sizes, check, flip_matrix, randomise, true_counts, withhold
 from h2tune.vertical.federation import load_parties, salt_of
 

@@ -21,7 +21,8 @@ from h2tune.config import ConfigError, NetworkConfig
 from h2tune.deployment import provision as kits
 from h2tune.deployment.kits import SCHEMA, THEIRS, About, Kit, KitError, write_kit
 from h2tune.deployment.status import StatusFile
-from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
 from h2tune.transport.channel import Channel
 from h2tune.transport.client_loop import ClientLoop

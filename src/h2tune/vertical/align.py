@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from h2tune.errors import H2TuneError
+
 FORMS = ("without punctuation", "by their digits alone", "without leading zeros")
 DIGEST = 16  # bytes; a collision among 10^9 ids has a chance of 10^-21
 
 
-class AlignmentError(ValueError):
+class AlignmentError(H2TuneError, ValueError):
     """The parties' rows cannot be matched; the text says why and what to do."""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
+from h2tune.errors import H2TuneError, ProtocolError
+from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.transport.base import Absent, Transport
 from h2tune.transport.inprocess import InProcess
 from h2tune.vertical.exposure import Sizes, check
@@ -23,7 +24,7 @@ class NoLog:
         """Nothing is kept."""
 
 
-class PartyGone(RuntimeError):
+class PartyGone(H2TuneError, RuntimeError):
     """A party left in the middle of a round, which starts again from the last commit."""
 
 

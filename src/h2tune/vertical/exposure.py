@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from h2tune.protocol.codec import Payload, ProtocolError
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Payload
 from h2tune.vertical.align import DIGEST
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
 from h2tune.utils.files import write_atomic
 from h2tune.utils.seeds import derive

@@ -12,11 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from h2tune.errors import H2TuneError
+
 MISSING = ["", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-"]
 CATEGORIES = 50  # most values of a column that are told apart; rarer ones count as other
 
 
-class TableError(ValueError):
+class TableError(H2TuneError, ValueError):
     """A table cannot be used; the text names the party or file and the column."""
 
 
