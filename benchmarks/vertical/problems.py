@@ -78,7 +78,7 @@ def load(table: str) -> tuple[pd.DataFrame, dict[str, list[str]], str]:
 
 def long_tail(rows: np.ndarray, labels: np.ndarray, tail: int, rng: np.random.Generator) -> np.ndarray:
     """Some of the rows, so that class sizes fall from the largest possible to that divided by `tail`."""
-    classes = rng.permutation(np.unique(labels))
+    classes = rng.permutation(np.unique(labels[rows]))
     available = np.array([(labels[rows] == c).sum() for c in classes])
     wanted = tail ** -(np.arange(len(classes)) / max(len(classes) - 1, 1))
     size = (available / wanted).min()

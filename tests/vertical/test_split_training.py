@@ -82,6 +82,21 @@ def test_the_order_of_parties_and_rows_changes_nothing():
     assert first.history[-1]["test"] == second.history[-1]["test"]
 
 
+def test_the_order_in_which_answers_arrive_changes_nothing():
+    class Backwards:
+        def __init__(self, clients):
+            self.clients = clients
+
+        def exchange(self, requests, fresh=False):
+            yield from [(name, self.clients[name].handle(data)) for name, data in reversed(requests.items())]
+
+    federation, _ = recorded(config(), planted())
+    other, parties = recorded(config(), planted())
+    other.exchange.transport = Backwards(parties)
+    first, second = federation.run(), other.run()
+    assert same(first.encoder, second.encoder) and same(first.top, second.top)
+
+
 @pytest.mark.parametrize("kind", ["step", "local"])
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path, kind: str):
     settings, frames = config(), planted()

@@ -25,7 +25,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vertical")
     file = write_demo(folder / "data")
     file.write_text(
-        file.read_text().replace("rounds: 40", "rounds: 8\nmethod: {warmup: 3}\ntraining: {dim: 8, hidden: 16}")
+        file.read_text().replace(
+            "rounds: 40", "rounds: 8\nmethod: {warmup: 3}\ntraining: {dim: 8, hidden: 16, local_steps: 10}"
+        )
     )
     commands.train(file, folder / "run", quiet=True)
     return folder

@@ -113,7 +113,11 @@ class Training(_Strict):
     hidden: int = Field(64, ge=1, description="width of the two hidden layers of an encoder")
     batch: int = Field(64, ge=1, description="rows of a batch")
     steps: int = Field(10, ge=1, description="exchanged steps of a round")
-    local_steps: int = Field(10, ge=0, description="steps of a round on a party's own rows")
+    local_steps: int = Field(
+        3,
+        ge=0,
+        description="steps of a round on a party's own rows; more of them help strong views and harm weak ones",
+    )
     stale: int = Field(1, ge=1, description="updates for each exchanged step")
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)

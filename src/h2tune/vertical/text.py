@@ -29,7 +29,8 @@ def embed_texts(texts: list[str], model: str, max_length: int) -> Tensor:
             mask = batch["attention_mask"][:, :, None]
             found.append((states * mask).sum(1) / mask.sum(1).clamp_min(1))
     unit: Tensor = torch.nn.functional.normalize(torch.cat(found), dim=1)
-    return (unit * float(unit.shape[1]) ** 0.5).clone()
+    scaled: Tensor = unit * float(unit.shape[1]) ** 0.5
+    return scaled.clone()
 
 
 def _load(model: str) -> tuple[Any, Any]:

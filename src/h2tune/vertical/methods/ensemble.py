@@ -14,6 +14,7 @@ METHOD = Method(
             "select": "none",
             "gate": "mean",
         },
+        "training": {"local_steps": 10},
     },
     tuned=(PLAIN, FASTER, {"training.dropout": 0.0}, AUGMENTED),
 )

@@ -6,6 +6,9 @@ METHOD = Method(
     "prototypes",
     "prototypes and pseudo-labels of all rows; no transport, no selection, no gate",
     "ablation",
-    options={"method": {"assign": "argmax", "select": "all", "gate": "mean", "agree": False}},
+    options={
+        "method": {"assign": "argmax", "select": "all", "gate": "mean", "agree": False},
+        "training": {"local_steps": 10},
+    },
     tuned=(PLAIN, FASTER, {"training.local_steps": 5}, AUGMENTED),
 )
