@@ -3,7 +3,7 @@
 python benchmarks/vertical/grid.py run --out CELLS            # every cell a JSON file; one core, about an hour
 python benchmarks/vertical/grid.py collect --out CELLS        # benchmarks/results/vertical.json and a table
 
-Tuning: each method has four candidate settings; it takes the best by balanced accuracy on tuning problems, which share no
+Tuning: each method has four candidate settings; it takes the best by balanced accuracy on a tuning problem, which shares no
 row with any test. Tests: seeds 0 to 4, each with a split of its own.
 """
 
@@ -103,7 +103,8 @@ def tune(folder: Path, name: str, setting: Setting) -> dict[str, Any]:
     base = name if name in METHODS else "proto-evfl"
     if name == "central":
         return {}
-    return tune_with(folder, setting.table, base, lambda s, c: scored(base, build(setting, s, tuning=True), s, c))
+    place = setting.table + ("-unseen" if setting.unseen else "")
+    return tune_with(folder, place, base, lambda s, c: scored(base, build(setting, s, tuning=True), s, c))
 
 
 def tune_with(
@@ -126,7 +127,9 @@ def run(folder: Path, groups: list[str], only: set[str]) -> None:
         settings, names = GROUPS[group]
         for table, setting in settings.items():
             for name in names if not only else [n for n in names if n in only]:
-                best = tune(folder, name, MAIN[table])
+                # Methods that use the passive parties' labels are tuned with an unseen class, the others without.
+                own = setting.unseen and name not in RIVALS
+                best = tune(folder, name, UNSEEN[table] if own else MAIN[table])
                 for seed in SEEDS:
                     cell(
                         folder,

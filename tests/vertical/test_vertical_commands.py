@@ -15,6 +15,7 @@ from h2tune.utils.files import StoreError
 from h2tune.vertical.config import is_vertical, is_vertical_run, load_vertical
 from h2tune.vertical.demo import write_demo
 from h2tune.vertical.federation import load_parties
+from h2tune.vertical.plan import near_ids
 from h2tune.vertical.predictor import Predictor
 from h2tune.vertical.table import TableError
 
@@ -54,6 +55,13 @@ def test_plan_states_the_bytes_that_a_run_sends(demo: Path, capsys: pytest.Captu
         for way, planned in (("up", party.bytes_up), ("down", party.bytes_down)):
             real = sum(sent[kind][way] for kind in ("step", "local")) / metrics["rounds"]
             assert planned == pytest.approx(real, rel=0.05)
+
+
+def test_plan_reports_ids_that_nearly_match():
+    assert near_ids(["A-1", "b2", "x9"], ["a1", "B2", "y8"]) == ("without punctuation", 1)
+    assert near_ids(["007"], ["7"]) == ("without leading zeros", 1)
+    assert near_ids(["ID 12"], ["12"]) == ("by their digits alone", 1)
+    assert near_ids(["B-00001"], ["S-00001"]) is None  # other people, numbered alike
 
 
 def test_predictions_use_whoever_knows_a_person(demo: Path, tmp_path: Path):

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from h2tune.vertical.align import as_keys
+from h2tune.vertical.align import FORMS, as_keys, looser, normalise
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.federation import Frames, load_parties
 from h2tune.vertical.methods import method_named
 
+MANY = 200_000  # rows above which ids are not compared in looser forms
 HEADER = 420  # bytes of a message beside its tensors
 
 LEAVES = (
@@ -24,6 +25,26 @@ RETURNS = (
     "prototypes and pooled class shares, once a round",
 )
 STAYS = "features, ids, labels, class names, networks, and everything about people who are not aligned"
+
+
+def near_ids(mine: list[str], theirs: list[str]) -> tuple[str, int] | None:
+    """The looser form in which most further ids would be common, and how many; None for large tables or none."""
+    if max(len(mine), len(theirs)) > MANY:
+        return None
+    matched = {normalise(i) for i in mine} & {normalise(i) for i in theirs}
+    rest = [[i for i in map(normalise, ids) if i not in matched] for ids in (mine, theirs)]
+    found = {form: len(_common(rest[0], rest[1], form)) for form in FORMS}
+    best = max(found, key=found.__getitem__)
+    return (best, found[best]) if found[best] else None
+
+
+def _common(mine: list[str], theirs: list[str], form: str) -> set[str]:
+    """What ids have in common in a looser form; by digits alone only where one of the two has nothing else."""
+    first, second = ({looser(i, form) for i in ids} for ids in (mine, theirs))
+    if form == FORMS[0]:
+        return (first & second) - {""}
+    plain = [{looser(i, form) for i in ids if i.isdigit()} for ids in (mine, theirs)]
+    return ((plain[0] & second) | (first & plain[1])) - {""}
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,8 @@ def make_plan(config: VerticalConfig, frames: Frames | None = None) -> VerticalP
         labelled = sum(label is not None for label in party.train.labels)
         plans.append(PartyPlan(name, "active" if is_active else "passive", len(party.train), columns, party.width, aligned,
                                labelled, *((0, 0, 0) if is_active else (up, down, 16 * (len(party.train) + tests)))))  # fmt: skip
+        if not is_active and (near := near_ids(active.train.ids, party.train.ids)):
+            warnings.append(f"{name}: {near[1]:,} more ids would be shared with {active.name} if compared {near[0]}")
         if not is_active and aligned < 2 * classes:
             warnings.append(f"{name} shares only {aligned} people with {active.name}; there are {classes} classes")
     if config.exposure.label_dp is None and config.passive:

@@ -20,16 +20,19 @@ def embed_texts(texts: list[str], model: str, max_length: int) -> Tensor:
         TableError: if the model cannot be loaded.
     """
     tokenizer, encoder = _load(model)
+    # Texts of like length share a batch, so that little is spent on padding.
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     found: list[Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(texts), BATCH):
-            chunk = texts[start : start + BATCH]
+            chunk = [texts[row] for row in order[start : start + BATCH]]
             batch = tokenizer(chunk, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
             states = encoder(**batch).last_hidden_state
             mask = batch["attention_mask"][:, :, None]
             found.append((states * mask).sum(1) / mask.sum(1).clamp_min(1))
     unit: Tensor = torch.nn.functional.normalize(torch.cat(found), dim=1)
-    scaled: Tensor = unit * float(unit.shape[1]) ** 0.5
+    scaled = torch.empty_like(unit)
+    scaled[torch.tensor(order)] = unit * float(unit.shape[1]) ** 0.5
     return scaled.clone()
 
 
