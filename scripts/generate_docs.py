@@ -13,18 +13,39 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from h2tune.config import Budget, ClientConfig, Evaluation, Experiment, Privacy, Training, Wire
-from h2tune.methods.registry import Method
+from h2tune.config import Experiment
+from h2tune.methods.base import Method, Settings
+from h2tune.methods.registry import known_methods
 
-_SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
-    ("The file", "The keys at the top of the YAML.", Experiment),
-    ("clients", "Each entry of `clients:`.", ClientConfig),
-    ("clients: budget", "With `keep: auto`.", Budget),
-    ("training", "The keys under `training:`.", Training),
-    ("evaluation", "The keys under `evaluation:`.", Evaluation),
-    ("wire", "The keys under `wire:`, for H2Tune and the methods that share a core like it.", Wire),
-    ("privacy", "The keys under `privacy:`; [what it promises](privacy.md).", Privacy),
-]
+_TITLES = {
+    "clients": "Each entry of `clients:`. Paths are relative to the file.",
+    "budget": "With `keep: auto`, under `budget:` of a client. The share of the core follows from these limits.",
+    "training": "Local training, the same for every client unless it says otherwise.",
+    "evaluation": "When and on how much data clients are scored.",
+    "network": "Where the server is found, and how long it waits. `h2tune run` ignores these keys;"
+    " [run it for real](network.md) explains them.",
+    "wire": "For H2Tune and the methods that share a core like it: [smaller messages](messages.md).",
+    "secure_aggregation": "By default none; `secure_aggregation: {}` turns it on."
+    " [What leaves your machine](privacy.md#secure-aggregation) says what it promises.",
+    "privacy": "By default none. [What leaves your machine](privacy.md#differential-privacy-of-clients) says what it promises.",
+}
+
+
+def nested(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model inside an annotation such as ``list[Model]`` or ``Model | None``, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := nested(part))), None)
+
+
+def sections(model: type[BaseModel] = Experiment) -> dict[str, type[BaseModel]]:
+    """Every key that holds keys of its own, with its type, in the order of the file; each gets a table."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, field in model.model_fields.items():
+        if inner := nested(field.annotation):
+            found[name] = inner
+            found |= sections(inner)
+    return found
 
 
 def _type(annotation: Any) -> str:
@@ -32,9 +53,8 @@ def _type(annotation: Any) -> str:
         return "nothing"
     arguments = get_args(annotation)
     if not arguments:
-        return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
-            getattr(annotation, "__name__", str(annotation)), getattr(annotation, "__name__", str(annotation))
-        )
+        name = getattr(annotation, "__name__", str(annotation))
+        return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(name, name)
     origin = getattr(annotation, "__origin__", None)
     if origin in (list, tuple):
         return f"list of {_type(arguments[0])}"
@@ -49,38 +69,72 @@ def _default(field: Any) -> str:
     if field.default is PydanticUndefined:
         return "required"
     if isinstance(field.default, BaseModel):
-        return "see below"
+        return "as below"
+    if field.default is None:
+        return "nothing"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
-def table(model: type[BaseModel]) -> str:
-    """A Markdown table of a model's fields."""
+def _row(name: str, field: Any) -> str:
+    inner = nested(field.annotation)
+    value = _type(field.annotation)
+    if inner:
+        value = ("list of " if "list" in str(field.annotation) else "") + f"[keys](#{name})"
+    return f"| `{name}` | {value} | {_default(field)} | {field.description or ''} |"
+
+
+def table(model: type[BaseModel], beside: type[BaseModel] | None = None) -> str:
+    """A Markdown table of a model's fields; with ``beside`` only of those that differ from that model's."""
+    theirs = beside.model_fields if beside else {}
     rows = [
-        f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |"
+        _row(name, field)
         for name, field in model.model_fields.items()
+        if name not in theirs or _row(name, field) != _row(name, theirs[name])
     ]
-    return "\n".join(["| key | value | default | |", "|---|---|---|---|", *rows])
+    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
 
 
 def reference() -> str:
-    """The whole page."""
+    """The page of all keys."""
     parts = [
-        "# Configuration\n\nGenerated from the typed config by `python scripts/generate_docs.py`; do not edit by hand."
-        " Unknown keys are errors. Paths are relative to the file. `h2tune plan FILE` shows every mistake at once."
+        "# Configuration\n\nGenerated from the typed config by `python scripts/generate_docs.py`; do not edit by hand.\n\n"
+        "A federation is one YAML file. Unknown keys are errors, and paths are relative to the file."
+        " `h2tune plan FILE` shows every mistake at once. Words in the tables that are new to you are in the"
+        " [glossary](glossary.md).",
+        f"## The file\n\nThe keys at the top of the YAML.\n\n{table(Experiment)}",
     ]
-    parts += [f"## {title}\n\n{text}\n\n{table(model)}" for title, text, model in _SECTIONS]
-    parts.append("## method\n\n`method:` is a name, or a mapping `{name: ..., and settings}`.")
-    for name, method in sorted(Method.registry.items()):
-        if method.settings.model_fields and not name.startswith("toy"):
-            parts.append(f"### {name}\n\n{method.says}.\n\n{table(method.settings)}")
-        elif not name.startswith("toy"):
-            parts.append(f"### {name}\n\n{method.says}. No settings.")
+    for name, model in sections().items():
+        title = _TITLES.get(name) or inspect.cleandoc(model.__doc__ or "").splitlines()[0]
+        parts.append(f"## {name}\n\n{title}\n\n{table(model)}")
+    parts.append(
+        "## method\n\n`method:` is a name, or a mapping: `{name: ..., and its own settings}`. [Methods](methods.md) has the"
+        " rule of each."
+    )
+    for name, method in _known():
+        says = method.says[0].upper() + method.says[1:]
+        keys, model = _relative(name, method.settings)
+        parts.append(f"### {name}\n\n{says}.{keys}" + (f"\n\n{model}" if model else ""))
     return "\n\n".join(parts) + "\n"
+
+
+def _known() -> list[tuple[str, Method]]:
+    return [(name, method) for name, method in sorted(known_methods().items()) if not name.startswith("toy")]
+
+
+def _relative(name: str, settings: type[BaseModel]) -> tuple[str, str]:
+    """A sentence about a method's settings, and their table; those inherited from another method are not repeated."""
+    if not settings.model_fields:
+        return " No settings.", ""
+    for other, method in _known():
+        parent = method.settings
+        if other != name and parent not in (settings, Settings) and parent in settings.__mro__:
+            return f" The keys of [{other}](#{other}), except:", table(settings, parent)
+    return "", table(settings)
 
 
 def methods() -> str:
     """The page of methods: a table, then the rule of each as it stands at the head of its file."""
-    known = [m for name, m in sorted(Method.registry.items()) if not name.startswith("toy")]
+    known = [method for _, method in _known()]
     rows = [
         f"| [{m.name}](#{m.name}) | {'equal models' if m.one_architecture else 'any models'} | {m.says} | {m.sends} |"
         f" {m.source} |"
@@ -88,23 +142,36 @@ def methods() -> str:
     ]
     parts = [
         "# Methods\n\nGenerated from the methods' files by `python scripts/generate_docs.py`; do not edit by hand.\n\n"
-        "`method: NAME` in the config, or `h2tune compare FILE --methods NAME,NAME`. Methods for *equal models* average LoRA"
-        " factors, which only fit between clients with the same base: they run within groups of such clients, a client"
-        " without a twin trains locally, and a federation of nothing else is refused before training.\n\n"
+        "Choose one with `method: NAME` in the file, or compare several with `h2tune compare FILE --methods NAME,NAME`."
+        " `h2tune plan FILE` shows what your choice sends.\n\n"
+        "- Methods for **any models** work between clients with different base models.\n"
+        "- Methods for **equal models** average LoRA factors, which only fit between clients with the same base model. They run within"
+        " each group of such clients. A client without a [twin](glossary.md#twin) trains alone. A federation in which nobody has a"
+        " twin is refused before training.\n\n"
+        "In the formulas k is a client and p_k its share of all examples; A, B, T, S, P and C are in the [glossary](glossary.md)."
+        " [Configuration](configuration.md#method) has the settings of each method.\n\n"
         + "\n".join(["| method | for | what it is | sent each round | source |", "|---|---|---|---|---|", *rows])
     ]
     for module in dict.fromkeys(inspect.getmodule(_home(m)) for m in known):
         names = [m.name for m in known if inspect.getmodule(_home(m)) is module]
         text = inspect.cleandoc(module.__doc__ or "") if module else ""
-        anchors = "".join(f'<a id="{name}"></a>' for name in names)
-        parts.append(f"## {', '.join(names)}\n\n{anchors}\n\n```\n{text}\n```")
+        # A heading of one name is its own link target.
+        anchors = "".join(f'<a id="{name}"></a>' for name in names) + "\n\n" if len(names) > 1 else ""
+        leaves = "".join(_leaves(m) for m in known if m.name in names)
+        parts.append(f"## {', '.join(names)}\n\n{anchors}```text\n{text}\n```\n\n{leaves}".rstrip())
     return "\n\n".join(parts) + "\n\n" + _OWN
+
+
+def _leaves(method: Method) -> str:
+    """What a method lets leave a client, as it declares it itself, with its default settings."""
+    rows = [f"- {sent.when}: {sent.says}" for sent in method.client.leaves(None, method.settings())]
+    return f"What `{method.name}` lets leave a client" + (":\n\n" + "\n".join(rows) if rows else ": nothing.") + "\n\n"
 
 
 def _home(method: Method) -> type:
     """The class whose file describes the method: of client, server and settings the one with the least shared file."""
     users: dict[Any, int] = {}
-    for other in Method.registry.values():
+    for other in known_methods().values():
         for part in {inspect.getmodule(c) for c in (other.client, other.server, other.settings)}:
             users[part] = users.get(part, 0) + 1
     generic = {f"h2tune.methods.{name}" for name in ("base", "factors", "adapted", "h2tune_settings")}
@@ -114,9 +181,10 @@ def _home(method: Method) -> type:
 
 _OWN = """## A method of your own
 
-One file. Say what the client sends and how the server combines it, name the source, register it, and test the rule
-against a few lines of NumPy. This one averages only the factors B whose clients agree in sign, entry by entry; it is a
-whole method, and `tests/methods/test_worked_example.py` runs it:
+A method is one file with two halves. The client's half says what is trained and sent, the server's half how it is combined. [How a round works](rounds.md#in-code) has the
+background.
+
+This one averages only the factors B, and only entries whose sign is the same at all clients. It is a whole method. Save it as `my_methods.py` beside your `federation.yaml`:
 
 ```python
 from h2tune.methods.base import Method, Settings
@@ -135,25 +203,36 @@ class AgreeingServer(FactorServer):
         return None, mean([b for _, b in pairs], weights) * signs
 
 
-Method(
+AGREEING = Method(
     "agreeing",
     Settings,
     AgreeingClient,
     AgreeingServer,
     "mean of B where all agree in sign",
-    sends="B",
     source="an example",
     one_architecture=True,
 )
 ```
 
-Import the file before `h2tune.run` or `h2tune.comparison.compare.compare` (a plain `import my_methods`), and `method: agreeing` works. What
-it gets for nothing: groups of equal bases, checks of everything received, private state over restarts, curves, the report, and a
-place in every comparison. A method for different models subclasses `AdapterClient` and `ServerMethod`; `methods/pfedlora.py`
-is a short one. It need not share parameters at all: `tests/test_round_interface.py` exchanges texts, and embeddings.
+Then name the module and the method in the file:
 
-What its tests should catch, from defects that were published: the mean keeps one client only; weights applied twice;
-A and B turned by unrelated bases; a snapshot from before training is sent; what the server sends is never loaded.
+```yaml
+method: my_methods:AGREEING
+```
+
+A package can offer its methods under a plain name, with an entry point in the group `h2tune.methods`.
+
+**What you get without writing it:** groups of equal bases, checks of everything that arrives, private state over restarts, curves, the report, a place in every comparison, and a line in `h2tune plan` that says what
+leaves a client.
+
+**Where to go from here:**
+
+- A method for different models subclasses `AdapterClient` (`src/h2tune/methods/adapter_client.py`) and `OneExchange`; `src/h2tune/methods/pfedlora.py` is a short one.
+- A method with several exchanges in a round implements `run_round` and declares its `actions`; `tests/exchange_methods.py` has one that exchanges texts and one with many small tensors.
+- Settings of its own are fields of a `Settings` class; `src/h2tune/methods/fedprox.py` has one.
+
+**What to test.** State the rule in a few lines of NumPy and compare. Then plant the defects that published code has had, and see that the test notices: the mean keeps one client only; weights are applied twice; A and B are
+turned by unrelated bases; a snapshot from before training is sent; what the server sends is never loaded.
 """
 
 

@@ -28,15 +28,22 @@ class TextClient(ClientMethod):
 
     @classmethod
     def leaves(cls, experiment: Any, settings: Any) -> list[Sent]:
-        return [Sent("propose", ("proposals",), "a sentence"), Sent("judge", ("verdicts",), "a verdict on each sentence")]
+        return [
+            Sent("propose", ("proposals",), "a sentence"),
+            Sent("judge", ("verdicts",), "a verdict on each sentence"),
+        ]
 
     def propose(self, round: int, payload: Payload) -> Payload:
-        self.draft = f"{self.context.name} in round {round} draws {float(torch.rand(())):.9f}, having heard {len(self.heard)}"
+        self.draft = (
+            f"{self.context.name} in round {round} draws {float(torch.rand(())):.9f}, having heard {len(self.heard)}"
+        )
         return Payload(texts={"proposals": [self.draft]})
 
     def judge(self, round: int, payload: Payload) -> Payload:
         assert self.draft in payload.texts["proposals"]  # what was said in the first exchange is still known
-        return Payload(texts={"verdicts": [f"{self.context.name} read: {text}" for text in payload.texts["proposals"]]})
+        return Payload(
+            texts={"verdicts": [f"{self.context.name} read: {text}" for text in payload.texts["proposals"]]}
+        )
 
     def settle(self, round: int, payload: Payload) -> Payload:
         self.heard += payload.texts["verdicts"]
@@ -119,7 +126,9 @@ class StepServer(ServerMethod):
 
     def run_round(self, ask: Ask, number: int, selected: list[str]) -> None:
         for _ in range(STEPS):
-            sent = ask("step", {name: self.download(name) for name in selected}, lambda r: r.payload.tensors["numbers"])
+            sent = ask(
+                "step", {name: self.download(name) for name in selected}, lambda r: r.payload.tensors["numbers"]
+            )
             self.mean = torch.stack([sent[name] for name in sorted(sent)]).mean(0)
         ask("close", dict.fromkeys(selected, Payload()))
 

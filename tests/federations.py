@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from h2tune.client import Client
-from h2tune.participant.context import make_accelerator
 from h2tune.config import Experiment, parse_config
 from h2tune.participant.base_models import ModelPool
+from h2tune.participant.context import make_accelerator
 from h2tune.server import Server
 from h2tune.store import RunStore
 from h2tune.tasks.demo_problems import demo_anchors

@@ -172,5 +172,8 @@ def test_a_client_of_another_version_is_refused_when_it_joins(tmp_path: Path) ->
     scenario.clients["c1"].make = participant
     metrics = scenario.serve()
     status = metrics["clients"]["c1"]["status"]
-    assert "the server runs toy-texts version 2 (actions propose)" in status and "this client has toy-texts version 1" in status
+    assert (
+        "the server runs toy-texts version 2 (actions propose)" in status
+        and "this client has toy-texts version 1" in status
+    )
     assert scenario.clients["c1"].stopped and metrics["clients"]["c0"]["final"]

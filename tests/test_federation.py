@@ -20,6 +20,7 @@ from h2tune.client import Client
 from h2tune.participant.base_models import ModelPool
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.server import QuorumError, Server
+from h2tune.session import Status
 from h2tune.store import ClientStore, RunStore, StoreError
 from h2tune.tasks.demo_problems import demo_anchors
 from h2tune.transport.inprocess import InProcess
@@ -162,7 +163,7 @@ def test_equal_clients_aggregate_to_one_of_them(tmp_path: Path) -> None:
         rows = [c.model_copy(update={"name": f"c{i}"}) for i, c in enumerate([experiment.clients[0]] * count)]
         server, clients = build(experiment.model_copy(update={"clients": rows}), folder)
         for client in clients.values():
-            client.data_seed = "the same"
+            client.context.data_seed = "the same"
         server.run()
         return server.method.S
 
@@ -183,7 +184,7 @@ def test_upload_is_the_trained_core_bit_for_bit_and_nothing_else(tmp_path: Path)
     assert {m.client for m in sent} == {"c0", "c1"}
     for message in sent:
         assert message.payload.tensors.keys() == {"values", "pairs"}
-        assert set(message.payload.meta) == {"record"}
+        assert set(message.payload.meta) == {"report"}
         client = clients[message.client]
         state = client.store.load_state(1)
         core = state["core.S"]
@@ -203,13 +204,13 @@ def test_nan_loss_stops_that_client_only_and_quorum_counts(tmp_path: Path) -> No
     assert server.members["c0"].final is not None
     strict = experiment.model_copy(update={"clients": rows, "quorum": 2})
     server, _ = build(strict, tmp_path / "b")
-    with pytest.raises(QuorumError, match=r"quorum is 2.*The first of them, c1: .*not a number"):
+    with pytest.raises(QuorumError, match=r"quorum is 2.*The first excluded client, c1: .*not a number"):
         server.run()
 
 
 def test_clients_on_one_model_share_its_memory(tmp_path: Path) -> None:
     _, clients = build(small(clients=6), tmp_path / "run")
-    models = {id(c.base.model) for c in clients.values()}
+    models = {id(c.context.base.model) for c in clients.values()}
     assert len(models) == 3
 
 
@@ -225,7 +226,7 @@ def test_sampling_takes_the_asked_share_and_repeats() -> None:
     experiment = small(clients=6, participation=0.5)
     server = Server(experiment, "r", [c.name for c in experiment.clients], InProcess({}), None)
     for member in server.members.values():
-        member.status = "ok"
+        member.status = Status.ACTIVE
     rounds = [server.select(n) for n in range(1, 8)]
     assert all(len(r) == 3 for r in rounds)
     assert rounds == [server.select(n) for n in range(1, 8)]
@@ -354,5 +355,5 @@ def test_no_private_row_can_influence_the_frames_that_are_sent(tmp_path: Path) -
         config = experiment.clients[0].model_copy(update=other)
         client = Client(config, experiment, ModelPool("cpu"), demo_anchors())
         client.method.join()
-        sent.append(encode(Message("describe", "r", 0, "c0", "h2tune", client.method.describe())))
+        sent.append(encode(Message("describe", "r", 0, "c0", "h2tune", client.method.describe(Payload()))))
     assert len(sent[0]) > 10_000 and sent[0] == sent[1]

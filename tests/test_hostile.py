@@ -58,6 +58,7 @@ def test_a_bad_update_excludes_its_client_and_the_others_go_on(damage: str, tmp_
     assert "client_excluded" in events
 
 
+NAMED = {"base": "scores", "final": "final scores"}
 NONSENSE = [
     None,
     3,
@@ -83,7 +84,7 @@ def test_what_a_client_says_of_itself_cannot_stop_the_server(
 
     server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
     server.run()
-    assert server.members["c0"].standing.startswith(f"stopped: its {'figures' if key == 'base' else key} cannot be read")
+    assert server.members["c0"].standing.startswith(f"stopped: its {NAMED.get(key, key)} cannot be read")
     assert server.members["c1"].final and server.round == 1
 
 
@@ -179,7 +180,10 @@ def test_who_says_another_number_of_examples_than_before_is_excluded(tmp_path: P
 
     server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
     server.run()
-    assert "it says 10000000 examples" in server.members["c0"].standing and server.members["c1"].final
+    assert (
+        "it reports 10000000 training examples but reported 16 when it joined" in server.members["c0"].standing
+        and server.members["c1"].final
+    )
 
 
 def test_another_describes_the_anchors_where_the_first_cannot(tmp_path: Path) -> None:
@@ -232,7 +236,7 @@ SAID = [
     ("welcome", {"depth": 2, "slots": list(SLOTS)}, "frames lack attention"),
     ("shares", {"publics": {"c0": 3}}, "publics"),
     ("shares", {}, "publics"),
-    ("round", {"sealed": ["x"]}, "sealed"),
+    ("train", {"sealed": ["x"]}, "sealed"),
     ("unmask", {"answered": "c0"}, "answered"),
 ]
 
@@ -240,26 +244,30 @@ SAID = [
 @pytest.mark.parametrize(("kind", "meta", "says"), SAID, ids=str)
 def test_nonsense_of_a_server_is_refused_by_name(kind: str, meta: dict[str, Any], says: str, tmp_path: Path) -> None:
     pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install -e '.[secure]'")
-    method = {"name": "h2tune", "frames": "random" if kind == "round" else "anchor"}
+    method = {"name": "h2tune", "frames": "anchor" if kind == "welcome" else "random"}
     _, clients = build(small(clients=3, secure_aggregation={}, method=method), tmp_path)
     client = clients["c0"]
 
     def say(kind: str, meta: dict[str, Any]) -> bytes:
         return client.handle(encode(Message(kind, "r", 1, "c0", "h2tune", Payload(meta=meta))))
 
-    say("join", {})
-    if kind == "round":
-        say("welcome", {"depth": 2, "slots": list(client.layout.slots)})
+    say("join", {"method": client.kind.actions()})
     if kind != "welcome":
+        say("welcome", {"depth": 2, "slots": list(client.context.layout.slots)})
         say("keys", {})
     with pytest.raises(ProtocolError, match=says):
         say(kind, meta)
 
 
-@pytest.mark.parametrize("kind", ["describe", "welcome", "round", "finish", "resume", "delete"])
+@pytest.mark.parametrize(
+    "kind", ["describe", "welcome", "keys", "train", "finish", "resume", "delete", "handle", "__init__"]
+)
 def test_what_comes_before_its_time_is_refused(kind: str, tmp_path: Path) -> None:
     _, clients = build(small(clients=1), tmp_path)
-    with pytest.raises((ProtocolError, LostStateError), match=r"before its time|cannot answer|no saved state|its '"):
+    with pytest.raises(
+        (ProtocolError, LostStateError),
+        match=r"before this client is set up|there is no action|no saved state|the value of '",
+    ):
         clients["c0"].handle(encode(Message(kind, "r", 1, "c0", "h2tune")))
 
 

@@ -14,7 +14,7 @@ from h2tune.participant.base_models import ModelPool
 from h2tune.plan import make_plan
 
 SHARED = Path(__file__).parents[2] / "shared"
-EXAMPLES = Path(__file__).parents[1] / "examples"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the real data is not beside the repository")
 needs_weights = pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="the real checkpoint is not there")
 
@@ -35,8 +35,8 @@ def test_real_checkpoint_by_name_knows_its_stories_and_federates(tmp_path: Path)
 
 @needs_data
 @pytest.mark.parametrize("name", ["glue", "math"])
-def test_examples_plan_and_run_small_on_real_data(name: str, tmp_path: Path) -> None:
-    experiment = load_config(EXAMPLES / f"{name}.yaml")
+def test_benchmarks_plan_and_run_small_on_real_data(name: str, tmp_path: Path) -> None:
+    experiment = load_config(BENCHMARKS / f"{name}.yaml")
     assert make_plan(experiment).problems == []
     rows = [c.model_copy(update={"n_train": 40, "n_test": 10, "max_length": 96}) for c in experiment.clients]
     training = experiment.training.model_copy(update={"steps": 3, "batch_size": 4, "head_steps": 3})

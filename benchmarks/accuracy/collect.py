@@ -23,19 +23,28 @@ PICTURE = ROOT / "docs" / "accuracy.svg"
 ABLATIONS, ABLATED = ROOT / "benchmarks" / "results" / "ablations.json", ROOT / "docs" / "ablations.md"
 HEAD = """# Accuracy
 
-Generated from `benchmarks/results/accuracy/*.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each setting is a file in
-`benchmarks/accuracy/` whose head has the command. Differences are paired by seed, intervals are Student's t, 95 %; where local training answers under
-5 % of a client's test exactly right, the quantity is nats per answer token (differences are positive where the method is better). Rates of every
-method were tuned with the same multiples by validation of that quantity, on a seed that no row uses, but for `demo-all`, which ran at the file's own rates. Bold
-differences have an interval on one side of 0. What the figures mean, and what was tried before them, is in [experiments](experiments.md).
+Generated from `benchmarks/results/accuracy/*.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand.
+
+How to read the tables:
+
+- Each setting is a file in `benchmarks/accuracy/`; its head has the command.
+- Figures are per cent of the test answered exactly right. Where local training answers under 5 % of a client's test right, they are [nats](glossary.md#nats) for each answer token.
+  Differences are positive where the method is better, also for nats.
+- Differences are paired by seed. Intervals are Student's t, 95 %. Bold differences have an interval on one side of 0.
+- The rates of every method were tuned with the same multiples, by validation, on a seed that no row uses. `demo-all` is the exception: it ran at the file's own rates.
+- `h2tune-unshared` is h2tune without averaging.
+
+What the figures mean, and what was tried before them, is in [experiments](experiments.md).
 """
 
 ABLATED_HEAD = """# Ablations
 
-Generated from `benchmarks/results/ablations.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand. Each table is one federation, a file in
-`benchmarks/accuracy/` that says what each variant changes; everything else stays as it is. Per cent of the test right, mean over the clients;
-differences are to the table's first row, paired by seed. Rates are the file's, not tuned for each variant, and one seed gives no interval
-(seeds of one setting differ by .04): read differences of a few points as noise.
+Generated from `benchmarks/results/ablations.json` by `python benchmarks/accuracy/collect.py`; do not edit by hand.
+
+Each table is one federation, a file in `benchmarks/accuracy/`. The file says what each variant changes; everything else stays as it is. Figures are per cent of the test right, mean over the
+clients. Differences are to the table's first row, paired by seed.
+
+Rates are the file's, not tuned for each variant. One seed gives no interval, and seeds of one setting differ by .04. So read differences of a few points as noise.
 """
 
 

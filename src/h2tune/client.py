@@ -109,7 +109,9 @@ class Client:
             return self._finish(message)
         known = kind in (*method.setup_actions, *method.actions, "finish")
         raise ProtocolError(
-            f"{self.name}: {kind!r} comes before this client is set up" if known else f"{self.name}: there is no action {kind!r}"
+            f"{self.name}: {kind!r} comes before this client is set up"
+            if known
+            else f"{self.name}: there is no action {kind!r}"
         )
 
     def _join(self, message: Message) -> Payload:

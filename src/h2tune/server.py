@@ -47,6 +47,7 @@ class Server:
         self.joins = {client.name: client.joins for client in experiment.clients}
         self.quorum = max(experiment.quorum, self.method.least)
         self.round, self.state, self.opened = 0, "", False
+        self.attempt = 0  # how often the round that is under way was begun before
         self.progress = EarlyStopping(experiment.patience)
 
     @property
@@ -111,45 +112,47 @@ class Server:
 
     def one_round(self) -> str:
         """Select, let the method ask and combine, commit; returns why nothing was committed, or an empty text."""
-        start, number = time.perf_counter(), self.round + 1
-        for attempt in range(ATTEMPTS):
+        for last in [False] * (ATTEMPTS - 1) + [True]:
+            start, number = time.perf_counter(), self.round + 1
             self._let_in(number)
             selected = self.select(number)
             if len(selected) < self.quorum:
                 return self._short(len(selected), "are here")
             self.log.event("round_started", f"round {number}: {', '.join(selected)}", round=number)
-            evaluate = number % self.experiment.evaluation.every == 0 or number == self.experiment.rounds
-            ask = Exchanges(
-                self.session,
-                Place(number, attempt, state=self.state),
-                quorum=self.quorum,
-                ends=self.kind.client.ends,
-                evaluate=evaluate,
-                patient=attempt + 1 < ATTEMPTS,
-            )
+            ask = self._exchanges(number, patient=not last)
             try:
                 self.method.run_round(ask, number, selected)
-                reports = ask.finished()
-                if len(reports) < self.quorum:
-                    raise QuorumMissed("")
+                self._accept(number, ask, time.perf_counter() - start)
+                return ""
             except RoundInterrupted as error:
                 self.log.event("round_interrupted", f"round {number} begins again: {error} restarted", round=number)
                 self.method = self._committed_method()
-                continue
             except QuorumMissed as error:
-                if str(error):
-                    self.log.event("warning", f"round {number}: {error}", round=number)
+                self.log.event("warning", f"round {number}: {error}", round=number)
                 self.method = self._committed_method()
                 return self._short(len(ask.finished()), "answered")
-            self._accept(number, reports, time.perf_counter() - start)
-            return ""
         return self._short(0, "went through the round without a restart")
 
-    def _accept(self, number: int, reports: dict[str, dict[str, Any]], seconds: float) -> None:
-        """A round has come to its end: keep and commit it."""
+    def _exchanges(self, number: int, patient: bool) -> Exchanges:
+        """A new attempt at a round."""
+        every, place = self.experiment.evaluation.every, Place(number, self.attempt, state=self.state)
+        self.attempt += 1
+        evaluate = number % every == 0 or number == self.experiment.rounds
+        ends = self.kind.client.ends
+        return Exchanges(self.session, place, quorum=self.quorum, ends=ends, evaluate=evaluate, patient=patient)
+
+    def _accept(self, number: int, ask: Exchanges, seconds: float) -> None:
+        """A round has come to its end: keep and commit it.
+
+        Raises:
+            QuorumMissed: too few clients have ended it.
+        """
+        reports = ask.finished()
+        if len(reports) < self.quorum:
+            raise QuorumMissed(f"{len(reports)} clients ended it")
         for text in self.method.notices():
             self.log.event("warning", f"round {number}: {text}", round=number)
-        self.round = number
+        self.round, self.attempt = number, 0
         for name, report in reports.items():
             self.members[name].rounds.append(report)
         validated = [report["validation"]["nats"] for report in reports.values() if report.get("validation")]

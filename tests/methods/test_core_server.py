@@ -23,7 +23,7 @@ BRIEF = {"steps": 4, "batch_size": 2}
 def shared_after_a_round(folder: Path, change: Any = None, **options: Any) -> Any:
     server, _ = build(small(3, same_model=True, training=BRIEF, **options), folder)
     if change:
-        server.transport = Tampering(server.transport, change)
+        server.session.transport = Tampering(server.transport, change)
     server.open()
     server.one_round()
     return server
@@ -120,10 +120,10 @@ def test_the_server_adds_what_clients_believe_they_sent(wire: dict, tmp_path: Pa
     server, clients = build(small(2, same_model=True, training=BRIEF, wire=wire), tmp_path / "run")
     server.open()
     server.one_round()
-    sent = [c.method.core.S.detach() - c.method.updates.lost for c in clients.values()]
+    sent = [c.method.core.S.detach() - c.method.sent.lost for c in clients.values()]
     covered = clients["c0"].method.core.coverage
     torch.testing.assert_close(server.method.S[covered], (sum(sent) / 2)[covered], rtol=1e-5, atol=1e-8)
-    assert all(c.method.updates.lost.any() for c in clients.values())
+    assert all(c.method.sent.lost.any() for c in clients.values())
     server.one_round()
     assert all(len(m.rounds) == 2 and m.standing == "ok" for m in server.members.values())
 

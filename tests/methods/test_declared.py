@@ -47,7 +47,9 @@ def test_only_what_is_declared_leaves(changes: dict[str, Any], tmp_path: Path) -
     server.run()
     assert server.round == 2 and all(member.final for member in server.members.values())
     # What is declared and never seen would be a list that says too much.
-    silent = [entry for entry in declared if not any(kind in (entry.kind, "*") or entry.kind == "*" for kind, _ in seen)]
+    silent = [
+        entry for entry in declared if not any(kind in (entry.kind, "*") or entry.kind == "*" for kind, _ in seen)
+    ]
     assert [entry.kind for entry in silent] == ["failure"]
 
 

@@ -17,12 +17,12 @@ from h2tune.core.client_core import CoreShape
 from h2tune.core.relation import depth_relation
 from h2tune.core.slots import layout_of
 from h2tune.frames.consensus import factorise
-from h2tune.methods.registry import Method, MethodError
 from h2tune.methods.celora import mix, mixture_weights
 from h2tune.methods.colora import align_reader, align_writer, anchor_blocks, relevance, whitened
 from h2tune.methods.fedmkt import edit_distance, nearest_token
 from h2tune.methods.fedsb import sign_step
 from h2tune.methods.published import PublishedCore
+from h2tune.methods.registry import Method, MethodError
 from h2tune.store import RunStore
 
 NAMES = ["celora", "colora", "fedmkt", "fedsb", "h2tune-published", "pfedlora"]
@@ -305,4 +305,4 @@ def test_colora_aligns_on_as_many_sentences_as_it_is_told(tmp_path: Path) -> Non
     words = sum(len(c.split()) for c in clients["c0"].anchors[::3])
     assert len(rows) == 1 and 0.5 * words < rows.pop() < 2 * words
     server.one_round()
-    assert all(member.status == "ok" for member in server.members.values())
+    assert all(member.standing == "ok" for member in server.members.values())

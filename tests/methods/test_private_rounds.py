@@ -14,8 +14,8 @@ from federations import Tampering, build, small
 from h2tune import federation
 from h2tune.aggregation.private import clipped, standard_normal
 from h2tune.config import ConfigError
-from h2tune.methods.registry import MethodError
 from h2tune.methods.core_server import CoreServer
+from h2tune.methods.registry import MethodError
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import decode, encode
 from h2tune.report import write_report

@@ -29,7 +29,9 @@ from h2tune.transport.inprocess import InProcess
 METHODS = sorted(known_methods())
 
 
-def federation(method: str, folder: Path, trainer: Any = None, threads: bool = False, **changes: Any) -> dict[str, Client]:
+def federation(
+    method: str, folder: Path, trainer: Any = None, threads: bool = False, **changes: Any
+) -> dict[str, Client]:
     """Two clients, each on a copy of the model, with a trainer of ours; all rounds."""
     spec = {"name": method, "sentences": 4} if method == "fedmkt" else method
     training = {"steps": 4, "batch_size": 4}
@@ -227,7 +229,12 @@ def test_an_update_without_a_gradient_keeps_training_declared_by_hand_alone() ->
     group = Group([model.weight], 0.1, 2, Training(warmup=0))
     ids, labels = rows(0, 4)
     seen: list[tuple[str, int, int]] = []
-    training = LocalTraining(model, ["a", "b"], {"a": Update([group]), "b": Update([])}, iter([({"input_ids": ids, "labels": labels}, [])] * 2))
+    training = LocalTraining(
+        model,
+        ["a", "b"],
+        {"a": Update([group]), "b": Update([])},
+        iter([({"input_ids": ids, "labels": labels}, [])] * 2),
+    )
     before = model.weight.detach().clone()
     losses = Trainer(Training(), Accelerator(cpu=True)).run(training, lambda *said: seen.append(said[:3]))
     assert losses.keys() == {"a", "b"} and seen == [("a", 1, 2), ("b", 2, 2)]

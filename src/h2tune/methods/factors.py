@@ -196,7 +196,14 @@ class FactorServer(OneExchange):
     @classmethod
     def suits(cls, experiment: Experiment, introductions: Mapping[str, Mapping[str, Any]]) -> None:
         groups = cls.groups_of(introductions)
-        if all(len(names) == 1 for names in groups.values()):
+        late = [c.name for c in experiment.clients if c.joins > 1]
+        if cls.whole_rounds and (late or experiment.participation < 1):
+            raise MethodError(
+                "this method rewrites the clients' base weights in every round, so nobody may miss one:"
+                + (f" {', '.join(late)} join late" if late else " participation is below 1")
+            )
+        to_come = set(late) - introductions.keys()
+        if not to_come and all(len(names) == 1 for names in groups.values()):
             raise MethodError(
                 "this method averages LoRA factors, which only fit between equal base models, and each of"
                 f" {', '.join(sorted(introductions))} has another: it would be local training"
@@ -205,12 +212,6 @@ class FactorServer(OneExchange):
             ranks = {name: introductions[name]["rank"] for name in names}
             if not cls.client.any_rank and len(set(ranks.values())) > 1:
                 raise MethodError(f"this method needs one rank within a group, but there are {ranks}")
-        late = [c.name for c in experiment.clients if c.joins > 1]
-        if cls.whole_rounds and (late or experiment.participation < 1):
-            raise MethodError(
-                "this method rewrites the clients' base weights in every round, so nobody may miss one:"
-                + (f" {', '.join(late)} join late" if late else " participation is below 1")
-            )
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
         self.known |= {name: dict(p.meta) for name, p in joined.items()}

@@ -17,13 +17,19 @@ ENGINE = [
         " untouched model on the test rows",
         "once",
     ),
-    Sent("*", ("report",), "mean losses and seconds of the round, scores on validation rows (with `curves` on test rows)"),
+    Sent(
+        "*",
+        ("report",),
+        "mean losses and seconds of the round, scores on validation rows (with `curves` on test rows)",
+    ),
     Sent("finish", ("final",), "scores on validation and test rows", "at the end"),
     Sent("failure", ("reason", "rejoin"), "why a request could not be answered", "when it happens"),
 ]
 """What leaves whatever the method is."""
 
-STAYS = "Nothing else leaves: no row, no text, no base model, no optimiser state, and none of the method's other tensors."
+STAYS = (
+    "Nothing else leaves: no row, no text, no base model, no optimiser state, and none of the method's other tensors."
+)
 
 
 def what_leaves(experiment: Experiment) -> list[Sent]:

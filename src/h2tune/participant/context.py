@@ -93,7 +93,6 @@ class ClientContext:
         """``keep: auto``; what was found once is kept, so that a resumed run has the same shapes."""
         known = store.read_json("budget.json") if store else None
         if known is None:
-
             keep = affordable_keep(self.config, self.experiment, self.base, self.layout, self.step_milliseconds)
             known = {"keep": keep}
             if store:
