@@ -14,7 +14,6 @@ import json
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -146,7 +145,7 @@ def collect(folder: Path) -> dict[str, Any]:
         for table in settings:
             values = {n: _values(folder, group, table, n) for n in names}
             values = {n: v for n, v in values.items() if len(v) == len(SEEDS)}
-            if "proto-evfl" not in values and group not in ("ablations", "others", "unseen variants"):
+            if not values or ("proto-evfl" not in values and group not in ("ablations", "others", "unseen variants")):
                 continue
             rows = {
                 n: {
@@ -206,7 +205,7 @@ def main() -> None:
     if options.what == "run":
         run(options.out, options.groups.split(","), set(options.only.split(",")) - {""})
         return
-    result = about("python benchmarks/vertical/grid.py " + " ".join(sys.argv[1:])) | {
+    result = about("python benchmarks/vertical/grid.py collect --out CELLS") | {
         "settings": {g: {t: asdict(s) for t, s in v[0].items()} for g, v in GROUPS.items()},
         "groups": collect(options.out),
     }
