@@ -77,7 +77,7 @@ class PartyConfig(_Strict):
 class MethodConfig(_Strict):
     """The method and its options; the defaults are the method as reconstructed."""
 
-    name: str = Field("proto-evfl", description="see `h2tune methods`")
+    name: str = Field("proto-evfl", description="see docs/vertical.md")
     gate: Literal["coverage", "learned", "mean"] = Field("coverage", description="how views are weighed")
     assign: Literal["transport", "posterior", "argmax"] = Field(
         "transport", description="how unlabelled rows are assigned to classes"
