@@ -40,6 +40,13 @@ def compare(
 ) -> None:
     """Run methods side by side over seeds, and say which is better and how sure that is. Goes on where it stopped."""
     with plain_errors("Stopped. Finished runs are kept; the same command goes on."):
+        from h2tune.vertical.config import is_vertical
+
+        if is_vertical(file):
+            from h2tune.cli import vertical
+
+            vertical.compare(Path(file), methods, seeds, out, as_json)
+            return
         from h2tune.comparison.compare import compare as run_compare
         from h2tune.comparison.compare import compare_names
         from h2tune.report.comparison_page import write_comparison_page

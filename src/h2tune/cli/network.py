@@ -31,7 +31,13 @@ def provision(
     with plain_errors():
         from h2tune.config import load_config
         from h2tune.deployment import provision as making
+        from h2tune.vertical.config import is_vertical
 
+        if is_vertical(file):
+            from h2tune.cli import vertical
+
+            vertical.provision(file, out, renew or (), days, revoke or ())
+            return
         experiment = load_config(file)
         made = making.provision(experiment, out, renew or (), days)
         for folder in made:
@@ -46,18 +52,33 @@ def provision(
             )
 
 
-def server(kit: KitFolder, as_json: Json = False) -> None:
+def server(
+    kit: KitFolder,
+    train: Annotated[str | None, typer.Option(help="The active party's rows, in a vertical federation.")] = None,
+    test: Annotated[str | None, typer.Option(help="The active party's rows of the test people.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another key of the active party, as KEY=VALUE.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Coordinate a federation: wait for clients, hold the rounds, write KIT/run. The same command goes on after a stop."""
     with plain_errors("Stopped. The last committed round is safe; the same command goes on."):
         from h2tune.utils.logging import quiet_libraries
 
         quiet_libraries()
-        from h2tune.deployment.kits import Kit
+        from h2tune.deployment.kits import Kit, own_values
         from h2tune.deployment.serve import serve
+        from h2tune.deployment.vertical import is_vertical_kit
         from h2tune.report import write_report
         from h2tune.report.live import Progress
 
         _stop_on_terminate()
+        if is_vertical_kit(kit):
+            from h2tune.cli import vertical
+
+            given = {"train": train, "test": test}
+            vertical.serve(kit, own_values({k: v for k, v in given.items() if v}, settings or []), as_json)
+            return
         progress = Progress(mode="json" if as_json else "auto")
         try:
             metrics = serve(Kit(kit, "server"), progress)
@@ -93,10 +114,17 @@ def client(
         quiet_libraries()
         from h2tune.deployment.join import attend
         from h2tune.deployment.kits import Kit, own_values
+        from h2tune.deployment.vertical import is_vertical_kit
 
         _stop_on_terminate()
         given = {"model": model, "train": train, "test": test, "validation": validation, "device": device}
         own = own_values({k: v for k, v in given.items() if v is not None}, settings or [])
+
+        if is_vertical_kit(kit):
+            from h2tune.cli import vertical
+
+            vertical.attend(kit, own, as_json)
+            return
 
         def say(text: str) -> None:
             typer.echo(json.dumps({"event": "message", "text": text}) if as_json else text)

@@ -13,6 +13,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for what is made; by default under runs/.")]
 Run = Annotated[Path, typer.Argument(help="A run directory, or (for `export` and `predict`) a client's kit.")]
 File = Annotated[Path, typer.Argument(help="A federation's YAML file; `h2tune init` writes one.")]
+Vertical = Annotated[bool, typer.Option("--vertical", help="Parties with other columns of partly the same people.")]
 
 
 @contextmanager

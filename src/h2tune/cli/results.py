@@ -15,6 +15,13 @@ from h2tune.cli.options import Out, Run, fail, plain_errors
 def report(run_dir: Run) -> None:
     """Write RUN/report.html again from the run's figures."""
     with plain_errors():
+        from h2tune.vertical.config import is_vertical_run
+
+        if is_vertical_run(run_dir):
+            from h2tune.cli import vertical
+
+            typer.echo(vertical.report(run_dir))
+            return
         from h2tune.report import write_report
         from h2tune.store import RunStore
         from h2tune.utils.files import StoreError
@@ -36,6 +43,13 @@ def export(
 ) -> None:
     """Write a client's result as a standard LoRA (exact) or as a merged model."""
     with plain_errors():
+        from h2tune.vertical.config import is_vertical_run
+
+        if is_vertical_run(run_dir):
+            from h2tune.cli import vertical
+
+            typer.echo(vertical.export(run_dir, client, out))
+            return
         if to not in ("peft", "merged"):
             fail(f"--to must be peft or merged, not {to!r}")
         from h2tune.utils.logging import quiet_libraries
@@ -50,12 +64,24 @@ def export(
 
 def predict(
     run_dir: Run,
-    file: Annotated[Path, typer.Option(help="Rows with the task's columns; answers are not needed.")],
+    file: Annotated[
+        Path,
+        typer.Option(
+            help="Rows with the task's columns; answers are not needed. Of a vertical run: party=file, with commas between."
+        ),
+    ],
     client: Annotated[str | None, typer.Option(help="Whose adapter answers; not needed for a client's kit.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of printing.")] = None,
 ) -> None:
     """Answer the rows of a file with a client's adapter, as JSON lines."""
     with plain_errors():
+        from h2tune.vertical.config import is_vertical_run
+
+        if is_vertical_run(run_dir):
+            from h2tune.cli import vertical
+
+            vertical.predict(run_dir, [str(file)], out)
+            return
         from h2tune.utils.logging import quiet_libraries
 
         quiet_libraries()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from h2tune.cli.options import File, Json, Out, fail, plain_errors
+from h2tune.cli.options import File, Json, Out, Vertical, fail, plain_errors
 from h2tune.cli.output import print_plan, print_run
 
 if TYPE_CHECKING:
@@ -17,9 +17,17 @@ if TYPE_CHECKING:
 
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write.")] = Path("federation.yaml"),
+    vertical: Vertical = False,
 ) -> None:
     """Write a commented YAML file to fill in with your own models and data."""
     from importlib.resources import files
+
+    if vertical:
+        with plain_errors():
+            from h2tune.cli import vertical as parties
+
+            typer.echo(f"wrote {parties.init(file)}; edit it, then: h2tune plan {file}")
+        return
 
     if file.exists():
         fail(f"{file} exists already.")
@@ -34,6 +42,13 @@ def plan(file: File, as_json: Json = False) -> None:
 
         quiet_libraries()
         from h2tune.config import load_config
+        from h2tune.vertical.config import is_vertical
+
+        if is_vertical(file):
+            from h2tune.cli import vertical
+
+            vertical.plan(file, as_json)
+            return
         from h2tune.plan import make_plan
 
         found = make_plan(load_config(file))
@@ -68,7 +83,13 @@ def run(
     """Train a federation and write its run directory and report."""
     with plain_errors():
         from h2tune.config import load_config
+        from h2tune.vertical.config import is_vertical
 
+        if is_vertical(file):
+            from h2tune.cli import vertical
+
+            vertical.train(file, out, resume=resume, seed=seed, as_json=as_json, quiet=quiet)
+            return
         experiment = load_config(file, seed=seed)
         update: dict[str, Any] = {}
         if baseline is not None:
@@ -82,10 +103,16 @@ def run(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
+    vertical: Vertical = False,
     as_json: Json = False,
 ) -> None:
     """Three clients, three families, three answer formats: is federation worth it? About three minutes on two cores."""
     with plain_errors():
+        if vertical:
+            from h2tune.cli import vertical as parties
+
+            parties.demo(_free(out), seed, as_json)
+            return
         from h2tune.demo import demo_experiment
 
         _train(demo_experiment(seed), _free(out), as_json=as_json)

@@ -1,0 +1,228 @@
+"""The grid: methods on real tables with few aligned rows, every rival tuned with the same effort. Goes on where it stopped.
+
+python benchmarks/vertical/grid.py run --out CELLS            # every cell a JSON file; one core, about an hour
+python benchmarks/vertical/grid.py collect --out CELLS        # benchmarks/results/vertical.json and a table
+
+Tuning: each method has four candidate settings; it takes the best by balanced accuracy on a tuning problem, which shares no
+row with any test. Tests: seeds 0 to 4, each with a split of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from problems import Problem, Setting, build
+
+from h2tune.vertical.compare import interval
+from h2tune.vertical.config import VerticalConfig, parse_vertical
+from h2tune.vertical.federation import load_parties
+from h2tune.vertical.methods import METHODS
+from h2tune.vertical.methods.base import configure
+from h2tune.vertical.methods.central import evaluate_central
+from h2tune.vertical.trial import evaluate
+
+SEEDS = range(5)
+TUNING_SEEDS = (100,)
+TABLES = ("optdigits", "pendigits", "segment", "letter")
+RIVALS = ("splitnn", "fedhssl", "fedcvt")
+CORE = ("proto-evfl", "prototypes", *RIVALS)
+MAIN = {t: Setting(t) for t in TABLES}
+SKEWED = {t: Setting(t, tail=100, aligned_tail=10) for t in TABLES[:3]}
+UNSEEN = {t: Setting(t, aligned=200, unseen=True) for t in TABLES}
+FEW = {t: replace(s, labelled=20) for t, s in UNSEEN.items()}
+GROUPS: dict[str, tuple[dict[str, Setting], tuple[str, ...]]] = {
+    "main": (MAIN, CORE),
+    "unseen": (UNSEEN, (*CORE, "ensemble", "coverage off")),
+    "skewed": (SKEWED, CORE),
+    "others": (MAIN, ("local", "ensemble", "laser", "central")),
+    "few labels": (FEW, ("proto-evfl", "ensemble", "prototypes")),
+    "ablations": (MAIN, ("nu only", "posterior, all rows", "global prior", "local prior", "mean gate")),
+    "unseen variants": (UNSEEN, ("relation",)),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "nu only": {"method.select": "none"},
+    "posterior, all rows": {"method.assign": "posterior", "method.select": "all"},
+    "global prior": {"method.prior": "global"},
+    "local prior": {"method.prior": "local"},
+    "mean gate": {"method.gate": "mean"},
+    "coverage off": {"method.gate": "mean"},
+    "relation": {"method.missing": "relation"},
+}
+
+
+def changed(config: VerticalConfig, values: dict[str, Any]) -> VerticalConfig:
+    """The config with values set by `section.key`."""
+    plain = config.model_dump(mode="json")
+    for place, value in values.items():
+        section, key = place.split(".")
+        plain[section][key] = value
+    return parse_vertical(plain)
+
+
+def scored(name: str, problem: Problem, seed: int, tuned: dict[str, Any]) -> dict[str, Any]:
+    """Scores of one method or variant on one problem."""
+    config = parse_vertical(problem.config(seed))
+    if name == "central":
+        return evaluate_central(config, *problem.pooled, problem.classes)
+    method = METHODS[name if name in METHODS else "proto-evfl"]
+    config = configure(config, method)
+    config = changed(config, tuned | VARIANTS.get(name, {}))
+    # What the method itself sets is in the config by now; evaluation must not set it again over what was tuned.
+    return evaluate(
+        config, replace(method, options={} if method.train is None else None), load_parties(config, problem.frames)
+    )
+
+
+def cell(folder: Path, name: str, work: Any) -> dict[str, Any]:
+    """A result that is kept as a file."""
+    path = folder / f"{name.replace(' ', '_').replace(',', '')}.json"
+    if not path.is_file():
+        begin = time.perf_counter()
+        found = {"result": work(), "seconds": time.perf_counter() - begin}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".part").write_text(json.dumps(found))
+        path.with_suffix(".part").rename(path)
+        print(name, round(100 * found["result"].get("balanced", 0), 1), f"{found['seconds']:.1f} s", flush=True)
+    return dict(json.loads(path.read_text()))
+
+
+def tune(folder: Path, name: str, setting: Setting) -> dict[str, Any]:
+    """The candidate that is best on the main setting's tuning problem; variants share the method's own."""
+    base = name if name in METHODS else "proto-evfl"
+    if name == "central":
+        return {}
+    place = setting.table + ("-unseen" if setting.unseen else "")
+    return tune_with(folder, place, base, lambda s, c: scored(base, build(setting, s, tuning=True), s, c))
+
+
+def tune_with(
+    folder: Path, table: str, name: str, work: Callable[[int, dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The best of a method's candidates by the balanced accuracy that ``work`` finds for a seed and a candidate."""
+    means = []
+    for index, candidate in enumerate(METHODS[name].tuned):
+        found = [
+            cell(folder, f"tuning/{table}/{name}-{index}-{s}", lambda s=s, c=candidate: work(s, c))
+            for s in TUNING_SEEDS
+        ]
+        means.append(statistics.fmean(f["result"]["balanced"] for f in found))
+    return METHODS[name].tuned[max(range(len(means)), key=means.__getitem__)]
+
+
+def run(folder: Path, groups: list[str], only: set[str]) -> None:
+    """All cells that are not there yet."""
+    for group in groups:
+        settings, names = GROUPS[group]
+        for table, setting in settings.items():
+            for name in names if not only else [n for n in names if n in only]:
+                # Methods that use the passive parties' labels are tuned with an unseen class, the others without.
+                own = setting.unseen and name not in RIVALS
+                best = tune(folder, name, UNSEEN[table] if own else MAIN[table])
+                for seed in SEEDS:
+                    cell(
+                        folder,
+                        f"{group}/{table}/{name}-{seed}",
+                        lambda s=seed, n=name, b=best, x=setting: scored(n, build(x, s), s, b) | {"tuned": b},
+                    )
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Means, intervals and paired differences of all cells that are there."""
+    found: dict[str, Any] = {}
+    for group, (settings, names) in GROUPS.items():
+        quantity = "accuracy" if group in ("unseen", "few labels", "unseen variants") else "balanced"
+        for table in settings:
+            values = {n: _values(folder, group, table, n) for n in names}
+            values = {n: v for n, v in values.items() if len(v) == len(SEEDS)}
+            if not values or ("proto-evfl" not in values and group not in ("ablations", "others", "unseen variants")):
+                continue
+            rows = {
+                n: {
+                    q: interval([100 * r[q] for r in v])
+                    for q in ("balanced", "accuracy", "unseen", "harmonic")
+                    if q in v[0]
+                }
+                | {"tuned": v[0]["tuned"]}
+                for n, v in values.items()
+            }
+            own = values.get("proto-evfl") or _values(
+                folder, {"ablations": "main", "others": "main"}.get(group, "unseen"), table, "proto-evfl"
+            )
+            over = {
+                n: interval([100 * (a[quantity] - b[quantity]) for a, b in zip(own, v, strict=True)])
+                for n, v in values.items()
+                if n != "proto-evfl" and len(own) == len(v)
+            }
+            rivals = [n for n in RIVALS if n in rows]
+            best = max(rivals, key=lambda n: rows[n][quantity][0]) if rivals else None
+            found.setdefault(group, {})[table] = {
+                "quantity": quantity,
+                "methods": rows,
+                "over": over,
+                "best_rival": best,
+                "over_best": over.get(best),
+            }
+    return found
+
+
+def _values(folder: Path, group: str, table: str, name: str) -> list[dict[str, Any]]:
+    paths = [
+        folder / group.replace(" ", "_") / table / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
+        for seed in SEEDS
+    ]
+    return [json.loads(p.read_text())["result"] for p in paths if p.is_file()]
+
+
+def about(command: str) -> dict[str, Any]:
+    """What made a result."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"command": command, "commit": commit, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("run", "collect"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--groups", default=",".join(GROUPS))
+    parser.add_argument("--only", default="", help="methods, with commas between; by default all")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "run":
+        run(options.out, options.groups.split(","), set(options.only.split(",")) - {""})
+        return
+    result = about("python benchmarks/vertical/grid.py collect --out CELLS") | {
+        "settings": {g: {t: asdict(s) for t, s in v[0].items()} for g, v in GROUPS.items()},
+        "groups": collect(options.out),
+    }
+    path = Path(__file__).parents[1] / "results" / "vertical.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for group, tables in result["groups"].items():
+        for table, t in tables.items():
+            print(
+                f"\n{group} / {table} ({t['quantity']}); best rival {t['best_rival']}, over it {t['over_best'] and [round(v, 1) for v in t['over_best']]}"
+            )
+            for name, row in t["methods"].items():
+                over = t["over"].get(name)
+                extra = "".join(f"  {q} {row[q][0]:.1f}" for q in ("accuracy", "unseen", "harmonic") if q in row)
+                print(
+                    f"  {name:<20} {row['balanced'][0]:.1f} [{row['balanced'][1]:.1f}, {row['balanced'][2]:.1f}]{extra}  this over it: {over and [round(v, 1) for v in over]}"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""One self-contained HTML page for the run of a vertical federation: no script, no external resource."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from h2tune.report import format as words
+from h2tune.report.plots import Line, heatmap, line_chart
+from h2tune.utils.files import StoreError
+
+PLANE = 220  # side of a picture of prototypes
+LEAVES = (
+    "once: keyed or blinded hashes of ids, and hashes of the names of labels that a party holds",
+    "every step: embeddings of aligned people up, their gradients down",
+    "every round: prototypes and class shares both ways, class counts up",
+)
+
+
+def write_vertical_report(run_dir: Path) -> Path:
+    """Write RUN/report.html from RUN's metrics, and return its path.
+
+    Raises:
+        StoreError: if the run has no metrics yet.
+    """
+    source = Path(run_dir) / "metrics.json"
+    if not source.is_file():
+        raise StoreError(f"{run_dir} holds no finished vertical run.")
+    page = render(json.loads(source.read_text(encoding="utf-8")))
+    path, beside = Path(run_dir) / "report.html", Path(run_dir) / ".report.html.new"
+    beside.write_bytes(page.encode("utf-8", errors="replace"))
+    os.replace(beside, path)
+    return path
+
+
+def render(metrics: dict[str, Any]) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # kept out of the command line's start-up
+
+    env = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    env.filters |= {name: getattr(words, name) for name in ("percent", "decimal", "count", "size", "duration")}
+    names = [name + (" (unseen)" if i in metrics["unseen"] else "") for i, name in enumerate(metrics["classes"])]
+    return env.get_template("vertical.html").render(
+        m=metrics, sentence=sentence(metrics), names=names, traffic=_traffic(metrics), pictures=_pictures(metrics, names),
+        planes=_planes(metrics, names), recalls=_recalls(metrics), leaves=LEAVES,
+    )  # fmt: skip
+
+
+def sentence(metrics: dict[str, Any]) -> str:
+    """The result in one sentence."""
+    final = metrics["final"]
+    if not final:
+        return f"{len(metrics['parties'])} parties trained on {metrics['aligned']:,} aligned people; no test people were given."
+    text = f"{words.percent(final['balanced'])} of the test people are classified right, every class counting alike"
+    if "unseen" in final:
+        text += f"; of the unseen classes {words.percent(final['unseen'])}"
+    return text + "."
+
+
+def _traffic(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Bytes of each passive party: once, and a round."""
+    found = {}
+    for name, kinds in metrics["bytes"].items():
+        once = sum(kinds[k]["up"] + kinds[k]["down"] for k in ("join", "align"))
+        up, down = (
+            sum(kinds[k][way] for k in ("step", "local")) / max(metrics["rounds"], 1) for way in ("up", "down")
+        )
+        found[name] = {"once": once, "up": up, "down": down}
+    return found
+
+
+def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str, Markup]]:
+    """Title, note and picture of the loss, coverage, gate and confusion."""
+    short = [name[:6] for name in metrics["classes"]]
+    history = metrics["history"]
+    loss = line_chart(
+        [Line("loss", [(r["round"], r["loss"]) for r in history], "shared")],
+        [],
+        metrics["rounds"],
+        "loss over the rounds",
+        False,
+    )
+    scores = [(r["round"], r["test"]["balanced"]) for r in history if r.get("test")]
+    curve = line_chart(
+        [Line("test", scores, "test")], [], metrics["rounds"], "balanced accuracy over the rounds", True
+    )
+    found = [("Loss", "of aligned batches", loss), ("Balanced accuracy", "of the test people", curve)]
+    rows = _matrix(metrics["coverage"])
+    top = max((max(row) for row in rows), default=1.0) or 1.0
+    who = ", ".join(f"{i} {name}" for i, name in enumerate(metrics["parties"]))
+    found.append(
+        (
+            "Rows seen",
+            f"of each class at each party: {who}",
+            heatmap(rows, short, "rows of each class by party", ("party", "class"), top),
+        )
+    )
+    if "gate" in metrics:
+        found.append(
+            (
+                "Gate",
+                f"mean weight of each party for each class: {who}",
+                heatmap(_matrix(metrics["gate"]), short, "gate weights", ("party", "class")),
+            )
+        )
+    if "confusion" in metrics:
+        shares = [[v / max(sum(row), 1) for v in row] for row in metrics["confusion"]]
+        order = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        found.append(
+            (
+                "Confusion",
+                f"share of each true class (row) that is called each class (column): {order}",
+                heatmap(_matrix(shares), short, "confusion", ("true", "called")),
+            )
+        )
+    return [(title, note, picture) for title, note, picture in found if picture is not None]
+
+
+def _matrix(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in rows)
+
+
+def _planes(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, Markup]]:
+    """Each party's class means in the plane of their two main directions."""
+    found = []
+    for name, points, counts in zip(metrics["parties"], metrics["plane"], metrics["coverage"], strict=True):
+        known = [(label, point) for label, point, n in zip(names, points, counts, strict=True) if n > 0.5]
+        found.append((name, plane(known, f"class means of {name}")))
+    return found
+
+
+def plane(points: Sequence[tuple[str, Sequence[float]]], label: str) -> Markup:
+    """Named points as SVG; an unseen class is drawn as a ring."""
+    reach = max((abs(v) for _, point in points for v in point), default=1.0) or 1.0
+    parts = [Markup('<rect class="frame" x="1" y="1" width="{}" height="{}"/>').format(PLANE - 2, PLANE - 2)]
+    for name, (x, y) in points:
+        cx, cy = ((0.5 + 0.4 * v / reach) * PLANE for v in (x, -y))
+        style = "ring" if name.endswith("(unseen)") else "mark shared"
+        dot = Markup(
+            '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4"/><text class="tick mid" x="{:.1f}" y="{:.1f}">{}</text>'
+        )
+        parts.append(dot.format(style, cx, cy, cx, cy - 7, name[:18]))
+    opening = Markup('<svg viewBox="0 0 {0} {0}" role="img" aria-label="{1}" style="width:{0}px">').format(
+        PLANE, label
+    )
+    return opening + Markup("").join(parts) + Markup("</svg>")
+
+
+def _recalls(metrics: dict[str, Any]) -> list[tuple[str, float | None, list[float]]]:
+    """Each class with how often it is recognised and what each party has seen of it."""
+    recalls = (metrics["final"] or {}).get("recalls", {})
+    return [
+        (name, recalls.get(str(index)), [row[index] for row in metrics["coverage"]])
+        for index, name in enumerate(metrics["classes"])
+    ]

@@ -1,0 +1,281 @@
+"""A vertical federation as typed, validated data: who holds which columns, how people are matched, what is trained."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from h2tune.config import ConfigError, Name, NetworkConfig
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Align(_Strict):
+    """How the parties find the people that they have in common."""
+
+    by: str = Field("id", description="name of the id column; a party may name its own")
+    how: Literal["hmac", "psi"] = Field(
+        "hmac",
+        description="`hmac`: keyed hashes of the ids; `psi`: private set intersection (pip install openmined-psi)",
+    )
+    salt: str | None = Field(None, description="secret shared by all parties; by default derived from the seed")
+
+
+class Label(_Strict):
+    """What is predicted, and who has it."""
+
+    party: str = Field(description="the active party: it holds the labels and drives the training")
+    column: str = Field(description="its label column")
+    classes: list[str] | None = Field(
+        None,
+        description="all classes, also those that the active party has no row of; by default what the parties hold",
+    )
+    vectors: str | None = Field(
+        None, description="a CSV file with a public vector of each class, for `unseen: described`"
+    )
+
+
+class EncoderConfig(_Strict):
+    """What turns a party's columns into numbers before its network."""
+
+    kind: Literal["table", "text"] = Field("table", description="`text` adds one column through a frozen text encoder")
+    model: str | None = Field(None, description="folder or name of the text encoder")
+    column: str | None = Field(None, description="the text column")
+    max_length: int = Field(128, ge=8, description="longest text in tokens")
+
+    @model_validator(mode="after")
+    def _text_needs_both(self) -> EncoderConfig:
+        if self.kind == "text" and not (self.model and self.column):
+            raise ValueError("a text encoder needs `model` and `column`")
+        return self
+
+
+class PartyConfig(_Strict):
+    """One party: its files, its columns."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the party, unique")
+    train: str = Field(description="its rows: CSV, TSV, Parquet or JSONL")
+    test: str | None = Field(None, description="its columns of the test people; only used for scoring")
+    id: str | None = Field(None, description="its id column, where it is not the one of `align`")
+    columns: list[str] | None = Field(None, description="columns to use; by default all but ids and labels")
+    labels: str | None = Field(None, description="a passive party's own label column; empty cells are unlabelled rows")
+    prior: Literal["estimated"] | dict[str, float] = Field(
+        "estimated", description="class shares of its unlabelled rows, if it knows them; a wrong one does harm"
+    )
+    encoder: EncoderConfig = EncoderConfig()
+    salt: str | None = Field(None, description="its own copy of the shared secret; must be the same everywhere")
+
+
+class MethodConfig(_Strict):
+    """The method and its options; the defaults are the method as reconstructed."""
+
+    name: str = Field("proto-evfl", description="see docs/vertical.md")
+    gate: Literal["coverage", "learned", "mean"] = Field("coverage", description="how views are weighed")
+    assign: Literal["transport", "posterior", "argmax"] = Field(
+        "transport", description="how unlabelled rows are assigned to classes"
+    )
+    prior: Literal["mixed", "global", "local"] = Field("mixed", description="class shares that the assignment uses")
+    select: Literal["hard", "soft", "all", "none"] = Field("hard", description="which unlabelled rows are trained on")
+    agree: bool = Field(False, description="drop rows on which the two prototypes differ")
+    unseen: Literal["named", "described", "nameless"] = Field(
+        "named", description="what is known of a class that the active party has no row of"
+    )
+    missing: Literal["coverage", "relation"] = Field(
+        "coverage", description="a party that has not seen a class: left out of its score, or inferred from relations"
+    )
+    combine: Literal["scores", "probabilities"] = Field(
+        "scores", description="`probabilities` averages the class probabilities of the parties that know a class"
+    )
+    top: Literal["linear", "mlp"] = Field("linear", description="`mlp` adds a network over all embeddings")
+    labels: bool = Field(True, description="use the passive parties' own labels")
+    adjust: bool = Field(True, description="add log class shares to the scores in the losses")
+    view_weight: float = Field(0.3, ge=0, description="weight of each view's own loss")
+    fused_weight: float = Field(1.0, ge=0, description="weight of the loss of the fused scores")
+    warmup: int = Field(15, ge=1, description="first round that uses unlabelled rows")
+    pretext: float = Field(0.0, ge=0, description="weight of a contrastive loss on unlabelled rows, from round 1 on")
+    eps: float = Field(1.0, gt=0, description="entropic term of the transport")
+    rho: float = Field(1.0, ge=0, description="hold on the class masses of the transport")
+    ct: float = Field(0.0, ge=0, description="weight of a two-way transport loss")
+
+
+class Training(_Strict):
+    """Sizes and steps, the same for every party."""
+
+    dim: int = Field(32, ge=1, description="length of an embedding")
+    hidden: int = Field(64, ge=1, description="width of the two hidden layers of an encoder")
+    batch: int = Field(64, ge=1, description="rows of a batch")
+    steps: int = Field(10, ge=1, description="exchanged steps of a round")
+    local_steps: int = Field(
+        3,
+        ge=0,
+        description="steps of a round on a party's own rows; more of them help strong views and harm weak ones",
+    )
+    stale: int = Field(1, ge=1, description="updates for each exchanged step")
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    corrupt: float = Field(0.2, ge=0, lt=1, description="chance that a cell is swapped with another row's")
+    augment: float = Field(0.0, ge=0, lt=1, description="the same chance for the rows of aligned batches")
+    dropout: float = Field(0.1, ge=0, lt=1, description="chance that a party is left out of a row's training step")
+
+
+class Evaluation(_Strict):
+    """When the federation is scored."""
+
+    every: int = Field(10, ge=1, description="score every so many rounds")
+    validation: float = Field(
+        0.0, ge=0, lt=0.9, description="share of the aligned rows kept for choosing the best round; 0 keeps the last"
+    )
+
+
+class Exposure(_Strict):
+    """What limits the inference from what crosses."""
+
+    label_dp: float | None = Field(None, gt=0, description="epsilon of randomised response on every label")
+    gradient_noise: float = Field(0.0, ge=0, description="noise on gradients, relative to their size; a heuristic")
+    min_count: int = Field(5, ge=1, description="rows below which nothing is said of a class")
+
+
+class VerticalConfig(_Strict):
+    """A whole vertical federation."""
+
+    name: Name = Field("vertical", description="shown in reports")
+    seed: int = Field(0, ge=0, description="everything random is derived from it")
+    rounds: int = Field(60, ge=1, description="communication rounds")
+    method: MethodConfig = MethodConfig()
+    align: Align = Align()
+    label: Label
+    parties: list[PartyConfig] = Field(min_length=1)
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    exposure: Exposure = Exposure()
+    network: NetworkConfig = NetworkConfig(patience=60)  # seconds for a lost party; then the others go on
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VerticalConfig:
+        names = [party.name for party in self.parties]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"two parties have the name {twice[0]!r}; names must be unique")
+        if self.label.party not in names:
+            raise ValueError(f"label.party is {self.label.party!r}, but the parties are {', '.join(names)}")
+        if self.active.labels is not None:
+            raise ValueError(f"{self.active.name} is the active party: its labels are declared under `label.column`")
+        if self.label.classes and len(set(self.label.classes)) != len(self.label.classes):
+            raise ValueError("label.classes names a class twice")
+        if self.method.unseen == "described" and self.label.vectors is None:
+            raise ValueError("method.unseen is `described`: label.vectors must name a file of class vectors")
+        for party in self.parties:
+            if isinstance(party.prior, dict) and not math.isclose(sum(party.prior.values()), 1, abs_tol=1e-3):
+                raise ValueError(f"{party.name}: the shares in `prior` must sum to 1")
+        return self
+
+    @property
+    def active(self) -> PartyConfig:
+        """The party with the labels."""
+        return next(party for party in self.parties if party.name == self.label.party)
+
+    @property
+    def passive(self) -> list[PartyConfig]:
+        """The other parties by name, so that their order in the file changes nothing."""
+        return sorted((p for p in self.parties if p.name != self.label.party), key=lambda p: p.name)
+
+    def to_yaml(self) -> str:
+        """The config as a YAML file."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def is_vertical(path: str | Path) -> bool:
+    """Whether a YAML file describes a vertical federation: it has `parties`. False for what cannot be read."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(data, dict) and "parties" in data
+
+
+def is_vertical_run(folder: str | Path) -> bool:
+    """Whether a folder holds the run of a vertical federation, or what was exported from one."""
+    if (Path(folder) / "server" / "predictor.json").is_file():
+        return True
+    path = Path(folder) / "run.json"
+    return path.is_file() and json.loads(path.read_text()).get("kind") == "vertical"
+
+
+def load_vertical(path: str | Path, seed: int | None = None) -> VerticalConfig:
+    """Read a YAML file; paths in it are relative to the file, and ``seed`` overrides its seed.
+
+    Raises:
+        ConfigError: with every mistake at once.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError([f"There is no config file {path}."])
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} is not valid YAML: {error}"]) from None
+    return parse_vertical(data, path.parent, seed)
+
+
+def parse_vertical(data: Any, folder: Path | None = None, seed: int | None = None) -> VerticalConfig:
+    """Validate plain data; relative paths are taken from ``folder``.
+
+    Raises:
+        ConfigError: with every mistake at once.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(["The config must be a mapping with the key `parties`."])
+    if seed is not None:
+        data = data | {"seed": seed}
+    if folder is not None:
+        data = _resolve(data, folder)
+    try:
+        return VerticalConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError([_explain(e) for e in error.errors()]) from None
+
+
+_FILES = {"train", "test", "model", "vectors"}
+
+
+def _resolve(value: Any, folder: Path, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {k: _resolve(v, folder, str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_resolve(v, folder, key) for v in value]
+    if key in _FILES and isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+        return str((folder / value).resolve())
+    return value
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "method": MethodConfig, "align": Align, "label": Label, "parties": PartyConfig, "encoder": EncoderConfig,
+    "training": Training, "evaluation": Evaluation, "exposure": Exposure, "network": NetworkConfig,
+}  # fmt: skip
+
+
+def _explain(error: Any) -> str:
+    """One line for one mistake, in the words of the YAML file."""
+    place = [str(step) for step in error["loc"]]
+    where = ".".join(place) or "config"
+    if error["type"] == "extra_forbidden":
+        owner: type[BaseModel] = VerticalConfig
+        for step in place[:-1]:
+            owner = _SECTIONS.get(step, owner)
+        near = difflib.get_close_matches(place[-1], list(owner.model_fields), 1, 0.5)
+        hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(owner.model_fields)}."
+        return f"{where}: unknown key.{hint}"
+    message = "is missing" if error["type"] == "missing" else error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}"

@@ -1,0 +1,138 @@
+"""What may cross between parties, and what limits the inference from it.
+
+`ALLOWED` is the whole list: both sides hold every message against it, before sending and after receiving.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Payload
+from h2tune.vertical.align import DIGEST
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that shapes are made of: classes, embedding, rows of a batch. -1 where any length is allowed."""
+
+    classes: int = -1
+    dim: int = -1
+    batch: int = -1
+
+
+@dataclass(frozen=True)
+class Field:
+    """A tensor that a message may hold."""
+
+    shape: tuple[str | int, ...]
+    dtype: torch.dtype = torch.float32
+    needed: bool = True
+
+    def shape_for(self, sizes: Sizes) -> tuple[int, ...]:
+        """The shape in numbers; -1 stands for any length."""
+        known = {"C": sizes.classes, "d": sizes.dim, "B": sizes.batch, "*": -1}
+        return tuple(known[n] if isinstance(n, str) else n for n in self.shape)
+
+
+_KEYS = Field(("*", DIGEST), torch.uint8)
+_BYTES = Field(("*",), torch.uint8, needed=False)
+_PLACES = Field(("*",), torch.int32)
+_BATCH, _CLASSES, _SHARES = Field(("B", "d")), Field(("C", "d")), Field(("C",))
+_GRADIENT = Field(("B", "d"), needed=False)
+
+# (kind, direction) -> tensors by name, and plain values by name.
+ALLOWED: dict[tuple[str, str], tuple[dict[str, Field], dict[str, type]]] = {
+    ("join", "down"): ({"request": _BYTES, "test_request": _BYTES}, {"form": str}),
+    ("join", "up"): (
+        {
+            "keys": Field(("*", DIGEST), torch.uint8, needed=False),
+            "test_keys": Field(("*", DIGEST), torch.uint8, needed=False),
+            "setup": _BYTES, "response": _BYTES, "test_setup": _BYTES, "test_response": _BYTES,
+            "labels": Field(("*", DIGEST), torch.uint8, needed=False),
+        },
+        {"rows": int, "test_rows": int},
+    ),
+    ("align", "down"): (
+        {"keys": _KEYS, "places": _PLACES, "test_keys": _KEYS, "test_places": _PLACES, "classes": Field(("C", DIGEST), torch.uint8)},
+        {"rows": int, "test_rows": int},
+    ),
+    ("align", "up"): ({}, {}),
+    ("step", "down"): ({"gradient": _GRADIENT}, {"step": int, "keep": int}),
+    ("step", "up"): ({"z": _BATCH}, {}),
+    ("local", "down"): ({"gradient": _GRADIENT, "nu": _CLASSES, "mu": _CLASSES, "prior": _SHARES}, {}),
+    ("local", "up"): ({"nu": _CLASSES, "mu": _CLASSES, "counts": _SHARES, "prior": _SHARES}, {}),
+    ("predict", "down"): ({}, {"split": str, "start": int, "stop": int}),
+    ("predict", "up"): ({"z": Field(("*", "d"))}, {}),
+    ("resume", "down"): ({}, {"round": int}),
+    ("resume", "up"): ({}, {}),
+    ("finish", "down"): ({}, {"keep": int, "best": int}),
+    ("finish", "up"): ({}, {}),
+}  # fmt: skip
+
+
+def check(kind: str, way: str, payload: Payload, sizes: Sizes, who: str) -> Payload:
+    """The payload, if it holds exactly what such a message may hold.
+
+    Raises:
+        ProtocolError: naming what is wrong and with whom.
+    """
+    if (kind, way) not in ALLOWED:
+        raise ProtocolError(f"{who}: {kind!r} is not a kind of message")
+    tensors, values = ALLOWED[kind, way]
+    if unknown := sorted(payload.tensors.keys() - tensors.keys() | payload.meta.keys() - values.keys()):
+        raise ProtocolError(f"{who}: {kind} may not hold {unknown[0]!r}")
+    for name, field in tensors.items():
+        found = payload.tensors.get(name)
+        if found is None:
+            if field.needed:
+                raise ProtocolError(f"{who}: {kind} lacks {name!r}")
+            continue
+        wanted = field.shape_for(sizes)
+        fits = len(wanted) == found.dim() and all(w in (-1, n) for w, n in zip(wanted, found.shape, strict=True))
+        if not fits or found.dtype != field.dtype:
+            shape = tuple(found.shape)
+            raise ProtocolError(
+                f"{who}: {name!r} in {kind} has shape {shape} and type {found.dtype}, expected {wanted} and {field.dtype}"
+            )
+    for name, kind_of in values.items():
+        if name in payload.meta and type(payload.meta[name]) is not kind_of:
+            raise ProtocolError(f"{who}: {name!r} in {kind} is not of type {kind_of.__name__}")
+    return payload
+
+
+def flip_matrix(epsilon: float, classes: int) -> Tensor:
+    """Randomised response: chance that a label of class i is used as class j (C x C)."""
+    keep = math.exp(epsilon) / (math.exp(epsilon) + classes - 1)
+    other = (1 - keep) / max(classes - 1, 1)
+    return torch.full((classes, classes), other) + (keep - other) * torch.eye(classes)
+
+
+def randomise(labels: Tensor, epsilon: float, classes: int, seed: int) -> Tensor:
+    """Labels after randomised response. Everything that is computed from them alone is `epsilon`-private in a label."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(flip_matrix(epsilon, classes)[labels], 1, generator=generator)[:, 0]
+
+
+def true_counts(reported: Tensor, flip: Tensor) -> Tensor:
+    """Rows of each class before randomised response, estimated from those after it (C); none below 0."""
+    estimate: Tensor = torch.linalg.solve(flip.T, reported).clamp_min(0)
+    return estimate * (reported.sum() / estimate.sum().clamp_min(1e-12))
+
+
+def withhold(counts: Tensor, least: int) -> Tensor:
+    """Counts with those below the least replaced by 0."""
+    return torch.where(counts < least, 0.0, counts)
+
+
+def add_noise(gradient: Tensor, amount: float, seed: int) -> Tensor:
+    """A gradient with Gaussian noise relative to its root mean square. A heuristic: it guarantees nothing."""
+    if amount == 0:
+        return gradient
+    generator = torch.Generator().manual_seed(seed)
+    size = gradient.square().mean().sqrt()
+    return gradient + amount * size * torch.randn(gradient.shape, generator=generator)

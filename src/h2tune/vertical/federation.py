@@ -1,0 +1,220 @@
+"""From a config to a finished run: read the parties, meet, train round by round, keep figures and models."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import torch
+
+from h2tune.protocol.codec import Payload
+from h2tune.store import ClientStore
+from h2tune.transport.inprocess import InProcess
+from h2tune.utils.seeds import derive
+from h2tune.version import __version__
+from h2tune.vertical.active import Active
+from h2tune.vertical.config import VerticalConfig, load_vertical
+from h2tune.vertical.evaluation import evaluate
+from h2tune.vertical.exchange import Direct, Exchange, Log, PartyGone
+from h2tune.vertical.figures import pictures
+from h2tune.vertical.meeting import Meeting, meet
+from h2tune.vertical.methods import prepare
+from h2tune.vertical.parties import PartyData, load_party
+from h2tune.vertical.passive import Passive
+from h2tune.vertical.run_store import VerticalStore, keep_top
+from h2tune.vertical.table import TableError, read_table
+
+Frames = Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]]
+
+
+class Watcher(Protocol):
+    """Someone who shows progress."""
+
+    def round_done(self, record: dict[str, Any], rounds: int) -> None: ...
+    def message(self, text: str, level: str = "info") -> None: ...
+
+
+def salt_of(config: VerticalConfig, party: str = "") -> str:
+    """The parties' shared secret; in one process it may come from the seed."""
+    own = next((p.salt for p in config.parties if p.name == party), None)
+    return own or config.align.salt or f"{derive(config.seed, 'salt'):016x}"
+
+
+def load_parties(config: VerticalConfig, frames: Frames | None = None) -> dict[str, PartyData]:
+    """The data of all parties, for a run in one process; the active party comes first."""
+    order = [config.active, *config.passive]
+    return {p.name: load_party(config, p, salt_of(config, p.name), frames[p.name] if frames else None) for p in order}
+
+
+def class_vectors(config: VerticalConfig, classes: list[str]) -> torch.Tensor | None:
+    """Public vectors of the classes (C x q) from a file whose first column names the class.
+
+    Raises:
+        TableError: if a class has no vector.
+    """
+    if config.label.vectors is None:
+        return None
+    table = read_table(config.label.vectors)
+    rows = {str(name): values for name, *values in table.itertuples(index=False)}
+    if missing := [name for name in classes if name not in rows]:
+        raise TableError(f"{config.label.vectors}: there is no vector of the class {missing[0]!r}.")
+    return torch.tensor([[float(v) for v in rows[name]] for name in classes])
+
+
+class Federation:
+    """One vertical federation with the means to run it: its parties, the way to them, and where it is kept."""
+
+    def __init__(self, config: VerticalConfig, data: PartyData, exchange: Exchange, log: Log | None = None) -> None:
+        self.config, self.data, self.exchange, self.log = config, data, exchange, log or exchange.log
+        self.active: Active | None = None
+        self.store: VerticalStore | None = None
+
+    def open(self) -> Active:
+        """Match people and classes; every mistake in the data shows here."""
+        meeting = meet(self.config, self.data, salt_of(self.config, self.data.name), self.exchange)
+        self.active = self._build(meeting)
+        if self.store is not None:
+            self.store.keep_meeting(meeting)
+        alone = int((~self.active.labels.trained).sum())
+        self.log.event("frames", f"{len(meeting.rows):,} people are aligned, {alone:,} of them kept for validation")
+        self._commit()
+        return self.active
+
+    def _build(self, meeting: Meeting) -> Active:
+        return Active(self.config, self.data, meeting, self.exchange, class_vectors(self.config, meeting.classes))
+
+    def resume(self, store: VerticalStore) -> Active:
+        """Go on from the last commit of a run that was opened before."""
+        self.store = store
+        self.active = self._build(store.meeting())
+        committed = store.committed()
+        assert committed is not None
+        self.active.restore(*committed)
+        self.exchange.sizes = store.sizes(self.active)
+        self._take_back()
+        return self.active
+
+    def _take_back(self) -> None:
+        """Set every party that is here to the last committed round."""
+        assert self.active is not None
+        self.exchange.round = self.active.round
+        meta = {"round": self.active.round}
+        self.exchange.ask("resume", {name: Payload(meta=meta) for name in self.exchange.here})
+
+    def _commit(self) -> None:
+        if self.store is not None and self.active is not None:
+            self.store.commit(self.active.round, self.active.state(), self.active.records())
+
+    def run(self, on_round: Callable[[dict[str, Any]], None] = lambda record: None) -> Active:
+        """All rounds that are left."""
+        active = self.active or self.open()
+        while active.round < self.config.rounds:
+            record = self._round(active)
+            self._commit()
+            self.log.event("round_committed", f"round {active.round} committed", **record)
+            on_round(record)
+        active.finish()
+        return active
+
+    def _round(self, active: Active) -> dict[str, Any]:
+        """One round; where a party is lost in it, again from the last commit with those who are here."""
+        saved, kept = active.state(), active.records()
+        while True:
+            self._let_in()
+            try:
+                record = active.one_round()
+                if active.round % self.config.evaluation.every == 0 or active.round == self.config.rounds:
+                    record |= evaluate(active)
+                    active.judge(record)
+                return record
+            except PartyGone as error:
+                self.log.event("warning", f"round {active.round + 1} is repeated: {error} did not answer")
+                active.restore(active.round, saved, kept)
+                wait = self.exchange.transport.wait([*self.exchange.here, *self._away()], len(self.config.passive))
+                self.log.event("info", "all parties are here again" if wait else "going on without them")
+                self._take_back()
+
+    def _away(self) -> list[str]:
+        gone = {party.name for party in self.config.passive} - set(self.exchange.here) - self.exchange.excluded.keys()
+        return sorted(gone)
+
+    def _let_in(self) -> None:
+        """Parties that were away and are here again take part from the next round on."""
+        assert self.active is not None
+        back = [name for name in self._away() if name in self.exchange.transport.returned()]
+        if back:
+            self.exchange.here = [p.name for p in self.config.passive if p.name in {*self.exchange.here, *back}]
+            self._take_back()
+
+
+def fit(config: VerticalConfig, data: dict[str, PartyData]) -> Active:
+    """Train in memory, without a run directory and without messages as bytes; returns the trained active party."""
+    parties = {p.name: Passive(config, data[p.name], salt_of(config, p.name)) for p in config.passive}
+    return Federation(config, data[config.label.party], Direct(dict(parties))).run()
+
+
+def run(
+    config: VerticalConfig | str | Path, out: str | Path, *, resume: bool = False, frames: Frames | None = None,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a vertical federation in this process and return its metrics (as in ``metrics.json``).
+
+    Args:
+        config: the config or a path to its YAML.
+        out: run directory; must not hold another run.
+        resume: go on with the run in ``out``, from its last committed round.
+        frames: training and test table of each party, where they are in memory already.
+    """
+    begin = time.perf_counter()
+    config = prepare(config if isinstance(config, VerticalConfig) else load_vertical(config))
+    store = VerticalStore(Path(out))
+    data = load_parties(config, frames)
+    opened = resume and store.exists and store.committed() is not None
+    identity = store.open_vertical(config) if opened else store.create_for(config, secrets.token_hex(16), resume)
+    parties = {
+        p.name: Passive(config, data[p.name], salt_of(config, p.name), ClientStore(store.folder / "clients" / p.name))
+        for p in config.passive
+    }
+    names = [p.name for p in config.passive]
+    exchange = Exchange(identity, config.method.name, names, InProcess(dict(parties)), store, config.network.largest)
+    federation = Federation(config, data[config.label.party], exchange)
+    if opened:
+        federation.resume(store)
+    else:
+        federation.store = store
+
+    def told(record: dict[str, Any]) -> None:
+        # In one process every party's own figures are at hand; over a network nobody else sees them.
+        record["kept"] = {name: party.shares.get("kept", 0.0) for name, party in parties.items()}
+        if watcher:
+            watcher.round_done(record, config.rounds)
+
+    active = federation.run(told)
+    metrics = collect(config, active, time.perf_counter() - begin)
+    keep_top(store, active)
+    store.write_metrics(metrics)
+    store.event("run_finished", "finished")
+    return metrics
+
+
+def collect(config: VerticalConfig, active: Active, seconds: float) -> dict[str, Any]:
+    """All figures of a run as plain values."""
+    exchange = active.exchange
+    bytes_of = {
+        name: {kind: {"down": exchange.sent.get((name, kind), 0), "up": exchange.received.get((name, kind), 0)}
+               for kind in ("join", "align", "step", "local", "predict")}
+        for name in active.meeting.passive
+    }  # fmt: skip
+    last = next((r for r in active.history if r["round"] == active.best), active.history[-1])
+    return {
+        "schema": 1, "kind": "vertical", "version": __version__, "name": config.name, "method": config.method.name,
+        "seed": config.seed, "rounds": active.round, "best": active.best or active.round, "finished": True, "seconds": seconds, "parties": active.parties,
+        "classes": active.classes, "unseen": active.labels.unseen, "aligned": len(active.labels.y),
+        "rows": dict(zip(active.parties, [len(active.data.train), *active.meeting.sizes], strict=True)),
+        "final": last.get("test"), "validation": last.get("validation"), "history": active.history, "bytes": bytes_of,
+        "excluded": exchange.excluded,
+    } | pictures(active)  # fmt: skip

@@ -1,0 +1,185 @@
+"""Before the first round: who shares which people with the active party, and which classes there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from h2tune.protocol.codec import Payload
+from h2tune.vertical.align import (
+    FORMS,
+    AlignmentError,
+    as_keys,
+    digests,
+    looser,
+    match,
+    nothing_in_common,
+    positions,
+)  # fmt: skip
+from h2tune.vertical.config import VerticalConfig
+from h2tune.vertical.exchange import Exchange, PartyGone
+from h2tune.vertical.exposure import Sizes
+from h2tune.vertical.parties import PartyData, Rows
+from h2tune.vertical.psi import Requester
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What the parties agreed on.
+
+    Attributes:
+        passive: names of the passive parties, in order.
+        classes: names of the classes, as the active party knows them.
+        rows: the active party's row of each aligned person (N).
+        present: who has each aligned person (N x K, bool).
+        test_rows, test_present: the same for the test people.
+        sizes: rows of each passive party.
+    """
+
+    passive: list[str]
+    classes: list[str]
+    rows: Tensor
+    present: Tensor
+    test_rows: Tensor
+    test_present: Tensor
+    sizes: list[int]
+
+
+def meet(config: VerticalConfig, data: PartyData, salt: str, exchange: Exchange) -> Meeting:
+    """Match people and classes with every passive party, and tell each its positions.
+
+    Raises:
+        AlignmentError: if a party shares nobody, or the aligned rows hold one class only.
+    """
+    asked = list(exchange.here)
+    requesters = _requesters(config, data, asked)
+    answers = exchange.ask("join", {name: _request(requesters.get(name)) for name in asked})
+    if excluded := exchange.excluded:
+        name, reason = next(iter(excluded.items()))
+        raise AlignmentError(f"{name} cannot take part: {reason}")
+    if missing := [name for name in asked if name not in answers]:
+        raise PartyGone(", ".join(missing))
+    train = {name: _keys(data.train, answers[name], requesters.get(name), "") for name in asked}
+    test = {name: _keys(data.test, answers[name], requesters.get(name), "test_") for name in asked}
+    for name in asked:
+        _check_shared(name, data, train[name], answers[name], salt, exchange)
+    classes = _classes(config, data, salt, {name: answers[name].tensors.get("labels") for name in asked})
+    found = match(data.train.keys, train)
+    rows = positions(data.train.keys, found.order)
+    tests = data.test.keys if data.test else data.train.keys[:0]
+    test_present = torch.stack(
+        [
+            torch.ones(len(tests), dtype=torch.bool),
+            *(torch.from_numpy(np.isin(as_keys(tests), as_keys(test[n]))) for n in asked),
+        ],
+        1,
+    )
+    meeting = Meeting(asked, classes, rows, found.present, torch.arange(len(tests)), test_present,
+                      [int(answers[n].meta["rows"]) for n in asked])  # fmt: skip
+    _check_labels(config, data, rows)
+    exchange.sizes = Sizes(len(classes), config.training.dim, min(config.training.batch, len(rows)))
+    exchange.ask_all("align", {
+        name: _positions(found.order, found.present[:, k], tests, test_present[:, k], digests(classes, salt))
+        for k, name in enumerate(asked, 1)
+    })  # fmt: skip
+    return meeting
+
+
+def _requesters(
+    config: VerticalConfig, data: PartyData, names: list[str]
+) -> dict[str, tuple[Requester, Requester | None]]:
+    if config.align.how != "psi":
+        return {}
+    return {n: (Requester(data.train.ids), Requester(data.test.ids) if data.test else None) for n in names}
+
+
+def _request(pair: tuple[Requester, Requester | None] | None) -> Payload:
+    if pair is None:
+        return Payload()
+    tests = {} if pair[1] is None else {"test_request": pair[1].request()}
+    return Payload({"request": pair[0].request()} | tests)
+
+
+def _keys(
+    own: Rows | None, answer: Payload, pair: tuple[Requester, Requester | None] | None, prefix: str
+) -> np.ndarray:
+    """Hashed ids that a party has; after a private intersection only those that are shared."""
+    nobody = np.zeros((0, 16), np.uint8)
+    if pair is None:
+        return answer.tensors[f"{prefix}keys"].numpy() if f"{prefix}keys" in answer.tensors else nobody
+    requester = pair[1 if prefix else 0]
+    if own is None or requester is None or f"{prefix}setup" not in answer.tensors:
+        return nobody
+    return own.keys[requester.shared(answer.tensors[f"{prefix}setup"], answer.tensors[f"{prefix}response"])]
+
+
+def _check_shared(
+    name: str, data: PartyData, keys: np.ndarray, answer: Payload, salt: str, exchange: Exchange
+) -> None:
+    if np.isin(as_keys(keys), as_keys(data.train.keys)).any():
+        return
+    near: dict[str, int] = {}
+    for form in FORMS:
+        theirs = exchange.ask_all("join", {name: Payload(meta={"form": form})})[name].tensors["keys"].numpy()
+        mine = digests([looser(i, form) for i in data.train.ids], salt)
+        near[form] = len(np.intersect1d(as_keys(theirs), as_keys(mine)))
+    raise nothing_in_common(name, int(answer.meta["rows"]), data.name, len(data.train), near)
+
+
+def _classes(config: VerticalConfig, data: PartyData, salt: str, spoken: dict[str, Tensor | None]) -> list[str]:
+    """All classes: the declared ones, or the active party's and after them those that only others have."""
+    own = sorted({label for label in data.train.labels if label is not None})
+    classes = list(config.label.classes or own)
+    if unknown := [c for c in own if c not in classes]:
+        raise AlignmentError(f"{data.name}: the label {unknown[0]!r} is not among label.classes.")
+    known = {key.tobytes(): name for name, key in zip(classes, digests(classes, salt), strict=True)}
+    held = set(own)
+    for party, keys in spoken.items():
+        for row in (keys if keys is not None else torch.zeros(0, 16)).numpy():
+            if row.tobytes() not in known and config.label.classes:
+                raise AlignmentError(
+                    f"{party} labels rows with a class that is not among label.classes"
+                    f" (hash {row.tobytes().hex()[:8]}); add its name there, or correct the party's labels."
+                )
+            if row.tobytes() not in known:
+                raise AlignmentError(
+                    f"{party} labels rows with a class that {data.name} has no row of"
+                    f" (hash {row.tobytes().hex()[:8]}). Name all classes in label.classes."
+                )
+            held.add(known[row.tobytes()])
+    if spoken and config.method.unseen == "named" and (lost := [c for c in classes if c not in held]):
+        raise AlignmentError(
+            f"Nobody can know the class {lost[0]!r}: {data.name} has no row of it, and no other party labels"
+            f" {config.exposure.min_count} rows or more with it. Take it out of label.classes, let a party label rows"
+            " (`labels`), or describe it (`unseen: described`)."
+        )
+    return classes
+
+
+def _check_labels(config: VerticalConfig, data: PartyData, rows: Tensor) -> None:
+    """Every aligned row needs a label, and they need two classes."""
+    labels = [data.train.labels[i] for i in rows.tolist()]
+    if None in labels:
+        raise AlignmentError(
+            f"{data.name}: {labels.count(None)} aligned rows have no label in {config.label.column!r}."
+        )
+    if len(set(labels)) < 2:
+        raise AlignmentError(
+            f"All {len(labels)} aligned rows have the same label; at least two classes are needed to learn from."
+        )
+
+
+def _positions(
+    order: np.ndarray, present: Tensor, tests: np.ndarray, test_present: Tensor, classes: np.ndarray
+) -> Payload:
+    def part(keys: np.ndarray, here: Tensor) -> tuple[Tensor, Tensor]:
+        places = torch.nonzero(here)[:, 0]
+        return torch.from_numpy(keys[places.numpy()].copy()), places.int()
+
+    (keys, places), (test_keys, test_places) = part(order, present), part(tests, test_present)
+    tensors = {"keys": keys, "places": places, "test_keys": test_keys, "test_places": test_places,
+               "classes": torch.from_numpy(classes.copy())}  # fmt: skip
+    return Payload(tensors, {"rows": len(order), "test_rows": len(tests)})

@@ -1,0 +1,144 @@
+"""What a party brings: ids, features as numbers, labels where it has any. All of it stays with the party."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from h2tune.vertical.align import as_keys, check_ids, digests
+from h2tune.vertical.config import PartyConfig, VerticalConfig
+from h2tune.vertical.table import Columns, TableError, read_table, text_of
+from h2tune.vertical.text import embed_texts
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one party, in the order of their hashed ids.
+
+    Attributes:
+        keys: hashed ids (n x 16).
+        x: features (n x m).
+        labels: class names, None where there is none (n).
+        ids: the ids as they are, for looser comparisons and for intersection protocols.
+    """
+
+    keys: np.ndarray
+    x: Tensor
+    labels: list[str | None]
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class PartyData:
+    """A party's training rows, its rows of the test people, and how its columns became numbers."""
+
+    name: str
+    config: PartyConfig
+    columns: Columns
+    train: Rows
+    test: Rows | None
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return self.train.x.shape[1]
+
+
+def load_party(
+    config: VerticalConfig,
+    party: PartyConfig,
+    salt: str,
+    frames: tuple[pd.DataFrame, pd.DataFrame | None] | None = None,
+) -> PartyData:
+    """Read a party's files and fit its columns.
+
+    Args:
+        frames: training and test table, where they are in memory already.
+
+    Raises:
+        TableError, AlignmentError: naming the party, and the column or row.
+    """
+    if frames is None:
+        frames = (read_table(party.train), read_table(party.test) if party.test else None)
+    train, test = frames
+    label = config.label.column if party.name == config.label.party else party.labels
+    names = _feature_names(config, party, train, label)
+    columns = Columns.fit(train, names)
+    if columns.width == 0 and party.encoder.kind == "table":
+        raise TableError(f"{party.name}: no column is left to learn from; it has only ids and labels.")
+    return PartyData(
+        party.name,
+        party,
+        columns,
+        read_rows_of(config, party, columns, train, salt, label),
+        # A passive party's labels are for its own training rows only.
+        None if test is None else read_rows_of(config, party, columns, test, salt, label if label in test else None),
+    )
+
+
+def read_rows_of(
+    config: VerticalConfig,
+    party: PartyConfig,
+    columns: Columns,
+    frame: pd.DataFrame,
+    salt: str,
+    label: str | None = None,
+) -> Rows:
+    """The rows of a table as a party uses them; see `load_party`."""
+    who, by = party.name, party.id or config.align.by
+    if by not in frame:
+        raise TableError(f"{who}: there is no id column {by!r}; there are: {', '.join(frame.columns[:20])}.")
+    if len(frame) == 0:
+        raise TableError(f"{who}: the table has no rows.")
+    ids = check_ids(text_of(frame[by]), who)
+    x = columns.apply(frame, who)
+    if party.encoder.kind == "text":
+        x = torch.cat([embed_texts(_texts(party, frame), str(party.encoder.model), party.encoder.max_length), x], 1)
+    labels: list[str | None] = text_of(frame[label]) if label else [None] * len(ids)
+    rows = Rows(digests(ids, salt), x, labels, ids)
+    return take(rows, np.argsort(as_keys(rows.keys), kind="stable"))
+
+
+def take(rows: Rows, order: np.ndarray) -> Rows:
+    """Some of the rows, in the given order."""
+    chosen = order.tolist()
+    return replace(
+        rows,
+        keys=rows.keys[order],
+        x=rows.x[torch.from_numpy(order)],
+        labels=[rows.labels[i] for i in chosen],
+        ids=[rows.ids[i] for i in chosen],
+    )
+
+
+def _feature_names(config: VerticalConfig, party: PartyConfig, frame: pd.DataFrame, label: str | None) -> list[str]:
+    text = party.encoder.column
+    for name in [*(party.columns or []), *([label] if label else []), *([text] if text else [])]:
+        if name not in frame:
+            raise TableError(f"{party.name}: there is no column {name!r}; there are: {', '.join(frame.columns[:20])}.")
+    other = {party.id or config.align.by, label, text}
+    names = party.columns if party.columns is not None else [n for n in frame.columns if n not in other]
+    if label in names and party.columns is not None:
+        raise TableError(
+            f"{party.name}: {label!r} is its label column and cannot be a feature; take it out of `columns`."
+        )
+    if config.label.column in names and party.name != config.label.party:
+        raise TableError(
+            f"{party.name}: the table has a column {config.label.column!r}, the name of the label. If it holds labels,"
+            f" declare it (`labels: {config.label.column}`); otherwise leave it out (`columns: [...]`) or rename it."
+        )
+    return [name for name in names if name not in other]
+
+
+def _texts(party: PartyConfig, frame: pd.DataFrame) -> list[str]:
+    column = str(party.encoder.column)
+    if column not in frame:
+        raise TableError(f"{party.name}: there is no text column {column!r}.")
+    return [value or "" for value in text_of(frame[column])]

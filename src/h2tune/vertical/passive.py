@@ -1,0 +1,250 @@
+"""A passive party: decode, act, encode. It lends embeddings and class means; rows, ids and labels stay here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Message, Payload, decode, encode
+from h2tune.store import ClientStore
+from h2tune.utils.files import write_atomic
+from h2tune.utils.seeds import derive
+from h2tune.vertical import local_round
+from h2tune.vertical.align import digests, looser, positions
+from h2tune.vertical.config import VerticalConfig
+from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
+from h2tune.vertical.exposure import Sizes, check, withhold
+from h2tune.vertical.parties import PartyData
+from h2tune.vertical.prototypes import class_means
+from h2tune.vertical.psi import Responder
+from h2tune.vertical.run_store import write_party
+
+Watch = Callable[..., None]
+CHUNK = 65536  # rows that are embedded at a time
+
+
+class Passive:
+    """Answers the active party's messages.
+
+    Args:
+        store: where its private state is kept; without one a restart loses it.
+        watch: told of every local round: party, round, phase, step, steps, loss.
+    """
+
+    def __init__(self, config: VerticalConfig, data: PartyData, salt: str, store: ClientStore | None = None,
+                 watch: Watch | None = None) -> None:  # fmt: skip
+        self.config, self.data, self.salt, self.store, self.watch = config, data, salt, store, watch
+        self.name, self.round, self.sizes = data.name, 0, Sizes()
+        training = config.training
+        self.encoder = make_encoder(
+            data.width, training.hidden, training.dim, derive(config.seed, "encoder", self.name)
+        )
+        self.optimiser = adamw(self.encoder.parameters(), training.learning_rate, training.weight_decay)
+        self.shares: dict[str, float] = {}  # of rows kept, by round's end; for this party's own eyes
+        self._x: tuple[Tensor, Tensor] | None = None  # of the batch whose gradient is owed
+        self._z: Tensor | None = None
+        self._best: dict[str, Tensor] | None = None
+        self._responder: Responder | None = None
+
+    def handle(self, data: bytes) -> bytes:
+        """The answer to one message.
+
+        Raises:
+            ProtocolError: if it cannot be answered.
+        """
+        message = decode(data, limit=self.config.network.largest)
+        if message.client != self.name:
+            raise ProtocolError(f"A message for {message.client} came to {self.name}.")
+        answer = self.answer(message.kind, message.round, message.payload)
+        return encode(Message(message.kind, message.run, message.round, self.name, message.method, answer))
+
+    def answer(self, kind: str, round: int, payload: Payload) -> Payload:
+        """The answer to what a message holds; see `handle`."""
+        actions = {
+            "join": self._join, "align": self._align, "step": self._step, "local": self._local,
+            "predict": self._predict, "resume": self._resume, "finish": self._finish,
+        }  # fmt: skip
+        if kind not in actions:
+            raise ProtocolError(f"{kind!r} is not a kind of message.")
+        self.round = round
+        check(kind, "down", payload, self.sizes, self.name)
+        return check(kind, "up", actions[kind](payload), self.sizes, self.name)
+
+    # Who is here
+
+    def _join(self, payload: Payload) -> Payload:
+        """Hashed ids and hashed label names; for a looser form of ids only those."""
+        train, test = self.data.train, self.data.test
+        if form := payload.meta.get("form"):
+            return Payload({"keys": torch.from_numpy(digests([looser(i, form) for i in train.ids], self.salt).copy())})
+        meta = {"rows": len(train), "test_rows": len(test) if test else 0}
+        names = Counter(label for label in train.labels if label is not None)
+        spoken = sorted(name for name, count in names.items() if count >= self.config.exposure.min_count)
+        tensors = {"labels": torch.from_numpy(digests(spoken, self.salt).copy())}
+        if self.config.align.how == "psi":
+            if self._responder is None:
+                self._responder = Responder(train.ids, test.ids if test else [])
+            return Payload(tensors | self._responder.answer(payload.tensors), meta)
+        tensors["keys"] = torch.from_numpy(train.keys.copy())
+        tensors["test_keys"] = torch.from_numpy((test or train).keys[: len(test) if test else 0].copy())
+        return Payload(tensors, meta)
+
+    def _align(self, payload: Payload) -> Payload:
+        """Take the positions of the aligned people; names of classes come as hashes."""
+        t = payload.tensors
+        aligned = torch.full((int(payload.meta["rows"]),), -1)
+        aligned[t["places"].long()] = positions(self.data.train.keys, t["keys"].numpy())
+        tests = torch.full((int(payload.meta["test_rows"]),), -1)
+        if self.data.test:
+            tests[t["test_places"].long()] = positions(self.data.test.keys, t["test_keys"].numpy())
+        self._set_up({"aligned": aligned, "tests": tests, "classes": t["classes"]})
+        if self.store:
+            write_atomic(self.store.folder / "align.safetensors", save(self._alignment))
+            self.store.save_state(0, pack(self._parts()))
+        return Payload()
+
+    def _set_up(self, alignment: dict[str, Tensor]) -> None:
+        self._alignment = alignment
+        self.aligned, self.tests, names = alignment["aligned"], alignment["tests"], alignment["classes"]
+        training = self.config.training
+        self.sizes = Sizes(len(names), training.dim, min(training.batch, len(self.aligned)))
+        free = torch.ones(len(self.data.train), dtype=torch.bool)
+        free[self.aligned[self.aligned >= 0]] = False
+        self.free_x = self.data.train.x[free]
+        codes = {bytes(row.tolist()): index for index, row in enumerate(names)}
+        labels = [self.data.train.labels[i] for i in torch.nonzero(free)[:, 0].tolist()]
+        code_of = {
+            name: codes.get(digests([name], self.salt).tobytes(), -1) for name in set(labels) if name is not None
+        }
+        used = [-1 if name is None or not self.config.method.labels else code_of[name] for name in labels]
+        self.free_labels = torch.tensor(used, dtype=torch.int64)
+        self.nu = torch.zeros(len(names), training.dim, requires_grad=True)
+        self.nu_optimiser = adamw([self.nu], training.learning_rate, training.weight_decay)
+        self.declared = self._declared(codes)
+
+    def _declared(self, codes: dict[bytes, int]) -> Tensor | None:
+        if not isinstance(self.data.config.prior, dict):
+            return None
+        shares = torch.zeros(self.sizes.classes)
+        for name, share in self.data.config.prior.items():
+            key = digests([name], self.salt).tobytes()
+            if key not in codes:
+                raise ProtocolError(f"{self.name}: `prior` names a class that the federation does not have")
+            shares[codes[key]] = share
+        return shares
+
+    def _parts(self) -> dict[str, Any]:
+        return {"encoder": self.encoder, "optimiser": self.optimiser, "nu": self.nu, "nu_optimiser": self.nu_optimiser}
+
+    # A round
+
+    def _step(self, payload: Payload) -> Payload:
+        """Apply the gradient of the last batch, embed the next one."""
+        self._keep(payload.meta.get("keep"))
+        self._learn(payload.tensors.get("gradient"))
+        rows = batch_rows(
+            len(self.aligned), self.config.training.batch, self.config.seed, "batch", self.round, payload.meta["step"]
+        )
+        self._x = self.aligned_rows(rows, payload.meta["step"])
+        self._z = self.encoder(self._x[0]) * self._x[1]
+        return Payload({"z": self._z.detach()})
+
+    def aligned_rows(self, rows: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
+        """Features of aligned people and who is here (n x m, n x 1); in a training step cells may be swapped."""
+        own, pool = self.aligned[rows], self.data.train.x
+        x, here = pool[own.clamp_min(0)], (own >= 0).float()[:, None]
+        if step is None:
+            return x, here
+        generator = torch.Generator().manual_seed(derive(self.config.seed, "augment", self.name, self.round, step))
+        return corrupt(x, pool, self.config.training.augment, generator), here
+
+    def _learn(self, gradient: Tensor | None) -> None:
+        if gradient is None or self._x is None:
+            return
+        for repeat in range(self.config.training.stale):
+            z = self._z if repeat == 0 else self.encoder(self._x[0]) * self._x[1]
+            assert z is not None
+            self.optimiser.zero_grad()
+            torch.autograd.backward(z, gradient)
+            self.optimiser.step()
+        self._x = self._z = None
+
+    def _local(self, payload: Payload) -> Payload:
+        """Once a round: assign own rows to classes, train on those kept, return means, counts and shares."""
+        t = payload.tensors
+        self._learn(t.get("gradient"))
+        with torch.no_grad():
+            self.nu.copy_(t["nu"])
+        z = self.embed(self.free_x)
+        found = local_round.assign(
+            z, self.free_labels, t["nu"], t["mu"], t["prior"], self.round, self.config.method, self.declared
+        )
+        generator = torch.Generator().manual_seed(derive(self.config.seed, "local", self.name, self.round))
+        loss = local_round.train(self.encoder, self.nu, [self.optimiser, self.nu_optimiser], self.free_x, found, t["mu"],
+                                 self.config.method, self.config.training, generator)  # fmt: skip
+        kept = found.kept
+        mass = found.weights[kept, None] * found.targets[kept]
+        mu, counts = class_means(F.normalize(self.embed(self.free_x[kept]), dim=1), mass)
+        counts = withhold(counts, self.config.exposure.min_count)
+        self.shares = {"kept": len(kept) / max(len(z), 1)}
+        if self.store:
+            self.store.save_state(self.round, pack(self._parts()))
+        if self.watch:
+            self.watch(self.name, self.round, "local", 1, 1, loss)
+        mu = torch.where(counts[:, None] > 0, mu, 0.0)
+        return Payload({"nu": self.nu.detach().clone(), "mu": mu, "counts": counts, "prior": found.shares})
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Embeddings without gradients (n x d)."""
+        with torch.no_grad():
+            found = [self.encoder(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
+        return torch.cat(found) if found else torch.zeros(0, self.config.training.dim)
+
+    def _keep(self, number: int | None) -> None:
+        """Keep this round's networks: by validation it is the best so far."""
+        if number is None:
+            return
+        self._best = pack({"encoder": self.encoder})
+        if self.store:
+            write_atomic(self.store.folder / "best.safetensors", save(self._best))
+
+    def _predict(self, payload: Payload) -> Payload:
+        """Embeddings of aligned people of a split; zeros for those who are not here."""
+        meta = payload.meta
+        train = meta["split"] == "train"
+        rows, source = (self.aligned, self.data.train) if train else (self.tests, self.data.test)
+        own = rows[meta["start"] : meta["stop"]]
+        if source is None:
+            return Payload({"z": torch.zeros(len(own), self.config.training.dim)})
+        return Payload({"z": self.embed(source.x[own.clamp_min(0)]) * (own >= 0).float()[:, None]})
+
+    # Coming back, and the end
+
+    def _resume(self, payload: Payload) -> Payload:
+        """Go back to the state of a committed round."""
+        round, folder = payload.meta["round"], self.store.folder if self.store else None
+        state = self.store.load_state(round) if self.store else None
+        if state is None or folder is None:
+            raise ProtocolError(f"{self.name} has no state of round {round}")
+        self._set_up(load_file(folder / "align.safetensors"))
+        unpack(self._parts(), state)
+        self._x = self._z = None
+        best = folder / "best.safetensors"
+        self._best = load_file(best) if best.is_file() else None
+        return Payload()
+
+    def _finish(self, payload: Payload) -> Payload:
+        """The end; where validation chose a round, its networks are those of the result."""
+        self._keep(payload.meta.get("keep"))
+        if "best" in payload.meta and self._best is not None:
+            unpack({"encoder": self.encoder}, self._best)
+        if self.store:
+            write_party(self.store.folder, self.encoder, self.data)
+        return Payload()

@@ -1,0 +1,117 @@
+"""What a vertical federation will need and send, before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from h2tune.vertical.align import FORMS, as_keys, looser, normalise
+from h2tune.vertical.config import VerticalConfig
+from h2tune.vertical.federation import Frames, load_parties
+from h2tune.vertical.methods import method_named
+
+MANY = 200_000  # rows above which ids are not compared in looser forms
+HEADER = 420  # bytes of a message beside its tensors
+
+LEAVES = (
+    "keyed hashes of ids (with `psi`: blinded ids), once",
+    "embeddings of aligned people, a batch a step; the active party may try to invert them",
+    "prototypes, class counts of at least `min_count` and class shares, once a round",
+)
+RETURNS = (
+    "gradients of those embeddings, a batch a step; without `label_dp` they give the labels of aligned people away",
+    "prototypes and pooled class shares, once a round",
+)
+STAYS = "features, ids, labels, class names, networks, and everything about people who are not aligned"
+
+
+def near_ids(mine: list[str], theirs: list[str]) -> tuple[str, int] | None:
+    """The looser form in which most further ids would be common, and how many; None for large tables or none."""
+    if max(len(mine), len(theirs)) > MANY:
+        return None
+    matched = {normalise(i) for i in mine} & {normalise(i) for i in theirs}
+    rest = [[i for i in map(normalise, ids) if i not in matched] for ids in (mine, theirs)]
+    found = {form: len(_common(rest[0], rest[1], form)) for form in FORMS}
+    best = max(found, key=found.__getitem__)
+    return (best, found[best]) if found[best] else None
+
+
+def _common(mine: list[str], theirs: list[str], form: str) -> set[str]:
+    """What ids have in common in a looser form; by digits alone only where one of the two has nothing else."""
+    first, second = ({looser(i, form) for i in ids} for ids in (mine, theirs))
+    if form == FORMS[0]:
+        return (first & second) - {""}
+    plain = [{looser(i, form) for i in ids if i.isdigit()} for ids in (mine, theirs)]
+    return ((plain[0] & second) | (first & plain[1])) - {""}
+
+
+@dataclass(frozen=True)
+class PartyPlan:
+    """One party: its rows and columns, and the bytes of a round."""
+
+    name: str
+    role: str
+    rows: int
+    columns: int
+    numbers: int
+    aligned: int
+    labelled: int
+    bytes_up: int
+    bytes_down: int
+    once_up: int
+
+
+@dataclass(frozen=True)
+class VerticalPlan:
+    """All parties, and what deserves attention."""
+
+    parties: list[PartyPlan]
+    aligned: int
+    classes: int
+    warnings: list[str]
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def make_plan(config: VerticalConfig, frames: Frames | None = None) -> VerticalPlan:
+    """Read the parties' files and match them here, as `run` would.
+
+    Raises:
+        ConfigError, TableError, AlignmentError: for mistakes in the file or the data.
+    """
+    method_named(config.method.name)
+    data = load_parties(config, frames)
+    active = data[config.label.party]
+    mine = as_keys(active.train.keys)
+    shared = {n: np.isin(mine, as_keys(d.train.keys)) for n, d in data.items()}
+    any_other = (
+        np.any([shared[p.name] for p in config.passive], axis=0) if config.passive else np.ones(len(mine), bool)
+    )
+    classes = len(config.label.classes or {v for v in active.train.labels if v is not None})
+    training = config.training
+    batch = min(training.batch, int(any_other.sum())) * training.dim * 4
+    prototypes, shares = 2 * classes * training.dim * 4, classes * 4
+    plans, warnings = [], []
+    for name, party in data.items():
+        is_active = name == config.label.party
+        aligned = int((shared[name] & any_other).sum())
+        up = training.steps * (batch + HEADER) + prototypes + 2 * shares + HEADER
+        down = training.steps * (batch + HEADER) + prototypes + shares + HEADER
+        tests = len(party.test) if party.test else 0
+        columns = len(party.columns.numeric) + len(party.columns.categorical) + (party.config.encoder.kind == "text")
+        labelled = sum(label is not None for label in party.train.labels)
+        plans.append(PartyPlan(name, "active" if is_active else "passive", len(party.train), columns, party.width, aligned,
+                               labelled, *((0, 0, 0) if is_active else (up, down, 16 * (len(party.train) + tests)))))  # fmt: skip
+        if not is_active and (near := near_ids(active.train.ids, party.train.ids)):
+            warnings.append(f"{name}: {near[1]:,} more ids would be shared with {active.name} if compared {near[0]}")
+        if not is_active and aligned < 2 * classes:
+            warnings.append(f"{name} shares only {aligned} people with {active.name}; there are {classes} classes")
+    if config.exposure.label_dp is None and config.passive:
+        warnings.append(
+            "gradients give the labels of aligned people away to the passive parties; see exposure.label_dp"
+        )
+    return VerticalPlan(plans, int(any_other.sum()), classes, warnings)

@@ -1,0 +1,113 @@
+"""Predictions for people whom some of the parties know, from a run or from an exported part of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from h2tune.utils.files import StoreError, write_atomic
+from h2tune.vertical.align import normalise
+from h2tune.vertical.config import PartyConfig, VerticalConfig, parse_vertical
+from h2tune.vertical.encoder import make_encoder
+from h2tune.vertical.metrics import answers
+from h2tune.vertical.parties import read_rows_of
+from h2tune.vertical.table import Columns, TableError, read_table
+from h2tune.vertical.top import Top
+
+SLICES = ("nu", "mu", "counts")  # of the top layer, one a party
+
+
+class Predictor:
+    """The model of a finished run, with the networks of some or all of its parties.
+
+    Args:
+        folder: a run directory, or what `export` has written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        about_path = self.folder / "server" / "predictor.json"
+        if not about_path.is_file():
+            raise StoreError(f"{folder} holds no finished vertical run: server/predictor.json is missing.")
+        about = json.loads(about_path.read_text())
+        self.config: VerticalConfig = parse_vertical(yaml.safe_load((self.folder / "config.yaml").read_text("utf-8")))
+        self.classes, self.parties = list(about["classes"]), list(about["parties"])
+        vectors = torch.tensor(about["vectors"]) if "vectors" in about else None
+        self.top = Top(len(self.parties), len(self.classes), self.config.method, self.config.training, 0, vectors)
+        self.top.load_state_dict(load_file(self.folder / "server" / "top.safetensors"))
+        self.here = [n for n in self.parties if (self.folder / "clients" / n / "party.json").is_file()]
+
+    def _party(self, name: str) -> tuple[PartyConfig, Columns, nn.Module]:
+        if name not in self.here:
+            raise TableError(f"{name} is not among the parties here: {', '.join(self.here)}.")
+        folder = self.folder / "clients" / name
+        about = json.loads((folder / "party.json").read_text())
+        encoder = make_encoder(about["width"], self.config.training.hidden, self.config.training.dim, 0)
+        encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
+        return PartyConfig.model_validate(about["party"]), Columns.from_plain(about["columns"]), encoder
+
+    def predict(self, tables: Mapping[str, str | Path | pd.DataFrame]) -> list[dict[str, Any]]:
+        """One answer a person, in the order of the tables.
+
+        Args:
+            tables: files or tables by party; any subset of the parties, and not all people need be in all of them.
+
+        Returns:
+            For each person: `id`, `class`, `probabilities` under equal class shares, and the `parties` that know it.
+
+        Raises:
+            TableError, AlignmentError: if a table cannot be used.
+        """
+        views: dict[str, tuple[list[str], Tensor]] = {}
+        for name, source in tables.items():
+            party, columns, encoder = self._party(name)
+            frame = source if isinstance(source, pd.DataFrame) else read_table(source)
+            rows = read_rows_of(self.config, party, columns, frame, "")
+            with torch.no_grad():
+                views[name] = rows.ids, encoder(rows.x)
+        people: dict[str, str] = {}
+        for ids, _ in views.values():
+            people |= {normalise(i): i for i in sorted(ids) if normalise(i) not in people}
+        return self._answers(people, views)
+
+    def _answers(self, people: dict[str, str], views: dict[str, tuple[list[str], Tensor]]) -> list[dict[str, Any]]:
+        place = {form: index for index, form in enumerate(people)}
+        z = [torch.zeros(len(people), self.config.training.dim) for _ in self.parties]
+        present = torch.zeros(len(people), len(self.parties), dtype=torch.bool)
+        for name, (ids, embedded) in views.items():
+            k, rows = self.parties.index(name), torch.tensor([place[normalise(i)] for i in ids], dtype=torch.int64)
+            z[k][rows], present[rows, k] = embedded, True
+        with torch.no_grad():
+            p = self.top.scores(z, present).masked_fill(~self.top.seen, -torch.inf).softmax(1)
+        return answers(p, present, list(people.values()), self.classes, self.parties)
+
+    def export(self, parties: list[str], out: str | Path) -> Path:
+        """Write a predictor for a subset of the parties; nothing of the others is in it."""
+        out = Path(out)
+        if out.exists() and any(out.iterdir()):
+            raise StoreError(f"{out} is not empty; choose another --out.")
+        for name in parties:
+            self._party(name)
+            for file in ("party.json", "encoder.safetensors"):
+                write_atomic(out / "clients" / name / file, (self.folder / "clients" / name / file).read_bytes())
+        tensors = self.top.state_dict()
+        others = [k for k, name in enumerate(self.parties) if name not in parties]
+        for key in SLICES:
+            tensors[key] = tensors[key].clone()
+            tensors[key][others] = 0
+        write_atomic(out / "server" / "top.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))
+        write_atomic(out / "server" / "predictor.json", (self.folder / "server" / "predictor.json").read_bytes())
+        plain = self.config.model_dump(mode="json")
+        plain["align"]["salt"] = None
+        for party in plain["parties"]:
+            party["salt"] = None
+        write_atomic(out / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
+        return out

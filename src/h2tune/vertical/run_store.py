@@ -1,0 +1,106 @@
+"""The run directory of a vertical federation: as any run's, and beside it who met whom, and the trained parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save
+from torch import nn
+
+from h2tune.store import SCHEMA, RunStore
+from h2tune.utils.files import StoreError, write_atomic
+from h2tune.version import __version__
+from h2tune.vertical.active import Active
+from h2tune.vertical.config import VerticalConfig, parse_vertical
+from h2tune.vertical.evaluation import predictions
+from h2tune.vertical.exposure import Sizes
+from h2tune.vertical.meeting import Meeting
+from h2tune.vertical.parties import PartyData
+
+
+class VerticalStore(RunStore):
+    """A run directory whose config has parties."""
+
+    def create_for(self, config: VerticalConfig, identity: str, resume: bool = False) -> str:
+        """Start a new run here.
+
+        Args:
+            resume: a run that was never opened may be begun anew.
+
+        Raises:
+            StoreError: if the folder holds a run or anything else.
+        """
+        if self.exists and not resume:
+            raise StoreError(f"{self.folder} holds a run already: go on with --resume, or choose another --out.")
+        if not self.exists and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise StoreError(f"{self.folder} is not empty and holds no run: choose another --out.")
+        about = {"schema": SCHEMA, "run": identity, "version": __version__, "kind": "vertical"}
+        write_atomic(self.folder / "config.yaml", config.to_yaml().encode())
+        write_atomic(self.folder / "run.json", json.dumps(about).encode())
+        return identity
+
+    def open_vertical(self, config: VerticalConfig | None = None) -> str:
+        """Identity of the run here, whose config must be the given one.
+
+        Raises:
+            StoreError: if it differs.
+        """
+        if config is not None and self.config() != config:
+            raise StoreError(
+                f"The config differs from that of the run in {self.folder}. Put it back, or choose another --out."
+            )
+        return str(json.loads((self.folder / "run.json").read_text())["run"])
+
+    def config(self) -> VerticalConfig:
+        """The run's config."""
+        return parse_vertical(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
+
+    def keep_meeting(self, meeting: Meeting) -> None:
+        """Write who has which aligned person; it never changes."""
+        self.keep("meeting", {"rows": meeting.rows, "present": meeting.present, "test_rows": meeting.test_rows,
+                              "test_present": meeting.test_present})  # fmt: skip
+        about = {"passive": meeting.passive, "classes": meeting.classes, "sizes": meeting.sizes}
+        write_atomic(self.folder / "server" / "meeting.json", json.dumps(about).encode())
+
+    def meeting(self) -> Meeting:
+        """What `keep_meeting` has written."""
+        about = json.loads((self.folder / "server" / "meeting.json").read_text())
+        t = self.kept("meeting")
+        return Meeting(
+            about["passive"],
+            about["classes"],
+            t["rows"],
+            t["present"],
+            t["test_rows"],
+            t["test_present"],
+            about["sizes"],
+        )
+
+    def sizes(self, active: Active) -> Sizes:
+        """Sizes of the run's messages."""
+        training = active.config.training
+        return Sizes(len(active.classes), training.dim, min(training.batch, len(active.labels.y)))
+
+
+def keep_top(store: VerticalStore, active: Active) -> None:
+    """Write what a prediction needs of the active party: the top layer, its network, how its columns become numbers."""
+    folder = store.folder / "server"
+    write_atomic(folder / "top.safetensors", save({k: v.contiguous() for k, v in active.top.state_dict().items()}))
+    about: dict[str, Any] = {"classes": active.classes, "parties": active.parties}
+    if active.top.vectors is not None:
+        about["vectors"] = active.top.vectors.tolist()
+    write_atomic(folder / "predictor.json", json.dumps(about).encode())
+    lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in predictions(active))
+    write_atomic(store.folder / "predictions.jsonl", lines.encode())
+    write_party(store.folder / "clients" / active.data.name, active.encoder, active.data)
+
+
+def write_party(folder: Path, encoder: nn.Module, data: PartyData) -> None:
+    """Write one party's share of the model; it stays with the party."""
+    write_atomic(folder / "encoder.safetensors", save({k: v.contiguous() for k, v in encoder.state_dict().items()}))
+    party = data.config.model_dump(mode="json", exclude={"salt"})
+    about: dict[str, Any] = {"party": party, "columns": data.columns.plain(), "width": data.width}
+    write_atomic(folder / "party.json", json.dumps(about, indent=1).encode())

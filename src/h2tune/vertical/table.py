@@ -1,0 +1,162 @@
+"""Tables as people have them: files, ids, missing values; and their columns as numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from h2tune.errors import H2TuneError
+
+MISSING = ["", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-"]
+CATEGORIES = 50  # most values of a column that are told apart; rarer ones count as other
+
+
+class TableError(H2TuneError, ValueError):
+    """A table cannot be used; the text names the party or file and the column."""
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """The rows of a CSV, TSV, Parquet or JSONL file.
+
+    Raises:
+        TableError: if there is no such file or it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TableError(f"There is no file {path}.")
+    try:
+        match path.suffix.lower():
+            case ".csv" | ".tsv":
+                separator = "," if path.suffix.lower() == ".csv" else "\t"
+                # As text: whether a column holds numbers is decided below, in one way for all kinds of file.
+                frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            case ".parquet":
+                frame = pd.read_parquet(path)
+            case ".jsonl" | ".json":
+                frame = _json(path)
+            case other:
+                raise TableError(
+                    f"{path}: a table is a CSV, TSV, Parquet or JSONL file, not {other or 'one without ending'}."
+                )
+    except TableError:
+        raise
+    except (ValueError, OSError) as error:
+        raise TableError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    frame.columns = [str(name).strip() for name in frame.columns]
+    return frame
+
+
+def _json(path: Path) -> pd.DataFrame:
+    """One object a line, or a list of objects."""
+    text = path.read_text("utf-8-sig")
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        return pd.DataFrame(json.loads(text))
+    return pd.DataFrame([json.loads(line) for line in text.split("\n") if line.strip()])
+
+
+def text_of(values: pd.Series) -> list[str | None]:
+    """Cells as text; None for missing ones. 12.0 is the text 12."""
+    found: list[str | None] = []
+    for value in values.tolist():
+        if value is None or (isinstance(value, float) and np.isnan(value)):
+            found.append(None)
+            continue
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        text = str(value).strip()
+        found.append(None if text in MISSING else text)
+    return found
+
+
+def numbers_of(values: pd.Series) -> np.ndarray | None:
+    """A column as float64 with NaN for missing cells; None where a cell is something else."""
+    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
+        return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    cells = values.map(lambda v: v.strip() if isinstance(v, str) else v).replace(MISSING, None)
+    numbers = pd.to_numeric(cells, errors="coerce")
+    if bool((numbers.isna() & cells.notna()).any()):
+        return None
+    found: np.ndarray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    return found
+
+
+@dataclass
+class Columns:
+    """How a party's columns become numbers; fitted on its own training rows, kept as plain values.
+
+    Numeric columns: the median in place of missing cells, an extra column that says where they were, mean 0 and
+    variance 1. Other columns: one column for each value, none for a value that was not seen.
+    """
+
+    numeric: dict[str, dict[str, float]] = field(default_factory=dict)
+    categorical: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, frame: pd.DataFrame, names: list[str]) -> Columns:
+        """Fit scikit-learn's transformers to the named columns."""
+        from sklearn.impute import SimpleImputer
+        from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+        found = cls()
+        for name in names:
+            numbers = numbers_of(frame[name])
+            if numbers is not None and not np.isnan(numbers).all():
+                column = numbers[:, None]
+                imputer = SimpleImputer(strategy="median").fit(column)
+                scaler = StandardScaler().fit(imputer.transform(column))
+                found.numeric[name] = {
+                    "median": float(imputer.statistics_[0]),
+                    "mean": float(scaler.mean_[0]),
+                    "scale": float(scaler.scale_[0]),
+                    "gaps": float(np.isnan(numbers).any()),
+                }
+                continue
+            cells = np.array([v or "" for v in text_of(frame[name])], dtype=object)[:, None]
+            encoder = OneHotEncoder(max_categories=CATEGORIES, handle_unknown="ignore", sparse_output=False).fit(cells)
+            rare = set(encoder.infrequent_categories_[0] if encoder.infrequent_categories_[0] is not None else [])
+            found.categorical[name] = [str(v) for v in encoder.categories_[0] if v not in rare]
+        return found
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return sum(1 + int(c["gaps"]) for c in self.numeric.values()) + sum(map(len, self.categorical.values()))
+
+    def apply(self, frame: pd.DataFrame, who: str) -> Tensor:
+        """Rows as numbers (n x width), float32.
+
+        Raises:
+            TableError: if a column is missing or holds text where it held numbers.
+        """
+        if missing := [name for name in [*self.numeric, *self.categorical] if name not in frame.columns]:
+            raise TableError(f"{who}: there is no column {missing[0]!r}; there are: {', '.join(frame.columns[:20])}.")
+        parts: list[np.ndarray] = []
+        for name, fitted in self.numeric.items():
+            numbers = numbers_of(frame[name])
+            if numbers is None:
+                raise TableError(f"{who}: column {name!r} holds text, but held numbers when the model was trained.")
+            gaps = np.isnan(numbers)
+            parts.append((np.where(gaps, fitted["median"], numbers) - fitted["mean"]) / fitted["scale"])
+            if fitted["gaps"]:
+                parts.append(gaps.astype(np.float64))
+        for name, values in self.categorical.items():
+            cells = np.array([v or "" for v in text_of(frame[name])], dtype=object)
+            parts += [(cells == value).astype(np.float64) for value in values]
+        stacked = np.stack(parts, 1) if parts else np.zeros((len(frame), 0))
+        return torch.from_numpy(stacked).float()
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values that `from_plain` reads."""
+        return {"numeric": self.numeric, "categorical": self.categorical}
+
+    @classmethod
+    def from_plain(cls, value: dict[str, Any]) -> Columns:
+        """What `plain` has written."""
+        return cls(value["numeric"], value["categorical"])

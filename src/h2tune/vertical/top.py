@@ -1,0 +1,118 @@
+"""The active party's model over all views: prototypes, gate, bias; its scores and its loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from h2tune.utils.seeds import derive
+from h2tune.vertical import fuse, gate, prototypes
+from h2tune.vertical.config import MethodConfig, Training
+from h2tune.vertical.encoder import make_prototypes
+
+KNOWN = 0.5  # rows above which a class counts as seen
+
+
+class Top(nn.Module):
+    """Everything above the encoders.
+
+    Args:
+        parties: K, the active party first.
+        classes: C.
+        vectors: public vectors of the classes (C x q), for `unseen: described`.
+    """
+
+    counts: Tensor
+    mu: Tensor
+
+    def __init__(self, parties: int, classes: int, method: MethodConfig, training: Training, seed: int,
+                 vectors: Tensor | None = None) -> None:  # fmt: skip
+        super().__init__()
+        self.method, self.training_config, self.vectors = method, training, vectors
+        self.nu = make_prototypes(parties, classes, training.dim, derive(seed, "top"))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "gate"))
+            self.gate = gate.Gate(parties, training.dim) if method.gate == "learned" else None
+            width = parties * training.dim
+            self.mlp = (
+                nn.Sequential(nn.Linear(width, training.hidden), nn.ReLU(), nn.Linear(training.hidden, classes))
+                if method.top == "mlp"
+                else None
+            )
+        self.register_buffer("counts", torch.zeros(parties, classes))
+        self.register_buffer("mu", torch.zeros(parties, classes, training.dim))
+
+    @property
+    def seen(self) -> Tensor:
+        """Classes that may be predicted (C, bool)."""
+        seen = self.counts.sum(0) > KNOWN
+        return torch.ones_like(seen) if self.method.unseen == "described" else seen
+
+    def scores(self, z: list[Tensor], present: Tensor) -> Tensor:
+        """Class scores (n x C) of rows that some parties have (n x K, bool)."""
+        nu, counts = self._described()
+        return self.combine(z, fuse.view_logits(z, nu), counts, present)
+
+    def combine(self, z: list[Tensor], logits: Tensor, counts: Tensor, present: Tensor) -> Tensor:
+        """Class scores (n x C) from view logits (n x K x C)."""
+        if self.method.missing == "relation":
+            logits, counts = self._related(logits, counts)
+        if self.method.combine == "probabilities":
+            return fuse.averaged(logits, counts > KNOWN, present)
+        weights = self.gate_weights(z, logits, counts, present)
+        scores = fuse.fused(logits, weights, self.bias)
+        if self.mlp is not None:
+            shown = [view * present[:, k, None] for k, view in enumerate(z)]
+            scores = scores + self.mlp(torch.cat(shown, 1))
+        return scores
+
+    def gate_weights(self, z: list[Tensor], logits: Tensor, counts: Tensor, present: Tensor) -> Tensor:
+        """How much each party counts for each class (n x K x C)."""
+        seen = torch.zeros_like(counts) if self.method.gate == "mean" else gate.coverage(counts)
+        scores = self.gate(z, logits) if self.gate is not None else torch.zeros(present.shape)
+        return gate.weights(scores, seen, present)
+
+    def _described(self) -> tuple[Tensor, Tensor]:
+        """Prototypes and counts, with unseen classes filled in from their public vectors if there are any."""
+        if self.method.unseen != "described" or self.vectors is None:
+            return self.nu, self.counts
+        seen = self.counts.sum(0) > KNOWN
+        nu = torch.stack([prototypes.from_descriptions(slice_, self.vectors, seen) for slice_ in self.nu])
+        typical = self.counts[:, seen].mean(1, keepdim=True)
+        return nu, torch.where(seen[None, :], self.counts, typical)
+
+    def _related(self, logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of classes that a party has not seen, from its views of the classes that are like them."""
+        knows = counts > KNOWN
+        relation = torch.stack([prototypes.relations(mu, known) for mu, known in zip(self.mu, knows, strict=True)])
+        holders = knows.float()[:, :, None]
+        average = (holders * relation).sum(0) / holders.sum(0).clamp_min(1)
+        missing = ~knows & knows.any(0)
+        filled = logits @ average.T
+        counts = torch.where(missing, counts.max(0).values.expand_as(counts), counts)
+        return torch.where(missing[None], filled, logits), counts
+
+    def loss(self, z: list[Tensor], present: Tensor, labels: Tensor, shares: Tensor, generator: torch.Generator,
+             flip: Tensor | None = None) -> Tensor:  # fmt: skip
+        """The loss of an aligned batch: of the fused scores, with parties left out at random, and of every view."""
+        method = self.method
+        shares = shares if method.adjust else (shares > 0).float()
+        logits = fuse.view_logits(z, self.nu)
+        shown = self._drop(present, generator)
+        scores = self.combine(z, logits, self.counts, shown)
+        value = method.fused_weight * fuse.loss(scores, labels, shares, flip).mean()
+        for k in range(len(z)):
+            here = present[:, k]
+            if method.view_weight and bool(here.any()):
+                each = fuse.loss(logits[:, k], labels, shares, flip)
+                value = value + method.view_weight / len(z) * (each * here).sum() / here.sum()
+        return value
+
+    def _drop(self, present: Tensor, generator: torch.Generator) -> Tensor:
+        chance = self.training_config.dropout
+        if chance == 0 or present.shape[1] == 1:
+            return present
+        kept = present & (torch.rand(present.shape, generator=generator) >= chance)
+        # Never all: a row that lost every party keeps them all.
+        return torch.where(kept.any(1, keepdim=True), kept, present)

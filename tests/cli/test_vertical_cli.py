@@ -1,0 +1,72 @@
+"""The command line on a vertical federation, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from h2tune.cli.app import app
+from h2tune.vertical.demo import write_demo
+
+
+def call(*words: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small generated federation, trained with `h2tune run`."""
+    folder = tmp_path_factory.mktemp("cli")
+    file = write_demo(folder / "data")
+    file.write_text(
+        file.read_text().replace("rounds: 40", "rounds: 4\nmethod: {warmup: 2}\ntraining: {dim: 8, hidden: 16}")
+    )
+    shown = call("run", file, "--out", folder / "run", "--quiet")
+    assert "balanced accuracy" in shown and "report.html" in shown
+    return folder
+
+
+def test_plan_report_export_predict(demo: Path):
+    assert "150 aligned people" in call("plan", demo / "data" / "vertical.yaml")
+    assert "report.html" in call("report", demo / "run")
+    call("export", demo / "run", "--client", "bank,shop", "--out", demo / "part")
+    files = f"bank={demo / 'data' / 'new_bank.csv'},shop={demo / 'data' / 'new_shop.csv'}"
+    lines = call("predict", demo / "part", "--file", files).splitlines()
+    assert len(lines) == 20 and json.loads(lines[0])["parties"] == ["bank", "shop"]
+
+
+def test_compare(demo: Path):
+    shown = call(
+        "compare",
+        demo / "data" / "vertical.yaml",
+        "--methods",
+        "local,splitnn",
+        "--seeds",
+        1,
+        "--out",
+        demo / "compare",
+    )
+    assert "splitnn" in shown and "local" in shown
+
+
+def test_mistakes_end_in_one_line(demo: Path):
+    shown = call("run", demo / "data" / "vertical.yaml", "--out", demo / "run", code=1)
+    assert "holds a run already" in shown and "Traceback" not in shown
+    shown = call("predict", demo / "run", "--file", "bank.csv", code=1)
+    assert "write party=file" in shown
+
+
+def test_init_and_kits(tmp_path: Path, demo: Path):
+    call("init", tmp_path / "vertical.yaml", "--vertical")
+    assert "parties:" in (tmp_path / "vertical.yaml").read_text()
+    pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
+    shown = call("provision", demo / "data" / "vertical.yaml", "--out", tmp_path / "kits")
+    assert "h2tune server" in shown and (tmp_path / "kits" / "clinic" / "kit.json").is_file()
+    assert "refused from now on: shop" in call(
+        "provision", demo / "data" / "vertical.yaml", "--out", tmp_path / "kits", "--revoke", "shop"
+    )

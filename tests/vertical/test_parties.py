@@ -1,0 +1,216 @@
+"""Data as people have it, and every mistake in it, with the message that the user reads."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from vertical.recorder import recorded, reply
+from vertical.tables import PARTIES, config, planted
+
+from h2tune.config import ConfigError
+from h2tune.protocol.codec import Message, encode
+from h2tune.store import ClientStore
+from h2tune.vertical.align import AlignmentError, check_ids, digests, match, normalise, positions
+from h2tune.vertical.config import load_vertical, parse_vertical
+from h2tune.vertical.federation import fit, load_parties
+from h2tune.vertical.table import Columns, TableError, read_table
+
+
+@pytest.fixture
+def people() -> pd.DataFrame:
+    return pd.DataFrame({
+        "id": ["1", "2", "3", "4"], "age": ["30", "?", "41", "55"], "town": ["Bonn", "Köln", "", "Bonn"],
+        "score": ["0.5", "1.5", "2.5", "0.5"],
+    })  # fmt: skip
+
+
+def test_columns_become_what_scikit_learn_makes_of_them(people: pd.DataFrame):
+    columns = Columns.fit(people, ["age", "town", "score"])
+    found = columns.apply(people, "bank")
+    typed = people.assign(age=pd.to_numeric(people["age"], errors="coerce"), score=people["score"].astype(float))
+    expected = ColumnTransformer([
+        ("age", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), ["age"]),
+        ("gap", make_pipeline(SimpleImputer(strategy="median", add_indicator=True)), ["age"]),
+        ("score", StandardScaler(), ["score"]),
+        ("town", OneHotEncoder(sparse_output=False), ["town"]),
+    ]).fit_transform(typed)  # fmt: skip
+    expected = np.delete(expected, 1, 1)  # the imputed age that comes with the indicator
+    assert torch.allclose(found, torch.from_numpy(expected).float(), atol=1e-6)
+    again = Columns.from_plain(json.loads(json.dumps(columns.plain())))
+    assert torch.equal(again.apply(people, "bank"), found)
+    other = people.assign(town="Ulm", age=None)
+    assert columns.apply(other, "bank")[:, -3:].sum() == 0
+    with pytest.raises(TableError, match="bank: column 'age' holds text"):
+        columns.apply(people.assign(age="old"), "bank")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "jsonl"])
+def test_all_kinds_of_file_hold_the_same_rows(people: pd.DataFrame, tmp_path, ending: str):
+    path = tmp_path / f"people.{ending}"
+    if ending in ("csv", "tsv"):
+        people.to_csv(path, sep="," if ending == "csv" else "\t", index=False)
+    elif ending == "parquet":
+        people.assign(age=pd.to_numeric(people["age"], errors="coerce")).to_parquet(path)
+    else:
+        path.write_text(people.to_json(orient="records", lines=True))
+    table = read_table(path)
+    columns = Columns.fit(table, ["age", "town", "score"])
+    assert torch.equal(columns.apply(table, "x"), Columns.fit(people, ["age", "town", "score"]).apply(people, "x"))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(TableError, match="There is no file"):
+        read_table(tmp_path / "none.csv")
+    (tmp_path / "a.xls").write_text("x")
+    with pytest.raises(TableError, match=r"not \.xls"):
+        read_table(tmp_path / "a.xls")
+
+
+def test_ids_match_in_all_spellings():
+    assert normalise(" Müller 7 ") == normalise("mu\u0308LLER7")
+    mine, theirs = digests(["A 1", "b2", "c3"], "salt"), digests(["B2", "x", "a1"], "salt")
+    found = match(mine, {"lab": theirs})
+    assert len(found.order) == 2 and bool(found.present.all())
+    own, other = positions(mine, found.order), positions(theirs, found.order)
+    assert sorted(zip(own.tolist(), other.tolist(), strict=True)) == [(0, 2), (1, 0)]
+    assert len(match(mine, {"lab": digests(["A 1"], "pepper")}).order) == 0
+
+
+def test_private_intersection_finds_the_same_people():
+    pytest.importorskip("private_set_intersection", reason="the extra package openmined-psi is not installed")
+    settings, frames = config(rounds=2), planted()
+    frames["shop"] = (frames["shop"][0].iloc[5:], frames["shop"][1])
+    hashed, private = settings, config(rounds=2, align={"how": "psi"})
+    one, other = (fit(c, load_parties(c, frames)) for c in (hashed, private))
+    assert torch.equal(one.meeting.rows, other.meeting.rows)
+    assert torch.equal(one.meeting.present, other.meeting.present)
+    assert torch.equal(one.top.nu, other.top.nu)
+
+
+def changed(name: str, edit) -> dict:
+    frames = planted()
+    train = frames[name][0].copy()
+    return frames | {name: (edit(train), frames[name][1])}
+
+
+def test_ids_must_be_unique_and_present():
+    with pytest.raises(
+        AlignmentError, match="shop: ids are not unique: 1 rows repeat an id; rows 1 and 3 have ids that differ only"
+    ):
+        check_ids(["a1", "b", "A 1"], "shop")
+    with pytest.raises(AlignmentError, match="shop: 1 rows have no id, the first is row 2"):
+        check_ids(["a", None], "shop")
+    double = changed("shop", lambda t: pd.concat([t, t.iloc[:1]]))
+    with pytest.raises(AlignmentError, match="rows 1 and 201 have the same id"):
+        load_parties(config(), double)
+
+
+def test_nobody_in_common_names_the_salt_first_and_counts_near_ids():
+    dashed = changed("shop", lambda t: t.assign(id=[f"{i[:1]}-{i[1:]}" for i in t["id"]]))
+    with pytest.raises(AlignmentError) as error:
+        fit(config(), load_parties(config(), dashed))
+    lines = str(error.value).splitlines()
+    assert "shop and bank have no id in common (200 and 200 rows)" in lines[0]
+    assert "salt may differ" in lines[1]
+    assert "80 without punctuation" in lines[2]
+    parties = [{"name": n, "train": "-", "test": "-"} | ({"salt": "other"} if n == "shop" else {}) for n in PARTIES]
+    settings = config(parties=parties)
+    with pytest.raises(AlignmentError, match="0 without punctuation"):
+        fit(settings, load_parties(settings, planted()))
+
+
+def test_a_party_without_columns():
+    with pytest.raises(TableError, match="shop: no column is left to learn from"):
+        load_parties(config(), changed("shop", lambda t: t[["id"]]))
+
+
+def test_a_label_column_that_a_passive_party_does_not_declare():
+    with pytest.raises(TableError, match="shop: the table has a column 'kind', the name of the label"):
+        load_parties(config(), changed("shop", lambda t: t.assign(kind="class-1")))
+
+
+def test_a_class_that_nobody_can_know():
+    settings = config(label={"classes": ["class-0", "class-1", "class-2", "class-3", "class-9"]})
+    with pytest.raises(AlignmentError, match="Nobody can know the class 'class-9'"):
+        fit(settings, load_parties(settings, planted()))
+
+
+def test_one_class_in_the_aligned_rows():
+    def one(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(
+            kind=["class-0" if i.startswith("a") else k for i, k in zip(table["id"], table["kind"], strict=True)]
+        )
+
+    with pytest.raises(AlignmentError, match="All 80 aligned rows have the same label"):
+        fit(config(), load_parties(config(), changed("bank", one)))
+
+
+def test_an_aligned_row_without_a_label():
+    frames = changed("bank", lambda t: t.assign(kind=[None, *t["kind"][1:]]))
+    with pytest.raises(AlignmentError, match="bank: 1 aligned rows have no label in 'kind'"):
+        fit(config(), load_parties(config(), frames))
+
+
+def test_labels_of_a_passive_party_that_the_federation_does_not_know():
+    settings = config(
+        parties=[{"name": n, "train": "-", "test": "-"} | ({"labels": "code"} if n == "shop" else {}) for n in PARTIES]
+    )
+    frames = changed("shop", lambda t: t.assign(code="wrong"))
+    with pytest.raises(AlignmentError, match=r"shop labels rows with a class that is not among label\.classes"):
+        fit(settings, load_parties(settings, frames))
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [
+    (lambda m: reply(m, z=torch.zeros(31, 8)), "'z' in step has shape"),
+    (lambda m: reply(m, z=torch.full((32, 8), float("nan"))), "not finite"),
+    (lambda m: reply(m, z=torch.zeros(32, 8, dtype=torch.float64)), "type torch.float64"),
+    (lambda m: reply(m, extra=torch.zeros(1)), "may not hold 'extra'"),
+    (lambda m: encode(Message("local", m.run, m.round, m.client, m.method)), "answered step of round 3"),
+])  # fmt: skip
+def test_a_party_that_answers_with_nonsense_is_excluded_and_the_others_go_on(tmp_path, spoil, reason: str):
+    def from_round_three(message: Message) -> bytes | None:
+        return spoil(message) if message.kind == "step" and message.round == 3 else None
+
+    stores = {name: ClientStore(tmp_path / name) for name in PARTIES}
+    federation, _ = recorded(config(), planted(), {"shop": from_round_three}, stores)
+    federation.exchange.log = federation.log = events = Events()
+    active = federation.run()
+    assert federation.exchange.here == ["clinic"]
+    assert reason in federation.exchange.excluded["shop"]
+    assert active.round == config().rounds
+    assert any("shop" in text for text in events.texts)
+
+
+class Events:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def event(self, event: str, text: str, **fields: object) -> None:
+        self.texts.append(text)
+
+
+def test_the_config_says_what_is_wrong(tmp_path):
+    with pytest.raises(ConfigError, match=r"training.local_step: unknown key. Did you mean `local_steps`"):
+        config(training={"local_step": 3})
+    with pytest.raises(ConfigError, match=r"label\.party is 'bnk', but the parties are bank, clinic, shop"):
+        config(label={"party": "bnk", "column": "kind"})
+    with pytest.raises(ConfigError, match="two parties have the name 'a'"):
+        parse_vertical({"label": {"party": "a", "column": "y"}, "parties": [{"name": "a", "train": "-"}] * 2})
+    with pytest.raises(ConfigError, match="shop: the shares in `prior` must sum to 1"):
+        config(
+            parties=[
+                *({"name": n, "train": "-"} for n in PARTIES[:2]),
+                {"name": "shop", "train": "-", "prior": {"class-0": 0.5}},
+            ]
+        )
+    (tmp_path / "v.yaml").write_text("parties: [\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_vertical(tmp_path / "v.yaml")

@@ -1,0 +1,164 @@
+"""Training that is split over messages is training in one graph, whoever comes when; and a run may stop anywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from vertical.recorder import recorded
+from vertical.tables import PARTIES, config, planted
+
+from h2tune.store import ClientStore
+from h2tune.transport.base import Absent
+from h2tune.utils.seeds import derive
+from h2tune.vertical.active import Active
+from h2tune.vertical.encoder import batch_rows, make_encoder
+from h2tune.vertical.federation import fit, load_parties, run
+from h2tune.vertical.passive import Passive
+
+STEPS = 20
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def in_one_graph(active: Active, parties: dict[str, Passive]) -> None:
+    """The same steps with all encoders in one autograd graph; no message anywhere."""
+    settings = active.config
+    optimisers = [active.optimiser, *(p.optimiser for p in parties.values())]
+    active.sums = torch.zeros_like(active.top.mu)
+    for step in range(STEPS):
+        rows = batch_rows(len(active.labels.y), settings.training.batch, settings.seed, "batch", 1, step)
+        z = {}
+        for name, party in parties.items():
+            x, here = party.aligned_rows(rows)
+            z[name] = party.encoder(x) * here
+        generator = torch.Generator().manual_seed(derive(settings.seed, "step", 1, step, 0))
+        loss = active.batch_loss(rows, z, generator)
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+
+
+def test_twenty_steps_over_messages_equal_one_graph():
+    settings = config(rounds=1, training={"steps": STEPS, "local_steps": 0})
+    frames = planted()
+    frames["shop"] = (frames["shop"][0].iloc[7:], frames["shop"][1])  # seven aligned people are not at `shop`
+    split, parties = recorded(settings, frames)
+    split.run()
+    whole, others = recorded(settings, frames)
+    active = whole.open()
+    in_one_graph(active, {name: r.party for name, r in others.items()})
+    assert split.active is not None
+    assert same(split.active.encoder, active.encoder)
+    for name in others:
+        assert same(parties[name].party.encoder, others[name].party.encoder)
+    first = make_encoder(4, 16, 8, derive(0, "encoder", "bank"))
+    assert not same(first, active.encoder)
+    # Locally nothing was trained, so the slices that came back are those that were sent.
+    assert torch.equal(split.active.top.nu, active.top.nu)
+
+
+def test_stale_updates_are_more_updates_of_one_exchange():
+    once = fit(config(rounds=1), load_parties(config(), planted()))
+    settings = config(rounds=1, training={"stale": 3})
+    federation, parties = recorded(settings, planted())
+    active = federation.run()
+    assert len(parties["shop"].messages("step")) == settings.training.steps
+    steps = {int(v["step"]) for v in active.optimiser.state_dict()["state"].values()}
+    assert 3 * settings.training.steps in steps
+    assert not same(once.encoder, active.encoder)
+
+
+def test_the_order_of_parties_and_rows_changes_nothing():
+    frames = planted()
+    first = fit(config(), load_parties(config(), frames))
+    turned = config(parties=[{"name": n, "train": "-", "test": "-"} for n in reversed(PARTIES)])
+    shuffled = {n: (train.sample(frac=1, random_state=3), test) for n, (train, test) in reversed(list(frames.items()))}
+    second = fit(turned, load_parties(turned, shuffled))
+    assert same(first.encoder, second.encoder) and same(first.top, second.top)
+    assert first.history[-1]["test"] == second.history[-1]["test"]
+
+
+def test_the_order_in_which_answers_arrive_changes_nothing():
+    class Backwards:
+        def __init__(self, clients):
+            self.clients = clients
+
+        def exchange(self, requests, fresh=False):
+            yield from [(name, self.clients[name].handle(data)) for name, data in reversed(requests.items())]
+
+    federation, _ = recorded(config(), planted())
+    other, parties = recorded(config(), planted())
+    other.exchange.transport = Backwards(parties)
+    first, second = federation.run(), other.run()
+    assert same(first.encoder, second.encoder) and same(first.top, second.top)
+
+
+@pytest.mark.parametrize("kind", ["step", "local"])
+def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path, kind: str):
+    settings, frames = config(), planted()
+    run(settings, tmp_path / "whole", frames=frames)
+    asked = 0
+    answer = Passive.handle
+
+    class Cut(Exception):
+        pass
+
+    def until_the_cut(self: Passive, data: bytes) -> bytes:
+        nonlocal asked
+        found = answer(self, data)
+        if f'"kind\\":\\"{kind}\\"'.encode() in data and self.name == "shop" and self.round == 4:
+            asked += 1
+            if asked == (3 if kind == "step" else 1):
+                raise Cut
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Passive, "handle", until_the_cut)
+        with pytest.raises(Cut):
+            run(settings, tmp_path / "cut", frames=frames)
+    metrics = run(settings, tmp_path / "cut", frames=frames, resume=True)
+    assert metrics["rounds"] == settings.rounds
+    for part in ("server/top.safetensors", "clients/shop/encoder.safetensors", "clients/bank/encoder.safetensors"):
+        assert (tmp_path / "cut" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
+
+
+class Flaky:
+    """A transport that loses a party in a step; it is back when somebody waits for it, or never."""
+
+    def __init__(self, clients, party: str, round: int, returns: bool) -> None:
+        self.clients, self.party, self.round, self.returns = clients, party, round, returns
+        self.gone = self.lost = False
+
+    def exchange(self, requests, fresh=False):
+        for name, data in requests.items():
+            if name == self.party and not self.lost and self.clients[name].party.round == self.round:
+                self.gone = self.lost = True
+            yield name, Absent("no answer") if name == self.party and self.gone else self.clients[name].handle(data)
+
+    def wait(self, names, count, first=False):
+        self.gone = self.gone and not self.returns
+        return self.returns
+
+    def returned(self):
+        return [] if self.gone else [self.party]
+
+    def dismiss(self, name, reason):
+        raise AssertionError(f"{name}: {reason}")
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_party_that_is_lost_in_a_round(tmp_path, returns: bool):
+    whole = fit(config(), load_parties(config(), planted()))
+    stores = {name: ClientStore(tmp_path / name) for name in PARTIES}
+    federation, parties = recorded(config(), planted(), stores=stores)
+    federation.exchange.transport = Flaky(parties, "shop", 3, returns)
+    active = federation.run()
+    assert active.round == config().rounds
+    assert same(whole.encoder, active.encoder) == returns
+    assert ("shop" in federation.exchange.here) == returns
+    if not returns:
+        assert active.history[-1]["test"]["balanced"] > 0.5

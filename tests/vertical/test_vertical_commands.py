@@ -1,0 +1,162 @@
+"""The commands on a vertical file, as a user runs them; and predictions for any subset of parties."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from h2tune.cli import vertical as commands
+from h2tune.config import ConfigError
+from h2tune.report.vertical_live import Progress
+from h2tune.utils.files import StoreError
+from h2tune.vertical.config import is_vertical, is_vertical_run, load_vertical
+from h2tune.vertical.demo import write_demo
+from h2tune.vertical.federation import load_parties
+from h2tune.vertical.plan import near_ids
+from h2tune.vertical.predictor import Predictor
+from h2tune.vertical.table import TableError
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of the generated federation."""
+    folder = tmp_path_factory.mktemp("vertical")
+    file = write_demo(folder / "data")
+    file.write_text(
+        file.read_text().replace(
+            "rounds: 40", "rounds: 8\nmethod: {warmup: 3}\ntraining: {dim: 8, hidden: 16, local_steps: 10}"
+        )
+    )
+    commands.train(file, folder / "run", quiet=True)
+    return folder
+
+
+def test_a_run_leaves_metrics_and_a_report(demo: Path):
+    metrics = json.loads((demo / "run" / "metrics.json").read_text())
+    assert metrics["parties"] == ["bank", "clinic", "shop"] and metrics["unseen"] == [4]
+    assert metrics["final"]["unseen"] > 0.5 and 0 < metrics["history"][-1]["kept"]["shop"] <= 1
+    page = (demo / "run" / "report.html").read_text()
+    assert "rare (unseen)" in page and page.count("<svg") >= 7 and "<script" not in page
+    assert is_vertical_run(demo / "run") and is_vertical(demo / "data" / "vertical.yaml")
+    sent = metrics["bytes"]["shop"]["step"]["up"]
+    assert sent > metrics["rounds"] * 10 * 64 * 8 * 4
+
+
+def test_plan_states_the_bytes_that_a_run_sends(demo: Path, capsys: pytest.CaptureFixture[str]):
+    found = commands.plan(demo / "data" / "vertical.yaml")
+    shown = capsys.readouterr()
+    assert "150 aligned people, 5 classes" in shown.out and "label_dp" in shown.err
+    metrics = json.loads((demo / "run" / "metrics.json").read_text())
+    for party in found.parties[1:]:
+        sent = metrics["bytes"][party.name]
+        for way, planned in (("up", party.bytes_up), ("down", party.bytes_down)):
+            real = sum(sent[kind][way] for kind in ("step", "local")) / metrics["rounds"]
+            assert planned == pytest.approx(real, rel=0.05)
+
+
+def test_plan_reports_ids_that_nearly_match():
+    assert near_ids(["A-1", "b2", "x9"], ["a1", "B2", "y8"]) == ("without punctuation", 1)
+    assert near_ids(["007"], ["7"]) == ("without leading zeros", 1)
+    assert near_ids(["ID 12"], ["12"]) == ("by their digits alone", 1)
+    assert near_ids(["B-00001"], ["S-00001"]) is None  # other people, numbered alike
+
+
+def test_predictions_use_whoever_knows_a_person(demo: Path, tmp_path: Path):
+    data = demo / "data"
+    shop = pd.read_csv(data / "new_shop.csv")
+    shop.iloc[5:].to_csv(tmp_path / "shop.csv", index=False)
+    answers = commands.predict(
+        demo / "run", [f"bank={data / 'new_bank.csv'}", f"shop={tmp_path / 'shop.csv'}"], tmp_path / "out.jsonl"
+    )
+    assert len(answers) == 20 == len((tmp_path / "out.jsonl").read_text().splitlines())
+    assert [a["parties"] for a in answers[:6]] == [["bank"]] * 5 + [["bank", "shop"]]
+    assert all(sum(a["probabilities"].values()) == pytest.approx(1, abs=1e-4) for a in answers)
+    # Bank and shop have not seen the rare class; no row of theirs is called so with clinic away... unless it is likest.
+    assert {a["class"] for a in answers} <= {"none", "low", "middle", "high", "rare"}
+
+
+def test_an_export_answers_as_the_run_does_and_holds_nothing_of_others(demo: Path, tmp_path: Path):
+    out = commands.export(demo / "run", "bank,shop", tmp_path / "part")
+    files = {"bank": demo / "data" / "new_bank.csv", "shop": demo / "data" / "new_shop.csv"}
+    part = Predictor(out)
+    assert part.here == ["bank", "shop"] and not (out / "clients" / "clinic").exists()
+    whole = Predictor(demo / "run").predict(files)
+    for mine, theirs in zip(part.predict(files), whole, strict=True):
+        # `rare` is known to the clinic alone: without it the class cannot be named.
+        assert "rare" not in (mine["class"],) and mine["probabilities"]["rare"] == 0
+        assert mine["id"] == theirs["id"]
+    assert part.top.nu[1].abs().sum() == 0
+    with pytest.raises(TableError, match="clinic is not among the parties here"):
+        part.predict({"clinic": files["bank"]})
+    with pytest.raises(StoreError, match="not empty"):
+        commands.export(demo / "run", None, out)
+
+
+def test_files_are_given_by_party(demo: Path):
+    with pytest.raises(ConfigError, match="write party=file"):
+        commands.predict(demo / "run", ["bank.csv"])
+
+
+def test_a_run_is_not_overwritten_and_a_changed_config_is_noticed(demo: Path, tmp_path: Path):
+    file = demo / "data" / "vertical.yaml"
+    with pytest.raises(StoreError, match="holds a run already"):
+        commands.train(file, demo / "run", quiet=True)
+    with pytest.raises(StoreError, match="config differs"):
+        commands.train(file, demo / "run", resume=True, seed=9, quiet=True)
+    with pytest.raises(StoreError, match="no finished vertical run"):
+        commands.report(tmp_path)
+
+
+def test_compare_pairs_methods_by_seed(demo: Path, tmp_path: Path):
+    file = demo / "data" / "vertical.yaml"
+    result = commands.compare(file, "local,splitnn,fedcvt,fedhssl", 2, tmp_path / "compare", as_json=True)
+    rows = {row["method"]: row for row in result["methods"]}
+    assert rows["local"]["interval"][0] < rows["splitnn"]["interval"][0]
+    assert rows["local"]["best_other"] != "local" and rows["local"]["over"][0] < 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "compare").glob("*-seed*.json")}
+    assert len(before) == 8
+    commands.compare(file, "local,splitnn", 2, tmp_path / "compare", as_json=True)
+    assert all(p.stat().st_mtime_ns == when for p, when in before.items())
+    with pytest.raises(ConfigError, match="there is no vertical method 'splitn'"):
+        commands.compare(file, "splitn", 1, tmp_path / "other")
+
+
+def test_a_method_that_has_no_messages_is_not_run(demo: Path, tmp_path: Path):
+    config = load_vertical(demo / "data" / "vertical.yaml")
+    named = config.model_copy(update={"method": config.method.model_copy(update={"name": "fedcvt"})})
+    with pytest.raises(ConfigError, match="takes part in `h2tune compare`"):
+        commands.train(named, tmp_path / "run", quiet=True)
+    one = config.model_copy(update={"rounds": 2, "method": config.method.model_copy(update={"name": "splitnn"})})
+    commands.train(one, tmp_path / "splitnn", quiet=True)
+    assert load_vertical(tmp_path / "splitnn" / "config.yaml").method.select == "none"
+
+
+def test_the_template_is_a_valid_config_once_its_files_are_there(tmp_path: Path):
+    file = commands.init(tmp_path / "vertical.yaml")
+    config = load_vertical(file)
+    assert config.active.name == "bank" and len(config.passive) == 2
+    with pytest.raises(TableError, match=r"There is no file bank\.csv"):
+        load_parties(config)
+    with pytest.raises(ConfigError, match="exists already"):
+        commands.init(file)
+
+
+def test_progress_is_shown_in_every_mode(capsys: pytest.CaptureFixture[str]):
+    record = {
+        "round": 10,
+        "loss": 0.5,
+        "test": {"balanced": 0.75},
+        "kept": {"shop": 0.4},
+        "counts": [[3.0, 0.0], [5.0, 7.5]],
+    }
+    for mode, expected in (("plain", "balanced accuracy 75.0 %"), ("json", '"event": "round"'), ("quiet", "")):
+        progress = Progress(["bank", "shop"], ["low", "high"], mode)
+        progress.round_done(record, 20)
+        progress.stop()
+        shown = "".join(capsys.readouterr())
+        assert expected in shown and bool(shown) == (mode != "quiet")
+    table = Progress(["bank", "shop"], ["low", "high"], "quiet")._table(record, 20)
+    assert [list(column.cells) for column in table.columns] == [["bank", "shop"], ["-", "40%"], ["3", "5"], ["0", "8"]]
