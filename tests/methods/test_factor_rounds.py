@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from h2tune import federation
 from h2tune.client import Client
-from h2tune.methods.registry import Method, MethodError
+from h2tune.methods.registry import MethodError, known_methods, known_methods
 from h2tune.store import RunStore
 
-NAMES = sorted(name for name, method in Method.registry.items() if method.one_architecture)
+NAMES = sorted(name for name, method in known_methods().items() if method.one_architecture)
 
 
 def twins(clients: int = 2, **changes: Any) -> Any:
