@@ -27,6 +27,9 @@ class Split:
     examples: list[Example]
     encoded: list[Encoded]
 
+    def __len__(self) -> int:
+        return len(self.examples)
+
 
 @dataclass(frozen=True)
 class ClientData:
