@@ -65,7 +65,7 @@ def main() -> None:
         models = len({id(c.base.model) for c in clients.values()})
         computed = 0
         for client in clients.values():
-            trained = [*client.method.factors, *client.method.leaves, *client.method.core.parameters()]
+            trained = [*client.method.factors, *client.method.middles, *client.method.core.parameters()]
             gradients = [p.grad for p in trained if p.grad is not None]
             computed += sum(t.numel() * t.element_size() for t in [*trained, *gradients])
             moments = {k: v for k, v in client.method.state().items() if "exp_avg" in k}

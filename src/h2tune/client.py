@@ -165,7 +165,8 @@ class Client:
 
     def _report(self, message: Message) -> dict[str, Any]:
         """Scores after a round, where the server asks for them."""
-        context, scores = self.context, {"validation": None, "test": None}
+        context = self.context
+        scores: dict[str, Any] = {"validation": None, "test": None}
         if message.payload.meta.get("evaluate"):
             scores["validation"] = context.score(context.data.validation).plain()
             if context.experiment.evaluation.curves:

@@ -27,7 +27,7 @@ from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_f
 from h2tune.transport.inprocess import InProcess
 from h2tune.version import __version__
 
-Gather = Callable[[Experiment, RunStore], "InProcess | Workers"]
+Gather = Callable[[Experiment, RunStore], "InProcess[Client] | Workers"]
 """Makes the clients of an experiment, and the way to them."""
 
 
@@ -36,7 +36,9 @@ class Watcher(Protocol):
 
     def start(self, clients: list[dict[str, Any]], rounds: int) -> None: ...
     def step(self, client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None: ...
-    def client_done(self, client: str, round: int, metrics: dict, bytes_up: int, bytes_down: int) -> None: ...
+    def client_done(
+        self, client: str, round: int, metrics: dict[str, Any], bytes_up: int, bytes_down: int
+    ) -> None: ...
     def round_done(self, round: int, seconds: float) -> None: ...
     def message(self, text: str, level: str = "info") -> None: ...
 
@@ -147,7 +149,7 @@ def check_method(experiment: Experiment, clients: Mapping[str, Client | Remote])
 
 
 def _federate(
-    experiment: Experiment, identity: str, store: RunStore, party: InProcess | Workers, watcher: Watcher | None
+    experiment: Experiment, identity: str, store: RunStore, party: InProcess[Client] | Workers, watcher: Watcher | None
 ) -> Server:
     """Go on from the last commit if there is one, and run to the end."""
     if watcher:
@@ -178,13 +180,14 @@ def _baseline(
     store = WatchedStore(folder / "baselines" / name, watcher)
     finished = store.folder / "metrics.json"
     if finished.is_file():
-        return json.loads(finished.read_text(encoding="utf-8"))
+        metrics: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        return metrics
     method, _ = resolve_method(name)
     own = experiment.method if isinstance(experiment.method, dict) else {"name": experiment.method}
     # A variant differs from the experiment's method in one thing; other methods have settings of their own.
     spec = own | {"name": name} if method.variant_of == own.get("name", "h2tune") else name
     # Nothing of a baseline travels, so nothing of it needs to be small or protected.
-    changes = {
+    changes: dict[str, Any] = {
         "method": spec,
         "baseline": "none",
         "select": "federated",

@@ -46,7 +46,8 @@ def standard_normal(shape: Sequence[int], source: Source = os.urandom) -> Tensor
     count = math.prod(shape)
     whole = torch.frombuffer(bytearray(source(16 * count)), dtype=torch.int64).view(2, count) >> 11
     first, second = ((whole & (1 << 53) - 1).double() + 0.5) / (1 << 53)
-    return ((-2 * first.log()).sqrt() * (2 * math.pi * second).cos()).view(tuple(shape))
+    normal: Tensor = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()
+    return normal.view(tuple(shape))
 
 
 class Private(Aggregator):

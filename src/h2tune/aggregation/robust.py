@@ -155,7 +155,8 @@ def in_usual_unit(values: Tensor, held: Tensor) -> Tensor:
 
 def norms(values: Tensor, held: Tensor, start: Tensor) -> Tensor:
     """L2 norm of each update ``values - start`` over its covered entries."""
-    return torch.where(held, values - start, 0.0).flatten(1).norm(dim=1)
+    found: Tensor = torch.where(held, values - start, 0.0).flatten(1).norm(dim=1)
+    return found
 
 
 class Robust(Aggregator):

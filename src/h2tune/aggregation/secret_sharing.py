@@ -15,14 +15,19 @@ Primitives are the libraries' (cryptography, PyCryptodome); this file only arran
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from h2tune.errors import ClientError
+
+if TYPE_CHECKING:  # optional: imported where it is used
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 STEP_BITS = 32  # x_i counts steps of 2^-32: n w |S| must stay below 2^31
 INSTALL = "needs the libraries of h2tune[secure]: pip install 'h2tune[secure]'"
@@ -122,7 +127,7 @@ class ClientSecrets:
     name: str
     threshold: int
     context: bytes
-    random: staticmethod = field(default=staticmethod(os.urandom), repr=False)
+    random: Callable[[int], bytes] = field(default=os.urandom, repr=False)
 
     def __post_init__(self) -> None:
         self._mask, self._channel, self._own = (
@@ -168,7 +173,7 @@ class ClientSecrets:
             except (InvalidTag, ValueError):
                 raise SecureError(f"the shares of {other} for {self.name} were tampered with") from None
             self._held[other] = (opened[:SEED], opened[SEED:])
-        masked = values + stream(self._own, len(values))
+        masked: np.ndarray = values + stream(self._own, len(values))
         for other in sealed:
             masked += sign(self.name, other) * stream(self._pair(other), len(values))
         return masked
@@ -187,7 +192,7 @@ class ClientSecrets:
     def _pair(self, other: str) -> bytes:
         return _derive(self._mask.agree(self.members[other][0]), b"pair" + self.context)
 
-    def _cipher(self, sender: str, receiver: str):  # noqa: ANN202 - the library's class is imported late
+    def _cipher(self, sender: str, receiver: str) -> ChaCha20Poly1305:
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
         other = receiver if sender == self.name else sender

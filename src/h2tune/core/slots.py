@@ -159,6 +159,10 @@ class Layout:
         """Full names of all adapted maps."""
         return [f"{self.blocks}.{block}.{module}" for block in range(self.depth) for module in self.modules]
 
+    def blocks_of(self, model: nn.Module) -> list[nn.Module]:
+        """The blocks themselves, in their order."""
+        return [model.get_submodule(f"{self.blocks}.{block}") for block in range(self.depth)]
+
     def input_of(self, slot: str) -> str:
         """The slot whose recorded input this one shares: q, k and v of a block read the same vector."""
         group = _INPUT_OF[slot]

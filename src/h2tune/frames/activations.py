@@ -54,7 +54,7 @@ def record(
     training = model.training
     model.eval()
     try:
-        blocks = list(model.get_submodule(layout.blocks))
+        blocks = layout.blocks_of(model)
         chunks = _called(model, blocks, batch.chunks(tokens))
         for index, block in enumerate(blocks):
             reads: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ def _reading(
     with ExitStack() as stack:
         for name in layout.modules:
 
-            def take(_: nn.Module, args: tuple, out: Tensor, name: str = name) -> None:
+            def take(_: nn.Module, args: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
                 if name in first:
                     reads[name] = batch.average(args[0], reads.get(name))
                 writes[name] = batch.average(out, writes.get(name))
@@ -129,7 +129,8 @@ def _by_slot(
     layout: Layout, reads: dict[str, Tensor], writes: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A block's rows by slot; what a fused map writes is split."""
-    inputs, outputs = {}, {}
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for name, written in writes.items():
         slots = sorted((ref.part, s) for s, ref in layout.slots.items() if ref.module == name)
         inputs |= {s: reads[name] for _, s in slots if layout.input_of(s) == s}

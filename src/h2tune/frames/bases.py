@@ -43,7 +43,7 @@ class Bases:
 
     def tensors(self) -> dict[str, Tensor]:
         """The left factors U in half precision: all that is ever sent of the activations."""
-        sent = {}
+        sent: dict[str, Tensor] = {}
         for side, blocks in (("in", self.inputs), ("out", self.outputs)):
             for block, factors in enumerate(blocks):
                 # A unit column of n rows has entries near n ** -0.5, which half precision would round coarsely.
@@ -224,7 +224,9 @@ def _parse(name: str, tensors: Mapping[str, Tensor]) -> dict[tuple[str, str, int
     return found
 
 
-def _matching(models: list, side: str, key: str, depth: int, depths: int) -> list[Tensor]:
+def _matching(
+    models: list[dict[tuple[str, str, int], Tensor]], side: str, key: str, depth: int, depths: int
+) -> list[Tensor]:
     """The models' bases for one depth and slot: of each, the block at the nearest relative depth."""
     found = []
     for model in models:

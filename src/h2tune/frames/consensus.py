@@ -86,7 +86,8 @@ def consensus(bases: Sequence[Tensor], rank: int) -> Tensor:
     g = stacked @ (vectors[:, -rank:] * values[-rank:].rsqrt()).flip(1)
     # Signs are fixed so that the same anchors give the same frames on every machine.
     g = g * torch.where(g.abs().argmax(0).eq(torch.arange(g.shape[0])[:, None]), g.sign(), 0).sum(0)
-    return (g * g.shape[0] ** 0.5).float()
+    scaled: Tensor = (g * g.shape[0] ** 0.5).float()
+    return scaled
 
 
 def along_depth(frames: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ def agreement(bases: Sequence[Tensor], rank: int) -> float:
 def similarity(factor: Factor, frames: Tensor) -> Tensor:
     """Linear CKA (Kornblith et al., arXiv 1905.00414) of one block's rows with each depth's G; a value per depth."""
     x = factor.u * factor.s
-    own = (x.T @ x).norm()
+    own: Tensor = (x.T @ x).norm()
     cross = torch.stack([(x.T @ g).square().sum() / (g.T @ g).norm() for g in frames])
     return cross / own
 
@@ -139,9 +140,9 @@ def read_matrix(factor: Factor, target: Tensor) -> Tensor:
 
     def solve(rows: Tensor, ridge: float) -> Tensor:
         hessian = z[rows].T @ z[rows] + ridge * spectrum.mean() * torch.eye(z.shape[1], dtype=z.dtype)
-        free = torch.linalg.solve(hessian, z[rows].T @ y[rows])
+        free: Tensor = torch.linalg.solve(hessian, z[rows].T @ y[rows])
         # The heavy row (Sherman and Morrison). It is heavy, not infinite: a mean of rounding errors must not count.
-        step = torch.linalg.solve(hessian, centre)
+        step: Tensor = torch.linalg.solve(hessian, centre)
         return free - torch.outer(step, centre @ free) / (centre @ step + 1 / (_MEAN_WEIGHT * len(y)))
 
     errors = [float((z[held] @ solve(~held, ridge) - y[held]).square().sum()) for ridge in _RIDGES]
@@ -151,5 +152,5 @@ def read_matrix(factor: Factor, target: Tensor) -> Tensor:
 
 def write_matrix(factor: Factor, target: Tensor) -> Tensor:
     """B, d_out x r: least squares G -> Y, for G with orthonormal columns scaled by sqrt(n)."""
-    coordinates = torch.linalg.lstsq(target.double(), (factor.u * factor.s).double()).solution
+    coordinates: Tensor = torch.linalg.lstsq(target.double(), (factor.u * factor.s).double()).solution
     return (factor.v.double() @ coordinates.T).float()

@@ -67,9 +67,9 @@ def _fit(method: FramedAdapter, episodes: list[Episode]) -> None:
     texts = [text for episode in episodes[:FITTED_EPISODES] for text in episode.texts]
     terms = sorted({term.lower() for episode in episodes for term in episode.lexicon})
     base = context.base
-    with base.peft.disable_adapter():
+    with base.untouched() as model:
         readers = fit_readers(
-            base.model,
+            model,
             context.tokenizer,
             context.layout,
             texts,
@@ -90,12 +90,12 @@ def _obey(method: FramedAdapter, episodes: list[Episode], rate: float) -> None:
     context, rank = method.context, method.shared_rank
     group = method.group(method.factors, rate, len(episodes))
     model = method.activate()
-    for leaf in method.leaves:
+    for leaf in method.middles:
         leaf.requires_grad_(False)
     for episode in episodes:
         with torch.no_grad():
             core = written(episode.lexicon, context.rank)[:rank, :rank]
-            for leaf in method.leaves:
+            for leaf in method.middles:
                 leaf[..., :rank, :rank] = core
         batch = collate(episode.rows, context.tokenizer.pad_token_id)
         context.trainer.gradients(model, repeat((batch, [])))

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from h2tune.core.slots import Layout, input_kind
 from h2tune.frames.activations import record
 from h2tune.frames.anchor_text import anchor_batch, words
+from h2tune.tasks.prompts import Encoded
 
 _RIDGE_CODES, _RIDGE_READ = 0.1, 1e-2
 
@@ -33,7 +34,8 @@ def code(name: str, rank: int) -> Tensor:
     """The public code of a name: a unit vector of ``rank`` entries that depends on nothing else."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
     vector = torch.randn(rank, generator=torch.Generator().manual_seed(seed))
-    return vector / vector.norm()
+    length: Tensor = vector.norm()
+    return vector / length
 
 
 def written(lexicon: Mapping[str, str], rank: int) -> Tensor:
@@ -41,7 +43,8 @@ def written(lexicon: Mapping[str, str], rank: int) -> Tensor:
     keys = torch.stack([code(f"term {term.lower()}", rank) for term in lexicon], dim=1)
     values = torch.stack([code(f"meaning {meaning}", rank) for meaning in lexicon.values()], dim=1)
     gram = keys.T @ keys + _RIDGE_CODES * torch.eye(keys.shape[1])
-    return values @ torch.linalg.solve(gram, keys.T)
+    solved: Tensor = torch.linalg.solve(gram, keys.T)
+    return values @ solved
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Episode:
     """
 
     lexicon: dict[str, str]
-    rows: list
+    rows: list[Encoded]
     texts: list[str]
 
 

@@ -62,18 +62,22 @@ def load_codes(source: str, rank: int, pairs: bool = False) -> TextCodes:
     """
     try:
         if pairs:
-            return PairCodes(load_codes(source, PairCodes.room(rank) + 1), rank)
-        if source == "builtin":
-            return WordCodes(*word_vectors(), rank)
-        lines = [line.split() for line in _lines(Path(source).read_text(encoding="utf-8"))]
-        vectors = torch.tensor([[float(x) for x in line[1:]] for line in lines])
-        # Without counts, frequency goes by rank (Zipf).
-        counts = 1 / torch.arange(1, len(lines) + 1)
-        return WordCodes([line[0].lower() for line in lines], vectors, counts, rank)
+            return PairCodes(_word_codes(source, PairCodes.room(rank) + 1), rank)
+        return _word_codes(source, rank)
     except (ValueError, OSError, IndexError) as error:
         raise AnchorError(
             f"codes: {source}: {error}; give `builtin` or a text file, a word and its numbers a line."
         ) from None
+
+
+def _word_codes(source: str, rank: int) -> WordCodes:
+    if source == "builtin":
+        return WordCodes(*word_vectors(), rank)
+    lines = [line.split() for line in _lines(Path(source).read_text(encoding="utf-8"))]
+    vectors = torch.tensor([[float(x) for x in line[1:]] for line in lines])
+    # Without counts, frequency goes by rank (Zipf).
+    counts = 1 / torch.arange(1, len(lines) + 1)
+    return WordCodes([line[0].lower() for line in lines], vectors, counts, rank)
 
 
 _AROUND = (

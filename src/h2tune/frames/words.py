@@ -159,8 +159,8 @@ def _fit(method: FramedAdapter, codes: TextCodes, pool: Pool) -> None:
     base, rank = context.base, method.shared_rank
     table = codes.table()
     fits = [p for p in pool.prompts[:FITTED] if len(context.tokenizer(p)["input_ids"]) <= base.context]
-    with base.peft.disable_adapter():
-        readers = fit_readers(base.model, context.tokenizer, context.layout, fits, table, base.context, base.causal)
+    with base.untouched() as model:
+        readers = fit_readers(model, context.tokenizer, context.layout, fits, table, base.context, base.causal)
     labels = len(pool.first)
     with torch.no_grad():
         for layer in method.layers:
@@ -188,10 +188,13 @@ def written(method: FramedAdapter, w: Tensor, read: Callable[[int, str, Tensor],
     with ExitStack() as stack:
         for block, slot, layer in _cores(method):
 
-            def add(module: Any, args: tuple, out: Tensor, block: int = block, slot: str = slot) -> Tensor:
+            def add(
+                module: Any, args: tuple[Tensor, ...], out: Tensor, block: int = block, slot: str = slot
+            ) -> Tensor:
                 u = linear(args[0], module.trilora_A[name][:rank])
                 read(block, slot, u)
-                return out + torch.einsum("btr,bcr->btc", u, w) @ module.trilora_B[name][:, : w.shape[1]].T
+                b: Tensor = module.trilora_B[name][:, : w.shape[1]]
+                return out + torch.einsum("btr,bcr->btc", u, w) @ b.T
 
             stack.callback(layer.register_forward_hook(add).remove)
         yield
@@ -202,12 +205,12 @@ def _practise(method: FramedAdapter, codes: TextCodes, pool: Pool) -> None:
     schedule = context.training.model_copy(update={"schedule": "cosine", "warmup": 0.02})
     for parameter in method.factors:
         parameter.requires_grad_(True)
-    for leaf in method.leaves:
+    for leaf in method.middles:
         leaf.requires_grad_(False)
     group = Group(method.factors, settings.practice_rate, settings.practice_steps, schedule)
     context.base.activate(context.adapter).train()
     order = sorted(range(len(pool.prompts)), key=lambda i: len(pool.rows[0][i].input_ids))
-    for leaf in method.leaves:
+    for leaf in method.middles:
         leaf.requires_grad_(False)
     size = min(BATCH, len(order))
     for step in range(settings.practice_steps):
@@ -240,7 +243,9 @@ def _loss(method: FramedAdapter, codes: TextCodes, pool: Pool, chosen: list[int]
             unread.append((u[at, token] - target).square().mean() / target.square().mean())
 
     with written(method, w.to(device), read):
-        logits = context.base.peft(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits.float()
+        logits = context.base.activate(context.adapter)(
+            **{k: v.to(device) for k, v in batch.items() if k != "labels"}
+        ).logits.float()
     rows = torch.arange(len(chosen))
     border = torch.tensor([pool.asked[i] for i in chosen])
     said = log_softmax(logits[rows, border - 1][:, pool.first], dim=1)

@@ -21,7 +21,8 @@ from h2tune.config import Experiment
 from h2tune.frames.registry import kind_of
 from h2tune.methods.base import Method, Sent, ServerMethod
 from h2tune.methods.core_updates import leaves
-from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
+from h2tune.methods.h2tune import H2TuneClient, H2TuneServer
+from h2tune.methods.h2tune_settings import H2TuneSettings
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Reply
 
@@ -52,7 +53,7 @@ def mix(cores: Tensor, coverage: Tensor, weights: Tensor) -> Tensor:
 
 class CeLoraClient(H2TuneClient):
     @classmethod
-    def leaves(cls, experiment: Experiment | None, settings: H2TuneSettings) -> list[Sent]:
+    def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
         core = leaves(experiment, "the entries of the middle matrix C that the client keeps, and which they are")
         return [*kind_of(settings.frames).leaves(settings), *core]
 

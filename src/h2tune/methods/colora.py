@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from h2tune.config import Experiment
 from h2tune.core.slots import input_kind
@@ -54,13 +54,13 @@ class CoLoraClient(AdapterClient):
     settings: CoLoraSettings
 
     @classmethod
-    def planned_bytes(cls, experiment: Experiment, settings: CoLoraSettings, shape: ModelShape) -> PlannedBytes:
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
         slots = sum(parts for _, _, parts in shape.maps) // shape.blocks
         size = 4 * min(settings.blocks, shape.blocks) * slots * (shape.rank**2 + shape.rank)
         return PlannedBytes(size, size)
 
     @classmethod
-    def leaves(cls, experiment: Experiment | None, settings: CoLoraSettings) -> list[Sent]:
+    def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
         sketch = f"{SKETCH} numbers made from the gradient of a small common model on private rows"
         guide = "what A reads and B writes on the public anchor text"
         twins = (
@@ -77,7 +77,7 @@ class CoLoraClient(AdapterClient):
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=False, shift=True)
         name = self.context.adapter
-        self.shifts = [layer.trilora_q[name] for layer in self.layers]
+        self.shifts: list[nn.Parameter] = [layer.trilora_q[name] for layer in self.layers]
         if fresh:
             self._orthonormal_start()
         sketch = {}
@@ -132,7 +132,7 @@ class CoLoraClient(AdapterClient):
         own = [*self.factors, *self.head]
         self.groups = {
             "factors": self.group(own, context.learning_rate, updates),
-            "shared": self.group([*self.leaves, *self.shifts], context.training.core_learning_rate, updates),
+            "shared": self.group([*self.middles, *self.shifts], context.training.core_learning_rate, updates),
         }
         return Payload()
 
@@ -167,26 +167,27 @@ class CoLoraClient(AdapterClient):
 
     def _shared_places(self) -> dict[str, tuple[Tensor, Tensor]]:
         """``0.q`` and so on: (T, q) of every slot at every anchor block, as views of the parameters."""
-        layout, found = self.context.layout, {}
+        layout = self.context.layout
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         for place, block in enumerate(self.blocks):
             for slot, ref in layout.slots.items():
                 index = block * len(layout.modules) + layout.modules.index(ref.module)
-                found[f"{place}.{slot}"] = self.leaves[index].data[ref.part], self.shifts[index].data[ref.part]
+                found[f"{place}.{slot}"] = self.middles[index].data[ref.part], self.shifts[index].data[ref.part]
         return found
 
     def _group_tensors(self) -> dict[str, Tensor]:
         """What only fits between equal models: all A and B, and T and q away from the anchor blocks."""
         modules = len(self.context.layout.modules)
-        found = {}
+        found: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
             name = self.context.adapter
             found |= {f"{index}.A": layer.trilora_A[name].data, f"{index}.B": layer.trilora_B[name].data}
             if index // modules not in self.blocks:
-                found |= {f"{index}.T": self.leaves[index].data, f"{index}.q": self.shifts[index].data}
+                found |= {f"{index}.T": self.middles[index].data, f"{index}.q": self.shifts[index].data}
         return found
 
     def pack(self) -> dict[str, Tensor]:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for key, (t, q) in self._shared_places().items():
             tensors |= {f"T.{key}": t.clone(), f"q.{key}": q.clone()}
         if self.twins:
@@ -324,7 +325,7 @@ class CoLoraServer(OneExchange):
                     (w, self.updates[n][key]) for w, n in zip(weights, names, strict=True) if key in self.updates[n]
                 ]
                 total = sum(w for w, _ in held)
-                found[key] = sum(w / total * t.double() for w, t in held).to(self.updates[name][key].dtype)  # type: ignore[union-attr]
+                found[key] = sum(w / total * t.double() for w, t in held).to(self.updates[name][key].dtype)
         return found
 
     def state(self) -> dict[str, Tensor]:

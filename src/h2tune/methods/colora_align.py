@@ -29,7 +29,8 @@ def align_reader(x: Factor, target: Tensor, steps: int = 300) -> Tensor:
         loss.backward()
         solver.step()
     u, _, vh = torch.linalg.svd(a.detach(), full_matrices=False)
-    return ((u @ vh) @ x.v.double().T).float()
+    polar: Tensor = u @ vh
+    return (polar @ x.v.double().T).float()
 
 
 def whitened(y: Factor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -46,7 +47,8 @@ def align_writer(y: Factor, pivot_rows: Tensor, pivot_writer: Tensor, gamma: flo
     """
     rows, deviation = whitened(y, gamma)
     u, _, vh = torch.linalg.svd(pivot_rows.double().T @ rows / len(rows), full_matrices=False)
-    return (y.v.double() @ (deviation[:, None] * (vh.T @ (u.T @ pivot_writer.double())))).float()
+    turned: Tensor = vh.T @ (u.T @ pivot_writer.double())
+    return (y.v.double() @ (deviation[:, None] * turned)).float()
 
 
 def relevance(sketches: Tensor, temperature: float) -> Tensor:

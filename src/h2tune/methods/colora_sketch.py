@@ -26,7 +26,7 @@ def gradient_sketch(context: ClientContext, common: str) -> Tensor:
         replace(e, answer=e.answer or f" {e.gold}", label=None) for e in context.data.train.examples[:EXAMPLES]
     ]
     rows = encode(examples, base.tokenizer, max_length=base.context, truncate=True)
-    block = base.model.get_submodule(base.layout.blocks)[-1]
+    block = base.layout.blocks_of(base.model)[-1]
     weights = [p for name, p in sorted(block.named_parameters()) if p.ndim == 2 and "trilora_" not in name]
     for weight in weights:
         weight.requires_grad_(True)

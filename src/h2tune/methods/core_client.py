@@ -24,7 +24,7 @@ class CoreClient(AdapterClient):
         shape: the shared core. core: this client's S, P and M. core_leaves: T of the maps that the core acts on.
     """
 
-    actions = ("keys", "shares", "train", "unmask")  # all but `train` belong to secure aggregation
+    actions: tuple[str, ...] = ("keys", "shares", "train", "unmask")  # all but `train` belong to secure aggregation
     shape: CoreShape
 
     def __init__(self, context: ClientContext, settings: Any) -> None:
@@ -37,7 +37,7 @@ class CoreClient(AdapterClient):
         self.core = core.to(self.context.accelerator.device)
         places = [module for _ in range(layout.depth) for module in layout.modules]
         self.core_leaves: list[nn.Parameter] = [
-            leaf for leaf, module in zip(self.leaves, places, strict=True) if module in acts_on
+            leaf for leaf, module in zip(self.middles, places, strict=True) if module in acts_on
         ]
         weight = len(self.context.data.train) if experiment.weights == "examples" else 1
         self.sent = CoreUpdates(experiment, self.secure, self.core.S, weight)

@@ -86,7 +86,7 @@ class FactorClient(AdapterClient):
         self.common_start(0)
         if fresh:
             self.warm_head()
-        for leaf in self.leaves:
+        for leaf in self.middles:
             leaf.requires_grad_(False)
         self.make_groups()
         return Payload(meta=self.introduction())

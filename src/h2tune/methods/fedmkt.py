@@ -65,7 +65,7 @@ class FedMktClient(AdapterClient):
     settings: FedMktSettings
 
     @classmethod
-    def leaves(cls, experiment: Experiment | None, settings: FedMktSettings) -> list[Sent]:
+    def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
         logits = f"the {settings.top} largest logits at every position of public sentences, as the client's model predicts them"
         return [
             Sent("join", ("vocabulary",), "the tokenizer's vocabulary", "once"),
@@ -84,7 +84,7 @@ class FedMktClient(AdapterClient):
 
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=True)
-        for leaf in self.leaves:
+        for leaf in self.middles:
             leaf.requires_grad_(False)
         self.public_steps = min(max(1, round(self.settings.public_part * self.steps)), self.steps - 1)
         self.groups = {"adapter": self.group(self.factors, self.context.learning_rate, self.updates)}
@@ -94,7 +94,9 @@ class FedMktClient(AdapterClient):
         return Payload(meta=self.introduction(), texts={"vocabulary": tokens})
 
     def _spelling(self, token: int) -> str:
-        return self.context.tokenizer.convert_ids_to_tokens(token).replace("Ġ", " ").replace("▁", " ")
+        spelling = self.context.tokenizer.convert_ids_to_tokens(token)
+        assert isinstance(spelling, str)  # one id, one token
+        return spelling.replace("Ġ", " ").replace("▁", " ")
 
     @cached_property
     def _own(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ is the point of having it in a comparison.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,8 @@ from h2tune.config import Experiment
 from h2tune.errors import ProtocolError
 from h2tune.methods.base import Method, MethodError, Sent
 from h2tune.methods.core_updates import leaves
-from h2tune.methods.h2tune import H2TuneClient, H2TuneServer, H2TuneSettings
+from h2tune.methods.h2tune import H2TuneClient, H2TuneServer
+from h2tune.methods.h2tune_settings import H2TuneSettings
 from h2tune.protocol.codec import Payload
 
 
@@ -44,18 +45,25 @@ def sign_step(gradient: Tensor, rank: int, eta: float) -> tuple[Tensor, Tensor, 
     return vh[:rank], u[:, :rank], torch.diag(s[:rank])
 
 
+def _base_weight(layer: TriLoraLayer) -> Tensor:
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 class FedSbClient(H2TuneClient):
     settings: FedSbSettings
 
     @classmethod
-    def leaves(cls, experiment: Experiment | None, settings: H2TuneSettings) -> list[Sent]:
+    def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
         says = "A, B and R_0 of every map, made from gradients on this client's private rows"
         once = Sent("describe", ("*.A", "*.B", "*.R"), says, "once, from one client of each base model")
         return [once, *leaves(experiment, "the covered entries of R, and which they are")]
 
     def describe(self, payload: Payload) -> Payload:
         """A, B and R_0 of every map, from gradients on this client's first examples."""
-        tensors, start = {}, {}
+        tensors: dict[str, Tensor] = {}
+        start: dict[int, Tensor] = {}
         for index, gradient in enumerate(self._gradients()):
             a, b, start[index] = sign_step(gradient, self.adapter_rank, self.settings.eta)
             tensors |= {f"{index}.A": a, f"{index}.B": b, f"{index}.R": start[index]}
@@ -63,7 +71,7 @@ class FedSbClient(H2TuneClient):
 
     def _gradients(self) -> list[Tensor]:
         """``dL/dW`` of every adapted map, d_out x d_in, summed over a few batches."""
-        weights = [layer.get_base_layer().weight for layer in self.layers]
+        weights = [_base_weight(layer) for layer in self.layers]
         if not all(w.is_floating_point() for w in weights):
             raise ProtocolError(
                 f"{self.context.name}: Fed-SB needs gradients of the base weights, a quantised base has none"
@@ -79,6 +87,7 @@ class FedSbClient(H2TuneClient):
             seen += len(rows)
         found = []
         for layer, weight in zip(self.layers, weights, strict=True):
+            assert weight.grad is not None
             grad = weight.grad.detach().clone()
             found.append(grad.T if isinstance(layer.get_base_layer(), Conv1D) else grad)
             weight.requires_grad_(False)
@@ -135,7 +144,7 @@ class FedSbServer(H2TuneServer):
     bases: A, B and R_0 by base model. base_of: the base model of each client.
     """
 
-    needs = (*H2TuneServer.needs, "fingerprint", "maps")
+    needs: ClassVar[tuple[str, ...]] = (*H2TuneServer.needs, "fingerprint", "maps")
 
     def __init__(self, experiment: Experiment, settings: FedSbSettings) -> None:
         super().__init__(experiment, settings)

@@ -17,7 +17,7 @@ Only covered entries of S ever leave a client, and once what its kind of frames 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,12 +52,12 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self.frames = kind_of(settings.frames).client(self)
 
     @classmethod
-    def leaves(cls, experiment: Experiment | None, settings: H2TuneSettings) -> list[Sent]:
+    def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
         core = leaves(experiment, "the entries of the core S that the client keeps, and which they are")
         return [*kind_of(settings.frames).leaves(settings), *core]
 
     @classmethod
-    def planned_bytes(cls, experiment: Experiment, settings: H2TuneSettings, shape: ModelShape) -> PlannedBytes:
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
         return planned_core_bytes(experiment, settings, shape)
 
     @property
@@ -190,6 +190,9 @@ class H2TuneClient(FramedAdapter, CoreClient):
         """dL/dT back to S, P and M by the chain rule; and the pulls on S."""
         self.core.pull(self.core_leaves)
         s, settings = self.core.S, self.settings
+        if not (settings.ridge or settings.proximal):
+            return
+        assert s.grad is not None  # `pull` has just set it
         if settings.ridge:
             s.grad.add_(s.detach(), alpha=settings.ridge / len(self.context.data.train))
         if settings.proximal:
@@ -230,7 +233,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
 
 class H2TuneServer(CoreServer):
     settings: H2TuneSettings
-    needs = ("depth", "slots", "rank", "keep")
+    needs: ClassVar[tuple[str, ...]] = ("depth", "slots", "rank", "keep")
 
     def __init__(self, experiment: Experiment, settings: H2TuneSettings) -> None:
         super().__init__(experiment, settings)

@@ -91,7 +91,7 @@ class HetLoraServer(FactorServer):
         w = norms / norms.sum() if norms.sum() > 0 else torch.tensor(weights, dtype=torch.float64)
         a = sum(wk * pad(a.double(), (0, 0, 0, rank - a.shape[0])) for wk, (a, _) in zip(w, pairs, strict=True))
         b = sum(wk * pad(b.double(), (0, rank - b.shape[1])) for wk, (_, b) in zip(w, pairs, strict=True))
-        return a.to(pairs[0][0].dtype), b.to(pairs[0][1].dtype)  # type: ignore[union-attr]
+        return a.to(pairs[0][0].dtype), b.to(pairs[0][1].dtype)
 
 
 Method(

@@ -27,7 +27,7 @@ class LocalClient(AdapterClient):
         self.attach(self.context.rank, residual=True)
         if fresh:
             self.warm_head()
-        for leaf in self.leaves:
+        for leaf in self.middles:
             leaf.requires_grad_(False)
         self.groups = {"adapter": self.group([*self.factors, *self.head], self.context.learning_rate, self.updates)}
         return Payload(meta=self.introduction())

@@ -46,9 +46,9 @@ class PFedLoraClient(AdapterClient):
         self.attach(self.adapter_rank, residual=True)
         if fresh:
             self.warm_head()
-        for leaf in self.leaves:
+        for leaf in self.middles:
             leaf.requires_grad_(False)
-        self.adapter = self.leaves[-1]  # the last map of the last block; the last part of a fused one
+        self.adapter = self.middles[-1]  # the last map of the last block; the last part of a fused one
         self.adapter_steps = min(max(1, round(self.settings.adapter_part * self.steps)), max(1, self.steps - 1))
         self.local_steps = max(1, self.steps - self.adapter_steps)
         context = self.context

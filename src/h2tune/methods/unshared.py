@@ -21,11 +21,11 @@ class UnsharedClient(H2TuneClient):
     actions = ("train",)
 
     @classmethod
-    def leaves(cls, experiment: Experiment | None, settings: H2TuneSettings) -> list[Sent]:
+    def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
         return kind_of(settings.frames).leaves(settings)
 
     @classmethod
-    def planned_bytes(cls, experiment: Experiment, settings: H2TuneSettings, shape: ModelShape) -> PlannedBytes:
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
         return PlannedBytes(0, 0, *kind_of(settings.frames).setup_bytes(experiment, settings, shape))
 
     def receive(self, payload: Payload) -> None:

@@ -19,7 +19,7 @@ class AdapterTrainer:
     """Holds and trains the adapter of one participant.
 
     Attributes:
-        layers: the adapted maps, block by block. leaves: their T. factors: their A and B, in turns.
+        layers: the adapted maps, block by block. middles: their T. factors: their A and B, in turns.
         groups: what is trained together, by name.
     """
 
@@ -51,9 +51,11 @@ class AdapterTrainer:
         if context.training.checkpointing:
             context.base.model.gradient_checkpointing_enable({"use_reentrant": False})
             context.base.model.enable_input_require_grads()
-        blocks = context.base.model.get_submodule(layout.blocks)
-        self.layers: list[TriLoraLayer] = [block.get_submodule(m) for block in blocks for m in layout.modules]
-        self.leaves: list[nn.Parameter] = [layer.trilora_T[context.adapter] for layer in self.layers]
+        blocks = layout.blocks_of(context.base.model)
+        self.layers: list[TriLoraLayer] = [_adapted(block, m) for block in blocks for m in layout.modules]
+        self.middles: list[nn.Parameter] = [layer.trilora_T[context.adapter] for layer in self.layers]
+        # Their earlier name, for callers that hold one client; on the class it says what leaves a client.
+        vars(self)["leaves"] = self.middles
         self.factors: list[nn.Parameter] = [
             p for layer in self.layers for p in (layer.trilora_A[context.adapter], layer.trilora_B[context.adapter])
         ]
@@ -97,7 +99,7 @@ class AdapterTrainer:
 
     def select(self, groups: Sequence[Group]) -> None:
         """Let gradients flow to these groups only (PEFT lets them flow to all of an adapter that it activates)."""
-        for parameter in (*self.leaves, *self.factors, *self.head):
+        for parameter in (*self.middles, *self.factors, *self.head):
             parameter.requires_grad_(False)
         for group in groups:
             group.trainable(True)
@@ -158,3 +160,9 @@ class AdapterTrainer:
             "fingerprint": base.fingerprint,
             "maps": [[d_in, d_out] for d_in, d_out, _ in base.maps(layout, whole=True)],
         }
+
+
+def _adapted(block: nn.Module, name: str) -> TriLoraLayer:
+    layer = block.get_submodule(name)
+    assert isinstance(layer, TriLoraLayer)  # `attach` has put the adapter on all maps of the layout
+    return layer

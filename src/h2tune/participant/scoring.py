@@ -20,9 +20,12 @@ from h2tune.tasks.chat_template import stop_tokens
 from h2tune.tasks.prompts import Encoded, encode, encode_options, encode_prompts, fit_prompts
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from h2tune.tasks.example import Example, Task
+
+    Model = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Score:
 
 @torch.no_grad()
 def score(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     examples: Sequence[Example],
@@ -65,7 +68,7 @@ def score(
 
 
 def answers(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     examples: Sequence[Example],
@@ -89,7 +92,7 @@ def answers(
 
 
 @contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
     """No dropout and no gradients for a while."""
     was_training = model.training
     model.train(False)
@@ -113,7 +116,7 @@ def unigram_nats(train: Sequence[Encoded], test: Sequence[Encoded], vocabulary: 
     return -sum(math.log((counts[t] + 1) / total) for t in asked) / len(asked)
 
 
-def _device(model: PreTrainedModel) -> torch.device:
+def _device(model: Model) -> torch.device:
     return next(model.parameters()).device
 
 
@@ -123,7 +126,7 @@ def _by_length(rows: Sequence[list[int]], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def _nats(model: PreTrainedModel, encoded: Sequence[Encoded], pad: int, size: int) -> tuple[float, list[int]]:
+def _nats(model: Model, encoded: Sequence[Encoded], pad: int, size: int) -> tuple[float, list[int]]:
     """Mean cross-entropy over all asked positions of all rows, and for classes the likeliest of each row."""
     total, count, predicted = 0.0, 0, [0] * len(encoded)
     for picked in _by_length([row.input_ids for row in encoded], size):
@@ -144,7 +147,7 @@ def _nats(model: PreTrainedModel, encoded: Sequence[Encoded], pad: int, size: in
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     new_tokens: int,
@@ -172,7 +175,7 @@ def generate(
 
 
 def _continued(
-    model: PreTrainedModel,
+    model: Model,
     prompts: Sequence[list[int]],
     room: int,
     stops: list[int],
@@ -208,7 +211,7 @@ def _new_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[i
 
 @torch.no_grad()
 def choose(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     size: int = 64,
@@ -232,7 +235,7 @@ def choose(
     return [e.options[max(range(len(s)), key=s.__getitem__)] for e, s in zip(examples, scores, strict=True)]
 
 
-def _likelihoods(model: PreTrainedModel, rows: Sequence[Encoded], pad: int) -> list[float]:
+def _likelihoods(model: Model, rows: Sequence[Encoded], pad: int) -> list[float]:
     """Log-likelihood of each row's asked tokens."""
     batch = {k: v.to(_device(model)) for k, v in collate(rows, pad).items()}
     labels = batch.pop("labels")[:, 1:]

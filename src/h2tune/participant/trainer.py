@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def with_penalty(penalty: Penalty | None) -> Loss:
 
     def loss(forward: Forward, batch: Batch) -> Tensor:
         out = forward(batch)
-        return out.loss + penalty(batch, out.logits)
+        found: Tensor = out.loss
+        return found + penalty(batch, out.logits)
 
     return loss
 
@@ -198,7 +200,7 @@ class Trainer:
         for (batch, rows), count in zip(taken, counts, strict=True):
             batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
             with self.accelerator.autocast():
-                value = loss(lambda b, rows=rows: self.forward(model, b, rows), batch)
+                value = loss(partial(self.forward, model, rows=rows), batch)
             if not torch.isfinite(value):
                 raise NanLossError(f"the loss is not a number on the training rows {rows[:8]}")
             share = value if count == whole else value * (count / whole)

@@ -147,7 +147,7 @@ def _judge(data: bytes, limit: int) -> dict[str, Any]:
         raise ProtocolError("Not an h2tune message: its header is longer than the message or the limit.")
     try:
         table = json.loads(data[8 : 8 + size])
-        header = json.loads(table.pop("__metadata__")["h2tune"])
+        header: dict[str, Any] = json.loads(table.pop("__metadata__")["h2tune"])
         _plain(header)
         body = sum(_tensor_bytes(name, entry) for name, entry in table.items())
     except ProtocolError:
@@ -161,12 +161,14 @@ def _judge(data: bytes, limit: int) -> dict[str, Any]:
 
 
 def _tensor_bytes(name: str, entry: dict[str, Any]) -> int:
-    shape, start, end = entry["shape"], *entry["data_offsets"]
+    shape: list[int] = entry["shape"]
+    start, end = entry["data_offsets"]
+    size: int = end - start
     if entry["dtype"] not in _DTYPES or len(shape) > 6 or any(type(n) is not int or n < 0 for n in shape):
         raise ProtocolError(f"The tensor {name!r} has a type or shape that is not allowed.")
-    if math.prod(shape) * _DTYPES[entry["dtype"]] != end - start:
+    if math.prod(shape) * _DTYPES[entry["dtype"]] != size:
         raise ProtocolError(f"The tensor {name!r} claims another size than it has.")
-    return end - start
+    return size
 
 
 _FIELDS = {"kind": str, "run": str, "round": int, "step": int, "attempt": int, "client": str, "process": str, "method": str,

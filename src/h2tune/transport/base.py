@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Protocol
 
-from h2tune.protocol.codec import ProtocolError
+from h2tune.errors import ProtocolError
 
 Reply = tuple[str, bytes | Exception]
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 
 class Handler(Protocol):
     def handle(self, data: bytes) -> bytes: ...
 
 
-class InProcess:
+C = TypeVar("C", bound=Handler)
+
+
+class InProcess(Generic[C]):
     """Calls each client in turn; one answer is in memory at a time."""
 
-    def __init__(self, clients: dict[str, Handler]) -> None:
+    def __init__(self, clients: dict[str, C]) -> None:
         self.clients = clients
         self.known: set[str] = set()
 
