@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from h2tune import federation
 from h2tune.client import Client
-from h2tune.methods.registry import MethodError, known_methods, known_methods
+from h2tune.methods.registry import MethodError, known_methods
 from h2tune.store import RunStore
 
 NAMES = sorted(name for name, method in known_methods().items() if method.one_architecture)

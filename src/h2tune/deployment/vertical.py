@@ -217,6 +217,7 @@ def attend_vertical(
         status.write(over=over)
 
 
+# The story of a vertical server from kit to metrics, in one read.
 def serve_vertical(
     kit: Kit, own: dict[str, Any], watcher: Watcher | None = None, engine: Callable[..., Channel] = Flare,
     clock: Callable[[], float] = time.monotonic,

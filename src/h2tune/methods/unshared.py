@@ -40,7 +40,9 @@ class UnsharedServer(H2TuneServer):
     def allows(cls, experiment: Experiment, settings: Any) -> None:
         for key in ("privacy", "secure_aggregation"):
             if getattr(experiment, key) is not None:
-                raise MethodError(f"{key}: this method shares nothing, so there is nothing to protect; leave {key} out")
+                raise MethodError(
+                    f"{key}: this method shares nothing, so there is nothing to protect; leave {key} out"
+                )
 
     def download(self, client: str) -> Payload:
         return Payload()

@@ -30,9 +30,6 @@ class Split:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
 
 @dataclass(frozen=True)
 class ClientData:
