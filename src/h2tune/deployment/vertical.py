@@ -107,7 +107,7 @@ def _salt(authority: Path, config: VerticalConfig) -> str:
     if not path.is_file():
         write_atomic(path, (config.align.salt or secrets.token_hex(16)).encode())
         path.chmod(0o600)
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def concerns(config: VerticalConfig, name: str, salt: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def compare_methods(
             if not cell.is_file():
                 data = data or load_parties(seeded)
                 write_atomic(cell, json.dumps(evaluate(seeded, method, data)).encode())
-            values[method.name].append(float(json.loads(cell.read_text())[quantity]))
+            values[method.name].append(float(json.loads(cell.read_text(encoding="utf-8"))[quantity]))
     rows = [_row(name, values) for name in names]
     result = {"name": config.name, "quantity": quantity, "seeds": seeds, "methods": rows}
     write_atomic(out / "compare.json", json.dumps(result, indent=1).encode())

@@ -210,7 +210,7 @@ def is_vertical_run(folder: str | Path) -> bool:
     if (Path(folder) / "server" / "predictor.json").is_file():
         return True
     path = Path(folder) / "run.json"
-    return path.is_file() and json.loads(path.read_text()).get("kind") == "vertical"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("kind") == "vertical"
 
 
 def load_vertical(path: str | Path, seed: int | None = None) -> VerticalConfig:

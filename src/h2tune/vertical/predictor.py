@@ -37,7 +37,7 @@ class Predictor:
         about_path = self.folder / "server" / "predictor.json"
         if not about_path.is_file():
             raise StoreError(f"{folder} holds no finished vertical run: server/predictor.json is missing.")
-        about = json.loads(about_path.read_text())
+        about = json.loads(about_path.read_text(encoding="utf-8"))
         self.config: VerticalConfig = parse_vertical(yaml.safe_load((self.folder / "config.yaml").read_text("utf-8")))
         self.classes, self.parties = list(about["classes"]), list(about["parties"])
         vectors = torch.tensor(about["vectors"]) if "vectors" in about else None
@@ -49,7 +49,7 @@ class Predictor:
         if name not in self.here:
             raise TableError(f"{name} is not among the parties here: {', '.join(self.here)}.")
         folder = self.folder / "clients" / name
-        about = json.loads((folder / "party.json").read_text())
+        about = json.loads((folder / "party.json").read_text(encoding="utf-8"))
         encoder = make_encoder(about["width"], self.config.training.hidden, self.config.training.dim, 0)
         encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
         return PartyConfig.model_validate(about["party"]), Columns.from_plain(about["columns"]), encoder

@@ -52,7 +52,7 @@ class VerticalStore(RunStore):
             raise StoreError(
                 f"The config differs from that of the run in {self.folder}. Put it back, or choose another --out."
             )
-        return str(json.loads((self.folder / "run.json").read_text())["run"])
+        return str(json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["run"])
 
     def config(self) -> VerticalConfig:
         """The run's config."""
@@ -67,7 +67,7 @@ class VerticalStore(RunStore):
 
     def meeting(self) -> Meeting:
         """What `keep_meeting` has written."""
-        about = json.loads((self.folder / "server" / "meeting.json").read_text())
+        about = json.loads((self.folder / "server" / "meeting.json").read_text(encoding="utf-8"))
         t = self.kept("meeting")
         return Meeting(
             about["passive"],
