@@ -357,3 +357,13 @@ def test_no_private_row_can_influence_the_frames_that_are_sent(tmp_path: Path) -
         client.method.join()
         sent.append(encode(Message("describe", "r", 0, "c0", "h2tune", client.method.describe(Payload()))))
     assert len(sent[0]) > 10_000 and sent[0] == sent[1]
+
+
+def test_a_run_that_an_older_version_has_begun_is_refused_with_the_reason(tmp_path: Path) -> None:
+    federation.run(small(rounds=1), tmp_path / "run")
+    about = tmp_path / "run" / "run.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"schema": 1, "version": "0.1.0"}))
+    assert RunStore(tmp_path / "run").open(small(rounds=1))[0]  # a finished one is read as before
+    (tmp_path / "run" / "metrics.json").unlink()
+    with pytest.raises(StoreError, match=r"was begun by h2tune 0\.1\.0.*finish it with h2tune 0\.1\.0"):
+        federation.run(small(rounds=1), tmp_path / "run", resume=True)

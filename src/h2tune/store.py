@@ -29,7 +29,7 @@ from h2tune.config import Experiment, parse_config
 from h2tune.utils.files import StoreError, write_atomic
 from h2tune.version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def _plain(value: Any) -> bytes:
@@ -66,6 +66,9 @@ class RunStore:
 
         Args:
             experiment: if given, it must equal the run's, but for the keys in ``allow``.
+
+        Raises:
+            StoreError: there is no run, it differs, or another version made it and it cannot go on.
         """
         if not self.exists:
             raise StoreError(f"{self.folder} is not a run directory.")
@@ -73,6 +76,11 @@ class RunStore:
         if about["schema"] > SCHEMA:
             raise StoreError(
                 f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update."
+            )
+        if experiment is not None and about["schema"] < SCHEMA and self.metrics() is None:
+            raise StoreError(
+                f"{self.folder} was begun by h2tune {about['version']}, and this version keeps runs in another form: finish it"
+                f" with h2tune {about['version']}, or start it again with another --out."
             )
         stored = parse_config(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
         if experiment is None:

@@ -64,12 +64,12 @@ def test_a_client_accepts_what_its_validation_likes(tmp_path: Path) -> None:
     received = server.method.S
     for share in (0.0, 0.5, 1.0):
         method.core.S.data.copy_(torch.lerp(own, received, share))
-        method.core.write(method.leaves)
+        method.core.write(method.middles)
         losses[share] = method.context.validation_loss()
     assert losses[method.accepted] == min(losses.values())
     # A ruined core is not taken.
     method.core.S.data.copy_(own)
-    method.core.write(method.leaves)
+    method.core.write(method.middles)
     server.method.S = torch.randn_like(server.method.S) * 50
     method._receive_what_fits(server.method.download("c0"))
     assert method.accepted == 0.0 and torch.equal(method.core.S.detach(), own)

@@ -102,7 +102,7 @@ def test_three_families_over_the_real_engine_are_in_process_bit_for_bit(
     try:
         assert [process.wait(300) for process in processes] == [0, 0, 0, 0]
         lines = [json.loads(line) for line in processes[0].stdout.read().splitlines()]
-        assert lines[-1]["event"] == "finish"
+        assert lines[-1]["event"] == "result"
     finally:
         for process in processes:
             process.kill()

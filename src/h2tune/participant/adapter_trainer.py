@@ -54,8 +54,6 @@ class AdapterTrainer:
         blocks = layout.blocks_of(context.base.model)
         self.layers: list[TriLoraLayer] = [_adapted(block, m) for block in blocks for m in layout.modules]
         self.middles: list[nn.Parameter] = [layer.trilora_T[context.adapter] for layer in self.layers]
-        # Their earlier name, for callers that hold one client; on the class it says what leaves a client.
-        vars(self)["leaves"] = self.middles
         self.factors: list[nn.Parameter] = [
             p for layer in self.layers for p in (layer.trilora_A[context.adapter], layer.trilora_B[context.adapter])
         ]

@@ -121,7 +121,8 @@ def decode(data: bytes, *, run: str | None = None, limit: int = 1 << 30) -> Mess
         tensors = load(data)
     except Exception as error:
         raise ProtocolError(f"The message's tensors cannot be read: {error}") from None
-    tensors.pop("_", None)
+    # In a fixed order, and each in memory of PyTorch's own: where a tensor lies decides how a sum over it is rounded.
+    tensors = {name: tensors[name].clone() for name in sorted(tensors) if name != "_"}
     if _checksum({k: v for k, v in header.items() if k != "checksum"}, tensors) != header["checksum"]:
         raise ProtocolError("The message was damaged in transit: its checksum is wrong.")
     for name, tensor in tensors.items():
