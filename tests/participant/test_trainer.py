@@ -77,7 +77,10 @@ class FromHiddenStates(Trainer):
         return model(inputs_embeds=self.known[key], **rest)
 
 
-@pytest.mark.parametrize("method", METHODS)
+FAST = ("h2tune", "fedit", "colora", "fedmkt", "pfedlora")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in FAST else pytest.mark.slow) for m in METHODS])
 def test_a_trainer_may_start_from_hidden_states(method: str, tmp_path: Path) -> None:
     FromHiddenStates.passes = 0
     usual = learnt(federation(method, tmp_path / "usual"))

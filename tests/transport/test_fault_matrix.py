@@ -17,8 +17,8 @@ from h2tune.methods.registry import known_methods
 from h2tune.store import RunStore
 
 METHODS = sorted(name for name in known_methods() if not name.startswith("toy"))
-# One of each kind of server: a core, averaged factors, factors in turns, every round in the base weights, mixtures, logits.
-KINDS = ("h2tune", "fedit", "rolora", "fedex", "celora", "colora", "fedmkt")
+# One of each kind of server: a core, factors in turns, every round in the base weights, logits.
+KINDS = ("h2tune", "rolora", "fedex", "fedmkt")
 MATRIX = [pytest.param(m, marks=[] if m in KINDS else pytest.mark.slow) for m in METHODS]
 WHOLE_ROUNDS = ("fedex", "flora")  # a client that missed a round cannot go on: its base weights are others
 
