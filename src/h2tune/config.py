@@ -270,20 +270,28 @@ class Experiment(_Strict):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def read_yaml(path: str | Path) -> Any:
+    """The plain data of a YAML file.
+
+    Raises:
+        ConfigError: there is no such file, or it is not valid YAML.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError([f"There is no config file {path}."])
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} is not valid YAML: {error}"]) from None
+
+
 def load_config(path: str | Path, seed: int | None = None) -> Experiment:
     """Read a YAML file; paths in it are relative to the file, and ``seed`` overrides its seed.
 
     Raises:
         ConfigError: with every mistake at once.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError([f"There is no config file {path}."])
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path} is not valid YAML: {error}"]) from None
-    return parse_config(data, path.parent, seed)
+    return parse_config(read_yaml(path), Path(path).parent, seed)
 
 
 def parse_config(data: Any, folder: Path | None = None, seed: int | None = None) -> Experiment:

@@ -122,15 +122,15 @@ def attend(
     kit.keep_own(own)
     say(f"{kit.about.name}: model and data are ready; connecting to {kit.about.host}:{kit.about.port}")
     channel = engine(kit.engine, "client", kit.about.name, say)
-    attendance = ClientLoop(channel, kit.about.federation, lambda: participant.doing)
+    loop = ClientLoop(channel, kit.about.federation, lambda: participant.doing)
     over = "stopped"
 
     def standing() -> dict[str, Any]:
-        return {"busy": attendance.busy, "server_heard": attendance.heard, "doing": participant.doing}
+        return {"busy": loop.busy, "server_heard": loop.heard, "doing": participant.doing}
 
     try:
         with status.kept(standing):
-            words = attendance.run(participant.answer)
+            words = loop.run(participant.answer)
         over = "finished"
         return words
     finally:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from h2tune.config import ConfigError, Name, NetworkConfig
+from h2tune.config import ConfigError, Name, NetworkConfig, read_yaml
 
 
 class _Strict(BaseModel):
@@ -199,8 +199,8 @@ class VerticalConfig(_Strict):
 def is_vertical(path: str | Path) -> bool:
     """Whether a YAML file describes a vertical federation: it has `parties`. False for what cannot be read."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        data = read_yaml(path)
+    except (OSError, ConfigError):
         return False
     return isinstance(data, dict) and "parties" in data
 
@@ -219,14 +219,7 @@ def load_vertical(path: str | Path, seed: int | None = None) -> VerticalConfig:
     Raises:
         ConfigError: with every mistake at once.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError([f"There is no config file {path}."])
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path} is not valid YAML: {error}"]) from None
-    return parse_vertical(data, path.parent, seed)
+    return parse_vertical(read_yaml(path), Path(path).parent, seed)
 
 
 def parse_vertical(data: Any, folder: Path | None = None, seed: int | None = None) -> VerticalConfig:
