@@ -1,0 +1,32 @@
+"""What a YAML file may say, and how it is read."""
+
+from h2tune.config.reading import ConfigError, load_config, parse_config, read_yaml
+from h2tune.config.schema import (
+    Budget,
+    ClientConfig,
+    Evaluation,
+    Experiment,
+    Name,
+    NetworkConfig,
+    Privacy,
+    SecureAggregation,
+    Training,
+    Wire,
+)
+
+__all__ = [
+    "Budget",
+    "ClientConfig",
+    "ConfigError",
+    "Evaluation",
+    "Experiment",
+    "Name",
+    "NetworkConfig",
+    "Privacy",
+    "SecureAggregation",
+    "Training",
+    "Wire",
+    "load_config",
+    "parse_config",
+    "read_yaml",
+]

@@ -1,0 +1,164 @@
+"""Reading a config: YAML to checked data, paths as their writer meant them, and a line for every mistake."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from h2tune.config.schema import (
+    Budget,
+    ClientConfig,
+    Evaluation,
+    Experiment,
+    NetworkConfig,
+    Privacy,
+    SecureAggregation,
+    Training,
+    Wire,
+)
+from h2tune.errors import H2TuneError
+
+
+class ConfigError(H2TuneError, ValueError):
+    """One or more mistakes in a config; ``problems`` holds a line for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The plain data of a YAML file.
+
+    Raises:
+        ConfigError: there is no such file, or it is not valid YAML.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError([f"There is no config file {path}."])
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} is not valid YAML: {error}"]) from None
+
+
+def load_config(path: str | Path, seed: int | None = None) -> Experiment:
+    """Read a YAML file; paths in it are relative to the file, and ``seed`` overrides its seed.
+
+    Raises:
+        ConfigError: with every mistake at once.
+    """
+    return parse_config(read_yaml(path), Path(path).parent, seed)
+
+
+def parse_config(data: Any, folder: Path | None = None, seed: int | None = None) -> Experiment:
+    """Validate plain data; relative paths of clients' files are taken from ``folder``.
+
+    ``{seed}`` in a client's data sources stands for the experiment's seed.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(["The config must be a mapping with the key `clients`."])
+    if seed is not None:
+        data = data | {"seed": seed}
+    data = _fill_in_seed(data)
+    if folder is not None:
+        data = _resolve_paths(data, folder)
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError([_explain(e) for e in error.errors()]) from None
+
+
+_SOURCES = ("train", "test", "validation", "practice")
+
+
+def _fill_in_seed(data: dict[str, Any]) -> dict[str, Any]:
+    def fill(value: Any) -> Any:
+        return value.replace("{seed}", str(data.get("seed", 0))) if isinstance(value, str) else value
+
+    clients = data.get("clients")
+    if not isinstance(clients, list):
+        return data
+    filled = [
+        {k: fill(v) if k in _SOURCES else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
+    ]
+    return data | {"clients": filled}
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths as they were meant where they were written: from the config's own folder, ``~`` from its writer's home."""
+    clients = data.get("clients")
+    if isinstance(clients, list):
+        keys = ("model", *_SOURCES)
+        clients = [
+            {k: _resolved(v, folder, k == "model") if k in keys else v for k, v in c.items()}
+            if isinstance(c, dict)
+            else c
+            for c in clients
+        ]
+    data = data | {"clients": clients}
+    data |= {k: _resolved(data[k], folder) for k in ("anchors", "anchor_words") if k in data}
+    if "method" in data:
+        data["method"] = _resolve_method(data["method"], folder)
+    return data
+
+
+def _resolve_method(spec: Any, folder: Path) -> Any:
+    """``module:NAME`` with the file that it stands for, where that lies beside the config; paths among its settings."""
+    if isinstance(spec, dict):
+        named = {"name": _resolve_method(spec["name"], folder)} if "name" in spec else {}
+        codes = {"codes": _resolved(spec["codes"], folder)} if "codes" in spec else {}
+        return spec | named | codes
+    if not isinstance(spec, str) or ":" not in spec:
+        return spec
+    module, _, name = spec.rpartition(":")
+    file = folder / f"{module.removesuffix('.py').replace('.', '/')}.py"
+    return f"{file.resolve()}:{name}" if file.is_file() else spec
+
+
+_NAMES = ("builtin", "demo", "-")
+
+
+def _resolved(value: Any, folder: Path, model: bool = False) -> Any:
+    # Kits put what only the client knows in brackets.
+    if not isinstance(value, str) or value in _NAMES or value.startswith(("zoo:", "hub:", "demo:", "(")):
+        return value
+    if model and not value.startswith((".", "/", "~")) and not (folder / value).exists():
+        return value  # a name on the Hub
+    return str((folder / Path(value).expanduser()).resolve())
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "training": Training,
+    "evaluation": Evaluation,
+    "budget": Budget,
+    "wire": Wire,
+    "privacy": Privacy,
+    "secure_aggregation": SecureAggregation,
+    "network": NetworkConfig,
+}
+
+
+def _explain(error: Any) -> str:
+    """One line for one pydantic error, in the words of the YAML file."""
+    place = list(error["loc"])
+    where = ".".join(str(p) for p in place) or "config"
+    if error["type"] == "extra_forbidden":
+        owner: type[BaseModel] = Experiment
+        for step in place[:-1]:
+            owner = _SECTIONS.get(str(step), ClientConfig if step == "clients" else owner)
+        near = difflib.get_close_matches(str(place[-1]), list(owner.model_fields), 1, 0.5)
+        hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(owner.model_fields)}."
+        return f"{where}: unknown key.{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        message = "is missing"
+    if error["type"] == "literal_error" and isinstance(error.get("input"), str):
+        choices = [c.strip(" '") for c in error["ctx"]["expected"].replace(" or ", ",").split(",")]
+        near = difflib.get_close_matches(error["input"], choices, 1, 0.5)
+        message += f", got {error['input']!r}." + (f" Did you mean `{near[0]}`?" if near else "")
+    return f"{where}: {message}"
