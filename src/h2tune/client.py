@@ -1,7 +1,7 @@
-"""One participant of a federation: what it answers to the server, message by message.
+"""Federated learning from a client's side: a message comes in, the client acts, an answer goes out.
 
-Read `Client.handle` from top to bottom: decode, act, encode. Set-up comes first (join, then what the method asks for),
-then the method's actions round after round, and the result. Everything that comes in is decoded and checked by
+Read `Client.handle` first. A client joins, is set up, does the method's actions round after round, and is scored at the
+end. What it trains and sends is the method's (`h2tune.methods`). Everything that comes in is checked by
 `h2tune.protocol`; everything that goes out is declared (`h2tune.methods.leaving`).
 """
 
@@ -16,18 +16,16 @@ from accelerate import Accelerator
 
 from h2tune.config import ClientConfig, Experiment
 from h2tune.errors import ClientError, ProtocolError
-from h2tune.frames.anchor_text import coverage
-from h2tune.frames.sources import load_anchors
+from h2tune.figures import base_score, facts_of, final_scores, round_scores
 from h2tune.methods.registry import resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import ClientContext, Watch
-from h2tune.participant.facts import base_score, facts_of
 from h2tune.participant.round_state import LostStateError, RoundState
 from h2tune.participant.trainer import NanLossError, Trainer
 from h2tune.protocol.codec import Message, Payload, decode, encode
-from h2tune.store import ClientStore, RunStore
+from h2tune.store import ClientStore
 
-__all__ = ["Client", "LostStateError", "build_clients"]
+__all__ = ["Client", "LostStateError"]
 
 
 class Client:
@@ -71,7 +69,7 @@ class Client:
         self.method.check()
         self.rounds = RoundState(self.name, store, self.method.state, self.method.load_state)
         self.process, self.run = secrets.token_hex(8), ""
-        self.joined = self.ready = False
+        self.joined = self.ready = False  # introduced; set up
         self.seconds = 0.0  # spent on the round so far
 
     @property
@@ -84,18 +82,25 @@ class Client:
         return self.method.introduction()
 
     def handle(self, data: bytes) -> bytes:
-        """Answer one message of the server."""
+        """Answer one message of the server: decode, act, encode.
+
+        Raises:
+            ProtocolError: the message is damaged, of another run, or out of place.
+            MethodError: client and server do not fit together.
+            LostStateError: the state that a committed round left is not here.
+        """
         message = decode(data, run=self.run or None)
         self.run = self.context.run = message.run
         kind = message.kind
         try:
-            payload = self._answer(message)
+            payload = self._act(message)
         except ClientError as error:
             kind, payload = "failure", Payload(meta={"reason": str(error)})
         examples = len(self.context.data.train)
         return encode(message.reply(kind, payload, self.name, self.process, examples))
 
-    def _answer(self, message: Message) -> Payload:
+    def _act(self, message: Message) -> Payload:
+        """Do what a message asks for, if this client has come so far."""
         kind, method = message.kind, self.method
         if kind == "join":
             return self._join(message)
@@ -104,30 +109,24 @@ class Client:
         if kind in method.setup_actions and self.joined:
             return self._set_up(message)
         if kind in method.actions and self.ready:
-            return self._act(message)
+            return self._take_part(message)
         if kind == "finish" and self.ready:
             return self._finish(message)
-        known = kind in (*method.setup_actions, *method.actions, "finish")
-        raise ProtocolError(
-            f"{self.name}: {kind!r} comes before this client is set up"
-            if known
-            else f"{self.name}: there is no action {kind!r}"
-        )
+        if kind in (*method.setup_actions, *method.actions, "finish"):
+            raise ProtocolError(f"{self.name}: {kind!r} comes before this client is set up")
+        raise ProtocolError(f"{self.name}: there is no action {kind!r}")
 
     def _join(self, message: Message) -> Payload:
+        """Score the untouched model, attach what is trained, and introduce oneself."""
         self.kind.check_peer(message.payload.meta.get("method"))
         base = base_score(self.context)
         payload = self.method.join()
+        payload.meta |= {"base": base.plain(), "facts": facts_of(self.context, self.store)}
         self.joined = True
-        rows = self.context.data.train.examples
-        covered, missing = coverage(self.context.anchors, [row.prompt + row.answer for row in rows])
-        if self.store:
-            # The words themselves are private text; only the share is told.
-            self.store.write_json("anchors.json", {"covered": covered, "missing": missing})
-        payload.meta |= {"base": base.plain(), "facts": facts_of(self.context, covered)}
         return payload
 
     def _set_up(self, message: Message) -> Payload:
+        """Answer what the method asks for before the first round; after the last of it the client is ready."""
         with self.context.generator(message.kind):
             payload: Payload = getattr(self.method, message.kind)(message.payload)
         if message.kind == self.method.setup_actions[-1]:
@@ -143,65 +142,36 @@ class Client:
         self.joined = self.ready = True
         return Payload()
 
-    def _act(self, message: Message) -> Payload:
-        """One exchange of a round; the last one also scores and saves."""
-        start, context = time.perf_counter(), self.context
+    def _take_part(self, message: Message) -> Payload:
+        """One exchange of a round, mostly the only one: train and answer. The last one also scores and saves."""
+        start, context, ends = time.perf_counter(), self.context, message.kind == self.method.ends
         if self.rounds.begin(message.round, message.attempt):
             context.round, self.seconds = message.round, 0.0
             context.take_losses()
         try:
             with context.generator(message.round, message.kind):
                 payload: Payload = getattr(self.method, message.kind)(message.round, message.payload)
-            if message.kind == self.method.ends:
-                payload.meta["report"] = self._report(message) | {"loss": context.take_losses()}
+            scores = round_scores(context) if ends and message.payload.meta.get("evaluate") else {}
         except NanLossError:
             self.rounds.undo()
             raise
         self.seconds += time.perf_counter() - start
-        if message.kind == self.method.ends:
-            payload.meta["report"]["seconds"] = self.seconds
+        if ends:
+            payload.meta["report"] = {"loss": context.take_losses(), "seconds": self.seconds} | scores
             self.rounds.end(message.round)
         return payload
 
-    def _report(self, message: Message) -> dict[str, Any]:
-        """Scores after a round, where the server asks for them."""
-        context = self.context
-        scores: dict[str, Any] = {"validation": None, "test": None}
-        if message.payload.meta.get("evaluate"):
-            scores["validation"] = context.score(context.data.validation).plain()
-            if context.experiment.evaluation.curves:
-                scores["test"] = context.score(context.data.test).plain()
-        return scores
-
     def _finish(self, message: Message) -> Payload:
-        """Take the last shared state, unless by validation the client's own last one is better."""
-        context = self.context
-        own, kept = context.validation_loss(), self.method.state()
-        self.method.receive(message.payload)
+        """Take the last shared state, unless the client's own validates better; keep the adapter, tell the scores."""
+        context, method = self.context, self.method
+        own, kept = context.validation_loss(), method.state()
+        method.receive(message.payload)
         if own < context.validation_loss():
-            self.method.load_state(kept)
-        validation, final = context.score(context.data.validation), context.score(context.data.test)
+            method.load_state(kept)
+        final = final_scores(context)
         if self.store:
             if context.has_adapter:
                 self.store.save_adapter(context.base.activate(context.adapter), context.adapter)
             # P is private: it is kept for the client's own report and not sent.
-            self.store.write_json("report.json", self.method.report())
-        result = final.plain() | {"validation": validation.metric, "validation_nats": validation.nats}
-        return Payload(meta={"final": result})
-
-
-def build_clients(
-    experiment: Experiment,
-    store: RunStore,
-    models: ModelPool,
-    accelerator: Accelerator | None = None,
-    watch: Watch | None = None,
-    names: Sequence[str] | None = None,
-) -> dict[str, Client]:
-    """The clients of a run in this process; ``names`` picks some of them."""
-    anchors = load_anchors(experiment.anchors, experiment.anchor_words)
-    return {
-        c.name: Client(c, experiment, models, anchors, store.client(c.name), watch, accelerator)
-        for c in experiment.clients
-        if names is None or c.name in names
-    }
+            self.store.write_json("report.json", method.report())
+        return Payload(meta={"final": final})

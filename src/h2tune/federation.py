@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from h2tune.client import Client, build_clients
+from h2tune.client import Client
 from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods.leaving import STAYS, as_lines, what_leaves
 from h2tune.methods.registry import MethodError, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
 from h2tune.server import Server
+from h2tune.simulation.clients import build_clients
 from h2tune.simulation.ray_workers import Remote, Workers
 from h2tune.store import RunStore
 from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
@@ -166,7 +167,7 @@ def _federate(
     server = Server(experiment, identity, list(party.clients), party, store)
     try:
         if last:
-            server.resume(*last, store.kept("frames"))
+            server.resume()
         server.run()
     finally:
         party.close()

@@ -23,7 +23,7 @@ BRIEF = {"steps": 4, "batch_size": 2}
 def shared_after_a_round(folder: Path, change: Any = None, **options: Any) -> Any:
     server, _ = build(small(3, same_model=True, training=BRIEF, **options), folder)
     if change:
-        server.session.transport = Tampering(server.transport, change)
+        server.session.transport = Tampering(server.session.transport, change)
     server.open()
     server.one_round()
     return server

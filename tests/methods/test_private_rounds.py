@@ -77,7 +77,7 @@ def test_the_server_clips_what_a_client_did_not(tmp_path: Path, monkeypatch: Any
     cores = []
     for folder, change in (("calm", lambda a: a), ("large", enlarge)):
         server, _ = build(private(privacy={"noise": 1e-3}), tmp_path / folder)
-        server.transport = Tampering(server.transport, change)
+        server.session.transport = Tampering(server.session.transport, change)
         server.open()
         server.one_round()
         cores.append(server.method.S)

@@ -73,7 +73,7 @@ def _run(experiment: Experiment, server: Server, store: RunStore, watcher: Watch
         watcher.start(rows, experiment.rounds)
         watcher.message(f"method {server.method_name}; waiting for {', '.join(server.members)}")
     if last:
-        server.resume(*last, store.kept("frames"))
+        server.resume()
     server.run()
 
 

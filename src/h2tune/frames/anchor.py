@@ -18,11 +18,11 @@ from torch import Tensor
 from h2tune.config import Experiment
 from h2tune.core.client_core import CoreShape
 from h2tune.core.slots import INPUTS
+from h2tune.declared import ModelShape, Sent
 from h2tune.errors import ProtocolError
 from h2tune.frames import bases
 from h2tune.frames.anchor_text import anchor_batch
 from h2tune.frames.base import ClientFrames, FrameKind, FrameSettings, ServerFrames
-from h2tune.methods.base import ModelShape, Sent
 from h2tune.participant.context import ClientContext
 from h2tune.protocol.codec import Payload
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from h2tune.config import Experiment
 from h2tune.core.client_core import ANY, CoreShape
 from h2tune.core.slots import Layout
+from h2tune.declared import ModelShape, Sent, Settings
 from h2tune.errors import ProtocolError
-from h2tune.methods.base import ModelShape, Sent, Settings
 from h2tune.participant.adapter_trainer import AdapterTrainer
 from h2tune.protocol.codec import Payload
 

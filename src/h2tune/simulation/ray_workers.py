@@ -46,8 +46,8 @@ class Worker:
     def __init__(self, plain: dict[str, Any], run: str, names: list[str], threads: int) -> None:
         import torch
 
-        from h2tune.client import build_clients
         from h2tune.participant.base_models import ModelPool
+        from h2tune.simulation.clients import build_clients
         from h2tune.store import RunStore
         from h2tune.utils.logging import quiet_libraries
 
