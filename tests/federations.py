@@ -69,9 +69,11 @@ class Tampering:
         return getattr(self.inner, name)
 
 
-def build(experiment: Any, folder: Path, change: Any = None) -> tuple[Server, dict[str, Client]]:
+def build(
+    experiment: Any, folder: Path, change: Any = None, models: ModelPool | None = None
+) -> tuple[Server, dict[str, Client]]:
     """Server and clients as `federation.run` makes them, with a hand on the transport."""
-    models = ModelPool("cpu")
+    models = ModelPool("cpu") if models is None else models
     accelerator = make_accelerator(experiment, "cpu")
     store = RunStore(folder)
     identity = store.create(experiment)

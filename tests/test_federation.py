@@ -1,4 +1,4 @@
-"""Whole federations in one process: what METHOD 3 promises of rounds, resume and messages."""
+"""Whole federations in one process: rounds, resume, messages, baselines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from federations import build, equal, outcome, small
 
 from h2tune import federation
 from h2tune.client import Client
+from h2tune.errors import MethodError
+from h2tune.methods.h2tune import H2TuneServer
+from h2tune.methods.local import LocalClient
 from h2tune.participant.base_models import ModelPool
+from h2tune.participant.trainer import NanLossError
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.server import QuorumError, Server
 from h2tune.session import Status
@@ -258,6 +262,44 @@ def test_baselines_select_and_tracking(tmp_path: Path) -> None:
         alone = tmp_path / "run" / "baselines" / "local" / "clients" / name / "adapter" / "adapter_model.safetensors"
         assert (own.read_bytes() == alone.read_bytes()) == better
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_select_best_keeps_the_federated_adapter_of_a_client_that_was_lost_in_the_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = LocalClient.train
+
+    def losing(self: LocalClient, round: int, payload: Payload) -> Payload:
+        if self.context.name == "c1":
+            raise NanLossError("the loss is not a number")
+        return train(self, round, payload)
+
+    monkeypatch.setattr(LocalClient, "train", losing)
+    metrics = federation.run(small(rounds=1, quorum=1, baseline="local", select="best"), tmp_path / "run")
+    lost = metrics["clients"]["c1"]
+    assert (lost["local"], lost["kept"]) == (None, "federated") and lost["final"] is not None
+    assert metrics["clients"]["c0"]["local"] is not None
+
+
+def test_a_bug_in_a_method_is_not_taken_for_clients_that_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(self: H2TuneServer, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
+        raise TypeError("a mistake in this file")
+
+    server, _ = build(small(), tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(H2TuneServer, "open", buggy)
+        with pytest.raises(TypeError, match="a mistake in this file"):
+            server.open()
+
+    def unfit(self: H2TuneServer, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
+        raise MethodError("c0 and c1 have no slot in common")
+
+    server, _ = build(small(), tmp_path / "other")
+    monkeypatch.setattr(H2TuneServer, "open", unfit)
+    with pytest.raises(MethodError, match="no slot in common"):
+        server.open()
 
 
 def test_baseline_is_what_the_method_alone_gives(tmp_path: Path) -> None:

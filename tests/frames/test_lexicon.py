@@ -10,6 +10,7 @@ import pytest
 import torch
 from federations import build, small
 
+from h2tune.errors import QuorumError
 from h2tune.frames.episodes import load_practice
 from h2tune.frames.lexicon import code, fit_readers, written
 from h2tune.methods.registry import MethodError
@@ -94,6 +95,33 @@ def test_frames_depend_on_public_data_alone(tmp_path: Path) -> None:
         assert max(up) < 10_000  # introductions only: no activations are sent
     assert all(torch.equal(a, b) for a, b in zip(*factors, strict=True))
     assert all(p.abs().sum() > 0 for p in factors[0])
+
+
+def test_frames_that_were_kept_belong_to_the_rows_of_practice_and_not_to_the_name_of_their_file(
+    tmp_path: Path,
+) -> None:
+    path, factors = tmp_path / "practice.jsonl", []
+    base = experiment()
+    client = base.clients[0].model_copy(update={"practice": str(path)})
+    alone = base.model_copy(update={"clients": [client]})
+    for seed in (0, 1, 0):
+        rows = demo_rows("practice", "fill", 16, seed)
+        path.write_text("\n".join(map(json.dumps, rows)))
+        folder = tmp_path / str(len(factors))
+        server, clients = build(alone, folder, models=ModelPool("cpu", tmp_path / "kept"))
+        server.open()
+        factors.append([p.detach().clone() for p in clients[client.name].method.factors])
+    assert len(list((tmp_path / "kept").glob("glossary-*.safetensors"))) == 2
+    assert not all(torch.equal(a, b) for a, b in zip(factors[0], factors[1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(factors[0], factors[2], strict=True))
+
+
+def test_practice_that_diverged_is_not_kept(tmp_path: Path) -> None:
+    reckless = experiment().model_copy(update={"method": GLOSSARY | {"practice_rate": 1e20}})
+    server, _ = build(reckless, tmp_path / "run", models=ModelPool("cpu", tmp_path / "kept"))
+    with pytest.raises(QuorumError, match=r"not a number|not numbers"):
+        server.open()
+    assert not list((tmp_path / "kept").glob("*.safetensors"))
 
 
 def test_round_moves_the_core_and_leaves_the_factors(tmp_path: Path) -> None:

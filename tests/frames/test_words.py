@@ -12,6 +12,7 @@ from federations import build
 
 from h2tune import federation
 from h2tune.config import parse_config
+from h2tune.errors import QuorumError
 from h2tune.frames.anchor_text import AnchorError
 from h2tune.frames.sources import load_codes
 from h2tune.frames.word_texts import columns_of, make_pool, practice_texts, question_of
@@ -99,6 +100,14 @@ def test_runs_resumes_and_sends_one_small_matrix(tmp_path: Path) -> None:
         config.model_copy(update={"clients": rows}), tmp_path / "three", models=ModelPool("cpu", tmp_path / "kept")
     )
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 4
+
+
+def test_practice_that_diverged_is_not_kept(tmp_path: Path) -> None:
+    reckless = experiment(tmp_path, method={"practice_rate": 1e30})
+    server, _ = build(reckless, tmp_path / "run", models=ModelPool("cpu", tmp_path / "kept"))
+    with pytest.raises(QuorumError, match="practice diverged"):
+        server.open()
+    assert not list((tmp_path / "kept").glob("*.safetensors"))
 
 
 def test_practice_is_the_same_for_every_seed_and_private_data(tmp_path: Path) -> None:
