@@ -10,6 +10,7 @@ from typing import Any
 from h2tune.client import Client, LostStateError
 from h2tune.config import ConfigError
 from h2tune.deployment.kits import THEIRS, Kit
+from h2tune.deployment.process import Engine, Say, take_part
 from h2tune.deployment.status import StatusFile
 from h2tune.errors import MethodError, ProtocolError
 from h2tune.frames.sources import load_anchors
@@ -18,11 +19,8 @@ from h2tune.participant.context import make_accelerator
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
 from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
-from h2tune.transport.channel import Channel
-from h2tune.transport.client_loop import ClientLoop
 from h2tune.transport.nvflare.flare import Flare
 
-Say = Callable[[str], None]
 NONSENSE = (
     LookupError,
     AttributeError,
@@ -108,7 +106,7 @@ def attend(
     own: dict[str, Any],
     say: Say = lambda text: None,
     watch: Callable[..., None] | None = None,
-    engine: Callable[..., Channel] = Flare,
+    engine: Engine = Flare,
 ) -> str:
     """Take part in the kit's federation until it is over; returns the server's last words.
 
@@ -116,23 +114,7 @@ def attend(
         KitError, ConfigError, ChannelError, DismissedError
     """
     kit.check_certificate()
-    status = StatusFile(kit)
-    own = kit.own() | own
+    status, own = StatusFile(kit), kit.own() | own
     participant = Participant(kit, own, watch)
     kit.keep_own(own)
-    say(f"{kit.about.name}: model and data are ready; connecting to {kit.about.host}:{kit.about.port}")
-    channel = engine(kit.engine, "client", kit.about.name, say)
-    loop = ClientLoop(channel, kit.about.federation, lambda: participant.doing)
-    over = "stopped"
-
-    def standing() -> dict[str, Any]:
-        return {"busy": loop.busy, "server_heard": loop.heard, "doing": participant.doing}
-
-    try:
-        with status.kept(standing):
-            words = loop.run(participant.answer)
-        over = "finished"
-        return words
-    finally:
-        channel.close()
-        status.write(over=over)
+    return take_part(kit, status, participant, engine, say)

@@ -8,11 +8,11 @@ from typing import Any
 
 from h2tune.config import Experiment
 from h2tune.deployment.kits import Kit
+from h2tune.deployment.process import Engine, connection
 from h2tune.deployment.status import StatusFile
 from h2tune.federation import WatchedStore, Watcher, collect
 from h2tune.server import Server
 from h2tune.store import RunStore
-from h2tune.transport.channel import Channel
 from h2tune.transport.network import Network
 from h2tune.transport.nvflare.flare import Flare
 
@@ -20,13 +20,13 @@ from h2tune.transport.nvflare.flare import Flare
 def serve(
     kit: Kit,
     watcher: Watcher | None = None,
-    engine: Callable[..., Channel] = Flare,
+    engine: Engine = Flare,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Run the kit's federation to its end, from its last committed round; returns its metrics.
 
     Args:
-        engine: makes the channel: folder, role, name, and whom to tell what it says.
+        engine: makes the channel.
         clock: seconds, for deadlines.
 
     Raises:
@@ -45,9 +45,7 @@ def serve(
         if watcher:
             watcher.message(text, "warning" if event == "refused" else "info")
 
-    channel = engine(kit.engine, "server", "server", lambda text: tell("engine", text))
-    over = "stopped"
-    try:
+    with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [client.name for client in experiment.clients]
         network = Network(channel, names, kit.about.federation, experiment.network, tell, clock)
         server = Server(experiment, identity, names, network, store)
@@ -57,10 +55,6 @@ def serve(
         store.write_metrics(metrics)
         store.event("run_finished", "finished")
         network.stop("the federation has finished", finished=True)
-        over = "finished"
-    finally:
-        channel.close()
-        status.write(over=over)
     return metrics
 
 

@@ -20,12 +20,11 @@ import yaml
 from h2tune.config import ConfigError, NetworkConfig
 from h2tune.deployment import provision as kits
 from h2tune.deployment.kits import SCHEMA, THEIRS, About, Kit, KitError, write_kit
+from h2tune.deployment.process import Engine, Say, connection, take_part
 from h2tune.deployment.status import StatusFile
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
-from h2tune.transport.channel import Channel
-from h2tune.transport.client_loop import ClientLoop
 from h2tune.transport.network import Network
 from h2tune.transport.nvflare.flare import Flare
 from h2tune.utils.files import write_atomic
@@ -40,7 +39,6 @@ from h2tune.vertical.passive import Passive
 from h2tune.vertical.run_store import VerticalStore, keep_top
 
 OWN = ("train", "test")  # a party's own, never in a kit
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -191,9 +189,7 @@ class VerticalParticipant:
             )
 
 
-def attend_vertical(
-    kit: Kit, own: dict[str, Any], say: Say = lambda text: None, engine: Callable[..., Channel] = Flare
-) -> str:
+def attend_vertical(kit: Kit, own: dict[str, Any], say: Say = lambda text: None, engine: Engine = Flare) -> str:
     """Take part as a passive party until the federation is over; returns the server's last words.
 
     Raises:
@@ -203,23 +199,12 @@ def attend_vertical(
     status, own = StatusFile(kit), kit.own() | own
     participant = VerticalParticipant(kit, own)
     kit.keep_own(own)
-    say(f"{kit.about.name}: the data are ready; connecting to {kit.about.host}:{kit.about.port}")
-    channel = engine(kit.engine, "client", kit.about.name, say)
-    loop = ClientLoop(channel, kit.about.federation, lambda: participant.doing)
-    over = "stopped"
-    try:
-        with status.kept(lambda: {"busy": loop.busy, "server_heard": loop.heard, "doing": participant.doing}):
-            words = loop.run(participant.answer)
-        over = "finished"
-        return words
-    finally:
-        channel.close()
-        status.write(over=over)
+    return take_part(kit, status, participant, engine, say)
 
 
 # The story of a vertical server from kit to metrics, in one read.
 def serve_vertical(
-    kit: Kit, own: dict[str, Any], watcher: Watcher | None = None, engine: Callable[..., Channel] = Flare,
+    kit: Kit, own: dict[str, Any], watcher: Watcher | None = None, engine: Engine = Flare,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:  # fmt: skip
     """Run the kit's federation as its active party, from its last committed round; returns its metrics.
@@ -241,8 +226,7 @@ def serve_vertical(
         if watcher:
             watcher.message(text, "warning" if event == "refused" else "info")
 
-    channel, over = engine(kit.engine, "server", "server", lambda text: tell("engine", text)), "stopped"
-    try:
+    with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [party.name for party in config.passive]
         network = Network(channel, names, kit.about.federation, config.network, tell, clock)
         exchange = Exchange(identity, config.method.name, names, network, store, config.network.largest)
@@ -261,10 +245,6 @@ def serve_vertical(
         store.write_metrics(metrics)
         store.event("run_finished", "finished")
         network.stop("the federation has finished", finished=True)
-        over = "finished"
-    finally:
-        channel.close()
-        status.write(over=over)
     return metrics
 
 

@@ -1,0 +1,57 @@
+"""What surrounds the work of a kit's process: its connection, its status file, and the last word in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from h2tune.deployment.kits import Kit
+from h2tune.deployment.status import StatusFile
+from h2tune.transport.channel import Channel
+from h2tune.transport.client_loop import ClientLoop
+
+Say = Callable[[str], None]
+Engine = Callable[..., Channel]
+"""Makes a channel: folder, role, name, and whom to tell what it says."""
+
+
+class Answers(Protocol):
+    """Who answers the server's messages, and what it is doing (plain values that the coordinator may see)."""
+
+    doing: dict[str, Any]
+
+    def answer(self, data: bytes) -> bytes: ...
+
+
+@contextmanager
+def connection(kit: Kit, status: StatusFile, engine: Engine, say: Say) -> Iterator[Channel]:
+    """The kit's channel, closed at the end; the status file says last whether the process finished or was stopped.
+
+    Raises:
+        ChannelError: the engine does not start.
+    """
+    channel, over = engine(kit.engine, kit.about.role, kit.about.name, say), "stopped"
+    try:
+        yield channel
+        over = "finished"
+    finally:
+        channel.close()
+        status.write(over=over)
+
+
+def take_part(kit: Kit, status: StatusFile, participant: Answers, engine: Engine, say: Say) -> str:
+    """Answer the server until the federation is over; returns its last words.
+
+    Raises:
+        ChannelError, DismissedError
+    """
+    say(f"{kit.about.name}: everything is ready; connecting to {kit.about.host}:{kit.about.port}")
+    with connection(kit, status, engine, say) as channel:
+        loop = ClientLoop(channel, kit.about.federation, lambda: participant.doing)
+
+        def standing() -> dict[str, Any]:
+            return {"busy": loop.busy, "server_heard": loop.heard, "doing": participant.doing}
+
+        with status.kept(standing):
+            return loop.run(participant.answer)
