@@ -20,9 +20,9 @@ from h2tune.report.comparison_text import (
     text_of,
     verdict,
 )
-from h2tune.report.format import FILTERS, size
+from h2tune.report.format import size
+from h2tune.report.html import fill, write_page
 from h2tune.report.plots import Line, _svg, _ticks, line_chart
-from h2tune.utils.files import write_atomic
 
 STYLES = ("validation", "test", "shared", "specific", "other")
 MARKERS = ("dot", "square", "diamond")
@@ -30,12 +30,6 @@ MARKERS = ("dot", "square", "diamond")
 
 def render(result: Comparison) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # kept out of the command line's start-up
-
-    env = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    env.filters |= FILTERS
     tables: list[dict[str, Any]] = [
         {
             **table,
@@ -47,7 +41,10 @@ def render(result: Comparison) -> str:
         for table in result["tables"]
         if table["methods"]
     ]
-    return env.get_template("compare.html").render(
+    return fill(
+        "compare.html",
+        name=result["name"],
+        kind="comparison of methods",
         result=result,
         tables=tables,
         text_of=text_of,
@@ -64,9 +61,7 @@ def render(result: Comparison) -> str:
 
 def write_comparison_page(result: Comparison, folder: Path) -> Path:
     """Write FOLDER/compare.html and return its path."""
-    path = folder / "compare.html"
-    write_atomic(path, render(result).encode("utf-8", errors="replace"))
-    return path
+    return write_page(folder / "compare.html", render(result))
 
 
 def _style(index: int) -> tuple[str, str]:

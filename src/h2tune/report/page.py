@@ -1,12 +1,7 @@
-"""One self-contained HTML page per run: no script, no external resource, and a policy in it that forbids both.
-
-Everything in a run directory is untrusted text. The template escapes all of it, pictures escape their own, and text is
-written so that no half character can break the page.
-"""
+"""One self-contained HTML page per run (`h2tune.report.html`). The template escapes all text, pictures escape their own."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2tune.report.data import STAGES, Client, Event, Matrix, Run, Traffic
-from h2tune.report.format import FILTERS, mean, percent, tone
+from h2tune.report.format import mean, percent, tone
+from h2tune.report.html import fill, write_page
 from h2tune.report.plots import Level, Line, heatmap, line_chart
 from h2tune.report.plots import strip as result_strip
 from h2tune.report.read import read_run
@@ -47,28 +43,22 @@ class Panel:
 def write_report(run_dir: Path) -> Path:
     """Write RUN/report.html from RUN's metrics, events and configuration, and return its path.
 
-    The page is written beside the old one and renamed, so that a browser never sees half of it. Raises `ReportError`
-    where the directory holds no readable metrics.
+    Raises:
+        ReportError: the directory holds no readable metrics.
+        StoreError: the page cannot be written.
     """
     run_dir = Path(run_dir)
-    page = render(read_run(run_dir))
-    path, beside = run_dir / "report.html", run_dir / ".report.html.new"
-    beside.write_bytes(page.encode("utf-8", errors="replace"))
-    os.replace(beside, path)
-    return path
+    return write_page(run_dir / "report.html", render(read_run(run_dir)))
 
 
 def render(run: Run) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # kept out of the command line's start-up
-
-    env = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    env.filters |= FILTERS
     over = comparison(run)
     shown = _shown(run, over)
-    return env.get_template("template.html").render(
+    return fill(
+        "template.html",
+        name=run.name,
+        kind="federated fine-tuning report",
         run=run,
         verdict=verdict(run),
         missing=missing(run),

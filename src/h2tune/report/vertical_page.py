@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from h2tune.report import format as words
+from h2tune.report.html import fill, write_page
 from h2tune.report.plots import Line, heatmap, line_chart
 from h2tune.utils.files import StoreError
 
@@ -31,26 +31,25 @@ def write_vertical_report(run_dir: Path) -> Path:
     source = Path(run_dir) / "metrics.json"
     if not source.is_file():
         raise StoreError(f"{run_dir} holds no finished vertical run.")
-    page = render(json.loads(source.read_text(encoding="utf-8")))
-    path, beside = Path(run_dir) / "report.html", Path(run_dir) / ".report.html.new"
-    beside.write_bytes(page.encode("utf-8", errors="replace"))
-    os.replace(beside, path)
-    return path
+    return write_page(Path(run_dir) / "report.html", render(json.loads(source.read_text(encoding="utf-8"))))
 
 
 def render(metrics: dict[str, Any]) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # kept out of the command line's start-up
-
-    env = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    env.filters |= {name: getattr(words, name) for name in ("percent", "decimal", "count", "size", "duration")}
     names = [name + (" (unseen)" if i in metrics["unseen"] else "") for i, name in enumerate(metrics["classes"])]
-    return env.get_template("vertical.html").render(
-        m=metrics, sentence=sentence(metrics), names=names, traffic=_traffic(metrics), pictures=_pictures(metrics, names),
-        planes=_planes(metrics, names), recalls=_recalls(metrics), leaves=LEAVES,
-    )  # fmt: skip
+    return fill(
+        "vertical.html",
+        name=metrics["name"],
+        kind="vertical federation report",
+        m=metrics,
+        sentence=sentence(metrics),
+        names=names,
+        traffic=_traffic(metrics),
+        pictures=_pictures(metrics, names),
+        planes=_planes(metrics, names),
+        recalls=_recalls(metrics),
+        leaves=LEAVES,
+    )
 
 
 def sentence(metrics: dict[str, Any]) -> str:
