@@ -20,6 +20,7 @@ from h2tune.figures import base_score, facts_of, final_scores, round_scores
 from h2tune.methods.registry import resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import ClientContext, Watch
+from h2tune.participant.label_bias import LABEL_BIAS
 from h2tune.participant.round_state import LostStateError, RoundState
 from h2tune.participant.trainer import NanLossError, Trainer
 from h2tune.protocol.codec import Message, Payload, decode, encode
@@ -172,6 +173,8 @@ class Client:
         if self.store:
             if context.has_adapter:
                 self.store.save_adapter(context.base.activate(context.adapter), context.adapter)
+                if bias := context.passes.bias:
+                    self.store.write_json(f"adapter/{LABEL_BIAS}", bias.plain())
             # P is private: it is kept for the client's own report and not sent.
             self.store.write_json("report.json", method.report())
         return Payload(meta={"final": final})

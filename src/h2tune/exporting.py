@@ -96,7 +96,8 @@ def _measured(trained: Trained, model: nn.Module) -> tuple[float, int] | None:
         encoded = encode_rows(client, task, base, examples)
     except (tasks.TaskError, OSError):
         return None
-    found = score(model, base.tokenizer, task, examples, encoded, loss_only=True)  # type: ignore[arg-type]
+    whole: Any = model  # PEFT's wrapper passes on what a model of Transformers has
+    found = score(whole, base.tokenizer, task, examples, encoded, loss_only=True, passes=trained.passes)
     return found.nats, len(examples)
 
 
@@ -106,14 +107,22 @@ def _describe(trained: Trained, checkpoint: Checkpoint, base: str, out: Path, me
     prompt, answer = task_texts(task, trained.client.task)
     facts = {"name": task.name, "kind": task.kind, "prompt": prompt, "answer": answer, "labels": list(task.labels),
              "max_new_tokens": task.max_new_tokens, "base_model": base, "revision": trained.client.revision}  # fmt: skip
+    bias = _label_bias(trained)
+    facts |= {"label_bias": bias} if bias else {}
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     (out / "task.json").write_text(text, encoding="utf-8")
     card = CardFacts(
         title=f"{trained.experiment.name}: {trained.client.name}", base=base, licence=_licence(checkpoint),
         revision=trained.client.revision, task=task.name, kind=task.kind, prompt=prompt, answer=answer,
-        labels=task.labels, merged=merged, dtype=dtype,
+        labels=task.labels, merged=merged, dtype=dtype, label_bias=bias,
     )  # fmt: skip
     (out / "README.md").write_text(card_text(card), encoding="utf-8")
+
+
+def _label_bias(trained: Trained) -> dict[int, float]:
+    """What is added to the logits of the labels' tokens, by token."""
+    bias = trained.passes.bias
+    return dict(zip(bias.tokens, bias.values.tolist(), strict=True)) if bias else {}
 
 
 def _licence(checkpoint: Checkpoint) -> str | None:

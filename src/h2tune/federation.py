@@ -101,7 +101,7 @@ def run(
     method_of(experiment)
     store = WatchedStore(Path(out), watcher)
     if models is None:  # not `or`: an empty collection is false
-        models = ModelPool(experiment.device, Path(out) / "frames")
+        models = ModelPool.of(experiment, Path(out) / "frames")
     if watcher:
         watcher.message("loading models and data")
     accelerator = make_accelerator(experiment, models.device, store.folder)

@@ -47,7 +47,7 @@ def predict(run: Path, name: str, source: Path, batch_size: int = 32) -> Iterato
     while part := list(islice(rest, batch_size)):
         examples = [example for _, example in part]
         model: Any = trained.model  # PEFT's wrapper passes on what a model of Transformers has
-        found = answers(model, trained.base.tokenizer, trained.task, examples, batch_size, length)
+        found = answers(model, trained.base.tokenizer, trained.task, examples, batch_size, length, trained.passes)
         for (row, example), text in zip(part, found, strict=True):
             yield {**row, "prediction": _own_text(example, text, trained)}
 

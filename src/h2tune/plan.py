@@ -85,7 +85,7 @@ def make_plan(experiment: Experiment) -> Plan:
     models = ModelPool("meta", offline=True)
     known = [_attempt(plan, partial(tasks.build_task, c.task), f"{c.name}: ") for c in experiment.clients]
     shapes = [_shape(plan, c, task, models) for c, task in zip(experiment.clients, known, strict=True)]
-    depths = [s.layout.depth for s in shapes if s is not None]
+    depths = [s.layout.top(experiment.blocks).depth for s in shapes if s is not None]
     plan.depth = experiment.depth or (max(depths) if depths else None)
     slots = {slot for s in shapes if s is not None for slot in s.layout.slots}
     for client, task, shape in zip(experiment.clients, known, shapes, strict=True):
@@ -188,7 +188,7 @@ def _shape(plan: Plan, client: ClientConfig, task: Task | None, models: ModelPoo
 
 def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: LoadedModel, row: ClientPlan,
              anchors: list[str], slots: set[str]) -> None:  # fmt: skip
-    layout = shape.layout.only(settings.adapter_slots if settings else None)
+    layout = shape.layout.only(settings.adapter_slots if settings else None).top(experiment.blocks)
     maps = shape.maps(layout, whole=True)
     smallest = min(min(d_in, d_out) for d_in, d_out, _ in shape.maps(layout))
     row.family, row.blocks = shape.family, layout.depth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from h2tune import tasks
 from h2tune.config import ClientConfig, Experiment
 from h2tune.deployment.kits import Kit
 from h2tune.participant.base_models import LoadedModel, ModelPool
+from h2tune.participant.label_bias import LABEL_BIAS, LabelBias
+from h2tune.participant.passes import PLAIN, Passes
 from h2tune.participant.prepare import client_base
 from h2tune.store import RunStore
 from h2tune.tasks.example import Task
@@ -20,13 +23,18 @@ from h2tune.utils.files import StoreError
 
 @dataclass(frozen=True)
 class Trained:
-    """A client's part of the config, its task, its base, and the base with its trained adapter."""
+    """A client's part of the config, its task, its base, and the base with its trained adapter.
+
+    Attributes:
+        passes: how the model is run, with the client's label bias where it has one.
+    """
 
     client: ClientConfig
     experiment: Experiment
     task: Task
     base: LoadedModel
     model: PeftModel
+    passes: Passes = PLAIN
 
 
 def is_kit(folder: Path) -> bool:
@@ -87,7 +95,7 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
     task = tasks.build_task(client.task)
     if whole and client.quantization != "none":
         client = client.model_copy(update={"quantization": "none"})
-    base = client_base(client, task, ModelPool(device or experiment.device))
+    base = client_base(client, task, ModelPool.of(experiment, device=device))
     if task.kind == "classify":
         base.model.config.id2label = dict(enumerate(task.labels))
         base.model.config.label2id = {label: i for i, label in enumerate(task.labels)}
@@ -98,7 +106,14 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
             f"The adapter in {folder} does not fit its base model: {str(error).splitlines()[0]}"
         ) from None
     _require_whole(model, folder)
-    return Trained(client, experiment, task, base, model)
+    return Trained(client, experiment, task, base, model, _passes(folder))
+
+
+def _passes(folder: Path) -> Passes:
+    path = folder / LABEL_BIAS
+    if not path.is_file():
+        return PLAIN
+    return Passes(bias=LabelBias.from_plain(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def _require_whole(model: PeftModel, folder: Path) -> None:

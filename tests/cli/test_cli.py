@@ -222,7 +222,11 @@ def test_model_folder_without_weights_or_tokenizer(file: Path, tmp_path: Path) -
 def test_resume_without_flag_and_interrupt(file: Path, finished: Path, tmp_path: Path) -> None:
     code, _, stderr = call("run", str(file), "--out", str(finished), "--quiet")
     assert code == 1 and "--resume" in stderr
-    script = f"from h2tune.cli.app import app; app(['run', {str(file)!r}, '--out', {str(tmp_path / 'r')!r}, '--json'])"
+    endless = tmp_path / "endless.yaml"  # so that the signal finds it at work, however busy the machine is
+    endless.write_text(small(rounds=10_000).to_yaml())
+    script = (
+        f"from h2tune.cli.app import app; app(['run', {str(endless)!r}, '--out', {str(tmp_path / 'r')!r}, '--json'])"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},

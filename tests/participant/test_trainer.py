@@ -21,6 +21,7 @@ from h2tune.methods.registry import known_methods
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.batches import Batch
 from h2tune.participant.context import make_accelerator
+from h2tune.participant.passes import Passes
 from h2tune.participant.trainer import Group, LocalTraining, OnStep, Trainer, Update
 from h2tune.server import Server
 from h2tune.store import RunStore
@@ -67,14 +68,15 @@ class FromHiddenStates(Trainer):
         super().__init__(*args)
         self.known: dict[bytes, Tensor] = {}
 
-    def forward(self, model: nn.Module, batch: Batch, rows: list[int]) -> Any:
+    def forward(self, model: nn.Module, batch: Batch, rows: list[int], passes: Passes) -> Any:
         type(self).passes += 1
         key = batch["input_ids"].numpy().tobytes()
         if key not in self.known:
             with torch.no_grad():
                 self.known[key] = model.get_input_embeddings()(batch["input_ids"]).clone()
         rest = {name: value for name, value in batch.items() if name != "input_ids"}
-        return model(inputs_embeds=self.known[key], **rest)
+        rest["inputs_embeds"] = self.known[key]
+        return super().forward(model, rest, rows, passes)
 
 
 FAST = ("h2tune", "fedit", "colora", "fedmkt", "pfedlora")
@@ -89,9 +91,12 @@ def test_a_trainer_may_start_from_hidden_states(method: str, tmp_path: Path) -> 
 
 
 class Threaded(InProcess):
-    """Lets all clients answer at once."""
+    """Lets all clients train at once. They are set up one after the other: PyTorch's generators are the process's."""
 
     def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Any:
+        if not all(client.ready for client in self.clients.values()):
+            yield from super().exchange(requests, fresh)
+            return
         self.known |= requests.keys()
         found: dict[str, bytes] = {}
         threads = [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -20,6 +20,7 @@ class CardFacts:
         base: name or folder of the base model. licence: as the base's own card has it; None where it says none.
         prompt: what the model reads, columns in braces. answer: what follows it.
         labels: names of the classes, in the order of the head's outputs.
+        label_bias: by token what is added to its logit where the answer is read.
     """
 
     title: str
@@ -33,6 +34,7 @@ class CardFacts:
     labels: Sequence[str]
     merged: bool
     dtype: str
+    label_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 def licence_of(folder: Path) -> str | None:
@@ -73,6 +75,13 @@ def card_text(facts: CardFacts) -> str:
         lines += ["## Labels", "", *(f"{number}. {label}" for number, label in enumerate(facts.labels)), ""]
     else:
         lines += ["The answer follows at once:", "", _fenced(facts.answer), ""]
+    if facts.label_bias:
+        said = ", ".join(f"{token}: {value:.4f}" for token, value in facts.label_bias.items())
+        lines += [
+            "## Label bias", "", "Its scores hold with these numbers added to the logits of these tokens while the answer"
+            " is written, for example as `logit_bias` of vLLM or as `sequence_bias` of Transformers:", "",
+            _fenced(f"{{{said}}}"), "",
+        ]  # fmt: skip
     lines += ["## Use", "", "```python", *_use(facts), "```", ""]
     return "\n".join(lines)
 

@@ -161,7 +161,7 @@ def _run(file: str, cell: Cell, out: Path) -> Outcome:
         if folder.exists() and not store.exists:
             shutil.rmtree(folder)  # a run that was stopped before it had an identity
         if experiment.device not in _RESIDENTS:
-            _RESIDENTS[experiment.device] = ModelPool(experiment.device, out / "frames")
+            _RESIDENTS[experiment.device] = ModelPool.of(experiment, out / "frames")
         models = _RESIDENTS[experiment.device]
         models.release()
         far = _Far(cell.folder.removeprefix("runs/"))
@@ -182,7 +182,7 @@ def estimate(file: str | Path, cells: Sequence[Cell]) -> float:
 
     quiet_libraries()
     experiment = experiment_of(file, cells[0]).model_copy(update={"method": "local"})
-    models, seconds = ModelPool(experiment.device), 0.0
+    models, seconds = ModelPool.of(experiment), 0.0
     for config in experiment.clients:
         context = Client(config, experiment, models).context
         test, begin = context.data.test, time.perf_counter()

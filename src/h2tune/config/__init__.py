@@ -3,6 +3,7 @@
 from h2tune.config.reading import ConfigError, load_config, parse_config, read_yaml
 from h2tune.config.schema import (
     Budget,
+    Cache,
     ClientConfig,
     Evaluation,
     Experiment,
@@ -16,6 +17,7 @@ from h2tune.config.schema import (
 
 __all__ = [
     "Budget",
+    "Cache",
     "ClientConfig",
     "ConfigError",
     "Evaluation",

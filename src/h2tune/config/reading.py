@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from h2tune.config.schema import (
     Budget,
+    Cache,
     ClientConfig,
     Evaluation,
     Experiment,
@@ -135,6 +136,7 @@ def _resolved(value: Any, folder: Path, model: bool = False) -> Any:
 _SECTIONS: dict[str, type[BaseModel]] = {
     "training": Training,
     "evaluation": Evaluation,
+    "cache": Cache,
     "budget": Budget,
     "wire": Wire,
     "privacy": Privacy,

@@ -101,7 +101,23 @@ class Training(_Strict):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
     checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the input of A")
+    label_bias: bool = Field(
+        True, description="fit a private bias of the labels before round 1, where all rows offer the same options"
+    )
     head_steps: int = Field(30, ge=0, description="updates of a classification head before round 0")
+
+
+class Cache(_Strict):
+    """Where hidden states of texts are kept when only the top `blocks` are adapted (docs/prefix.md)."""
+
+    memory: str = Field("1GB", description="most memory, for all base models of a process together")
+    disk: str = Field("4GB", description="most disk, in the run's folder; `0B` keeps nothing there")
+
+    @field_validator("memory", "disk")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        parse_size(value)
+        return value
 
 
 class Evaluation(_Strict):
@@ -192,11 +208,19 @@ class Experiment(_Strict):
     method: str | dict[str, Any] = Field("h2tune", description="name, or {name: ..., and its own settings}")
     rank: int = Field(16, ge=1, description="R, the side of the core's matrices")
     depth: int | None = Field(None, ge=1, description="L, the core's depth; by default the deepest client's")
+    blocks: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of a model's blocks, from the top, that are adapted; what the blocks below say of a text is"
+        " computed once and kept (docs/prefix.md)",
+    )
     anchors: str = Field("builtin", description="`builtin`, `demo`, or a text file, one sentence a line")
     anchor_words: str | None = Field(None, description="a file of the domain's words; sentences are built around them")
     clients: list[ClientConfig] = Field(min_length=1, description="the participants")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    cache: Cache = Cache()
     network: NetworkConfig = NetworkConfig()
     weights: Literal["examples", "uniform"] = Field("examples", description="weight of a client in the mean")
     wire: Wire = Wire()

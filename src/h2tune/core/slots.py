@@ -7,6 +7,7 @@ group: the q heads of a group, its k head, its v head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -131,7 +132,8 @@ class Layout:
 
     Attributes:
         blocks: full name of the list of blocks, for example ``model.layers``.
-        depth: number of blocks L_i.
+        depth: number of blocks L_i that are adapted.
+        first: number of blocks below them; their output for a text never changes.
         slots: slot -> its place, in the order of `SLOTS`; slots that the family lacks are absent.
         parts: for fused maps, rows of each part and the number of interleaved heads (`TriLoraConfig.parts`).
     """
@@ -140,6 +142,7 @@ class Layout:
     depth: int
     slots: dict[str, SlotRef]
     parts: dict[str, RowLayout]
+    first: int = 0
 
     @property
     def modules(self) -> list[str]:
@@ -154,14 +157,26 @@ class Layout:
         kept = {slot: ref for slot, ref in self.slots.items() if ref.module in modules}
         return replace(self, slots=kept, parts={m: p for m, p in self.parts.items() if m in modules})
 
+    def top(self, share: float) -> Layout:
+        """The layout with this share of the blocks alone, counted from the top and rounded up."""
+        kept = max(1, math.ceil(share * self.depth - 1e-9))
+        return replace(self, depth=kept, first=self.first + self.depth - kept)
+
     @property
     def targets(self) -> list[str]:
         """Full names of all adapted maps."""
-        return [f"{self.blocks}.{block}.{module}" for block in range(self.depth) for module in self.modules]
+        return [f"{name}.{module}" for name in self._names() for module in self.modules]
 
     def blocks_of(self, model: nn.Module) -> list[nn.Module]:
-        """The blocks themselves, in their order."""
-        return [model.get_submodule(f"{self.blocks}.{block}") for block in range(self.depth)]
+        """The adapted blocks themselves, in their order."""
+        return [model.get_submodule(name) for name in self._names()]
+
+    def below(self, model: nn.Module) -> list[nn.Module]:
+        """The blocks below them."""
+        return [model.get_submodule(f"{self.blocks}.{block}") for block in range(self.first)]
+
+    def _names(self) -> list[str]:
+        return [f"{self.blocks}.{block}" for block in range(self.first, self.first + self.depth)]
 
     def input_of(self, slot: str) -> str:
         """The slot whose recorded input this one shares: q, k and v of a block read the same vector."""

@@ -48,7 +48,7 @@ class Participant:
         self.watch, self.doing = watch, {}
         self.process = secrets.token_hex(8)
         self.store = ClientStore(kit.folder / "state")
-        self.models = ModelPool(self.experiment.device, kit.folder / "state" / "frames")
+        self.models = ModelPool.of(self.experiment, kit.folder / "state" / "frames")
         self.anchors = load_anchors(self.experiment.anchors, self.experiment.anchor_words)
         meant = f"delete {self.store.folder / 'data.json'} to go on with the new ones"
         check_fingerprint(self.store.folder, data_fingerprint(self.experiment), cure=meant)

@@ -98,5 +98,5 @@ def _obey(method: FramedAdapter, episodes: list[Episode], rate: float) -> None:
             for leaf in method.middles:
                 leaf[..., :rank, :rank] = core
         batch = collate(episode.rows, context.tokenizer.pad_token_id)
-        context.trainer.gradients(model, repeat((batch, [])))
+        context.trainer.gradients(model, repeat((batch, [])), passes=context.passes)
         context.trainer.apply([group])

@@ -22,13 +22,8 @@ class Distillation:
         self.kept = [p.detach().clone() for p in self.adapter.factors]
 
     def __call__(self, batch: Batch, logits: Tensor) -> Tensor:
-        before = self._shared_logits(batch)
-        if batch["labels"].ndim == 2:
-            asked = batch["labels"][:, 1:] != -100
-            before, logits = before[:, :-1][asked], logits[:, :-1][asked]
-        return self.weight * kl_div(
-            log_softmax(logits.float(), -1), log_softmax(before.float(), -1), log_target=True, reduction="batchmean"
-        )
+        before = log_softmax(self._shared_logits(batch), -1)
+        return self.weight * kl_div(log_softmax(logits, -1), before, log_target=True, reduction="batchmean")
 
     @torch.no_grad()
     def _shared_logits(self, batch: Batch) -> Tensor:
@@ -38,7 +33,7 @@ class Distillation:
         for parameter, value in zip(adapter.factors, self.kept, strict=True):
             parameter.data = value
         model.eval()
-        logits: Tensor = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        logits = adapter.context.passes.answered(model, batch).logits
         model.train()
         for parameter, value in zip(adapter.factors, now, strict=True):
             parameter.data = value

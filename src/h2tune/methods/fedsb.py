@@ -83,7 +83,7 @@ class FedSbClient(H2TuneClient):
         while seen < min(self.settings.examples, len(self.context.data.train)):
             batch, rows = next(batches)
             again = iter([(batch, rows)] * self.context.training.accumulation)
-            self.context.trainer.gradients(model, again)
+            self.context.trainer.gradients(model, again, passes=self.context.passes)
             seen += len(rows)
         found = []
         for layer, weight in zip(self.layers, weights, strict=True):

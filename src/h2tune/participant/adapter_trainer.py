@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,7 +121,8 @@ class AdapterTrainer:
         group = self.group(head, self.context.learning_rate, steps)
         self.select([group])
         batches = self.context.batches("head")
-        self.context.trainer.run(LocalTraining.of_one_kind(model, "head", steps, Update([group]), batches))
+        training = LocalTraining.of_one_kind(model, "head", steps, Update([group]), batches)
+        self.context.trainer.run(replace(training, passes=self.context.passes))
 
     def state(self) -> dict[str, Tensor]:
         """Adapter, head and optimisers, as tensors to keep over a restart."""

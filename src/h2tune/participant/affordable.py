@@ -10,6 +10,7 @@ from h2tune.config import ClientConfig, ConfigError, Experiment
 from h2tune.core.slots import Layout
 from h2tune.participant import budget
 from h2tune.participant.base_models import LoadedModel
+from h2tune.participant.passes import Passes
 from h2tune.participant.trainer import Batches, Trainer
 from h2tune.utils.sizes import parse_size
 
@@ -45,7 +46,7 @@ def affordable_keep(
 
 
 def step_milliseconds(
-    base: LoadedModel, layout: Layout, task_type: str, rank: int, trainer: Trainer, batches: Batches
+    base: LoadedModel, layout: Layout, task_type: str, rank: int, trainer: Trainer, batches: Batches, passes: Passes
 ) -> float:
     """Median milliseconds of three training steps with a throw-away adapter of this rank."""
     name, times = f"_probe{rank}", []
@@ -57,7 +58,7 @@ def step_milliseconds(
     for _ in range(4):
         batch = {k: v.to(trainer.accelerator.device) for k, v in next(batches)[0].items()}
         begin = time.perf_counter()
-        trainer.forward(model, batch, []).loss.backward()
+        trainer.forward(model, batch, [], passes).loss.backward()
         times.append(1000 * (time.perf_counter() - begin))
     model.zero_grad()
     base.detach(name)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from h2tune.adapter import TriLoraConfig, TriLoraLayer
+from h2tune.config import Cache, Experiment
 from h2tune.core.slots import Layout
 from h2tune.participant.checkpoints import (
     ENCODERS,
@@ -30,6 +31,8 @@ from h2tune.participant.checkpoints import (
 )
 from h2tune.participant.errors import ModelError
 from h2tune.participant.load_report import renew_head
+from h2tune.participant.state_cache import StateCache
+from h2tune.utils.sizes import parse_size
 
 __all__ = ["ENCODERS", "LoadedModel", "ModelError", "ModelPool", "adapter_name", "resolve_source"]
 
@@ -154,10 +157,26 @@ class ModelPool:
         device: ``auto``, or a name of PyTorch; on ``meta`` no weights are read.
         folder: where what was worked out for a base and holds for every run on it is kept; None keeps it in memory.
         offline: use what is on this machine only.
+        precision: of the forward pass (``training.precision``); with ``bf16`` a CPU that computes in it holds its bases in it.
+        cache: how much is kept of what lower blocks say of texts.
+
+    Attributes:
+        states: where that is kept (`h2tune.participant.prefix`).
     """
 
-    def __init__(self, device: str = "auto", folder: Path | None = None, *, offline: bool = False) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        folder: Path | None = None,
+        *,
+        offline: bool = False,
+        cache: Cache | None = None,
+        precision: str = "fp32",
+    ) -> None:
         self.folder, self.offline = folder, offline
+        cache = cache or Cache()
+        self.states = StateCache(parse_size(cache.memory), parse_size(cache.disk), folder and folder / "states")
+        self.precision = precision
         self._memory: dict[str, dict[str, Tensor]] = {}
         self.device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         self._held: dict[tuple[Any, ...], LoadedModel] = {}
@@ -212,7 +231,22 @@ class ModelPool:
         return loaded_model(checkpoint, tokenizer, model, layout, head)
 
     def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.device.startswith("cuda") else torch.float32
+        half = self.device.startswith("cuda") or (
+            self.device == "cpu" and self.precision == "bf16" and _cpu_has_bf16()
+        )
+        return torch.bfloat16 if half else torch.float32
+
+    @classmethod
+    def of(cls, experiment: Experiment, folder: Path | None = None, device: str | None = None) -> ModelPool:
+        """The pool of an experiment's clients."""
+        return cls(
+            device or experiment.device, folder, cache=experiment.cache, precision=experiment.training.precision
+        )
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; without that it is slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def loaded_model(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,8 +19,11 @@ from h2tune.core.slots import Layout
 from h2tune.participant.affordable import affordable_keep, step_milliseconds
 from h2tune.participant.base_models import ModelPool, adapter_name
 from h2tune.participant.batches import stream
+from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, label_tokens
+from h2tune.participant.passes import Passes
+from h2tune.participant.prefix import Prefix, prefix_of
 from h2tune.participant.prepare import Split, client_base, load_data, max_length
-from h2tune.participant.scoring import Score, score
+from h2tune.participant.scoring import Score, all_answered, score
 from h2tune.participant.trainer import Batches, LocalTraining, NanLossError, Trainer
 from h2tune.store import ClientStore
 from h2tune.utils.launcher import no_launcher
@@ -72,12 +77,13 @@ class ClientContext:
         self.task = tasks.build_task(config.task)
         self.base = client_base(config, self.task, models)
         self.adapter = adapter_name(config.name)
-        self.layout: Layout = self.base.layout.only(slots)
+        self.layout: Layout = self.base.layout.only(slots).top(experiment.blocks)
         self.tokenizer = self.base.tokenizer
         self.accelerator = accelerator or make_accelerator(experiment, models.device)
         self.trainer = trainer or Trainer(self.training, self.accelerator)
         seed, n_validation = derive(self.seed, self.data_seed, "data"), experiment.evaluation.n_validation
         self.data = load_data(config, self.task, self.base, seed=seed, n_validation=n_validation)
+        self._store = store
         self.keep = self._affordable(store) if config.keep == "auto" else float(config.keep)
         self.run, self.round = "", 0
         self._losses: dict[str, float] = {}
@@ -104,8 +110,8 @@ class ClientContext:
 
     def step_milliseconds(self, rank: int | None = None) -> float:
         """Measured milliseconds of a training step with an adapter of this rank (by default the experiment's)."""
-        batches = self.batches("probe")
-        return step_milliseconds(self.base, self.layout, self.task_type, rank or self.rank, self.trainer, batches)
+        batches, run = self.batches("probe"), Passes(self._prefix)
+        return step_milliseconds(self.base, self.layout, self.task_type, rank or self.rank, self.trainer, batches, run)
 
     @property
     def max_length(self) -> int:
@@ -135,7 +141,7 @@ class ClientContext:
         Raises:
             NanLossError: the loss is not a number.
         """
-        self._losses |= self.trainer.run(training, self.on_step)
+        self._losses |= self.trainer.run(replace(training, passes=self.passes), self.on_step)
 
     def on_step(self, phase: str, step: int, steps: int, loss: float) -> None:
         """Tell whoever watches of an update."""
@@ -146,6 +152,31 @@ class ClientContext:
         """Mean loss of each phase since it was last asked for."""
         losses, self._losses = self._losses, {}
         return losses
+
+    @cached_property
+    def passes(self) -> Passes:
+        """How the client's model is run: from its prefix, and with its label bias."""
+        return Passes(self._prefix, self._label_bias())
+
+    @cached_property
+    def _prefix(self) -> Prefix | None:
+        """None where all blocks are adapted."""
+        return prefix_of(self.base, self.layout, self.models.states) if self.layout.first else None
+
+    def _label_bias(self) -> LabelBias | None:
+        """Fitted on the training rows to what the untouched model says; found once and kept."""
+        tokens = label_tokens(self.data.train.examples, self.tokenizer) if self.training.label_bias else []
+        if not tokens:
+            return None
+        known = self._store.read_json(LABEL_BIAS) if self._store else None
+        if known is not None:
+            return LabelBias.from_plain(known)
+        found, run, size = LabelBias(tokens), Passes(self._prefix), self.experiment.evaluation.batch_size
+        with self.base.untouched() as model:
+            found.fit(*all_answered(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run))
+        if self._store:
+            self._store.write_json(LABEL_BIAS, found.plain())
+        return found
 
     def validation_loss(self) -> float:
         """Nats per answer token of the client's model, as it stands, on its validation rows."""
@@ -160,11 +191,14 @@ class ClientContext:
         size = self.experiment.evaluation.batch_size
         rows, length = (part.examples, part.encoded), self.config.max_length
         arguments = (self.tokenizer, self.task, *rows, size, loss_only, length)
-        if self.has_adapter and not untouched:
-            found = score(self.base.activate(self.adapter), *arguments)
+        if untouched:
+            with self.base.untouched() as model:
+                found = score(model, *arguments, Passes(self._prefix))
+        elif self.has_adapter:
+            found = score(self.base.activate(self.adapter), *arguments, self.passes)
         else:
             with self.base.untouched() as model:
-                found = score(model, *arguments)
+                found = score(model, *arguments, self.passes)
         if not math.isfinite(found.nats):
             raise NanLossError("the loss on held-out rows is not a number")
         return found

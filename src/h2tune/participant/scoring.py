@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy
 
 from h2tune.participant.batches import collate
 from h2tune.participant.checkpoints import context_of
+from h2tune.participant.passes import PLAIN, Passes
 from h2tune.tasks.chat_template import stop_tokens
 from h2tune.tasks.prompts import Encoded, encode, encode_options, encode_prompts, fit_prompts
 
@@ -49,20 +50,22 @@ def score(
     batch_size: int = 64,
     loss_only: bool = False,
     length: int | None = None,
+    passes: Passes = PLAIN,
 ) -> Score:
     """Score a model (with whatever adapter is active) on examples and their encodings, whatever the batch size.
 
     ``loss_only`` writes nothing and leaves the metric at 0 (for classes it comes with the loss): much faster.
-    ``length`` is the longest input that the client allows itself, by default the model's context.
+    ``length`` is the longest input that the client allows itself, by default the model's context. ``passes`` says how
+    the model is run; what it writes (``generate`` tasks) always goes through all blocks.
     """
     with evaluating(model):
-        nats, predicted = _nats(model, encoded, tokenizer.pad_token_id, batch_size)
+        nats, predicted = _nats(model, encoded, tokenizer.pad_token_id, batch_size, passes)
         if task.kind == "classify":
             right = [p == row.label for p, row in zip(predicted, encoded, strict=True)]
         elif loss_only:
             right = [False]
         else:
-            texts = answers(model, tokenizer, task, examples, batch_size, length)
+            texts = answers(model, tokenizer, task, examples, batch_size, length, passes)
             right = [task.score(e, text) for e, text in zip(examples, texts, strict=True)]
         return Score(sum(right) / len(right), nats)
 
@@ -74,6 +77,7 @@ def answers(
     examples: Sequence[Example],
     size: int = 64,
     length: int | None = None,
+    passes: Passes = PLAIN,
 ) -> list[str]:
     """What the model answers to every example: the text it writes, the option it chooses, or the label it gives.
 
@@ -83,10 +87,10 @@ def answers(
     with evaluating(model):
         if task.kind == "classify":
             rows = encode(examples, tokenizer, max_length=context, truncate=True)
-            _, predicted = _nats(model, [replace(r, label=0) for r in rows], tokenizer.pad_token_id, size)
+            _, predicted = _nats(model, [replace(r, label=0) for r in rows], tokenizer.pad_token_id, size, passes)
             return [task.labels[i] for i in predicted]
         if task.kind == "choice":
-            return choose(model, tokenizer, examples, size, context)
+            return choose(model, tokenizer, examples, size, context, passes)
         prompts = encode_prompts(examples, tokenizer)
         return generate(model, tokenizer, prompts, task.max_new_tokens, size, context)
 
@@ -126,22 +130,30 @@ def _by_length(rows: Sequence[list[int]], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def _nats(model: Model, encoded: Sequence[Encoded], pad: int, size: int) -> tuple[float, list[int]]:
+@torch.no_grad()
+def all_answered(
+    model: Model, encoded: Sequence[Encoded], pad: int, size: int, passes: Passes
+) -> tuple[Tensor, Tensor]:
+    """Logits (positions x vocabulary) at every place where the rows ask for something, and what they ask for."""
+    found = []
+    with evaluating(model):
+        for picked in _by_length([row.input_ids for row in encoded], size):
+            batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
+            found.append(passes.answered(model, batch))
+    return torch.cat([f.logits for f in found]), torch.cat([f.wanted for f in found])
+
+
+def _nats(model: Model, encoded: Sequence[Encoded], pad: int, size: int, passes: Passes) -> tuple[float, list[int]]:
     """Mean cross-entropy over all asked positions of all rows, and for classes the likeliest of each row."""
     total, count, predicted = 0.0, 0, [0] * len(encoded)
     for picked in _by_length([row.input_ids for row in encoded], size):
         batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
-        labels = batch.pop("labels")
-        logits = model(**batch).logits.float()
-        if labels.ndim == 1:
-            total += float(cross_entropy(logits, labels, reduction="sum"))
-            count += len(picked)
-            for i, label in zip(picked, logits.argmax(-1).tolist(), strict=True):
+        found = passes.answered(model, batch)
+        total += float(cross_entropy(found.logits, found.wanted, reduction="sum"))
+        count += len(found.wanted)
+        if batch["labels"].ndim == 1:
+            for i, label in zip(picked, found.logits.argmax(-1).tolist(), strict=True):
                 predicted[i] = label
-        else:
-            asked = labels[:, 1:] != -100
-            total += float(cross_entropy(logits[:, :-1][asked], labels[:, 1:][asked], reduction="sum"))
-            count += int(asked.sum())
     return total / max(count, 1), predicted
 
 
@@ -216,6 +228,7 @@ def choose(
     examples: Sequence[Example],
     size: int = 64,
     context: int | None = None,
+    passes: Passes = PLAIN,
 ) -> list[str]:
     """For every example the option that the model finds likeliest after the prompt.
 
@@ -226,7 +239,7 @@ def choose(
     rows = [(i, option) for i, several in enumerate(options) for option in several]
     values = [0.0] * len(rows)
     for picked in _by_length([option.input_ids for _, option in rows], size):
-        found = _likelihoods(model, [rows[j][1] for j in picked], tokenizer.pad_token_id)
+        found = _likelihoods(model, [rows[j][1] for j in picked], tokenizer.pad_token_id, passes)
         for j, value in zip(picked, found, strict=True):
             values[j] = value
     scores: list[list[float]] = [[] for _ in examples]
@@ -235,10 +248,10 @@ def choose(
     return [e.options[max(range(len(s)), key=s.__getitem__)] for e, s in zip(examples, scores, strict=True)]
 
 
-def _likelihoods(model: Model, rows: Sequence[Encoded], pad: int) -> list[float]:
+def _likelihoods(model: Model, rows: Sequence[Encoded], pad: int, passes: Passes) -> list[float]:
     """Log-likelihood of each row's asked tokens."""
     batch = {k: v.to(_device(model)) for k, v in collate(rows, pad).items()}
-    labels = batch.pop("labels")[:, 1:]
-    logits: Tensor = model(**batch).logits
-    picked = log_softmax(logits[:, :-1].float(), -1).gather(-1, labels.clamp_min(0)[..., None])[..., 0]
-    return (picked * (labels != -100)).sum(1).tolist()
+    found = passes.answered(model, batch)
+    row = (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
+    picked = -cross_entropy(found.logits, found.wanted, reduction="none")
+    return torch.zeros(len(rows), device=picked.device).index_add(0, row, picked).tolist()

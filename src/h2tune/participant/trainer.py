@@ -21,15 +21,16 @@ from transformers import get_scheduler
 from h2tune.config import Training
 from h2tune.errors import ClientError
 from h2tune.participant.batches import Batch
+from h2tune.participant.passes import PLAIN, Answered, Passes
 
 Batches = Iterator[tuple[Batch, list[int]]]
 """Batches with the numbers of their rows in the training data."""
 Forward = Callable[[Batch], Any]
-"""A pass of the client's model: the model's output, with ``loss`` and ``logits``."""
+"""A pass of the client's model: what it says where answers are read (`Answered`); its own output without labels."""
 Loss = Callable[[Forward, Batch], Tensor]
 """The loss on a batch, in as many passes as it needs."""
 Penalty = Callable[[Batch, Tensor], Tensor]
-"""An addition to the loss, from a batch and its logits."""
+"""An addition to the loss, from a batch and its logits where answers are read."""
 OnStep = Callable[[str, int, int, float], None]
 """Called with phase, step, number of steps and loss after every update."""
 
@@ -40,8 +41,8 @@ class NanLossError(ClientError):
 
 def answer_loss(forward: Forward, batch: Batch) -> Tensor:
     """Mean cross-entropy over the answer tokens of a batch, or over its rows for classes."""
-    loss: Tensor = forward(batch).loss
-    return loss
+    out: Answered = forward(batch)
+    return out.loss
 
 
 def with_penalty(penalty: Penalty | None) -> Loss:
@@ -50,9 +51,8 @@ def with_penalty(penalty: Penalty | None) -> Loss:
         return answer_loss
 
     def loss(forward: Forward, batch: Batch) -> Tensor:
-        out = forward(batch)
-        found: Tensor = out.loss
-        return found + penalty(batch, out.logits)
+        out: Answered = forward(batch)
+        return out.loss + penalty(batch, out.logits)
 
     return loss
 
@@ -149,13 +149,14 @@ class LocalTraining:
     Attributes:
         model: the model with the client's adapter active.
         phases: the kind of each update, in order. updates: what each kind is.
-        batches: endless.
+        batches: endless. passes: how the model is run; the participant says it (`ClientContext.train`).
     """
 
     model: nn.Module
     phases: Sequence[str]
     updates: Mapping[str, Update]
     batches: Batches
+    passes: Passes = PLAIN
 
     @classmethod
     def of_one_kind(cls, model: nn.Module, phase: str, steps: int, update: Update, batches: Batches) -> LocalTraining:
@@ -181,12 +182,12 @@ class Trainer:
     def update(self, training: LocalTraining, update: Update) -> float:
         """One update; returns its loss."""
         update.before()
-        loss = self.gradients(training.model, training.batches, update.loss)
+        loss = self.gradients(training.model, training.batches, update.loss, training.passes)
         update.after()
         self.apply(update.groups)
         return loss
 
-    def gradients(self, model: nn.Module, batches: Batches, loss: Loss = answer_loss) -> float:
+    def gradients(self, model: nn.Module, batches: Batches, loss: Loss = answer_loss, passes: Passes = PLAIN) -> float:
         """Accumulate the gradients of the mean loss over the answers of `accumulation` batches; returns that loss.
 
         The mean is over all answer tokens of the batches together: how an update is cut into batches changes nothing.
@@ -200,7 +201,7 @@ class Trainer:
         for (batch, rows), count in zip(taken, counts, strict=True):
             batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
             with self.accelerator.autocast():
-                value = loss(partial(self.forward, model, rows=rows), batch)
+                value = loss(partial(self.forward, model, rows=rows, passes=passes), batch)
             if not torch.isfinite(value):
                 raise NanLossError(f"the loss is not a number on the training rows {rows[:8]}")
             share = value if count == whole else value * (count / whole)
@@ -208,9 +209,9 @@ class Trainer:
             total += float(share.detach())
         return total
 
-    def forward(self, model: nn.Module, batch: Batch, rows: list[int]) -> Any:
+    def forward(self, model: nn.Module, batch: Batch, rows: list[int], passes: Passes) -> Any:
         """One pass of a model over a batch; ``rows`` are its rows' numbers in the training data."""
-        return model(**batch)
+        return passes.answered(model, batch) if "labels" in batch else passes.whole(model, batch)
 
     def apply(self, groups: Sequence[Group]) -> None:
         """Clip and step the groups, each by its own norm, and clear their gradients."""

@@ -54,9 +54,7 @@ class Worker:
         torch.set_num_threads(threads)
         quiet_libraries()
         experiment, store = parse_config(plain), RunStore(run)
-        self.clients = build_clients(
-            experiment, store, ModelPool(experiment.device, Path(run) / "frames"), names=names
-        )
+        self.clients = build_clients(experiment, store, ModelPool.of(experiment, Path(run) / "frames"), names=names)
 
     def introduce(self) -> dict[str, tuple[int, dict[str, Any]]]:
         return {name: (client.leaked, client.introduction()) for name, client in self.clients.items()}

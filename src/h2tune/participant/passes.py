@@ -1,0 +1,84 @@
+"""Passes of a client's model over rows: from their cached prefix, with logits only where answers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from h2tune.participant.batches import Batch
+from h2tune.participant.label_bias import LabelBias
+from h2tune.participant.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a pass says where answers are read.
+
+    Attributes:
+        logits: one row for each asked token (positions x vocabulary), or for classes one for each row of the batch.
+        wanted: the right token or class of each.
+    """
+
+    logits: Tensor
+    wanted: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean cross-entropy."""
+        return cross_entropy(self.logits, self.wanted)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a client's model is run.
+
+    Attributes:
+        prefix: where passes start from what the lower blocks are known to say; None runs all blocks.
+        bias: added to the logits of the labels' tokens; None adds nothing.
+    """
+
+    prefix: Prefix | None = None
+    bias: LabelBias | None = None
+
+    def whole(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's own output on a right-padded batch without labels."""
+        with self.prefix.starting(batch) if self.prefix else nullcontext():
+            return model(**batch)
+
+    def answered(self, model: nn.Module, batch: Batch) -> Answered:
+        """The model's logits where a batch's labels ask for something."""
+        labels = batch["labels"]
+        asking = {name: value for name, value in batch.items() if name != "labels"}
+        if labels.ndim == 1:
+            return Answered(self.whole(model, asking).logits.float(), labels)
+        asked = labels[:, 1:] != -100
+        with _only_at(model, asked):
+            logits = self.whole(model, asking).logits[0].float()
+        if self.bias is not None:
+            logits = self.bias.added_to(logits)
+        return Answered(logits, labels[:, 1:][asked])
+
+
+PLAIN = Passes()
+
+
+@contextmanager
+def _only_at(model: nn.Module, asked: Tensor) -> Iterator[None]:
+    """Let the output embedding read the asked places (rows x tokens - 1) alone: logits become 1 x places x vocabulary.
+
+    A vocabulary of 262,144 entries at every token of a batch would take more memory and time than the blocks.
+    """
+
+    def pick(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][:, :-1][asked][None], *args[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        hook.remove()
