@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "h2tune, int8 and top-k": {"method": "h2tune", "wire": {"dtype": "int8", "top_k": 0.3}},
     "h2tune, privacy": {"method": "h2tune", "weights": "uniform", "privacy": {"clip": 1, "noise": 1}},
     "h2tune, secure aggregation": {"method": "h2tune", "clients": 3, "secure_aggregation": {"threshold": 2}},
+    "h2tune, effect": {"method": {"name": "h2tune", "frames": "effect"}},
     "h2tune, curves": {"method": "h2tune", "evaluation": {"curves": True}},
 }
 METHODS = {

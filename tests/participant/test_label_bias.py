@@ -29,11 +29,16 @@ def test_no_other_bias_has_a_smaller_loss(seed: int) -> None:
     tokens = [3, 7, 11]
     wanted = torch.tensor(tokens)[torch.randint(3, (12,), generator=generator)]
     bias = LabelBias(tokens)
-    bias.fit(logits, wanted)
+    bias.fit(logits, wanted, 12)
+
+    counts = torch.bincount(wanted, minlength=20).float()  # as if each label had been seen 16 times more
+    weights = ((counts + 16) / counts.clamp_min(1) * 12 / (12 + 16 * (counts > 0).sum()))[wanted]
 
     def loss(values: torch.Tensor) -> float:
         other = LabelBias(tokens, values)
-        return float(cross_entropy(other.added_to(logits), wanted, reduction="sum") + 0.01 * values.square().sum())
+        return float(
+            (cross_entropy(other.added_to(logits), wanted, reduction="none") @ weights) + 0.01 * values.square().sum()
+        )
 
     best = loss(bias.values)
     for _ in range(8):
@@ -45,8 +50,8 @@ def test_a_certain_answer_is_told_apart_by_the_frequencies_of_the_labels() -> No
     logits = torch.full((100, 8), -40.0)
     logits[:, [2, 5]] = 0
     bias = LabelBias([2, 5])
-    bias.fit(logits, torch.tensor([2] * 75 + [5] * 25))
-    assert abs(float(bias.values[0] - bias.values[1]) - torch.log(torch.tensor(3.0))) < 0.01
+    bias.fit(logits, torch.tensor([2] * 75 + [5] * 25), 100)
+    assert abs(float(bias.values[0] - bias.values[1]) - torch.log(torch.tensor((75 + 16) / (25 + 16)))) < 0.01
 
 
 def test_only_fixed_options_have_a_bias() -> None:

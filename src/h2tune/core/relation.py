@@ -34,7 +34,10 @@ def similarity_relation(similarity: Tensor, reach: float = 1.5, temperature: flo
 
 
 class Relation(nn.Module):
-    """P as trainable logits; the softmax down each column runs over the support that P started with."""
+    """P as trainable logits; the softmax down each column runs over the support that P started with.
+
+    A column without support is 0: that block reads nothing.
+    """
 
     support: Tensor
 
@@ -44,7 +47,8 @@ class Relation(nn.Module):
         self.logits = nn.Parameter(start.clamp_min(1e-6).log(), requires_grad=trainable)
 
     def forward(self) -> Tensor:
-        return torch.softmax(self.logits.masked_fill(~self.support, -torch.inf), dim=0)
+        # A low number instead of minus infinity: a column of nothing but -inf has no softmax, and no gradient.
+        return torch.softmax(self.logits.masked_fill(~self.support, -1e9), dim=0) * self.support
 
     @property
     def covered(self) -> Tensor:

@@ -9,9 +9,10 @@ from importlib.metadata import entry_points
 from h2tune.errors import MethodError
 from h2tune.frames.anchor import ANCHOR
 from h2tune.frames.base import FrameKind
+from h2tune.frames.effect import EFFECT
 from h2tune.frames.unshared import RANDOM, WEIGHTS
 
-OWN = {kind.name: kind for kind in (ANCHOR, RANDOM, WEIGHTS)}
+OWN = {kind.name: kind for kind in (ANCHOR, EFFECT, RANDOM, WEIGHTS)}
 
 
 @cache

@@ -117,12 +117,13 @@ class H2TuneClient(FramedAdapter, CoreClient):
         )
 
     def _make_groups(self) -> None:
-        context, phases = self.context, self.phases(self.steps)
-        count = {name: context.rounds * sum(p in (name, "joint") for p in phases) for name in ("shared", "specific")}
+        context, rule = self.context, self.settings.core_rule
+        phases = [p for round in range(1, context.rounds + 1) for p in self.phases(self.steps, round)]
+        count = {name: sum(p in (name, "joint") for p in phases) for name in ("shared", "specific")}
         specific = [*(self.factors if self.learns_factors else []), *self.head]
         # `group` lets gradients flow to all that it is given: a fixed P must not be among them.
-        core = [p for p in self.core.parameters() if p.requires_grad]
-        self.groups = {"shared": self.group(core, context.training.core_learning_rate, count["shared"])}
+        core = [p for p in self.core.parameters() if p.requires_grad] if rule == "adamw" else [self.core.S]
+        self.groups = {"shared": self.group(core, context.training.core_learning_rate, count["shared"], rule)}
         if specific:
             self.groups["specific"] = self.group(specific, context.learning_rate, count["specific"])
         for parameter in (*self.factors, *self.head):
@@ -136,7 +137,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self.receive(payload) if self.settings.accept == "always" else self._receive_what_fits(payload)
         self.start = self.core.S.detach().clone()
         self.pull = Distillation(self, self.settings.distill) if self.settings.distill else None
-        training = LocalTraining(model, self.phases(self.steps), self._updates(), self.context.batches(round))
+        training = LocalTraining(model, self.phases(self.steps, round), self._updates(), self.context.batches(round))
         self.context.train(training)
         self.core.write(self.core_leaves)
         return Payload(self.pack())
@@ -145,13 +146,17 @@ class H2TuneClient(FramedAdapter, CoreClient):
     def learns_factors(self) -> bool:
         return self.settings.train_factors or (self.settings.private > 0 and self.settings.train_private)
 
-    def phases(self, steps: int) -> list[str]:
+    def phases(self, steps: int, number: int = 1) -> list[str]:
         """The phase of each update of a round; the first is a shared one: at S = 0 nothing else has a gradient."""
         if not (self.learns_factors or self.head):
             return ["shared"] * steps
+        if not self.core.relation.covered.any():  # a model that the frames do not fit keeps to what is private
+            return ["specific"] * steps
         if self.settings.alternation == "joint":
             return ["joint"] * steps
         share = self.settings.shared_part
+        if self.settings.alternation == "rounds":
+            return ["shared" if number <= max(1, int(share * self.context.rounds)) else "specific"] * steps
         if self.settings.alternation == "part":
             cut = max(1, round(share * steps))
             return ["shared"] * cut + ["specific"] * (steps - cut)
@@ -213,18 +218,20 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self._factor_gradient()
 
     def _receive_what_fits(self, payload: Payload) -> None:
-        """Of the own core, the received one and their mean the one with the least validation loss."""
+        """Of the own core, the received one, their mean and none the one with the least validation loss."""
         own = self.core.S.detach().clone()
         self.receive(payload)
         received = self.core.S.detach().clone()
         if torch.equal(own, received):
             return
+        choices = {share: torch.lerp(own, received, share) for share in (1.0, 0.5, 0.0)}
+        choices[-1.0] = torch.zeros_like(own)
         losses = {}
-        for share in (1.0, 0.5, 0.0):
-            self._take(torch.lerp(own, received, share))
+        for share, core in choices.items():
+            self._take(core)
             losses[share] = self.context.validation_loss()
         self.accepted = min(losses, key=lambda share: (losses[share], -share))
-        self._take(torch.lerp(own, received, self.accepted))
+        self._take(choices[self.accepted])
         self.activate()
 
     def report(self) -> dict[str, Any]:

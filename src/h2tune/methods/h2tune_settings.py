@@ -49,10 +49,16 @@ class CoreSettings(FrameSettings):
 
 
 class H2TuneSettings(CoreSettings):
-    alternation: Literal["step", "part", "joint"] = Field(
-        "step", description="phases by update, by part of a round, or none"
+    alternation: Literal["step", "part", "rounds", "joint"] = Field(
+        "step", description="phases by update, by part of a round, by rounds (the core in the first ones), or none"
     )
-    shared_part: float = Field(0.5, gt=0, lt=1, description="share of a round's updates that the shared phase gets")
+    shared_part: float = Field(
+        0.5, gt=0, lt=1, description="share of a round's updates (of the rounds) that the shared phase gets"
+    )
+    core_rule: Literal["adamw", "gradient"] = Field(
+        "adamw",
+        description="how the core is stepped: AdamW, or steps of length `core_learning_rate` along its gradient (P stays)",
+    )
     ridge: float = Field(0.0, ge=0, description="pull of the core towards 0, divided by the client's examples")
     proximal: float = Field(0.0, ge=0, description="mu, pull of the core towards the server's")
     distill: float = Field(
@@ -64,5 +70,5 @@ class H2TuneSettings(CoreSettings):
     train_private: bool = Field(True, description="`false`: private coordinates learn in practice only")
     accept: Literal["always", "validation"] = Field(
         "always",
-        description="`validation`: a client takes the received core, its own, or their mean, by validation loss",
+        description="`validation`: a client takes the received core, its own, their mean, or none, by validation loss",
     )

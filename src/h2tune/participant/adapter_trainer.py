@@ -86,11 +86,11 @@ class AdapterTrainer:
         mark = f"modules_to_save.{self.context.adapter}."
         return [p for n, p in self.context.base.model.named_parameters() if mark in n]
 
-    def group(self, parameters: Sequence[nn.Parameter], rate: float, updates: int) -> Group:
+    def group(self, parameters: Sequence[nn.Parameter], rate: float, updates: int, rule: str = "adamw") -> Group:
         """Parameters to train together, with a schedule for so many updates; only a head has weight decay."""
         for parameter in parameters:
             parameter.requires_grad_(True)
-        return Group(parameters, rate, updates, self.context.training, decayed=self.head)
+        return Group(parameters, rate, updates, self.context.training, decayed=self.head, rule=rule)
 
     def activate(self) -> nn.Module:
         """The model with this client's adapter, ready for training."""

@@ -110,7 +110,7 @@ class ClientContext:
 
     def step_milliseconds(self, rank: int | None = None) -> float:
         """Measured milliseconds of a training step with an adapter of this rank (by default the experiment's)."""
-        batches, run = self.batches("probe"), Passes(self._prefix)
+        batches, run = self.batches("probe"), Passes(self.prefix)
         return step_milliseconds(self.base, self.layout, self.task_type, rank or self.rank, self.trainer, batches, run)
 
     @property
@@ -156,11 +156,11 @@ class ClientContext:
     @cached_property
     def passes(self) -> Passes:
         """How the client's model is run: from its prefix, and with its label bias."""
-        return Passes(self._prefix, self._label_bias())
+        return Passes(self.prefix, self._label_bias())
 
     @cached_property
-    def _prefix(self) -> Prefix | None:
-        """None where all blocks are adapted."""
+    def prefix(self) -> Prefix | None:
+        """What the blocks below the adapted ones say; None where all are adapted."""
         return prefix_of(self.base, self.layout, self.models.states) if self.layout.first else None
 
     def _label_bias(self) -> LabelBias | None:
@@ -171,9 +171,12 @@ class ClientContext:
         known = self._store.read_json(LABEL_BIAS) if self._store else None
         if known is not None:
             return LabelBias.from_plain(known)
-        found, run, size = LabelBias(tokens), Passes(self._prefix), self.experiment.evaluation.batch_size
+        found, run, size = LabelBias(tokens), Passes(self.prefix), self.experiment.evaluation.batch_size
         with self.base.untouched() as model:
-            found.fit(*all_answered(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run))
+            found.fit(
+                *all_answered(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run),
+                len(self.data.train),
+            )
         if self._store:
             self._store.write_json(LABEL_BIAS, found.plain())
         return found
@@ -193,7 +196,7 @@ class ClientContext:
         arguments = (self.tokenizer, self.task, *rows, size, loss_only, length)
         if untouched:
             with self.base.untouched() as model:
-                found = score(model, *arguments, Passes(self._prefix))
+                found = score(model, *arguments, Passes(self.prefix))
         elif self.has_adapter:
             found = score(self.base.activate(self.adapter), *arguments, self.passes)
         else:

@@ -20,6 +20,7 @@ from h2tune.tasks.prompts import encode_options
 LABEL_BIAS = "label_bias.json"  # the file that holds it beside an adapter
 MOST = 64  # tokens of all options together; with more, the options are texts rather than labels
 _RIDGE = 1e-2  # pull of each number towards 0, against the sum of the losses: keeps a certain label's finite
+_PRIOR = 16  # rows that each label is counted for beforehand: a few rows say little about how frequent the labels are
 _STEPS = 100
 
 
@@ -57,10 +58,11 @@ class LabelBias:
         bias[self.tokens] = self.values.to(bias)
         return logits + bias
 
-    def fit(self, logits: Tensor, wanted: Tensor) -> None:
+    def fit(self, logits: Tensor, wanted: Tensor, rows: int) -> None:
         """Set the numbers to those with the least loss on a model's logits (positions x vocabulary).
 
-        The loss is convex in them; the same logits give the same numbers.
+        ``rows`` is the number of answers. The loss is convex in the numbers; the same logits give the same numbers. Rows are weighted as if each label had been seen
+        `_PRIOR` times more.
         """
         logits = logits.detach().double().cpu()
         known, place = logits[:, self.tokens], {token: i for i, token in enumerate(self.tokens)}
@@ -68,15 +70,27 @@ class LabelBias:
         others[:, self.tokens] = -torch.inf
         rest = others.logsumexp(-1, keepdim=True)  # all other tokens as one
         goal = torch.tensor([place[int(token)] for token in wanted])
+        weights = _weights(goal, len(self.tokens), rows)
         values = torch.zeros(len(self.tokens), dtype=torch.double, requires_grad=True)
         optimiser = torch.optim.LBFGS([values], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimiser.zero_grad()
-            found = cross_entropy(torch.cat([known + values, rest], 1), goal, reduction="sum")
+            found = cross_entropy(torch.cat([known + values, rest], 1), goal, reduction="none") @ weights
             found = found + _RIDGE * values.square().sum()
             found.backward()
             return found
 
         optimiser.step(loss)
         self.values = values.detach().float()
+
+
+def _weights(goal: Tensor, tokens: int, rows: int) -> Tensor:
+    """A weight for each position: tokens that tell labels apart count as if each had been seen `_PRIOR` times more.
+
+    A token of every answer (the end of text) weighs 1.
+    """
+    counts = torch.bincount(goal, minlength=tokens).double()
+    telling = (counts > 0) & (counts < rows)
+    scale = rows / (rows + _PRIOR * telling.sum())
+    return torch.where(telling, (counts + _PRIOR) / counts.clamp_min(1) * scale, 1.0)[goal]

@@ -18,7 +18,7 @@ from h2tune.participant.batches import collate
 from h2tune.participant.checkpoints import context_of
 from h2tune.participant.passes import PLAIN, Passes
 from h2tune.tasks.chat_template import stop_tokens
-from h2tune.tasks.prompts import Encoded, encode, encode_options, encode_prompts, fit_prompts
+from h2tune.tasks.prompts import IGNORED, Encoded, encode, encode_options, encode_prompts, fit_prompts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -232,10 +232,13 @@ def choose(
 ) -> list[str]:
     """For every example the option that the model finds likeliest after the prompt.
 
-    The end token belongs to an option: " 1" must not win by being the start of " 15".
+    Where one option begins another the end token belongs to it: " 1" must not win by being the start of " 15". Elsewhere
+    it is left out: how surely a text ends after an option says nothing of the question.
     """
     context = context or context_of(model.config, tokenizer)
-    options = encode_options(examples, tokenizer, max_length=context, truncate=True)
+    options = [without_ends(o) for o in encode_options(examples, tokenizer, max_length=context, truncate=True)]
+    if all(sum(token != IGNORED for token in option.labels) == 1 for several in options for option in several):
+        return _choose_token(model, tokenizer, examples, options, size, passes)
     rows = [(i, option) for i, several in enumerate(options) for option in several]
     values = [0.0] * len(rows)
     for picked in _by_length([option.input_ids for _, option in rows], size):
@@ -246,6 +249,39 @@ def choose(
     for (i, _), value in zip(rows, values, strict=True):
         scores[i].append(value)
     return [e.options[max(range(len(s)), key=s.__getitem__)] for e, s in zip(examples, scores, strict=True)]
+
+
+def _choose_token(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    options: Sequence[Sequence[Encoded]],
+    size: int,
+    passes: Passes,
+) -> list[str]:
+    """The likeliest option where all are one token: one pass for all options of an example."""
+    chosen = [""] * len(examples)
+    first = [several[0] for several in options]
+    for picked in _by_length([row.input_ids for row in first], size):
+        batch = {
+            k: v.to(_device(model)) for k, v in collate([first[i] for i in picked], tokenizer.pad_token_id).items()
+        }
+        logits = passes.answered(model, batch).logits
+        for i, row in zip(picked, logits, strict=True):
+            values = row[[option.labels[-1] for option in options[i]]].tolist()
+            chosen[i] = examples[i].options[max(range(len(values)), key=values.__getitem__)]
+    return chosen
+
+
+def without_ends(options: Sequence[Encoded]) -> Sequence[Encoded]:
+    """The options of one example without the token that ends them all, unless one then begins another."""
+    texts = [[token for token in option.labels if token != IGNORED] for option in options]
+    shorter = [text[:-1] for text in texts]
+    if len({text[-1] for text in texts}) > 1 or any(
+        a == b[: len(a)] for i, a in enumerate(shorter) for j, b in enumerate(shorter) if i != j
+    ):
+        return options
+    return [Encoded(option.input_ids[:-1], option.labels[:-1]) for option in options]
 
 
 def _likelihoods(model: Model, rows: Sequence[Encoded], pad: int, passes: Passes) -> list[float]:

@@ -63,11 +63,34 @@ def answers(batch: Batch) -> int:
     return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
 
 
+class NormalisedGradient(torch.optim.Optimizer):
+    """Steps of a fixed length along the gradient, with momentum: m <- momentum m + g / |g|, x <- x - rate m.
+
+    AdamW gives every entry the same step, and so fills a shared tensor with what means something at home only. The norm
+    is taken for each index of the first dimension by itself (of a core: each depth).
+    """
+
+    def __init__(self, parameters: Any, lr: float, momentum: float = 0.5) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # PyTorch's own steps may be given a closure; nobody gives one here
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                size = p.grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (p.ndim - 1))
+                held = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                held.mul_(group["momentum"]).add_(p.grad / size)
+                p.add_(held, alpha=-group["lr"])
+
+
 class Group:
     """Parameters that are trained together: one optimiser (AdamW), one schedule.
 
     Args:
         updates: how many the schedule is for.
+        rule: ``adamw``, or ``gradient`` for steps of a fixed length along the gradient.
         decayed: parameters that ``training.weight_decay`` pulls towards 0; the others have none.
     """
 
@@ -78,17 +101,25 @@ class Group:
         updates: int,
         settings: Training,
         decayed: Sequence[nn.Parameter] = (),
+        rule: str = "adamw",
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
+        self.optimiser: torch.optim.Optimizer
+        if rule == "gradient":
+            self.optimiser = NormalisedGradient(self.parameters, lr=rate)
+        else:
+            self.optimiser = self._adamw(rate, settings, decayed)
+        warmup = math.ceil(settings.warmup * updates)
+        self.scheduler = get_scheduler(settings.schedule, self.optimiser, warmup, max(updates, warmup + 1))
+
+    def _adamw(self, rate: float, settings: Training, decayed: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         fused = all(p.device.type in ("cpu", "cuda") for p in self.parameters)
         held = {id(p) for p in decayed} if settings.weight_decay else set()
         parts = [
             {"params": [p for p in self.parameters if (id(p) in held) is decays], "weight_decay": decay}
             for decays, decay in ((False, 0.0), (True, settings.weight_decay))
         ]
-        self.optimiser = torch.optim.AdamW([part for part in parts if part["params"]], lr=rate, fused=fused)
-        warmup = math.ceil(settings.warmup * updates)
-        self.scheduler = get_scheduler(settings.schedule, self.optimiser, warmup, max(updates, warmup + 1))
+        return torch.optim.AdamW([part for part in parts if part["params"]], lr=rate, fused=fused)
 
     def trainable(self, flag: bool) -> None:
         for parameter in self.parameters:

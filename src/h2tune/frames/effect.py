@@ -1,0 +1,161 @@
+"""Frames by effect: one unit of a coordinate moves every model's prediction of common words alike.
+
+    A_l   ridge regression on the inputs' common coordinates, as in `h2tune.frames.anchor`
+    B_l   = J_l^T (J_l J_l^T + ridge)^-1        J_l: how an output of block l moves z, the prediction in common coordinates
+
+What a block *writes* is aligned by what it does to the prediction and not by its activations: two models may represent a
+thing alike and still act on it differently. See `h2tune.frames.predictions` for z and J. Only maps that write into the
+residual stream (o, down) have such an effect; the core acts on them. Whatever leaves is a function of public text and
+base weights: factors of activations and of the output embedding, once for each base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from h2tune.config import Experiment
+from h2tune.core.client_core import CoreShape
+from h2tune.core.slots import Layout
+from h2tune.declared import ModelShape, Sent
+from h2tune.errors import MethodError, ProtocolError
+from h2tune.frames import consensus as fr
+from h2tune.frames.anchor import AnchorClient, AnchorServer
+from h2tune.frames.base import FrameKind, FrameSettings
+from h2tune.frames.predictions import Predictions, common_words
+from h2tune.protocol.codec import Payload
+
+WRITING = ("o", "down")
+RIDGE = 1.0  # in multiples of the mean eigenvalue of J J^T: weakly moved coordinates are not blown up
+_FACTORS, _KNOWN, _COMMON, _SHARED = "words.factors", "words.known", "words.common", "words.shared"
+
+
+def _without_words(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t for name, t in tensors.items() if not name.startswith("words.")}
+
+
+class EffectClient(AnchorClient):
+    @property
+    def layout(self) -> Layout:
+        return self.context.layout.only(self.settings.slots or WRITING)
+
+    def check(self) -> None:
+        super().check()
+        if strange := set(self.settings.slots or ()) - set(WRITING):
+            raise MethodError(f"method.slots: frames: effect act on {' and '.join(WRITING)}, not on {min(strange)}")
+
+    def describe(self) -> Payload:
+        """Left factors of what the blocks read and write on the anchors, and of the output embedding over words."""
+        said, predictions = super().describe().tensors, Predictions(self.context)
+        said[_KNOWN] = predictions.known.to(torch.uint8)
+        most = self.settings.directions * self.context.rank
+        known = int(predictions.known.sum())
+        factors = torch.zeros(len(predictions.known), min(most, known) if known else 0)
+        if known:
+            u = fr.factorise(predictions.scaled_rows(), most).u
+            factors = torch.zeros(len(predictions.known), u.shape[1])
+            factors[predictions.known] = u * len(u) ** 0.5
+        said[_FACTORS] = factors.half()
+        return Payload(said)
+
+    def set_up(self, payload: Payload, shape: CoreShape, relation: Tensor) -> Tensor:
+        common, shared = payload.tensors.get(_COMMON), payload.tensors.get(_SHARED)
+        if common is None or shared is None or common.shape != (int(shared.sum()), shape.rank):
+            raise ProtocolError("the server's frames lack the words' coordinates")
+        relation = super().set_up(Payload(_without_words(payload.tensors), payload.meta), shape, relation)
+        predictions, places = Predictions(self.context), shared.bool()
+        if places.shape != predictions.known.shape:
+            raise ProtocolError("the server's words are not this client's: install the same version on both sides")
+        if int((places & predictions.known).sum()) < shape.rank:
+            return torch.zeros_like(relation)  # it covers nothing: it neither takes from the core nor gives to it
+        self._write(predictions.effect(self.layout, common.float(), places))
+        return relation
+
+    def _write(self, effects: Sequence[Tensor]) -> None:
+        """The leading r_i coordinates of B, for the maps on which the core acts."""
+        name, rank, layout = self.context.adapter, self.adapter.shared_rank, self.context.layout
+        modules = [module for _ in range(layout.depth) for module in layout.modules]
+        layers = [x for x, module in zip(self.adapter.layers, modules, strict=True) if module in self.layout.modules]
+        with torch.no_grad():
+            for layer, effect in zip(layers, effects, strict=True):
+                own = layer.trilora_B[name]
+                own[:, :rank] = _writing(effect)[:rank].T.to(own)
+
+
+def _writing(effect: Tensor) -> Tensor:
+    """B^T, R x d_out: what to add to a map's output for one unit of each coordinate, by ridge regression."""
+    gram = (effect @ effect.T).double()
+    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram), dtype=gram.dtype)
+    written: Tensor = torch.linalg.solve(gram + ridge, effect.double())
+    return written.float()
+
+
+class EffectServer(AnchorServer):
+    common: Tensor | None = None
+    shared: Tensor
+
+    def misfits(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, str]:
+        plain = {name: Payload(_without_words(payload.tensors)) for name, payload in described.items()}
+        found = super().misfits(joined, plain)
+        most, words = self.settings.directions * self.experiment.rank, len(common_words())
+        for name, payload in described.items():
+            factors, known = payload.tensors.get(_FACTORS), payload.tensors.get(_KNOWN)
+            if factors is None or known is None or factors.ndim != 2 or known.shape != (words,):
+                found[name] = "its factors of words cannot be read, or belong to other words"
+            elif factors.shape[0] != words or factors.shape[1] > most or not torch.isfinite(factors).all():
+                found[name] = "its factors of words have another shape than they may have"
+        return found
+
+    def agree(self, described: dict[str, Payload], shape: CoreShape) -> None:
+        super().agree({n: Payload(_without_words(p.tensors)) for n, p in described.items()}, shape)
+        speakers = [p.tensors for p in described.values() if bool(p.tensors[_KNOWN].any())]
+        self.shared = torch.stack([t[_KNOWN].bool() for t in speakers]).all(0) if speakers else torch.zeros(0).bool()
+        count, rank = int(self.shared.sum()), shape.rank
+        if count < max(2 * rank, 1):
+            self.shared, self.common = torch.zeros(len(common_words())).bool(), torch.zeros(0, rank)
+            agreement = 0.0
+        else:
+            factors = [torch.linalg.qr(_centred(t[_FACTORS].float()[self.shared]))[0] for t in speakers]
+            self.common, agreement = fr.consensus(factors, rank), fr.agreement(factors, rank)
+        assert self.agreement is not None
+        self.agreement["words"] = {"common": count, "agreement": agreement}
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.common is None:
+            return super().tensors()
+        return super().tensors() | {_COMMON: self.common.half(), _SHARED: self.shared.to(torch.uint8)}
+
+    def load(self, tensors: dict[str, Tensor], shape: CoreShape, agreement: dict[str, Any] | None) -> None:
+        super().load(_without_words(tensors), shape, agreement)
+        self.common, self.shared = tensors[_COMMON].float(), tensors[_SHARED].bool()
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(0)
+
+
+class EffectKind(FrameKind):
+    def adapter_slots(self, settings: FrameSettings) -> Sequence[str] | None:
+        return None if settings.private else settings.slots or WRITING
+
+    def leaves(self, settings: FrameSettings) -> list[Sent]:
+        says = (
+            "left factors of the base model's activations on the public anchor text and of its output embedding over"
+            " common words; they depend on no private row"
+        )
+        digest = Sent("join", ("digest",), "a digest of them", "once")
+        return [
+            Sent("describe", ("in.*", "out.*", "words.*"), says, "once, from one client of each base model"),
+            digest,
+        ]
+
+    def setup_bytes(self, experiment: Experiment, settings: FrameSettings, shape: ModelShape) -> tuple[int, int]:
+        return 0, 0
+
+
+EFFECT = EffectKind(
+    "effect", "aligned by what a block's output does to predictions of common words", EffectClient, EffectServer
+)

@@ -1,0 +1,169 @@
+"""Frames by effect: a coordinate of the core moves every model's predictions alike, or the model does not take part."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federations import build, equal, outcome, small
+from torch import Tensor
+
+from h2tune import federation
+from h2tune.client import Client
+from h2tune.config import Training
+from h2tune.frames import effect
+from h2tune.frames.effect import EffectServer
+from h2tune.frames.predictions import Predictions, common_words, single_tokens
+from h2tune.methods.registry import resolve_method
+from h2tune.participant.trainer import Group, NormalisedGradient
+from h2tune.protocol.codec import Payload
+
+METHOD: dict[str, Any] = {
+    "name": "h2tune", "frames": "effect", "private": 2, "alternation": "rounds", "core_rule": "gradient",
+    "accept": "validation", "train_factors": False, "train_relation": False,
+}  # fmt: skip
+
+
+def joined(folder: Path, **changes: Any) -> tuple[Any, dict[str, Client]]:
+    server, clients = build(small(**({"rounds": 2, "method": METHOD} | changes)), folder)
+    server.run()
+    return server, clients
+
+
+def coordinates(predictions: Predictions, layer: Any, matrix: Tensor, step: Tensor | None) -> Tensor:
+    """z of some anchors, with a step added to what a map gives."""
+    hook = layer.register_forward_hook(lambda _, __, out: out if step is None else out + step)
+    with torch.no_grad():
+        found = torch.cat(list(predictions._read()))
+    hook.remove()
+    return found @ matrix.T
+
+
+def test_one_unit_of_a_coordinate_moves_the_prediction_by_one_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(effect, "RIDGE", 1e-6)
+    server, clients = build(small(rounds=1, method=METHOD), tmp_path)
+    server.run()
+    frames = server.method.frames
+    for client in clients.values():
+        method, predictions = client.method, Predictions(client.context)
+        of = frames.shared & predictions.known
+        matrix = frames.common.half().float()[of[frames.shared]].T @ predictions.rows(of) / int(of.sum())
+        modules = client.context.layout.modules
+        place = [i for i in range(len(method.layers)) if modules[i % len(modules)] in method.frames.layout.modules][-1]
+        layer = method.layers[place]
+        b = layer.trilora_B[client.context.adapter][:, : method.shared_rank]
+        read = partial(coordinates, predictions, layer, matrix)
+        start, size = read(None), 1e-3
+        for r in range(method.shared_rank):
+            moved = (read(size * b[:, r]) - start).mean(0) / size
+            wanted = torch.eye(method.shared_rank)[r]
+            assert (moved - wanted).norm() < 0.35, (client.name, r, moved)
+
+
+def test_a_run_is_resumed_bit_for_bit_and_the_core_moves(tmp_path: Path) -> None:
+    config = small(rounds=3, method=METHOD)
+    federation.run(config, tmp_path / "whole")
+    stopped = []
+
+    class Stop(Exception):
+        pass
+
+    class Watch:
+        def __getattr__(self, name: str) -> Any:
+            def told(*args: Any) -> None:
+                if name == "round_done":
+                    stopped.append(args)
+                    if len(stopped) == 1:
+                        raise Stop
+
+            return told
+
+    with pytest.raises(Stop):
+        federation.run(config, tmp_path / "stopped", watcher=Watch())  # type: ignore[arg-type]
+    federation.run(config, tmp_path / "stopped", resume=True)
+    assert equal(outcome(tmp_path / "whole"), outcome(tmp_path / "stopped"))
+    assert outcome(tmp_path / "whole")["core.S"].abs().max() > 0
+
+
+def test_models_without_common_words_keep_to_their_private_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from h2tune.frames import predictions
+
+    monkeypatch.setattr(predictions, "single_tokens", lambda tokenizer, words: torch.full((len(words),), -1))
+    server, clients = joined(tmp_path)
+    assert server.method.frames.agreement["words"]["common"] == 0
+    assert not server.method.S.any()
+    assert all(not c.method.core.coverage.any() for c in clients.values())
+    assert all(len(m.rounds) == 2 and m.final for m in server.members.values())
+
+
+def described(rank: int = 4) -> Payload:
+    words = len(common_words())
+    return Payload({"words.factors": torch.randn(words, 8).half(), "words.known": torch.ones(words).to(torch.uint8)})
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("words.factors", torch.zeros(3, 8)),
+        ("words.factors", torch.full((len(common_words()), 8), float("nan"))),
+        ("words.factors", torch.zeros(len(common_words()), 400)),
+        ("words.known", torch.zeros(7)),
+    ],
+)
+def test_malformed_factors_are_refused(name: str, tensor: Tensor) -> None:
+    config = small(method=METHOD)
+    server = EffectServer(config, resolve_method(config.method)[1])
+    payload = described()
+    assert "words" not in str(server.misfits({}, {}))
+    payload.tensors[name] = tensor
+    server_misfits = _misfits(server, payload)
+    assert "words" in server_misfits["c0"]
+
+
+def _misfits(server: EffectServer, payload: Payload) -> dict[str, str]:
+    introduction = Payload(meta={"depth": 1, "slots": ["down"], "rank": 4, "keep": 1.0})
+    return server.misfits({"c0": introduction}, {"c0": payload})
+
+
+def test_words_are_one_token_after_a_space() -> None:
+    def tokenizer(texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[len(text)] if len(text) < 5 else [1, 2] for text in texts]}
+
+    assert single_tokens(tokenizer, ["the", "houses"]).tolist() == [4, -1]
+
+
+def test_a_step_has_its_length_at_each_depth() -> None:
+    core = torch.nn.Parameter(torch.zeros(2, 1, 3, 3))
+    optimiser = NormalisedGradient([core], lr=0.1, momentum=0.5)
+    gradient = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    unit = gradient / gradient.flatten(1).norm(dim=1).view(2, 1, 1, 1)
+    core.grad = gradient.clone()
+    optimiser.step()
+    torch.testing.assert_close(core.detach(), -0.1 * unit)
+    core.grad = 5 * gradient
+    optimiser.step()
+    torch.testing.assert_close(core.detach(), -0.1 * unit - 0.1 * 1.5 * unit)
+
+
+def test_its_state_is_kept() -> None:
+    def group() -> Group:
+        torch.manual_seed(0)
+        return Group([torch.nn.Parameter(torch.randn(2, 3))], 0.1, 10, Training(), rule="gradient")
+
+    one, other = group(), group()
+    for step in range(4):
+        if step == 2:
+            other.load_state(one.state())
+            other.parameters[0].data.copy_(one.parameters[0])
+        for g in (one, other) if step >= 2 else (one,):
+            g.parameters[0].grad = torch.full((2, 3), float(step + 1))
+            g.optimiser.step()
+            g.scheduler.step()
+    assert torch.equal(one.parameters[0], other.parameters[0])
