@@ -64,7 +64,8 @@ def test_what_leaves_is_what_was_scored(family: str, kind: str, tmp_path: Path) 
 
     auto = AutoModelForSequenceClassification if kind == "classify" else AutoModelForCausalLM
     options = {"num_labels": 3} if kind == "classify" else {}
-    export(tmp_path / "run", "c", tmp_path / "lora")
+    said = export(tmp_path / "run", "c", tmp_path / "lora").notes
+    assert str((tmp_path / "model").resolve()) in said[0] and "--to merged" in said[1]
     base = auto.from_pretrained(tmp_path / "model", dtype=torch.float32, **options)
     base.config.pad_token_id = 0
     plain = rescored(experiment, PeftModel.from_pretrained(base, tmp_path / "lora").eval())

@@ -61,13 +61,23 @@ def export(run: Path, name: str, out: Path, to: str = "peft", dtype: str | None 
         kept = DTYPES[dtype] if dtype else checkpoint.dtype
         notes = _merge(trained, out, kept)
     else:
-        kept, notes = DTYPES[dtype or "float32"], ()
+        kept, notes = DTYPES[dtype or "float32"], _says_where(base)
         trained.model.peft_config["default"].base_model_name_or_path = base
         save_lora(trained.model, out, dtype=kept)
     trained.base.tokenizer.save_pretrained(out)
     _describe(trained, checkpoint, base, out, to == "merged", str(kept).removeprefix("torch."))
     _one_mode(out)
     return Exported(out, notes)
+
+
+def _says_where(base: str) -> tuple[str, ...]:
+    """A base that is a folder is known on this machine only: the models of the zoo lie in the installed package."""
+    if not Path(base).is_dir():
+        return ()
+    return (
+        f"base_model_name_or_path is a folder of this machine: {base}",
+        "on another machine, load the base from where it lies there, or export with --to merged",
+    )
 
 
 def _merge(trained: Trained, out: Path, dtype: torch.dtype) -> tuple[str, ...]:

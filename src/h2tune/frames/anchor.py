@@ -117,7 +117,9 @@ class AnchorServer(ServerFrames):
 class AnchorKind(FrameKind):
     def leaves(self, settings: FrameSettings) -> list[Sent]:
         says = "left factors of the base model's activations on the public anchor text; they depend on no private row"
-        digest = Sent("join", ("digest",), "a digest of them", "once")
+        digest = Sent(
+            "join", ("digest",), "a digest of the base model's activations on the public anchor text", "once"
+        )
         return [digest, Sent("describe", ("in.*", "out.*"), says, "once, from one client of each base model")]
 
     def setup_bytes(self, experiment: Experiment, settings: FrameSettings, shape: ModelShape) -> tuple[int, int]:
