@@ -44,7 +44,9 @@ from h2tune.protocol.codec import Payload, Size
 
 class H2TuneClient(FramedAdapter, CoreClient):
     settings: H2TuneSettings
+    hosts = True
     residual = False
+    gives_way = "specific"  # phase whose updates are left out where another method needs room
     accepted = 1.0  # share of the received core in the one that was taken last
 
     def __init__(self, context: ClientContext, settings: H2TuneSettings) -> None:
@@ -136,8 +138,9 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self.receive(payload) if self.settings.accept == "always" else self._receive_what_fits(payload)
         self.start = self.core.S.detach().clone()
         self.pull = Distillation(self, self.settings.distill) if self.settings.distill else None
-        training = LocalTraining(model, self.phases(self.steps), self._updates(), self.context.batches(round))
+        training = LocalTraining(model, self._own_phases(), self._updates(), self.context.batches(round))
         self.context.train(training)
+        self.finish_training()
         self.core.write(self.core_leaves)
         return Payload(self.pack())
 
@@ -160,6 +163,25 @@ class H2TuneClient(FramedAdapter, CoreClient):
             "shared" if int((n + 1) * share + 1 - share) > int(n * share + 1 - share) else "specific"
             for n in range(steps)
         ]
+
+    def _own_phases(self) -> list[str]:
+        """A round's phases without the last ones of the kind that gives way to another method's updates."""
+        phases = self.phases(self.steps)
+        for _ in range(self.left_out):
+            del phases[len(phases) - 1 - phases[::-1].index(self.gives_way)]
+        return phases
+
+    def leave_out(self, phase: str, wanted: int) -> int:
+        phases = self.phases(self.steps)
+        self.gives_way = phase if phase in phases else phases[-1]
+        self.left_out = min(wanted, phases.count(self.gives_way), len(phases) - 1)
+        return self.left_out
+
+    def update_of(self, phase: str) -> Update:
+        updates = self._updates()
+        if phase not in updates:
+            raise MethodError(f"method.phase: nothing is trained in a {phase} phase of this host; take phase: shared")
+        return updates[phase]
 
     def _updates(self) -> dict[str, Update]:
         """What each phase trains; a round that trains both at once makes them from one backward pass."""
