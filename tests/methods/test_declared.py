@@ -29,7 +29,10 @@ METHODS = {
 }
 PUBLIC = {"source": "demo:fill?split=anchors&n=12&seed=5", "task": "demo-fill"}
 OPTIONS |= {
-    f"{name}, {host}": {"method": {"name": name, "teacher": "c0", "host": {"name": host}, "slice": 6}, "public": PUBLIC}
+    f"{name}, {host}": {
+        "method": {"name": name, "teacher": "c0", "host": {"name": host}, "slice": 6},
+        "public": PUBLIC,
+    }
     for name, host in (("lada", "fedit"), ("lada", "h2tune"), ("lada-published", "local"))
 }
 

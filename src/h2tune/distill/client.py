@@ -86,16 +86,6 @@ class LadaClient(ClientMethod):
     def check(self) -> None:
         self.host.check()
         context, settings = self.context, self.settings
-        if context.task.kind == "classify":
-            raise MethodError(
-                f"{context.name}: its model has a classification head and writes nothing, so it can give and learn no"
-                " reasoning paths; leave it out, or give it a task of kind generate"
-            )
-        if context.name == settings.teacher and context.task.kind != "generate":
-            raise MethodError(
-                f"{context.name} is the teacher, but its task {context.task.name} is of kind {context.task.kind}; a"
-                " teacher needs a task of kind generate"
-            )
         if context.training.steps < 2:
             raise MethodError("lada learns from own data and from paths: it needs training.steps of 2 or more")
         if settings.directions == "none" or context.experiment.public is None:

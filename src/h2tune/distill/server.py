@@ -24,6 +24,8 @@ from h2tune.methods.base import ServerMethod
 from h2tune.methods.registry import resolve_method
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Ask, Reply, payload_of
+from h2tune.tasks.custom import build_task
+from h2tune.tasks.example import TaskError
 from h2tune.tasks.public import Questions, load_questions
 
 
@@ -77,6 +79,8 @@ class LadaServer(ServerMethod):
             return
         if experiment.public is None:
             raise MethodError("lada needs public questions: public: {source: ..., task: ...} (docs/lada.md)")
+        check_tasks(experiment, settings)
+        check_answers(settings, load_questions(experiment.public))
 
     @classmethod
     def suits(cls, experiment: Experiment, introductions: Mapping[str, Mapping[str, Any]]) -> None:
@@ -151,6 +155,38 @@ class LadaServer(ServerMethod):
 
     def report(self) -> dict[str, Any]:
         return self.host.report() | ({"flows": self.flows.report()} if self.flowing else {})
+
+
+def check_tasks(experiment: Experiment, settings: LadaSettings) -> None:
+    """Raise MethodError for a client whose model writes nothing, and for a teacher that is not asked to."""
+    for client in experiment.clients:
+        try:
+            task = build_task(client.task)
+        except TaskError:
+            continue  # whoever builds the client says what is wrong with its task
+        if task.kind == "classify":
+            raise MethodError(
+                f"{client.name}: its model has a classification head and writes nothing, so it can give and learn no"
+                " reasoning paths; leave it out, or give it a task of kind generate"
+            )
+        if client.name == settings.teacher and task.kind != "generate":
+            raise MethodError(
+                f"{client.name} is the teacher, but its task {task.name} is of kind {task.kind}; a teacher needs a task"
+                " of kind generate"
+            )
+
+
+def check_answers(settings: LadaSettings, questions: Questions) -> None:
+    """Raise MethodError where a filter needs right answers that the public questions do not have."""
+    if questions.answered:
+        return
+    if settings.filter in ("band", "gold"):
+        raise MethodError(f"filter: {settings.filter} needs public questions with right answers; these have none")
+    if settings.samples < 2 and settings.filter not in ("bandit", "all"):
+        raise MethodError(
+            "the public questions have no right answers, so only samples that agree can say which path to trust: set"
+            " method.samples to 4 or so"
+        )
 
 
 class _Listening:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from h2tune.methods.adapter_client import AdapterClient
 from h2tune.methods.base import Method, MethodError, Settings
 from h2tune.methods.registry import resolve_method
 from h2tune.utils.sizes import parse_size
@@ -83,6 +84,12 @@ class LadaSettings(Settings):
     def _consistent(self) -> LadaSettings:
         if self.anchor == 0 and self.contrast == 0:
             raise ValueError("anchor and contrast are both 0, so nothing would be learnt from paths")
+        host, inner = resolve_method(self.host)
+        assert issubclass(host.client, AdapterClient)  # what can be a host is one
+        if self.phase not in (known := host.client.phases_of(inner)):
+            raise ValueError(
+                f"phase: with these settings {host.name} trains nothing in it; phases there: {', '.join(known)}"
+            )
         if self.filter == "band" and self.samples < 2:
             raise ValueError("filter: band counts how many of several answers are right; it needs samples: 4 or so")
         return self
@@ -94,6 +101,11 @@ class LadaSettings(Settings):
         if self.directions != "none" and getattr(method.client, "reads_public", False):
             settings = settings.model_copy(update={"sentences": self.slice})
         return method, settings
+
+    @property
+    def inner(self) -> Settings:
+        found: Settings = self.host_method[1]
+        return found
 
     @property
     def adapter_slots(self) -> Sequence[str] | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from h2tune.errors import MethodError
 from h2tune.methods.base import ClientMethod
 from h2tune.participant.adapter_trainer import AdapterTrainer
 from h2tune.participant.trainer import Update
@@ -58,13 +57,12 @@ class AdapterClient(AdapterTrainer, ClientMethod):
         self.left_out = min(wanted, self.steps - 1)
         return self.left_out
 
-    def update_of(self, phase: str) -> Update:
-        """What those updates train and what happens around their passes; the loss is the caller's.
+    @classmethod
+    def phases_of(cls, settings: Any) -> tuple[str, ...]:
+        """Phases that may be given such updates, under the method's settings."""
+        return ("specific",)
 
-        Raises:
-            MethodError: the method has no such phase.
-        """
-        if phase != "specific":
-            raise MethodError(f"method.phase: this host has one phase of training, not one called {phase!r}")
+    def update_of(self, phase: str) -> Update:
+        """What those updates train and what happens around their passes; the loss is the caller's."""
         group = self.groups["adapter"]
         return Update([group], before=lambda: self.select([group]))

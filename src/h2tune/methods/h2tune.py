@@ -177,11 +177,13 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self.left_out = min(wanted, phases.count(self.gives_way), len(phases) - 1)
         return self.left_out
 
+    @classmethod
+    def phases_of(cls, settings: H2TuneSettings) -> tuple[str, ...]:
+        learns = settings.train_factors or (settings.private > 0 and settings.train_private)
+        return ("shared", "specific") if learns else ("shared",)
+
     def update_of(self, phase: str) -> Update:
-        updates = self._updates()
-        if phase not in updates:
-            raise MethodError(f"method.phase: nothing is trained in a {phase} phase of this host; take phase: shared")
-        return updates[phase]
+        return self._updates()[phase]
 
     def _updates(self) -> dict[str, Update]:
         """What each phase trains; a round that trains both at once makes them from one backward pass."""
