@@ -195,6 +195,7 @@ def _home(method: Method) -> type:
         for part in {inspect.getmodule(c) for c in (other.client, other.server, other.settings)}:
             users[part] = users.get(part, 0) + 1
     generic = {f"h2tune.methods.{name}" for name in ("base", "factors", "adapted", "h2tune_settings")}
+    generic |= {"h2tune.distill.server", "h2tune.distill.client"}
     candidates = [c for c in (method.server, method.client, method.settings) if c.__module__ not in generic]
     return min(candidates, key=lambda c: users[inspect.getmodule(c)])
 

@@ -293,6 +293,7 @@ def collect(experiment: Experiment, server: Server, store: RunStore, seconds: fl
         "clients": clients,
         "mean": _means(clients),
         "core": report.get("core"),
+        "flows": report.get("flows"),
         "sent": as_lines(what_leaves(experiment)),
         "never": [STAYS],
         "privacy": server.method.privacy() or None,

@@ -90,10 +90,11 @@ def make_plan(experiment: Experiment) -> Plan:
     slots = {slot for s in shapes if s is not None for slot in s.layout.slots}
     for client, task, shape in zip(experiment.clients, known, shapes, strict=True):
         row = ClientPlan(client.name, client.model, task=task.name if task else "?")
-        _check_client(plan, settings, client)
+        inner = settings.inner if settings else None
+        _check_client(plan, inner, client)
         _check_data(plan, experiment, client, task, shape)
         if shape is not None and settings is not None:
-            _check_anchors(plan, settings, client, shape, anchors)
+            _check_anchors(plan, inner, client, shape, anchors)
         if shape is not None and plan.depth:
             _figures(plan, experiment, settings, client, shape, row, anchors, slots)
         plan.clients.append(row)
@@ -194,11 +195,12 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     row.family, row.blocks = shape.family, layout.depth
     row.base_parameters = sum(p.numel() for p in shape.model.parameters())
     keep = 1.0 if client.keep == "auto" else float(client.keep)
-    dims = getattr(settings, "mask", "") == "dims"
+    inner = settings.inner if settings else None
+    dims = getattr(inner, "mask", "") == "dims"
     row.rank = kept_rank(keep, experiment.rank) if dims else experiment.rank
     if row.rank > smallest:
         plan.problems.append(f"{client.name}: rank {row.rank} is larger than its smallest map allows ({smallest})")
-    private = getattr(settings, "private", 0)
+    private = getattr(inner, "private", 0)
     row.adapter_parameters = sum((row.rank + private) * (i + o) + parts * row.rank**2 for i, o, parts in maps)
     row.training_memory = budget.adapter_bytes(maps, row.rank)
     row.lora_bytes = 4 * sum(experiment.rank * (i + o) for i, o, _ in maps)

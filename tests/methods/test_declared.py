@@ -26,7 +26,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 METHODS = {
     name: {"method": {"name": name, "sentences": 4} if name == "fedmkt" else name}
     for name in known_methods()
-    if not name.startswith("toy")
+    if not name.startswith(("toy", "lada"))
+}
+PUBLIC = {"source": "demo:fill?split=anchors&n=12&seed=5", "task": "demo-fill"}
+OPTIONS |= {
+    f"{name}, {host}": {
+        "method": {"name": name, "teacher": "c0", "host": {"name": host}, "slice": 6},
+        "public": PUBLIC,
+    }
+    for name, host in (("lada", "fedit"), ("lada", "h2tune"), ("lada-published", "local"))
 }
 
 

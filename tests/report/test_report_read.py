@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from report_runs import client, metrics, three
 
-from h2tune.report.read import ReportError, number, read_run
+from h2tune.report.read import ReportError, read_run
+from h2tune.report.values import number
 
 WriteRun = Callable[..., Path]
 

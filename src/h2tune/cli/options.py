@@ -15,6 +15,8 @@ Run = Annotated[Path, typer.Argument(help="A run directory, or (for `export` and
 File = Annotated[Path, typer.Argument(help="A federation's YAML file; `h2tune init` writes one.")]
 Vertical = Annotated[bool, typer.Option("--vertical", help="Parties with other columns of partly the same people.")]
 
+Lada = Annotated[bool, typer.Option("--lada", help="A large model and small ones that teach each other to reason.")]
+
 
 @contextmanager
 def plain_errors(

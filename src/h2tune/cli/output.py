@@ -52,6 +52,16 @@ def print_run(folder: Path) -> None:
         typer.echo(note)
 
 
+def print_scores(title: str, rows: dict[str, dict[str, float]], columns: list[str]) -> None:
+    """Shares by row and column, in per cent."""
+    from h2tune.report.format import percent, plain
+
+    table = _table(title, ["client"], columns)
+    for name, row in rows.items():
+        table.add_row(name, *(plain(percent(row[column])) for column in columns))
+    _print(table)
+
+
 def print_plan(plan: Plan) -> None:
     """What each client needs and sends, and what leaves its machine."""
     from h2tune.methods.leaving import STAYS

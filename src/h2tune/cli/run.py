@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from h2tune.cli.options import File, Json, Out, Vertical, fail, plain_errors
+from h2tune.cli.options import File, Json, Lada, Out, Vertical, fail, plain_errors
 from h2tune.cli.output import print_plan, print_run
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write.")] = Path("federation.yaml"),
     vertical: Vertical = False,
+    lada: Lada = False,
 ) -> None:
     """Write a commented YAML file to fill in with your own models and data."""
     from importlib.resources import files
@@ -31,7 +32,8 @@ def init(
 
     if file.exists():
         fail(f"{file} exists already.")
-    file.write_text((files("h2tune") / "template.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    template = files("h2tune") / ("distill/template.yaml" if lada else "template.yaml")
+    file.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
     typer.echo(f"wrote {file}; edit it, then: h2tune plan {file}")
 
 
@@ -104,6 +106,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
     vertical: Vertical = False,
+    lada: Lada = False,
     as_json: Json = False,
 ) -> None:
     """Three clients, three families, three answer formats: is federation worth it? About three minutes on two cores."""
@@ -112,6 +115,11 @@ def demo(
             from h2tune.cli import vertical as parties
 
             parties.demo(_free(out), seed, as_json)
+            return
+        if lada:
+            from h2tune.cli import lada as flows
+
+            flows.demo(_free(out), seed, as_json)
             return
         from h2tune.demo import demo_experiment
 

@@ -17,6 +17,7 @@ from h2tune.config.schema import (
     Experiment,
     NetworkConfig,
     Privacy,
+    PublicQuestions,
     SecureAggregation,
     Training,
     Wire,
@@ -103,6 +104,8 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         ]
     data = data | {"clients": clients}
     data |= {k: _resolved(data[k], folder) for k in ("anchors", "anchor_words") if k in data}
+    if isinstance(data.get("public"), dict) and "source" in data["public"]:
+        data["public"] = data["public"] | {"source": _resolved(data["public"]["source"], folder)}
     if "method" in data:
         data["method"] = _resolve_method(data["method"], folder)
     return data
@@ -142,6 +145,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "privacy": Privacy,
     "secure_aggregation": SecureAggregation,
     "network": NetworkConfig,
+    "public": PublicQuestions,
 }
 
 

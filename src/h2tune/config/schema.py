@@ -196,6 +196,15 @@ class Privacy(_Strict):
     )
 
 
+class PublicQuestions(_Strict):
+    """Questions that everybody may read, on which `method: lada` lets models exchange reasoning (docs/lada.md)."""
+
+    source: str = Field(description="a file, a folder, `hub:owner/name` or `demo:...`, as a client's `train`")
+    task: str | dict[str, Any] = Field(description="how its rows are read and answers are judged; a generating task")
+    columns: dict[str, str] | None = Field(None, description="column names, if they differ: {theirs: yours}")
+    limit: int | None = Field(None, ge=1, description="use only so many of them; everybody takes the same")
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
 
 
@@ -217,6 +226,7 @@ class Experiment(_Strict):
     )
     anchors: str = Field("builtin", description="`builtin`, `demo`, or a text file, one sentence a line")
     anchor_words: str | None = Field(None, description="a file of the domain's words; sentences are built around them")
+    public: PublicQuestions | None = Field(None, description="public questions, for `method: lada`; by default none")
     clients: list[ClientConfig] = Field(min_length=1, description="the participants")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()

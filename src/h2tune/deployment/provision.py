@@ -217,6 +217,8 @@ def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(method, dict):
         method = {k: carry(v) if k != "name" else v for k, v in method.items()}
     common = {k: carry(plain[k]) for k in ("anchors", "anchor_words")}
+    if plain.get("public"):
+        common["public"] = plain["public"] | {"source": carry(plain["public"]["source"])}
     return plain | common | {"clients": clients, "method": method}
 
 

@@ -52,6 +52,8 @@ def mix(cores: Tensor, coverage: Tensor, weights: Tensor) -> Tensor:
 
 
 class CeLoraClient(H2TuneClient):
+    hosts = False
+
     @classmethod
     def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
         core = leaves(experiment, "the entries of the middle matrix C that the client keeps, and which they are")

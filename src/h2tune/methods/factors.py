@@ -62,6 +62,7 @@ class FactorClient(AdapterClient):
     trains: ClassVar[tuple[str, ...]] = ("A", "B")
     any_rank: ClassVar[bool] = False
     offset: ClassVar[bool] = False
+    hosts = True
     shared = True
 
     @classmethod
@@ -118,7 +119,9 @@ class FactorClient(AdapterClient):
     def train(self, round: int, payload: Payload) -> Payload:
         self.receive(payload)
         loss = with_penalty(self.penalty())
-        self.train_groups([self.groups["adapter"]], self.context.batches(round), "local", loss)
+        steps = self.steps - self.left_out
+        self.train_groups([self.groups["adapter"]], self.context.batches(round), "local", loss, steps)
+        self.finish_training()
         return Payload(self.pack())
 
     def pack(self) -> dict[str, Tensor]:

@@ -63,6 +63,8 @@ def nearest_token(token: str, known: dict[str, int]) -> int:
 
 class FedMktClient(AdapterClient):
     settings: FedMktSettings
+    hosts = True
+    reads_public = True
 
     @classmethod
     def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
@@ -112,9 +114,7 @@ class FedMktClient(AdapterClient):
     def public(self, round: int) -> list[dict[str, Any]]:
         """The round's sentences: token ids, and after which character each token ends."""
         context = self.context
-        generator = torch.Generator().manual_seed(derive(context.seed, "public", round))
-        order = torch.randperm(len(context.anchors), generator=generator)[: self.settings.sentences].tolist()
-        texts = [context.anchors[i] for i in order]
+        texts = self.public_texts(round) if self.public_texts else self._sampled(round)
         encoded = context.tokenizer(
             texts, return_offsets_mapping=True, truncation=True, max_length=context.base.context
         )
@@ -123,13 +123,18 @@ class FedMktClient(AdapterClient):
             for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
+    def _sampled(self, round: int) -> list[str]:
+        generator = torch.Generator().manual_seed(derive(self.context.seed, "public", round))
+        order = torch.randperm(len(self.context.anchors), generator=generator)[: self.settings.sentences].tolist()
+        return [self.context.anchors[i] for i in order]
+
     def train(self, round: int, payload: Payload) -> Payload:
         self._learn_vocabularies(payload)
-        steps = self.steps
+        steps = self.steps - self.left_out
         if payload.tensors:
-            self._learn_from_others(round - 1, payload)
-            steps -= self.public_steps
+            steps -= self._learn_from_others(round - 1, payload, min(self.public_steps, steps - 1))
         self.train_groups([self.groups["adapter"]], self.context.batches(round), "local", steps=steps)
+        self.finish_training()
         return Payload(self._predictions(round))
 
     @torch.no_grad()
@@ -148,14 +153,19 @@ class FedMktClient(AdapterClient):
         found = {"values": torch.cat(values), "ids": torch.cat(ids), "places": torch.tensor(places).int()}
         return found | {"losses": torch.tensor(losses)}
 
-    def _learn_from_others(self, round: int, payload: Payload) -> None:
-        """Updates on the public text of the last round, towards the best prediction of each sentence."""
+    def _learn_from_others(self, round: int, payload: Payload, steps: int) -> int:
+        """Updates on the public text of the last round, towards the best prediction of each sentence; returns how many."""
         sentences, targets = self.public(round), self._targets(round, payload)
-        share = max(1, len(sentences) // self.public_steps)
+        if self.public_rows is not None:
+            rows = [row for row in sorted(self.public_rows) if row < len(sentences)]
+            sentences, targets = [sentences[i] for i in rows], [targets[i] for i in rows]
+        if steps < 1 or not sentences:
+            return 0
+        share = max(1, len(sentences) // steps)
 
         def batches() -> Iterator[tuple[Batch, list[int]]]:
             while True:
-                for start in range(0, max(1, self.public_steps * share), share):
+                for start in range(0, max(1, steps * share), share):
                     picked = list(range(start, min(len(sentences), start + share)) or range(share))
                     yield {"labels": torch.tensor(picked)}, []
 
@@ -166,7 +176,8 @@ class FedMktClient(AdapterClient):
         model, group = self.activate(), self.groups["adapter"]
         self.select([group])
         update = Update([group], loss)
-        self.context.train(LocalTraining.of_one_kind(model, "public", self.public_steps, update, batches()))
+        self.context.train(LocalTraining.of_one_kind(model, "public", steps, update, batches()))
+        return steps
 
     def _targets(self, round: int, payload: Payload) -> list[dict[int, Tensor]]:
         """For each sentence the best other model's predictions; nothing where the own model does as well."""

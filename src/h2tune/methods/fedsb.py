@@ -52,6 +52,7 @@ def _base_weight(layer: TriLoraLayer) -> Tensor:
 
 
 class FedSbClient(H2TuneClient):
+    hosts = False
     settings: FedSbSettings
 
     @classmethod

@@ -44,7 +44,9 @@ from h2tune.protocol.codec import Payload, Size
 
 class H2TuneClient(FramedAdapter, CoreClient):
     settings: H2TuneSettings
+    hosts = True
     residual = False
+    gives_way = "specific"  # phase whose updates are left out where another method needs room
     accepted = 1.0  # share of the received core in the one that was taken last
 
     def __init__(self, context: ClientContext, settings: H2TuneSettings) -> None:
@@ -137,8 +139,13 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self.receive(payload) if self.settings.accept == "always" else self._receive_what_fits(payload)
         self.start = self.core.S.detach().clone()
         self.pull = Distillation(self, self.settings.distill) if self.settings.distill else None
+<<<<<<< HEAD
         training = LocalTraining(model, self.phases(self.steps, round), self._updates(), self.context.batches(round))
+=======
+        training = LocalTraining(model, self._own_phases(), self._updates(), self.context.batches(round))
+>>>>>>> lada
         self.context.train(training)
+        self.finish_training()
         self.core.write(self.core_leaves)
         return Payload(self.pack())
 
@@ -165,6 +172,27 @@ class H2TuneClient(FramedAdapter, CoreClient):
             "shared" if int((n + 1) * share + 1 - share) > int(n * share + 1 - share) else "specific"
             for n in range(steps)
         ]
+
+    def _own_phases(self) -> list[str]:
+        """A round's phases without the last ones of the kind that gives way to another method's updates."""
+        phases = self.phases(self.steps)
+        for _ in range(self.left_out):
+            del phases[len(phases) - 1 - phases[::-1].index(self.gives_way)]
+        return phases
+
+    def leave_out(self, phase: str, wanted: int) -> int:
+        phases = self.phases(self.steps)
+        self.gives_way = phase if phase in phases else phases[-1]
+        self.left_out = min(wanted, phases.count(self.gives_way), len(phases) - 1)
+        return self.left_out
+
+    @classmethod
+    def phases_of(cls, settings: H2TuneSettings) -> tuple[str, ...]:
+        learns = settings.train_factors or (settings.private > 0 and settings.train_private)
+        return ("shared", "specific") if learns else ("shared",)
+
+    def update_of(self, phase: str) -> Update:
+        return self._updates()[phase]
 
     def _updates(self) -> dict[str, Update]:
         """What each phase trains; a round that trains both at once makes them from one backward pass."""

@@ -27,6 +27,7 @@ class HetLoraSettings(Settings):
 
 
 class HetLoraClient(FactorClient):
+    hosts = False
     settings: HetLoraSettings
     any_rank = True
 

@@ -19,6 +19,8 @@ from h2tune.protocol.exchange import Reply
 
 
 class LocalClient(AdapterClient):
+    hosts = True
+
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
         return PlannedBytes(0, 0)
@@ -33,7 +35,9 @@ class LocalClient(AdapterClient):
         return Payload(meta=self.introduction())
 
     def train(self, round: int, payload: Payload) -> Payload:
-        self.train_groups([self.groups["adapter"]], self.context.batches(round), "local")
+        steps = self.steps - self.left_out
+        self.train_groups([self.groups["adapter"]], self.context.batches(round), "local", steps=steps)
+        self.finish_training()
         return Payload()
 
 

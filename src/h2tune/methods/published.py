@@ -67,6 +67,7 @@ class PublishedCore(ClientCore):
 
 
 class PublishedClient(H2TuneClient):
+    hosts = False
     settings: PublishedSettings
 
     @classmethod

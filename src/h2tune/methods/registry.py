@@ -30,10 +30,13 @@ OWN = (
 )  # fmt: skip
 
 
+ABOVE = ("h2tune.distill.method",)  # methods that wrap others: they stand above this room and are found as plugins are
+
+
 @cache
 def _load_own() -> None:
-    for module in OWN:
-        importlib.import_module(f"h2tune.methods.{module}")
+    for module in (*(f"h2tune.methods.{name}" for name in OWN), *ABOVE):
+        importlib.import_module(module)
 
 
 def known_methods() -> dict[str, Method]:

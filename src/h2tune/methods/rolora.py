@@ -22,6 +22,8 @@ def turn(round: int) -> str:
 
 
 class RoLoraClient(FactorClient):
+    hosts = False
+
     def make_groups(self) -> None:
         rounds, rate = range(1, self.context.rounds + 1), self.context.learning_rate
         for parameter in self.factors:

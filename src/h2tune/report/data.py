@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from h2tune.report.flows import Flows
+
 Matrix = tuple[tuple[float | None, ...], ...]
 STAGES = ("base", "local", "unshared", "final")  # the results that a client may have, in the order they are shown
 
@@ -132,6 +134,7 @@ class Run:
     events: tuple[Event, ...]
     unreadable: int
     config: str
+    flows: Flows | None = None  # of `method: lada`
     privacy: str = ""  # what was spent, in words; empty where nothing is promised
 
     @property

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from h2tune.report.format import MISSING, decimal, duration, percent, plain, size
-from h2tune.report.read import number
 from h2tune.report.state import Row, State
+from h2tune.report.values import number
 
 STEP_SECONDS = 1.0  # a program that reads JSON lines sees a step at most this often
 

@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from h2tune.report.format import clean
 from h2tune.report.lines import JsonView, PlainView, QuietView
-from h2tune.report.read import number
 from h2tune.report.state import State, View
+from h2tune.report.values import number
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,13 +8,14 @@ that holds no metrics, or those of a newer version, is refused.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from h2tune.errors import H2TuneError
 from h2tune.report.data import Agreement, Client, Core, Event, Matrix, Round, Run, Score, Traffic
+from h2tune.report.flows import read_flows
+from h2tune.report.values import list_of, mapping, number, text, texts, whole
 
 SCHEMA = 1
 
@@ -39,50 +40,35 @@ def read_run(run_dir: Path) -> Run:
         raise ReportError(f"{path} was written by a newer version (schema {schema}, this one reads {SCHEMA})")
     events, unreadable = _events(run_dir / "events.jsonl")
     return Run(
-        name=_text(data.get("name")) or run_dir.resolve().name,
-        method=_text(data.get("method")),
+        name=text(data.get("name")) or run_dir.resolve().name,
+        method=text(data.get("method")),
         seed=whole(data.get("seed")),
         rounds=whole(data.get("rounds")) or 0,
         finished=data.get("finished") is True,
         seconds=number(data.get("seconds")),
-        version=_text(data.get("version")),
-        clients=tuple(_client(str(name), _map(entry)) for name, entry in _map(data.get("clients")).items()),
+        version=text(data.get("version")),
+        clients=tuple(_client(str(name), mapping(entry)) for name, entry in mapping(data.get("clients")).items()),
         core=_core(data.get("core")),
-        sent=_texts(data.get("sent")),
-        never=_texts(data.get("never")),
+        flows=read_flows(data.get("flows")),
+        sent=texts(data.get("sent")),
+        never=texts(data.get("never")),
         events=events,
         unreadable=unreadable,
         config=_config(run_dir / "config.yaml"),
-        privacy=_privacy(_map(data.get("privacy"))),
+        privacy=_privacy(mapping(data.get("privacy"))),
     )
 
 
-def number(value: Any) -> float | None:
-    """A finite number of sane size, or None for everything else (beyond 1e100 even differences overflow)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) and abs(value) < 1e100 else None
-    except OverflowError:
-        return None
-
-
-def whole(value: Any) -> int | None:
-    """A whole number, or None for everything else."""
-    read = number(value)
-    return None if read is None else int(read)
-
-
 def _client(name: str, data: Mapping[str, Any]) -> Client:
-    coverage = _map(data.get("anchor_coverage"))
-    rounds = [_round(_map(entry)) for entry in _list(data.get("rounds"))]
+    coverage = mapping(data.get("anchor_coverage"))
+    rounds = [_round(mapping(entry)) for entry in list_of(data.get("rounds"))]
     return Client(
         name=name,
-        model=_text(data.get("model")),
-        family=_text(data.get("family")),
-        task=_text(data.get("task")),
-        kind=_text(data.get("kind")),
-        metric=_text(data.get("metric")) or "accuracy",
+        model=text(data.get("model")),
+        family=text(data.get("family")),
+        task=text(data.get("task")),
+        kind=text(data.get("kind")),
+        metric=text(data.get("metric")) or "accuracy",
         n_train=whole(data.get("n_train")),
         n_validation=whole(data.get("n_validation")),
         n_test=whole(data.get("n_test")),
@@ -92,14 +78,14 @@ def _client(name: str, data: Mapping[str, Any]) -> Client:
         final=_score(data.get("final")),
         majority=number(data.get("majority")),
         unigram_nats=number(data.get("unigram_nats")),
-        kept=_text(data.get("kept")) or None,
-        status=_text(data.get("status")) or "ok",
+        kept=text(data.get("kept")) or None,
+        status=text(data.get("status")) or "ok",
         rounds=tuple(sorted((entry for entry in rounds if entry is not None), key=lambda entry: entry.round)),
         relation=_matrix(data.get("relation")),
         agreement=_agreement(data.get("agreement")),
         anchor_words=number(coverage.get("words")),
-        anchor_missing=_texts(coverage.get("missing")),
-        setup=_traffic(_map(data.get("setup_bytes")), "up", "down"),
+        anchor_missing=texts(coverage.get("missing")),
+        setup=_traffic(mapping(data.get("setup_bytes")), "up", "down"),
     )
 
 
@@ -109,7 +95,7 @@ def _round(data: Mapping[str, Any]) -> Round | None:
         return None
     return Round(
         round=index,
-        loss={str(phase): number(value) for phase, value in _map(data.get("loss")).items()},
+        loss={str(phase): number(value) for phase, value in mapping(data.get("loss")).items()},
         validation=_score(data.get("validation")),
         test=_score(data.get("test")),
         traffic=_traffic(data, "bytes_up", "bytes_down"),
@@ -132,18 +118,18 @@ def _traffic(data: Mapping[str, Any], up: str, down: str) -> Traffic:
 
 
 def _agreement(value: Any) -> Agreement | None:
-    data = _map(value)
+    data = mapping(value)
     inputs, outputs = _matrix(data.get("in")), _matrix(data.get("out"))
     if not (inputs or outputs):
         return None
-    slots = _texts(data.get("slots"))
-    return Agreement(inputs, outputs, slots, _texts(data.get("inputs")) or slots)
+    slots = texts(data.get("slots"))
+    return Agreement(inputs, outputs, slots, texts(data.get("inputs")) or slots)
 
 
 def _core(value: Any) -> Core | None:
-    data = _map(value)
+    data = mapping(value)
     norms = _matrix(data.get("norms"))
-    return Core(_texts(data.get("slots")), norms) if norms else None
+    return Core(texts(data.get("slots")), norms) if norms else None
 
 
 def _privacy(data: Mapping[str, Any]) -> str:
@@ -154,7 +140,7 @@ def _privacy(data: Mapping[str, Any]) -> str:
 
 
 def _matrix(value: Any) -> Matrix | None:
-    rows = [[number(cell) for cell in row] for row in _list(value) if isinstance(row, list)]
+    rows = [[number(cell) for cell in row] for row in list_of(value) if isinstance(row, list)]
     width = max((len(row) for row in rows), default=0)
     return tuple(tuple(row + [None] * (width - len(row))) for row in rows) if width else None
 
@@ -177,11 +163,11 @@ def _events(path: Path) -> tuple[tuple[Event, ...], int]:
 def _event(data: Mapping[str, Any]) -> Event:
     client = data.get("client")
     return Event(
-        time=_text(data.get("time")),
-        event=_text(data.get("event")),
+        time=text(data.get("time")),
+        event=text(data.get("event")),
         round=whole(data.get("round")),
         client=None if client is None else str(client),
-        text=_text(data.get("text")),
+        text=text(data.get("text")),
     )
 
 
@@ -190,19 +176,3 @@ def _config(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(str(entry) for entry in _list(value))
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -22,6 +22,7 @@ def data_fingerprint(experiment: Experiment, names: Sequence[str] | None = None)
         names: of the clients whose data are here; None takes all.
     """
     sources = {"anchors": experiment.anchors, "anchor_words": experiment.anchor_words}
+    sources["public"] = experiment.public.source if experiment.public else None
     for client in experiment.clients:
         if names is None or client.name in names:
             sources |= {f"{client.name}.{key}": getattr(client, key) for key in _CLIENT_KEYS}

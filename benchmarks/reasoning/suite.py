@@ -1,0 +1,87 @@
+"""What the reasoning suites share: one run of a method, kept as JSON, and paired differences over seeds."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import RESULTS, circumstances
+
+from h2tune.comparison.statistics import interval
+
+SMALL: dict[str, dict[str, Any]] = {
+    "lada": {},
+    "random": {"filter": "random"},
+    "teacher-loss": {"filter": "teacher-loss"},
+    "student-loss": {"filter": "student-loss"},
+    "all": {"filter": "all"},
+    "public-gold": {"filter": "gold", "contrast": 0.0},
+    "bandit": {"filter": "bandit"},
+}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "sft": {"contrast": 0.0},
+    "no-anchor": {"anchor": 0.0},
+    "no-gate": {"gate": False},
+    "no-acceptance": {"accept": False},
+    "no-domain": {"domain": False},
+    "no-c": {"reducible": False},
+    "gamma-1": {"gamma": 1.0, "beta": 20.0},
+    "no-bound": {"margin": float("inf")},
+}
+
+
+def kept(name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result under a key of ``results/NAME.json``, made now if it is not there yet: a stopped benchmark goes on."""
+    path = RESULTS / f"{name}.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"cells": {}}
+    if key not in known["cells"]:
+        begin = time.perf_counter()
+        found = make()
+        known = (
+            json.loads(path.read_text()) if path.is_file() else {"cells": {}}
+        )  # another process may have added some
+        known["cells"][key] = found | {"seconds": round(time.perf_counter() - begin, 1)}
+        known |= {"command": " ".join(["python", *sys.argv])} | circumstances()
+        path.write_text(json.dumps(known, indent=1) + "\n")
+        print(f"{key}: {found}", flush=True)
+    return dict(known["cells"][key])
+
+
+def paired(
+    cells: dict[str, dict[str, Any]], a: str, b: str, seeds: Iterable[int], value: str = "accuracy"
+) -> tuple[float, float, float] | None:
+    """Mean of a - b over the seeds that both have, with its 95 % interval; None below two of them."""
+    gaps = [
+        cells[f"{a}/{seed}"][value] - cells[f"{b}/{seed}"][value]
+        for seed in seeds
+        if f"{a}/{seed}" in cells and f"{b}/{seed}" in cells
+    ]
+    return interval(gaps) if len(gaps) > 1 else None
+
+
+def in_folder(make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """A result made in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return make(Path(folder))
+
+
+def table(name: str, rivals: dict[str, str], seeds: Iterable[int], values: Iterable[str]) -> None:
+    """Print the paired differences of ``{label: "a - b"}`` and keep them with the cells."""
+    path = RESULTS / f"{name}.json"
+    known = json.loads(path.read_text())
+    found: dict[str, Any] = {}
+    for label, pair in rivals.items():
+        a, b = pair.split(" - ")
+        for value in values:
+            if (gap := paired(known["cells"], a, b, seeds, value)) is not None:
+                found[f"{label}: {value}"] = gap
+                print(f"{label:42s} {value:10s} {gap[0]:+.3f}  ({gap[1]:+.3f} to {gap[2]:+.3f})")
+    known["differences"] = found
+    path.write_text(json.dumps(known, indent=1) + "\n")

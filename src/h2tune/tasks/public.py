@@ -1,0 +1,99 @@
+"""Public questions: the same for everybody, in an order that follows from the questions alone.
+
+A question's number is the rank of the SHA-256 of its prompt, so that participants who hold the same questions in files of
+different order agree on it. The digest says whether they do hold the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import unicodedata
+from dataclasses import dataclass, replace
+
+from h2tune.config import PublicQuestions
+from h2tune.tasks.custom import build_task
+from h2tune.tasks.dataset import load_examples
+from h2tune.tasks.example import Example, Task, TaskError
+from h2tune.tasks.sources import read_rows
+from h2tune.utils.seeds import derive
+
+__all__ = ["Questions", "load_questions", "question_key"]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Public questions in the order of their numbers.
+
+    Attributes:
+        task: how they are asked and judged.
+        examples: ``answer`` is the reference answer with its rationale, if there is one; ``gold`` the right answer. Both
+            are empty where the source has none.
+        digest: the same for the same questions, answers and task.
+    """
+
+    task: Task
+    examples: tuple[Example, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the questions come with right answers."""
+        return bool(self.examples[0].gold)
+
+    def slice(self, round: int, size: int, seed: int) -> list[int]:
+        """Numbers of a round's questions, from 1 on; none comes again before all have come.
+
+        The slices of one pass through all questions are equally large, up to one, and at most ``size``.
+        """
+        parts = -(-len(self) // size)
+        turn, part = divmod(round - 1, parts)
+        order = list(range(len(self)))
+        random.Random(derive(seed, "public", turn)).shuffle(order)
+        return sorted(order[len(self) * part // parts : len(self) * (part + 1) // parts])
+
+
+def question_key(prompt: str) -> str:
+    """What the order of questions goes by."""
+    return hashlib.sha256(unicodedata.normalize("NFC", prompt).encode()).hexdigest()
+
+
+def load_questions(config: PublicQuestions) -> Questions:
+    """Read public questions; those with the same prompt count once, and ``limit`` takes the first numbers.
+
+    Raises:
+        TaskError: the source cannot be read, the task generates nothing, or only some rows have answers.
+    """
+    task = build_task(config.task)
+    if task.kind != "generate":
+        raise TaskError(
+            f"public: task {task.name} is of kind {task.kind}; reasoning paths are written, so the task of public"
+            " questions must be of kind generate"
+        )
+    try:
+        examples = load_examples(config.source, task, columns=config.columns)
+    except TaskError as error:
+        examples = _without_answers(config, task, error)
+    first: dict[str, Example] = {}
+    for example in examples:
+        first.setdefault(question_key(example.prompt), replace(example, place=""))
+    keys = sorted(first)[: config.limit]
+    digest = hashlib.sha256(f"{task.name}/{task.max_new_tokens}".encode())
+    for key in keys:
+        digest.update(f"{key}\0{first[key].answer}\0{first[key].gold}\0".encode())
+    return Questions(task, tuple(first[key] for key in keys), digest.hexdigest()[:32])
+
+
+def _without_answers(config: PublicQuestions, task: Task, error: TaskError) -> list[Example]:
+    """The questions alone, if none of the rows has an answer; else the mistake that was found stands.
+
+    A row with an answer can be read whole, so an answered file with one bad row is not taken for one without answers.
+    """
+    asked = load_examples(config.source, task, columns=config.columns, answered=False)
+    answer_columns = ("answer", "Answer", "output", "gold", "correct", "value")
+    if any(row.get(name) not in (None, "") for row in read_rows(config.source) for name in answer_columns):
+        raise error
+    return asked

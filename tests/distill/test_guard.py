@@ -1,0 +1,35 @@
+"""What recites private text stays; what is made wrong is wrong in one place."""
+
+from __future__ import annotations
+
+import pytest
+
+from h2tune.distill.corruption import corrupted
+from h2tune.distill.guard import Guard
+
+SECRET = "the patient in room nine has taken seven blue pills since Monday morning"
+
+
+def test_eight_consecutive_private_words_are_recognised_whatever_their_case_and_marks() -> None:
+    guard = Guard([SECRET], ["How many pills has she taken since Monday?"])
+    assert guard.recites("So: The patient, in ROOM nine, has taken seven... 4")
+    assert not guard.recites("The patient in room nine has taken pills 4")  # seven words, then others
+    assert not guard.recites("")
+
+
+def test_what_is_public_is_no_secret() -> None:
+    assert not Guard([SECRET], [f"As we all know, {SECRET}."]).recites(SECRET)
+
+
+@pytest.mark.parametrize("path", [" 12", " She has 3 + 4 = 7 nuts.\nThe answer is 7", " answer = 6 * 2"])
+def test_one_number_or_operator_is_changed_the_same_for_the_same_seed(path: str) -> None:
+    for seed in range(20):
+        wrong = corrupted(path, seed)
+        assert wrong is not None and wrong != path and wrong == corrupted(path, seed)
+        kept = [a == b for a, b in zip(path.split(), wrong.split(), strict=True)]
+        assert kept.count(False) == 1
+    assert len({corrupted(path, seed) for seed in range(20)}) > 2
+
+
+def test_a_path_without_numbers_cannot_be_made_wrong() -> None:
+    assert corrupted(" well-known words only", 1) is None

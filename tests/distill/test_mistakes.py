@@ -1,0 +1,130 @@
+"""What cannot work is said before anything is trained, with its cure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distill.lada_federation import PUBLIC, client, lada, question_file
+from federations import build
+
+from h2tune.errors import MethodError
+from h2tune.methods.registry import method_of, resolve_method
+from h2tune.plan import make_plan
+from h2tune.protocol.codec import decode, encode
+
+HEAD = client("s1", task="sst2", train="demo:fill?split=train&n=16&seed=1")
+BARE = {"kind": "generate", "prompt": "{prompt}", "answer": "{answer}", "join": " ", "score": "number"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"changes": {"teacher": "bog"}}, "there is no client 'bog'; there are: big, s1, s2"),
+        ({"changes": {"teacher": ""}}, "method.teacher is missing"),
+        ({"public": None}, "lada needs public questions"),
+        ({"privacy": {"clip": 1, "noise": 1}}, "privacy: lada sends single texts"),
+        ({"secure_aggregation": {"threshold": 2}}, "secure_aggregation: lada sends single texts"),
+        ({"clients": [client("big"), HEAD]}, "s1: its model has a classification head"),
+        ({"clients": [client("big", task="demo-choice"), client("s1")]}, "big is the teacher, but its task demo-choice"),
+        ({"public": PUBLIC | {"task": "aqua"}}, "must be of kind generate"),
+        ({"public": PUBLIC | {"source": "no-such-file.jsonl"}}, "no file or folder"),
+        ({"changes": {"host": {"name": "rolora"}}}, "rolora cannot be a host"),
+        ({"changes": {"host": {"name": "fedit", "mu": 1}}}, "fedit has no such setting"),
+        ({"changes": {"host": {"name": "lada", "teacher": "big"}}}, "lada cannot be a host"),
+        ({"changes": {"budget": "many"}}, "is not a size"),
+        ({"changes": {"filter": "band"}}, "needs samples"),
+        ({"changes": {"anchor": 0, "contrast": 0}}, "nothing would be learnt"),
+        ({"changes": {"phase": "shared"}}, "local trains nothing in it; phases there: specific"),
+        ({"changes": {"host": {"name": "h2tune", "train_factors": False}}}, "phases there: shared"),
+        ({"changes": {"filter": "gup"}}, "Input should be"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_refused_and_plan_shows_them(keys: dict[str, Any], says: str) -> None:
+    experiment = lada(**keys)
+    with pytest.raises(ValueError, match=says):
+        method_of(experiment)
+    assert any(says in problem for problem in make_plan(experiment).problems)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({}, "set method.samples to 4"), ({"filter": "band", "samples": 4}, "needs public questions with right answers"),
+     ({"filter": "gold"}, "needs public questions with right answers")],
+)  # fmt: skip
+def test_right_answers_that_a_filter_needs_must_be_there(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    source = question_file(tmp_path / "bare.jsonl", drop=("answer", "gold"))
+    with pytest.raises(MethodError, match=says):
+        method_of(lada(changes=changes, public={"source": source, "task": BARE}))
+    method_of(lada(changes={"samples": 4}, public={"source": source, "task": BARE}))
+
+
+def test_a_single_update_leaves_no_room_for_a_phase(tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match=r"training\.steps of 2 or more"):
+        build(lada(training={"steps": 1}), tmp_path)
+
+
+def test_a_client_with_other_public_questions_is_refused_when_it_joins(tmp_path: Path) -> None:
+    def another(answers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        found = []
+        for name, data in answers:
+            message = decode(data)
+            if name == "s2" and message.kind == "join":
+                message.payload.meta["public"] = "0" * 32
+            found.append((name, encode(message)))
+        return found
+
+    server, _ = build(lada(rounds=1), tmp_path, another)
+    server.run()
+    assert "its public questions are others than the server's" in server.members["s2"].standing
+    assert server.members["s1"].final
+
+
+def spoil(kind: str, change: Any) -> Any:
+    def apply(answers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        found = []
+        for name, data in answers:
+            message = decode(data)
+            if name == "s2" and message.kind == kind and message.round == 2:
+                change(message.payload)
+            found.append((name, encode(message)))
+        return found
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("answer", lambda p: p.tensors.update(logp=p.tensors["logp"].abs() + 1)),
+        ("answer", lambda p: p.tensors.pop("scores")),
+        ("train", lambda p: p.meta.pop("lada/learnt")),
+        ("train", lambda p: p.meta["lada/learnt"].update(learnt=-1)),
+        ("train", lambda p: p.meta["lada/learnt"].update(moves=[[[1], 2.0]])),
+    ],
+)
+def test_a_student_that_answers_nonsense_is_left_out_and_the_others_go_on(
+    kind: str, change: Any, tmp_path: Path
+) -> None:
+    server, _ = build(lada(), tmp_path, spoil(kind, change))
+    server.run()
+    assert server.members["s2"].standing.startswith("stopped: ") and server.members["s1"].final and server.round == 2
+    # In a round in which its answers were refused, nothing of its was allocated to anybody.
+    rows = [row for row in server.method.report()["flows"]["table"] if row["round"] == 2]
+    assert kind != "answer" or all("s2" not in (*row["from"], row["student"]) for row in rows)
+
+
+def test_plan_and_the_declaration_say_that_paths_depend_on_private_data() -> None:
+    plan = make_plan(lada())
+    assert not plan.problems
+    text = "\n".join(plan.leaves)
+    assert "reasoning paths on public questions" in text and "they depend on private data" in text
+    assert "reasoning paths" not in "\n".join(make_plan(lada(changes={"directions": "none"})).leaves)
+
+
+def test_settings_say_what_they_are() -> None:
+    _, settings = resolve_method({"name": "lada-published", "teacher": "t"})
+    assert settings.filter == "bandit" and not settings.gate and not settings.accept and settings.anchor == 0
+    assert json.loads(json.dumps(settings.model_dump()))["margin"] == float("inf")

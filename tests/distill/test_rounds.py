@@ -1,0 +1,336 @@
+"""Rounds of LaDa in process: who is given what, what is learnt and taken back, and what the host's run would be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distill.lada_federation import client, lada, question_file, same, scripted, states, true_path, wrong_path
+from federations import build
+
+from h2tune.client import Client
+from h2tune.participant.base_models import ModelPool
+from h2tune.protocol.codec import decode
+from h2tune.server import Server
+from h2tune.store import RunStore
+from h2tune.transport.inprocess import InProcess
+
+
+def table(server: Any, student: str | None = None) -> list[dict[str, Any]]:
+    return [row for row in server.method.report()["flows"]["table"] if student in (None, row["student"])]
+
+
+def events(folder: Path, kind: str = "warning") -> list[str]:
+    found = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [event["text"] for event in found if event["event"] == kind]
+
+
+@pytest.mark.parametrize("host", ["local", "fedit", "fedmkt", "h2tune"])
+def test_without_directions_it_is_the_host_bit_for_bit(host: str, tmp_path: Path) -> None:
+    plain, clients = build(lada(changes={"directions": "none"}).model_copy(update={"method": host}), tmp_path / "a")
+    plain.run()
+    wrapped, others = build(lada(host, {"directions": "none"}), tmp_path / "b")
+    wrapped.run()
+    assert same(states(clients), states(others)) and same(plain.method.state(), wrapped.method.state())
+    assert {n: m.final for n, m in plain.members.items()} == {n: m.final for n, m in wrapped.members.items()}
+
+
+@pytest.mark.parametrize("host", ["local", "fedit", "fedmkt", "h2tune"])
+def test_paths_flow_both_ways_on_every_host_and_change_what_is_learnt(host: str, tmp_path: Path) -> None:
+    server, clients = build(lada(host, {"accept": False}), tmp_path / "a")
+    scripted(clients["big"], true_path)
+    scripted(clients["s2"], true_path)
+    server.run()
+    assert server.round == 2
+    down, up = table(server, "s1"), table(server, "big")
+    assert all(row["items"] and row["from"] == ["big"] and row["learnt"] for row in down)
+    assert all(row["from"] == ["s2"] for row in up if row["items"])
+    plain, others = build(lada(host, {"directions": "none"}), tmp_path / "b")
+    plain.run()
+    assert not same({k: t for k, t in states(clients).items() if "s1" in k}, {k: t for k, t in states(others).items() if "s1" in k})  # fmt: skip
+
+
+def test_a_phase_replaces_updates_and_adds_none(tmp_path: Path) -> None:
+    server, clients = build(lada(changes={"accept": False, "part": 0.5}), tmp_path)
+    scripted(clients["big"], true_path)
+    counted: list[tuple[str, int]] = []
+    for c in clients.values():
+        c.context.watch = lambda name, round, phase, step, steps, loss: counted.append((phase, round))
+    server.run()
+    assert counted.count(("distil", 1)) % 2 == 0 and counted.count(("distil", 1)) >= 4
+    assert len(counted) == 3 * 2 * 4  # clients, rounds, steps
+
+
+def test_equal_models_exchange_nothing_and_the_run_is_the_hosts(tmp_path: Path) -> None:
+    """T = S: the same base, no training of its own that would tell them apart in round 1."""
+    changes = {"slice": 24, "explore": 0.0}
+    rows = [client(name) for name in ("big", "s1", "s2")]
+    server, clients = build(lada(changes=changes, clients=rows, rounds=1), tmp_path / "a")
+    server.run()
+    assert all(row["items"] == [] and row["learnt"] == 0 and row["accepted"] is None for row in table(server))
+    host, others = build(lada(clients=rows, rounds=1).model_copy(update={"method": "local"}), tmp_path / "b")
+    host.run()
+    assert same(states(clients), states(others))
+
+
+def test_a_teacher_that_is_worse_everywhere_gives_nothing_and_is_given_paths(tmp_path: Path) -> None:
+    server, clients = build(lada(changes={"accept": False}), tmp_path)
+    scripted(clients["big"], wrong_path, nats=9.0, right=False)
+    scripted(clients["s1"], true_path)
+    server.run()
+    assert all(row["items"] == [] for row in table(server, "s1") + table(server, "s2"))
+    assert any(row["items"] for row in table(server, "big"))
+    said = events(tmp_path)
+    assert any(
+        "s2 was given nothing: the teacher big answered none of the 12 public questions right" in t for t in said
+    )
+    assert "round 1" in next(t for t in said if "given nothing" in t)  # in the first round, not at the end
+
+
+def test_wrong_answers_flagged_right_are_refused_by_the_student(tmp_path: Path) -> None:
+    server, clients = build(lada(changes={"slice": 24}, rounds=1), tmp_path)
+    scripted(clients["big"], wrong_path)  # it says that they are right
+    server.run()
+    row = table(server, "s1")[0]
+    assert row["items"] and row["learnt"] == 0 and row["refused"] == {"is wrong": len(row["items"])}
+    assert row["accepted"] is None
+
+
+def test_without_a_gate_a_harmful_phase_is_taken_back(tmp_path: Path) -> None:
+    """Nobody's validation is worse after a phase than before it."""
+    changes = {"slice": 24, "gate": False, "weight": 50.0, "directions": "down", "explore": 0.0}
+    keys: dict[str, Any] = {"training": {"steps": 8, "batch_size": 8, "learning_rate": 0.02}}
+    server, clients = build(lada(changes=changes, rounds=1, **keys), tmp_path)
+    scripted(clients["big"], wrong_path)
+    measured: dict[str, list[float]] = {"s1": [], "s2": []}
+    for name, found in measured.items():
+        context = clients[name].context
+        loss = context.validation_loss
+        context.validation_loss = lambda loss=loss, found=found: found.append(loss()) or found[-1]  # type: ignore[method-assign]
+    server.run()
+    for name, losses in measured.items():
+        row, before, after = table(server, name)[0], losses[0], losses[1]
+        assert row["learnt"] and row["accepted"] is (after <= before)
+        if not row["accepted"]:
+            assert losses[2] == pytest.approx(before)  # at the end, it is what it was
+    assert not all(table(server, name)[0]["accepted"] for name in measured)
+
+
+def test_a_budget_too_small_for_one_path_is_said_at_once(tmp_path: Path) -> None:
+    server, clients = build(lada(changes={"budget": "10B"}, rounds=1), tmp_path)
+    scripted(clients["big"], true_path)
+    server.run()
+    assert any("too small for any path" in text and "Raise method.budget" in text for text in events(tmp_path))
+
+
+def test_without_right_answers_samples_that_agree_stand_in(tmp_path: Path) -> None:
+    source = question_file(tmp_path / "bare.jsonl", drop=("answer", "gold"))
+    task = {"kind": "generate", "prompt": "{prompt}", "answer": "{answer}", "join": " ", "score": "number"}
+    experiment = lada(
+        changes={"samples": 3, "explore": 0.0, "accept": False},
+        public={"source": source, "task": task | {"max_new_tokens": 8}}, rounds=1,
+    )  # fmt: skip
+    server, clients = build(experiment, tmp_path / "run")
+    server.run()
+    rows = table(server)
+    assert any(row["items"] for row in rows)
+    assert all(row["n_student_slice"] is None for row in rows)  # there was nothing to score
+    assert clients["s1"].method.reasoner.questions.answered is False
+
+
+def test_equal_students_end_equal_and_a_missing_teacher_stops_nobody(tmp_path: Path) -> None:
+    twins = [client("big", "zoo:llama", n=40), client("s1"), client("s2")]
+    server, clients = build(lada(clients=twins, changes={"explore": 0.0}), tmp_path / "a")
+    scripted(clients["big"], true_path)
+    for name in ("s1", "s2"):
+        clients[name].context.data_seed = "the same"
+    server.run()
+    assert table(server, "s1")[0]["items"] == table(server, "s2")[0]["items"] != []
+    mine = {k.partition("/")[2]: t for k, t in states(clients).items() if k.startswith("s1/")}
+    assert same(mine, {k.partition("/")[2]: t for k, t in states(clients).items() if k.startswith("s2/")})
+
+    late = [client("big", "zoo:llama", joins=2), client("s1"), client("s2", seed=2)]
+    server, clients = build(lada(clients=late), tmp_path / "b")
+    server.run()
+    assert [row["round"] for row in table(server, "s1")] == [2] and server.members["big"].final
+
+
+@pytest.mark.parametrize("name", ["lada", "lada-published"])
+@pytest.mark.parametrize("round", [1, 2])
+def test_stopped_after_a_round_and_resumed_it_is_the_same_run(name: str, round: int, tmp_path: Path) -> None:
+    def play(folder: Path, stop: int | None) -> Any:
+        changes = {"name": name, "slice": 8} | ({"samples": 2} if name == "lada" else {})
+        server, clients = build(lada(changes=changes, rounds=3), folder)
+        scripted(clients["big"], true_path)
+        if stop is None:
+            server.run()
+            return server, clients
+        server.open()
+        for _ in range(stop):
+            assert server.one_round() == ""
+        return server, clients
+
+    whole, clients = play(tmp_path / "whole", None)
+    _, first = play(tmp_path / "cut", round)
+    store = RunStore(tmp_path / "cut")
+    experiment = first["big"].context.experiment
+    identity, _ = store.open(experiment)
+    again, models, context = {}, ModelPool("cpu"), first["big"].context
+    for c in experiment.clients:
+        own = store.client(c.name)
+        again[c.name] = Client(c, experiment, models, context.anchors, own, None, context.accelerator)
+    scripted(again["big"], true_path)
+    server = Server(experiment, identity, list(again), InProcess(again), store)
+    committed = store.committed()
+    assert committed is not None
+    server.resume(*committed, store.kept("frames"))
+    server.run()
+    assert same(states(clients), states(again)) and same(whole.method.state(), server.method.state())
+    assert whole.method.report() == server.method.report()
+    assert {n: m.final for n, m in whole.members.items()} == {n: m.final for n, m in server.members.items()}
+
+
+class Killed(BaseException):
+    """Nothing may catch it, as nothing catches a kill."""
+
+
+def test_killed_in_the_phase_the_round_begins_again_bit_for_bit(tmp_path: Path) -> None:
+    def make(folder: Path) -> Any:
+        server, clients = build(lada(changes={"accept": False}), folder)
+        scripted(clients["big"], true_path)
+        return server, clients
+
+    whole, clients = make(tmp_path / "whole")
+    whole.run()
+    server, others = make(tmp_path / "cut")
+
+    def kill(client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None:
+        if (client, round, phase, step) == ("s2", 2, "distil", 1):
+            others["s2"].context.watch = None
+            raise Killed
+
+    others["s2"].context.watch = kill
+    with pytest.raises(Killed):
+        server.run()
+    server.method = server._committed_method()
+    server.run()
+    assert same(states(clients), states(others)) and whole.method.report() == server.method.report()
+
+
+def test_bytes_are_those_of_the_texts_and_figures_and_below_fedmkts(tmp_path: Path) -> None:
+    sizes: dict[str, list[int]] = {"answer": [], "train": []}
+
+    def measure(answers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        for name, data in answers:
+            message = decode(data)
+            if message.kind == "answer":
+                paths = sum(int(n) for n in message.payload.tensors["ends"][-1:])
+                sizes["answer"].append(len(data) - paths - 9 * 12 - 6 * 12)
+        return answers
+
+    server, clients = build(lada(), tmp_path / "a", measure)
+    scripted(clients["big"], true_path)
+    server.run()
+    assert sizes["answer"] and max(sizes["answer"]) < 1500  # the header
+    other, _ = build(lada().model_copy(update={"method": {"name": "fedmkt", "sentences": 12}}), tmp_path / "b")
+    other.run()
+    for name in server.members:
+        ours, theirs = server.members[name].rounds[-1], other.members[name].rounds[-1]
+        assert ours["bytes_up"] < theirs["bytes_up"] and ours["bytes_down"] < theirs["bytes_down"]
+
+
+def test_canaries_in_private_text_leave_in_no_message_even_if_the_model_recites_them(tmp_path: Path) -> None:
+    canary = "the zebra in room nine ordered seven purple hats on Monday"
+    rows = [
+        {"prompt": f"Problem: {canary} {i}.\nAnswer:", "answer": str(i + 3), "gold": str(i + 3)} for i in range(30)
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = client("s1", train=str(tmp_path / "own.jsonl"), validation=None)
+    seen: list[bytes] = []
+
+    def listen(answers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        seen.extend(data for name, data in answers if name == "s1")
+        return answers
+
+    server, clients = build(lada(clients=[client("big", "zoo:llama"), own], rounds=1), tmp_path / "run", listen)
+    reasoner = clients["s1"].method.reasoner
+    reasoner._tries = lambda items: [[f" {canary} 5"] if i % 2 else [" 11"] for i in range(len(items))]
+    server.run()
+    assert len(seen) >= 4 and not any(b"zebra" in data or b"purple" in data for data in seen)
+    assert reasoner.dropped["recites private text"] == 6
+    assert any(b" 11" in data for data in seen)
+
+
+def test_a_path_with_characters_that_the_student_cannot_write_is_dropped_for_it_and_counted(tmp_path: Path) -> None:
+    server, clients = build(lada(changes={"gate": False}, rounds=1), tmp_path)
+    scripted(clients["big"], lambda prompt, answer: answer + " \u4e2d\u6587")
+    reasoner = clients["s1"].method.reasoner
+    decode_with = reasoner.context.tokenizer.decode
+
+    class Poor:
+        """A tokenizer that knows Latin letters only."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __len__(self) -> int:
+            return len(tokenizer)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return tokenizer(*args, **kwargs)
+
+        def decode(self, ids: Any, **kwargs: Any) -> str:
+            return str(decode_with(ids, **kwargs)).encode("ascii", "ignore").decode()
+
+    tokenizer = reasoner.context.tokenizer
+    reasoner.context.tokenizer = Poor()
+    server.run()
+    row = table(server, "s1")[0]
+    assert row["refused"] == {"cannot be used": len(row["items"])} and len(row["items"]) > 0
+    assert reasoner.dropped["characters that the tokenizer cannot write"] >= len(row["items"])
+
+
+def test_questions_of_the_own_test_are_never_learnt_from(tmp_path: Path) -> None:
+    source = question_file(tmp_path / "public.jsonl")
+    rows = [client("big", "zoo:llama"), client("s1", test=source), client("s2", seed=2)]
+    public = {"source": source, "task": "demo-fill"}
+    server, clients = build(lada(clients=rows, public=public, rounds=1), tmp_path / "run")
+    scripted(clients["big"], true_path)
+    server.run()
+    row = table(server, "s1")[0]
+    assert row["items"] and row["refused"] == {"is one of the own held-out questions": len(row["items"])}
+    assert table(server, "s2")[0]["learnt"]
+
+
+def test_sampling_is_seeded_and_the_samples_are_counted(tmp_path: Path) -> None:
+    server, clients = build(lada(changes={"samples": 4, "filter": "band"}, rounds=1), tmp_path)
+    server.open()
+    method, torch_state = clients["s1"].method, torch.get_rng_state()
+    with clients["s1"].context.generator(1, "answer"):
+        first = method.answer(1, None)
+    with clients["s1"].context.generator(1, "answer"):
+        again = method.answer(1, None)
+    assert all(torch.equal(first.tensors[k], again.tensors[k]) for k in first.tensors)
+    assert 0 < int(first.tensors["right"].max()) <= 4 and torch.equal(torch_state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("filter", ["random", "teacher-loss", "student-loss", "all", "gold", "band"])
+def test_every_filter_runs_and_those_for_comparison_spend_what_gap_would(filter: str, tmp_path: Path) -> None:
+    def spent(filter: str) -> list[int]:
+        changes = {"filter": filter, "samples": 2 if filter == "band" else 1, "budget": "100B", "explore": 0.0}
+        server, clients = build(lada(changes=changes, rounds=1), tmp_path / filter)
+        scripted(clients["big"], true_path)
+        server.run()
+        return [row["bytes"] for row in table(server)]
+
+    own, gap = spent(filter), spent("gap")
+    if filter in ("random", "teacher-loss", "student-loss"):
+        # Not one more path would have fitted: a path has at least 13 bytes.
+        assert all(0 <= g - o < 15 for o, g in zip(own, gap, strict=True))
+    elif filter == "all":
+        assert all(o > g for o, g in zip(own, gap, strict=True) if g)
+    elif filter == "gold":
+        assert own == [0, 0, 0]

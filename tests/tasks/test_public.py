@@ -1,0 +1,70 @@
+"""Public questions: the same numbers and digest for the same questions, whoever holds them in which order."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from h2tune.config import PublicQuestions
+from h2tune.tasks.example import TaskError
+from h2tune.tasks.public import load_questions
+
+ROWS = [{"question": f"What is {i} and {i}?", "answer": f"{i} + {i} = {2 * i} #### {2 * i}"} for i in range(30)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def questions(path: Path, **changes: Any) -> Any:
+    return load_questions(PublicQuestions(**({"source": str(path), "task": "gsm8k"} | changes)))
+
+
+def test_the_order_of_the_file_and_copies_of_a_row_change_nothing(tmp_path: Path) -> None:
+    one = questions(write(tmp_path / "a.jsonl", ROWS))
+    other = questions(write(tmp_path / "b.jsonl", [*reversed(ROWS), ROWS[3]]))
+    assert one.digest == other.digest and [e.prompt for e in one.examples] == [e.prompt for e in other.examples]
+    assert len(one) == 30 and one.answered and one.examples[0].answer.endswith(one.examples[0].gold)
+
+
+@pytest.mark.parametrize("key", ["question", "answer"])
+def test_another_question_or_answer_is_another_digest(key: str, tmp_path: Path) -> None:
+    changed = [ROWS[0] | {key: "What is 1 and 3?" if key == "question" else "#### 5"}, *ROWS[1:]]
+    one, other = questions(write(tmp_path / "a.jsonl", ROWS)), questions(write(tmp_path / "b.jsonl", changed))
+    assert one.digest != other.digest
+    assert questions(tmp_path / "a.jsonl", limit=9).digest != one.digest
+
+
+def test_a_limit_takes_the_same_questions_from_any_order(tmp_path: Path) -> None:
+    one = questions(write(tmp_path / "a.jsonl", ROWS), limit=7)
+    other = questions(write(tmp_path / "b.jsonl", ROWS[::-1]), limit=7)
+    assert one.digest == other.digest and len(one) == 7
+
+
+def test_slices_cover_all_questions_before_any_comes_again(tmp_path: Path) -> None:
+    found = questions(write(tmp_path / "a.jsonl", ROWS))
+    slices = [found.slice(round, 8, seed=3) for round in range(1, 9)]
+    assert sorted(chain(*slices[:4])) == sorted(chain(*slices[4:])) == list(range(30))
+    assert {len(s) for s in slices} == {7, 8} and slices[0] != slices[4]
+    assert found.slice(1, 100, 3) == list(range(30)) and found.slice(2, 8, seed=4) != slices[1]
+
+
+def test_questions_without_answers_are_read_too(tmp_path: Path) -> None:
+    bare = questions(write(tmp_path / "a.jsonl", [{"question": row["question"]} for row in ROWS]))
+    assert not bare.answered and bare.examples[0].answer == "" and len(bare) == 30
+
+
+def test_a_file_in_which_one_answer_is_missing_is_a_mistake_and_names_its_row(tmp_path: Path) -> None:
+    rows = [*ROWS[:5], {"question": "What is 7 and 8?", "answer": ""}]
+    with pytest.raises(TaskError, match="row 6"):
+        questions(write(tmp_path / "a.jsonl", rows))
+
+
+def test_public_questions_are_for_models_that_write(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="must be of kind generate"):
+        questions(write(tmp_path / "a.jsonl", ROWS), task="aqua")
