@@ -19,6 +19,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
+    def inner(self) -> Settings:
+        """Settings of what trains the adapter: a method that wraps another gives the other's."""
+        return self
+
+    @property
     def adapter_slots(self) -> Sequence[str] | None:
         """Slots that get an adapter; None is all."""
         return None

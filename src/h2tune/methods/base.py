@@ -20,7 +20,6 @@ from h2tune.participant.context import ClientContext
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Ask, Reply
 
-<<<<<<< HEAD
 __all__ = [
     "ClientMethod",
     "Method",
@@ -32,80 +31,6 @@ __all__ = [
     "ServerMethod",
     "Settings",
 ]
-=======
-__all__ = ["ClientMethod", "Method", "MethodError", "OneExchange", "Sent", "ServerMethod", "Settings"]
-
-
-class Settings(BaseModel):
-    """A method's own settings, the keys beside ``name`` in ``method:``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @property
-    def inner(self) -> Settings:
-        """Settings of what trains the adapter: a method that wraps another gives the other's."""
-        return self
-
-    @property
-    def adapter_slots(self) -> Sequence[str] | None:
-        """Slots that get an adapter; None is all."""
-        return None
-
-
-@dataclass(frozen=True)
-class Sent:
-    """Something that leaves a client.
-
-    Attributes:
-        kind: the exchange in which it leaves.
-        names: names of tensors, texts and plain values, as shell patterns.
-        says: what it is, for people.
-        when: how often it leaves: ``once``, ``each round``, ``at the end``.
-    """
-
-    kind: str
-    names: tuple[str, ...]
-    says: str
-    when: str = "each round"
-
-    def covers(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.names)
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """A client's model as `plan` knows it, without weights.
-
-    Attributes:
-        rank: rank of the client's adapter. keep: its share of the core.
-        maps: (d_in, d_out, parts) of every adapted map, block by block. blocks: number of blocks.
-        slots: slots that the model has. all_slots: slots that any client of the federation has.
-        depth: depth of the shared core. parts: output sizes of one block's slots, in the order of ``slots``.
-        inputs: widths of one block's distinct inputs.
-        anchor_words: words of the anchor text.
-    """
-
-    rank: int
-    keep: float
-    maps: Sequence[tuple[int, int, int]]
-    blocks: int
-    slots: Sequence[str]
-    all_slots: Collection[str]
-    depth: int
-    parts: Sequence[int]
-    inputs: Sequence[int]
-    anchor_words: int
-
-
-@dataclass(frozen=True)
-class PlannedBytes:
-    """Tensor bytes of one client, from shapes alone; None where that cannot be said beforehand."""
-
-    up: int | None = None
-    down: int | None = None
-    setup_up: int = 0
-    setup_down: int = 0
->>>>>>> lada
 
 
 class ClientMethod(ABC):

@@ -139,11 +139,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self.receive(payload) if self.settings.accept == "always" else self._receive_what_fits(payload)
         self.start = self.core.S.detach().clone()
         self.pull = Distillation(self, self.settings.distill) if self.settings.distill else None
-<<<<<<< HEAD
-        training = LocalTraining(model, self.phases(self.steps, round), self._updates(), self.context.batches(round))
-=======
-        training = LocalTraining(model, self._own_phases(), self._updates(), self.context.batches(round))
->>>>>>> lada
+        training = LocalTraining(model, self._own_phases(round), self._updates(), self.context.batches(round))
         self.context.train(training)
         self.finish_training()
         self.core.write(self.core_leaves)
@@ -173,15 +169,15 @@ class H2TuneClient(FramedAdapter, CoreClient):
             for n in range(steps)
         ]
 
-    def _own_phases(self) -> list[str]:
+    def _own_phases(self, number: int) -> list[str]:
         """A round's phases without the last ones of the kind that gives way to another method's updates."""
-        phases = self.phases(self.steps)
+        phases = self.phases(self.steps, number)
         for _ in range(self.left_out):
             del phases[len(phases) - 1 - phases[::-1].index(self.gives_way)]
         return phases
 
     def leave_out(self, phase: str, wanted: int) -> int:
-        phases = self.phases(self.steps)
+        phases = self.phases(self.steps, self.context.round)
         self.gives_way = phase if phase in phases else phases[-1]
         self.left_out = min(wanted, phases.count(self.gives_way), len(phases) - 1)
         return self.left_out
