@@ -24,10 +24,14 @@ ATTEMPTS = 3  # times that a client which restarts in a round is asked again, an
 T = TypeVar("T")
 
 
-class RunLog(Protocol):
-    """Where rounds are committed and events told; see `h2tune.store.RunStore`."""
+class EventLog(Protocol):
+    """Where events are told."""
 
     def event(self, event: str, text: str, **fields: Any) -> None: ...
+
+
+class RunLog(EventLog, Protocol):
+    """Where rounds are committed, too; see `h2tune.store.RunStore`."""
 
     def commit(self, round: int, tensors: dict[str, Tensor], records: dict[str, Any]) -> None: ...
 
@@ -104,7 +108,7 @@ class Session:
         method: str,
         names: Sequence[str],
         transport: Transport,
-        log: RunLog,
+        log: EventLog,
         limit: int,
         rejoin: Callable[[list[str]], tuple[int, dict[str, Payload]]],
     ) -> None:

@@ -173,7 +173,7 @@ def test_labels_of_a_passive_party_that_the_federation_does_not_know():
     (lambda m: reply(m, z=torch.full((32, 8), float("nan"))), "not finite"),
     (lambda m: reply(m, z=torch.zeros(32, 8, dtype=torch.float64)), "type torch.float64"),
     (lambda m: reply(m, extra=torch.zeros(1)), "may not hold 'extra'"),
-    (lambda m: encode(Message("local", m.run, m.round, m.client, m.method)), "answered step of round 3"),
+    (lambda m: encode(Message("local", m.run, m.round, m.client, m.method)), "it was asked for 'step' of round 3"),
 ])  # fmt: skip
 def test_a_party_that_answers_with_nonsense_is_excluded_and_the_others_go_on(tmp_path, spoil, reason: str):
     def from_round_three(message: Message) -> bytes | None:
@@ -181,12 +181,25 @@ def test_a_party_that_answers_with_nonsense_is_excluded_and_the_others_go_on(tmp
 
     stores = {name: ClientStore(tmp_path / name) for name in PARTIES}
     federation, _ = recorded(config(), planted(), {"shop": from_round_three}, stores)
-    federation.exchange.log = federation.log = events = Events()
+    federation.exchange.session.log = federation.log = events = Events()
     active = federation.run()
     assert federation.exchange.here == ["clinic"]
     assert reason in federation.exchange.excluded["shop"]
     assert active.round == config().rounds
     assert any("shop" in text for text in events.texts)
+    again, _ = recorded(config(), planted())  # who is out stays out when the active party is started again
+    again.exchange.load(json.loads(json.dumps(federation.exchange.plain())))
+    assert again.exchange.here == ["clinic"] and again.exchange.excluded == federation.exchange.excluded
+
+
+def test_a_round_that_is_begun_again_is_another_attempt():
+    federation, recorders = recorded(config(rounds=1), planted())
+    active = federation.open()
+    active.one_round()
+    active.round = 0
+    active.one_round()
+    found = {message.attempt for message in recorders["shop"].messages("step")}
+    assert found == {0, 1}
 
 
 class Events:

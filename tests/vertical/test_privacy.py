@@ -65,6 +65,9 @@ def test_labels_change_nothing_before_the_first_gradient():
     up = []
     for kind in (frames, frames | {"bank": (bank, frames["bank"][1])}):
         federation, parties = recorded(config(rounds=1), kind)
+        for recorder in parties.values():
+            recorder.party.process = "the same"  # else random in every process
+        federation.exchange.session.process = "the same"
         federation.run()
         up.append({name: r.up for name, r in parties.items()})
     for name in up[0]:

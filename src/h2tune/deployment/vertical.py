@@ -174,10 +174,8 @@ class VerticalParticipant:
             reason = f"a message of kind {message.kind[:20]!r} could not be answered ({type(error).__name__})"
         finally:
             self.doing = {}
-        failure = Message(
-            "failure", message.run, message.round, self.name, message.method, Payload(meta={"reason": reason})
-        )
-        return encode(failure)
+        failure = Payload(meta={"reason": reason})
+        return encode(message.reply("failure", failure, self.name, self.passive.process))
 
     def _check_run(self, message: Message) -> None:
         """Private state belongs to one run; the first join decides which."""

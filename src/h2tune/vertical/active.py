@@ -59,8 +59,8 @@ class Active:
             PartyGone: the round must be repeated.
         """
         begin, number = time.perf_counter(), self.round + 1
-        self.exchange.round = number
-        here = list(self.exchange.here)
+        self.exchange.begin(number)
+        here = self.exchange.here
         self.sums = torch.zeros_like(self.top.mu)
         gradients: dict[str, Tensor] = {}
         losses = []

@@ -11,15 +11,16 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 
-from h2tune.protocol.codec import Payload
+from h2tune.session import EventLog
 from h2tune.store import ClientStore
 from h2tune.transport.inprocess import InProcess
+from h2tune.utils.digest import digest_of
 from h2tune.utils.seeds import derive
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
 from h2tune.vertical.config import VerticalConfig, load_vertical
 from h2tune.vertical.evaluation import evaluate
-from h2tune.vertical.exchange import Direct, Exchange, Log, PartyGone
+from h2tune.vertical.exchange import Direct, Exchange, PartyGone
 from h2tune.vertical.figures import pictures
 from h2tune.vertical.meeting import Meeting, meet
 from h2tune.vertical.methods import prepare
@@ -68,8 +69,10 @@ def class_vectors(config: VerticalConfig, classes: list[str]) -> torch.Tensor | 
 class Federation:
     """One vertical federation with the means to run it: its parties, the way to them, and where it is kept."""
 
-    def __init__(self, config: VerticalConfig, data: PartyData, exchange: Exchange, log: Log | None = None) -> None:
-        self.config, self.data, self.exchange, self.log = config, data, exchange, log or exchange.log
+    def __init__(
+        self, config: VerticalConfig, data: PartyData, exchange: Exchange, log: EventLog | None = None
+    ) -> None:
+        self.config, self.data, self.exchange, self.log = config, data, exchange, log or exchange.session.log
         self.active: Active | None = None
         self.store: VerticalStore | None = None
 
@@ -93,21 +96,19 @@ class Federation:
         self.active = self._build(store.meeting())
         committed = store.committed()
         assert committed is not None
-        self.active.restore(*committed)
-        self.exchange.sizes = store.sizes(self.active)
-        self._take_back()
+        number, tensors, records = committed
+        self.active.restore(number, tensors, records)
+        self.exchange.load(records["exchange"])
+        self.exchange.sizes, self.exchange.state = store.sizes(self.active), digest_of(tensors, number)
+        self.exchange.take_back(number, self.exchange.away)
         return self.active
 
-    def _take_back(self) -> None:
-        """Set every party that is here to the last committed round."""
-        assert self.active is not None
-        self.exchange.round = self.active.round
-        meta = {"round": self.active.round}
-        self.exchange.ask("resume", {name: Payload(meta=meta) for name in self.exchange.here})
-
     def _commit(self) -> None:
-        if self.store is not None and self.active is not None:
-            self.store.commit(self.active.round, self.active.state(), self.active.records())
+        if self.store is None or self.active is None:
+            return
+        number, tensors = self.active.round, self.active.state()
+        self.store.commit(number, tensors, self.active.records() | {"exchange": self.exchange.plain()})
+        self.exchange.state = digest_of(tensors, number)
 
     def run(self, on_round: Callable[[dict[str, Any]], None] = lambda record: None) -> Active:
         """All rounds that are left."""
@@ -124,7 +125,8 @@ class Federation:
         """One round; where a party is lost in it, again from the last commit with those who are here."""
         saved, kept = active.state(), active.records()
         while True:
-            self._let_in()
+            if returned := self._returned():
+                self.exchange.take_back(active.round, returned)
             try:
                 record = active.one_round()
                 if active.round % self.config.evaluation.every == 0 or active.round == self.config.rounds:
@@ -132,23 +134,17 @@ class Federation:
                     active.judge(record)
                 return record
             except PartyGone as error:
-                self.log.event("warning", f"round {active.round + 1} is repeated: {error} did not answer")
+                self.log.event("warning", f"round {active.round + 1} is repeated: {error}")
                 active.restore(active.round, saved, kept)
-                wait = self.exchange.transport.wait([*self.exchange.here, *self._away()], len(self.config.passive))
-                self.log.event("info", "all parties are here again" if wait else "going on without them")
-                self._take_back()
+                names = [*self.exchange.here, *self.exchange.away]
+                complete = self.exchange.session.transport.wait(names, len(names))
+                self.log.event("info", "all parties are here again" if complete else "going on without them")
+                self.exchange.take_back(active.round, self._returned())
 
-    def _away(self) -> list[str]:
-        gone = {party.name for party in self.config.passive} - set(self.exchange.here) - self.exchange.excluded.keys()
-        return sorted(gone)
-
-    def _let_in(self) -> None:
-        """Parties that were away and are here again take part from the next round on."""
-        assert self.active is not None
-        back = [name for name in self._away() if name in self.exchange.transport.returned()]
-        if back:
-            self.exchange.here = [p.name for p in self.config.passive if p.name in {*self.exchange.here, *back}]
-            self._take_back()
+    def _returned(self) -> list[str]:
+        """Parties that were away and are here again."""
+        here = self.exchange.session.returned()
+        return [name for name in self.exchange.away if name in here]
 
 
 def fit(config: VerticalConfig, data: dict[str, PartyData]) -> Active:
@@ -205,7 +201,7 @@ def collect(config: VerticalConfig, active: Active, seconds: float) -> dict[str,
     """All figures of a run as plain values."""
     exchange = active.exchange
     bytes_of = {
-        name: {kind: {"down": exchange.sent.get((name, kind), 0), "up": exchange.received.get((name, kind), 0)}
+        name: {kind: {"down": exchange.sent[name].get(kind, 0), "up": exchange.received[name].get(kind, 0)}
                for kind in ("join", "align", "step", "local", "predict")}
         for name in active.meeting.passive
     }  # fmt: skip

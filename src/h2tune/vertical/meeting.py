@@ -54,14 +54,14 @@ def meet(config: VerticalConfig, data: PartyData, salt: str, exchange: Exchange)
     Raises:
         AlignmentError: if a party shares nobody, or the aligned rows hold one class only.
     """
-    asked = list(exchange.here)
+    asked = [*exchange.session.members]
     requesters = _requesters(config, data, asked)
     answers = exchange.ask("join", {name: _request(requesters.get(name)) for name in asked})
     if excluded := exchange.excluded:
         name, reason = next(iter(excluded.items()))
         raise AlignmentError(f"{name} cannot take part: {reason}")
     if missing := [name for name in asked if name not in answers]:
-        raise PartyGone(", ".join(missing))
+        raise PartyGone(missing)
     train = {name: _keys(data.train, answers[name], requesters.get(name), "") for name in asked}
     test = {name: _keys(data.test, answers[name], requesters.get(name), "test_") for name in asked}
     for name in asked:

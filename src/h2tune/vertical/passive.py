@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from h2tune.errors import ProtocolError
-from h2tune.protocol.codec import Message, Payload, decode, encode
+from h2tune.protocol.codec import Payload, decode, encode
 from h2tune.store import ClientStore
 from h2tune.utils.files import write_atomic
 from h2tune.utils.seeds import derive
@@ -41,7 +42,7 @@ class Passive:
     def __init__(self, config: VerticalConfig, data: PartyData, salt: str, store: ClientStore | None = None,
                  watch: Watch | None = None) -> None:  # fmt: skip
         self.config, self.data, self.salt, self.store, self.watch = config, data, salt, store, watch
-        self.name, self.round, self.sizes = data.name, 0, Sizes()
+        self.name, self.round, self.sizes, self.process = data.name, 0, Sizes(), secrets.token_hex(8)
         training = config.training
         self.encoder = make_encoder(
             data.width, training.hidden, training.dim, derive(config.seed, "encoder", self.name)
@@ -63,7 +64,7 @@ class Passive:
         if message.client != self.name:
             raise ProtocolError(f"A message for {message.client} came to {self.name}.")
         answer = self.answer(message.kind, message.round, message.payload)
-        return encode(Message(message.kind, message.run, message.round, self.name, message.method, answer))
+        return encode(message.reply(message.kind, answer, self.name, self.process))
 
     def answer(self, kind: str, round: int, payload: Payload) -> Payload:
         """The answer to what a message holds; see `handle`."""
