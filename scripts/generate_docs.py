@@ -1,4 +1,4 @@
-"""Two pages of the documentation, generated: the configuration from its types, the methods from their files.
+"""Three pages of the documentation, generated: both kinds of configuration from their types, the methods from their files.
 
 Run as: python scripts/generate_docs.py
 """
@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from h2tune.config import Experiment
 from h2tune.methods.base import Method, Settings
 from h2tune.methods.registry import known_methods
+from h2tune.vertical.config import VerticalConfig
 
 _TITLES = {
     "clients": "Each entry of `clients:`. Paths are relative to the file.",
@@ -114,6 +115,25 @@ def reference() -> str:
         says = method.says[0].upper() + method.says[1:]
         keys, model = _relative(name, method.settings)
         parts.append(f"### {name}\n\n{says}.{keys}" + (f"\n\n{model}" if model else ""))
+    return "\n\n".join(parts) + "\n"
+
+
+def vertical() -> str:
+    """The page of all keys of a vertical federation."""
+    parts = [
+        "# Configuration of a vertical federation\n\nGenerated from the typed config by `python scripts/generate_docs.py`; do"
+        " not edit by hand.\n\nA YAML file with `parties:` describes a [vertical federation](vertical.md). Unknown keys are"
+        " errors, and paths are relative to the file. `h2tune plan FILE` shows every mistake at once.",
+        f"## The file\n\nThe keys at the top of the YAML.\n\n{table(VerticalConfig)}",
+    ]
+    for name, model in sections(VerticalConfig).items():
+        patience = " In a vertical federation `patience` is 60 unless the file says otherwise."
+        title = (
+            _TITLES["network"] + patience
+            if name == "network"
+            else inspect.cleandoc(model.__doc__ or "").splitlines()[0]
+        )
+        parts.append(f"## {name}\n\n{title}\n\n{table(model)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -239,4 +259,5 @@ turned by unrelated bases; a snapshot from before training is sent; what the ser
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
     (folder / "configuration.md").write_text(reference(), encoding="utf-8")
+    (folder / "vertical-configuration.md").write_text(vertical(), encoding="utf-8")
     (folder / "methods.md").write_text(methods(), encoding="utf-8")

@@ -37,6 +37,15 @@ def test_a_class_that_only_a_passive_party_knows_is_predicted():
     assert found["harmonic"] == pytest.approx(2 * found["unseen"] * found["seen"] / (found["unseen"] + found["seen"]))
 
 
+def test_a_class_is_not_named_for_a_row_that_nobody_who_knows_it_has():
+    active = trained(easy(), rounds=17)
+    z = views(active, "test")
+    without = torch.tensor([True, False, True]).expand(len(z[0]), 3)  # `clinic` alone has seen class 3
+    p = active.top.probabilities(z, without)
+    assert p[:, 3].abs().max() == 0 and torch.allclose(p.sum(1), torch.ones(len(p)))
+    assert active.top.probabilities(z, torch.ones_like(without))[:, 3].max() > 0.5
+
+
 def test_without_coverage_the_views_that_do_not_know_it_drown_it():
     mean = trained(easy(), method=UNSEEN["method"] | {"gate": "mean"}).history[-1]["test"]
     assert mean["unseen"] < 0.9
@@ -79,7 +88,7 @@ def test_a_class_that_nobody_names_is_found_by_elimination():
     frames = planted(unseen=3, spread=0.35)
     frames = frames | {"clinic": (frames["clinic"][0].drop(columns="code"), frames["clinic"][1])}
     active = fit(settings, load_parties(settings, frames))
-    assert active.top.counts[1:, 3].sum() > 0 and bool(active.top.seen[3])
+    assert active.top.counts[1:, 3].sum() > 0 and bool(active.top.possible(torch.ones(1, 3, dtype=torch.bool))[0, 3])
 
 
 def test_any_subset_of_parties_predicts_and_one_alone_is_its_view():

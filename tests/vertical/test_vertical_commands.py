@@ -39,7 +39,8 @@ def test_a_run_leaves_metrics_and_a_report(demo: Path):
     assert metrics["parties"] == ["bank", "clinic", "shop"] and metrics["unseen"] == [4]
     assert metrics["final"]["unseen"] > 0.5 and 0 < metrics["history"][-1]["kept"]["shop"] <= 1
     page = (demo / "run" / "report.html").read_text()
-    assert "rare (unseen)" in page and page.count("<svg") >= 7 and "<script" not in page
+    assert metrics["alone"]["unseen"] == 0 and metrics["alone"]["balanced"] < metrics["final"]["balanced"]
+    assert "bank alone has" in page and "rare (unseen)" in page and page.count("<svg") >= 7 and "<script" not in page
     assert is_vertical_run(demo / "run") and is_vertical(demo / "data" / "vertical.yaml")
     sent = metrics["bytes"]["shop"]["step"]["up"]
     assert sent > metrics["rounds"] * 10 * 64 * 8 * 4
@@ -74,8 +75,7 @@ def test_predictions_use_whoever_knows_a_person(demo: Path, tmp_path: Path):
     assert len(answers) == 20 == len((tmp_path / "out.jsonl").read_text().splitlines())
     assert [a["parties"] for a in answers[:6]] == [["bank"]] * 5 + [["bank", "shop"]]
     assert all(sum(a["probabilities"].values()) == pytest.approx(1, abs=1e-4) for a in answers)
-    # Bank and shop have not seen the rare class; no row of theirs is called so with clinic away... unless it is likest.
-    assert {a["class"] for a in answers} <= {"none", "low", "middle", "high", "rare"}
+    assert all(a["probabilities"]["rare"] == 0 for a in answers)  # the clinic alone has seen that class
 
 
 def test_an_export_answers_as_the_run_does_and_holds_nothing_of_others(demo: Path, tmp_path: Path):

@@ -65,6 +65,11 @@ def print_result(metrics: dict[str, Any]) -> None:
     ):
         if metrics["final"] and key in metrics["final"]:
             print(f"{text:<18} {100 * metrics['final'][key]:.1f} %")
+    if metrics["alone"]:
+        active = metrics["parties"][0]
+        print(
+            f"{active + ' alone':<18} {100 * metrics['alone']['balanced']:.1f} % balanced accuracy without the others"
+        )
     for name, reason in metrics["excluded"].items():
         print(f"excluded           {name}: {reason}")
 
@@ -182,22 +187,11 @@ def demo(out: Path, seed: int = 0, as_json: bool = False) -> dict[str, Any]:
 
     file = write_demo(out / "data", seed)
     metrics = train(file, out / "run", as_json=as_json)
-    alone = run_vertical_alone(file, out)
-    if not as_json and alone and metrics["final"]:
-        print(f"alone              {100 * alone['balanced']:.1f} % balanced accuracy for the active party by itself")
+    if not as_json:
         files = [f"bank={out / 'data' / 'new_bank.csv'}", f"shop={out / 'data' / 'new_shop.csv'}"]
         predict(out / "run", files, out / "predictions.jsonl")
         print(f"predictions        {out / 'predictions.jsonl'} (people whom bank and shop know, clinic does not)")
     return metrics
-
-
-def run_vertical_alone(file: Path, out: Path) -> dict[str, Any]:
-    """Scores of the active party by itself."""
-    from h2tune.vertical.federation import load_parties
-    from h2tune.vertical.trial import evaluate
-
-    config = load_vertical(file)
-    return evaluate(config, METHODS["local"], load_parties(config))
 
 
 def provision(

@@ -58,9 +58,11 @@ def sentence(metrics: dict[str, Any]) -> str:
     final = metrics["final"]
     if not final:
         return f"{len(metrics['parties'])} parties trained on {metrics['aligned']:,} aligned people; no test people were given."
-    text = f"{words.percent(final['balanced'])} of the test people are classified right, every class counting alike"
+    text = f"Balanced accuracy is {words.percent(final['balanced'])} on the test people"
+    if metrics["alone"]:
+        text += f"; {metrics['parties'][0]} alone has {words.percent(metrics['alone']['balanced'])}"
     if "unseen" in final:
-        text += f"; of the unseen classes {words.percent(final['unseen'])}"
+        text += f". Unseen classes are recognised in {words.percent(final['unseen'])} of their rows"
     return text + "."
 
 
@@ -78,7 +80,8 @@ def _traffic(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str, Markup]]:
     """Title, note and picture of the loss, coverage, gate and confusion."""
-    short = [name[:6] for name in metrics["classes"]]
+    numbers = [str(index) for index in range(len(names))]
+    which = ", ".join(f"{i} {name}" for i, name in enumerate(names))
     history = metrics["history"]
     loss = line_chart(
         [Line("loss", [(r["round"], r["loss"]) for r in history], "shared")],
@@ -98,26 +101,25 @@ def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str,
     found.append(
         (
             "Rows seen",
-            f"of each class at each party: {who}",
-            heatmap(rows, short, "rows of each class by party", ("party", "class"), top),
+            f"parties: {who}; classes: {which}",
+            heatmap(rows, numbers, "rows of each class by party", ("party", "class"), top),
         )
     )
     if "gate" in metrics:
         found.append(
             (
                 "Gate",
-                f"mean weight of each party for each class: {who}",
-                heatmap(_matrix(metrics["gate"]), short, "gate weights", ("party", "class")),
+                f"mean weight of each party for each class; parties: {who}; classes: {which}",
+                heatmap(_matrix(metrics["gate"]), numbers, "gate weights", ("party", "class")),
             )
         )
     if "confusion" in metrics:
         shares = [[v / max(sum(row), 1) for v in row] for row in metrics["confusion"]]
-        order = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         found.append(
             (
                 "Confusion",
-                f"share of each true class (row) that is called each class (column): {order}",
-                heatmap(_matrix(shares), short, "confusion", ("true", "called")),
+                f"share of each true class (row) that is called each class (column): {which}",
+                heatmap(_matrix(shares), numbers, "confusion", ("true", "called")),
             )
         )
     return [(title, note, picture) for title, note, picture in found if picture is not None]
@@ -140,23 +142,43 @@ def plane(points: Sequence[tuple[str, Sequence[float]]], label: str) -> Markup:
     """Named points as SVG; an unseen class is drawn as a ring."""
     reach = max((abs(v) for _, point in points for v in point), default=1.0) or 1.0
     parts = [Markup('<rect class="frame" x="1" y="1" width="{}" height="{}"/>').format(PLANE - 2, PLANE - 2)]
-    for name, (x, y) in points:
-        cx, cy = ((0.5 + 0.4 * v / reach) * PLANE for v in (x, -y))
+    places = [tuple((0.5 + 0.4 * v / reach) * PLANE for v in (x, -y)) for _, (x, y) in points]
+    heights = _label_heights([(x, y, len(name[:18])) for (x, y), (name, _) in zip(places, points, strict=True)])
+    for (name, _), (cx, cy), height in zip(points, places, heights, strict=True):
         style = "ring" if name.endswith("(unseen)") else "mark shared"
         dot = Markup(
             '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4"/><text class="tick mid" x="{:.1f}" y="{:.1f}">{}</text>'
         )
-        parts.append(dot.format(style, cx, cy, cx, cy - 7, name[:18]))
+        parts.append(dot.format(style, cx, cy, cx, height, name[:18]))
     opening = Markup('<svg viewBox="0 0 {0} {0}" role="img" aria-label="{1}" style="width:{0}px">').format(
         PLANE, label
     )
     return opening + Markup("").join(parts) + Markup("</svg>")
 
 
-def _recalls(metrics: dict[str, Any]) -> list[tuple[str, float | None, list[float]]]:
-    """Each class with how often it is recognised and what each party has seen of it."""
-    recalls = (metrics["final"] or {}).get("recalls", {})
+def _label_heights(marks: Sequence[tuple[float, float, int]]) -> list[float]:
+    """Where each label's baseline goes, so that labels do not lie on one another: above its point, below, or farther away.
+
+    Args:
+        marks: place of each point, and characters of its label.
+    """
+    taken: list[tuple[float, float, float]] = []
+    for x, y, length in marks:
+        tries = [y - 7, y + 15, y - 19, y + 27, y - 31, y + 39]
+        free = [
+            height
+            for height in tries
+            if 10 < height < PLANE
+            and not any(abs(height - h) < 11 and abs(x - c) < 3 * (length + n) for c, h, n in taken)
+        ]
+        taken.append((x, (free or tries)[0], length))
+    return [height for _, height, _ in taken]
+
+
+def _recalls(metrics: dict[str, Any]) -> list[tuple[str, float | None, float | None, list[float]]]:
+    """Each class with how often it is recognised, by all and by the active party alone, and what each party has seen of it."""
+    both, alone = ((metrics[key] or {}).get("recalls", {}) for key in ("final", "alone"))
     return [
-        (name, recalls.get(str(index)), [row[index] for row in metrics["coverage"]])
+        (name, both.get(str(index)), alone.get(str(index)), [row[index] for row in metrics["coverage"]])
         for index, name in enumerate(metrics["classes"])
     ]

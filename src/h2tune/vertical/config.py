@@ -70,7 +70,7 @@ class PartyConfig(_Strict):
     prior: Literal["estimated"] | dict[str, float] = Field(
         "estimated", description="class shares of its unlabelled rows, if it knows them; a wrong one does harm"
     )
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig = Field(EncoderConfig(), description="by default its columns as numbers")
     salt: str | None = Field(None, description="its own copy of the shared secret; must be the same everywhere")
 
 
@@ -119,8 +119,8 @@ class Training(_Strict):
         description="steps of a round on a party's own rows; more of them help strong views and harm weak ones",
     )
     stale: int = Field(1, ge=1, description="updates for each exchanged step")
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    learning_rate: float = Field(2e-3, gt=0, description="step size of AdamW, at every party")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay of AdamW")
     corrupt: float = Field(0.2, ge=0, lt=1, description="chance that a cell is swapped with another row's")
     augment: float = Field(0.0, ge=0, lt=1, description="the same chance for the rows of aligned batches")
     dropout: float = Field(0.1, ge=0, lt=1, description="chance that a party is left out of a row's training step")
@@ -149,14 +149,19 @@ class VerticalConfig(_Strict):
     name: Name = Field("vertical", description="shown in reports")
     seed: int = Field(0, ge=0, description="everything random is derived from it")
     rounds: int = Field(60, ge=1, description="communication rounds")
-    method: MethodConfig = MethodConfig()
-    align: Align = Align()
-    label: Label
-    parties: list[PartyConfig] = Field(min_length=1)
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
-    exposure: Exposure = Exposure()
-    network: NetworkConfig = NetworkConfig(patience=60)  # seconds for a lost party; then the others go on
+    method: MethodConfig = Field(MethodConfig(), description="a name, or keys")
+    align: Align = Field(Align(), description="how people are matched")
+    label: Label = Field(description="what is predicted, and who has it")
+    parties: list[PartyConfig] = Field(min_length=1, description="who takes part")
+    training: Training = Field(Training(), description="sizes and steps")
+    evaluation: Evaluation = Field(Evaluation(), description="when the federation is scored")
+    exposure: Exposure = Field(Exposure(), description="what limits the inference from what crosses")
+    baseline: Literal["none", "local"] = Field(
+        "local",
+        description="`local` also trains the active party alone, and reports its scores beside the federation's",
+    )
+    # `patience`: seconds for a lost party; then the others go on.
+    network: NetworkConfig = Field(NetworkConfig(patience=60), description="deadlines and the server's address")
 
     @field_validator("method", mode="before")
     @classmethod

@@ -55,11 +55,11 @@ def predictions(active: Active) -> list[dict[str, Any]]:
     z = views(active, "test")
     present = active.meeting.test_present & active.here()
     with torch.no_grad():
-        p = active.top.scores(z, present).masked_fill(~active.top.seen, -torch.inf).softmax(1)
+        p = active.top.probabilities(z, present)
     return answers(p, present, active.data.test.ids if active.data.test else [], active.classes, active.parties)
 
 
 def _scored(active: Active, z: list[Tensor], present: Tensor, labels: Tensor) -> dict[str, Any]:
     with torch.no_grad():
-        found = fuse.predict(active.top.scores(z, present), active.top.seen)
+        found = fuse.predict(active.top.scores(z, present), active.top.possible(present))
     return score(found, labels, active.labels.unseen)

@@ -23,7 +23,8 @@ from h2tune.vertical.evaluation import evaluate
 from h2tune.vertical.exchange import Direct, Exchange, PartyGone
 from h2tune.vertical.figures import pictures
 from h2tune.vertical.meeting import Meeting, meet
-from h2tune.vertical.methods import prepare
+from h2tune.vertical.methods import METHODS, prepare
+from h2tune.vertical.methods.base import configure
 from h2tune.vertical.parties import PartyData, load_party
 from h2tune.vertical.passive import Passive
 from h2tune.vertical.run_store import VerticalStore, keep_top
@@ -153,6 +154,14 @@ def fit(config: VerticalConfig, data: dict[str, PartyData]) -> Active:
     return Federation(config, data[config.label.party], Direct(dict(parties))).run()
 
 
+def alone(config: VerticalConfig, data: PartyData) -> dict[str, Any] | None:
+    """Scores of the active party by itself on the same test people; None where none are asked for."""
+    if config.baseline == "none" or config.method.name == "local" or data.test is None:
+        return None
+    found = fit(configure(config, METHODS["local"]), {data.name: data}).history[-1].get("test")
+    return dict(found) if found else None
+
+
 def run(
     config: VerticalConfig | str | Path, out: str | Path, *, resume: bool = False, frames: Frames | None = None,
     watcher: Watcher | None = None,
@@ -212,5 +221,5 @@ def collect(config: VerticalConfig, active: Active, seconds: float) -> dict[str,
         "classes": active.classes, "unseen": active.labels.unseen, "aligned": len(active.labels.y),
         "rows": dict(zip(active.parties, [len(active.data.train), *active.meeting.sizes], strict=True)),
         "final": last.get("test"), "validation": last.get("validation"), "history": active.history, "bytes": bytes_of,
-        "excluded": exchange.excluded,
+        "excluded": exchange.excluded, "alone": alone(config, active.data),
     } | pictures(active)  # fmt: skip

@@ -24,7 +24,7 @@ def pictures(active: Active) -> dict[str, Any]:
         present, labels = active.meeting.test_present & active.here(), test_labels(active)
         z = views(active, "test")
         scores = active.top.scores(z, present)
-        predicted = fuse.predict(scores, active.top.seen)
+        predicted = fuse.predict(scores, active.top.possible(present))
         weights = active.top.gate_weights(z, fuse.view_logits(z, active.top.nu), active.top.counts, present)
     found["confusion"] = confusion(predicted, labels, len(active.classes))
     found["gate"] = weights[:SHOWN].mean(0).tolist()

@@ -55,6 +55,6 @@ def loss(logits: Tensor, target: Tensor, shares: Tensor, flip: Tensor | None = N
     return -(target * log_p).sum(1)
 
 
-def predict(scores: Tensor, seen: Tensor) -> Tensor:
-    """The best class (n) among those that some party has seen (C, bool)."""
-    return scores.masked_fill(~seen, -torch.inf).argmax(1)
+def predict(scores: Tensor, possible: Tensor) -> Tensor:
+    """The best class (n) among the possible ones (C, or n x C, bool)."""
+    return scores.masked_fill(~possible, -torch.inf).argmax(1)

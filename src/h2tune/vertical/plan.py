@@ -13,7 +13,7 @@ from h2tune.vertical.federation import Frames, load_parties
 from h2tune.vertical.methods import method_named
 
 MANY = 200_000  # rows above which ids are not compared in looser forms
-HEADER = 420  # bytes of a message beside its tensors
+HEADER = 530  # bytes of a message beside its tensors
 
 LEAVES = (
     "keyed hashes of ids (with `psi`: blinded ids), once",
@@ -24,7 +24,7 @@ RETURNS = (
     "gradients of those embeddings, a batch a step; without `label_dp` they give the labels of aligned people away",
     "prototypes and pooled class shares, once a round",
 )
-STAYS = "features, ids, labels, class names, networks, and everything about people who are not aligned"
+STAYS = "features, ids, labels, class names and networks; of people who are not aligned, all but the hash of their id"
 
 
 def near_ids(mine: list[str], theirs: list[str]) -> tuple[str, int] | None:

@@ -86,7 +86,7 @@ class Predictor:
             k, rows = self.parties.index(name), torch.tensor([place[normalise(i)] for i in ids], dtype=torch.int64)
             z[k][rows], present[rows, k] = embedded, True
         with torch.no_grad():
-            p = self.top.scores(z, present).masked_fill(~self.top.seen, -torch.inf).softmax(1)
+            p = self.top.probabilities(z, present)
         return answers(p, present, list(people.values()), self.classes, self.parties)
 
     def export(self, parties: list[str], out: str | Path) -> Path:

@@ -43,11 +43,22 @@ class Top(nn.Module):
         self.register_buffer("counts", torch.zeros(parties, classes))
         self.register_buffer("mu", torch.zeros(parties, classes, training.dim))
 
-    @property
-    def seen(self) -> Tensor:
-        """Classes that may be predicted (C, bool)."""
-        seen = self.counts.sum(0) > KNOWN
-        return torch.ones_like(seen) if self.method.unseen == "described" else seen
+    def possible(self, present: Tensor) -> Tensor:
+        """Classes that each row may be given (n x C, bool): those that some party which has the row has seen.
+
+        Args:
+            present: who has the row (n x K, bool).
+        """
+        if self.method.unseen == "described":
+            return torch.ones(len(present), self.counts.shape[1], dtype=torch.bool)
+        if self.method.missing == "relation":  # views that have not seen a class speak for it, too
+            present = torch.ones_like(present)
+        seen: Tensor = present.float() @ self.counts > KNOWN
+        return seen
+
+    def probabilities(self, z: list[Tensor], present: Tensor) -> Tensor:
+        """Class probabilities (n x C) under equal class shares; 0 for a class that the row cannot be given."""
+        return self.scores(z, present).masked_fill(~self.possible(present), -torch.inf).softmax(1)
 
     def scores(self, z: list[Tensor], present: Tensor) -> Tensor:
         """Class scores (n x C) of rows that some parties have (n x K, bool)."""
