@@ -17,7 +17,7 @@ from torch import Tensor
 
 from h2tune.config import Experiment
 from h2tune.core.client_core import CoreShape
-from h2tune.core.slots import INPUTS
+from h2tune.core.slots import INPUTS, Layout
 from h2tune.declared import ModelShape, Sent
 from h2tune.errors import ProtocolError
 from h2tune.frames import bases
@@ -27,16 +27,22 @@ from h2tune.participant.context import ClientContext
 from h2tune.protocol.codec import Payload
 
 
-def describe_anchors(context: ClientContext, directions: int, most: int | None = None) -> bases.Bases:
-    """Factors of a client's activations on the anchors, or on ``most`` of them; clients on one base share them."""
+def describe_anchors(
+    context: ClientContext, directions: int, most: int | None = None, layout: Layout | None = None
+) -> bases.Bases:
+    """Factors of a client's activations on the anchors, or on ``most`` of them; clients on one base share them.
+
+    ``layout`` says of which maps, by default of all that are adapted.
+    """
+    layout = layout or context.layout
     anchors: Sequence[str] = context.anchors
     if most:
         anchors = anchors[:: -(-len(anchors) // most)]
-    base, key = context.base, ("bases", directions, hash(tuple(anchors)))
+    base, key = context.base, ("bases", directions, hash(tuple(anchors)), layout.first, tuple(layout.targets))
     if key not in base.cache:
         batch = anchor_batch(anchors, context.tokenizer, base.context, base.causal)
         with base.untouched() as model:
-            base.cache[key] = bases.describe(model, context.layout, batch, directions)
+            base.cache[key] = bases.describe(model, layout, batch, directions)
     found: bases.Bases = base.cache[key]
     return found
 
@@ -47,7 +53,8 @@ class AnchorClient(ClientFrames):
     def introduction(self, fresh: bool) -> dict[str, Any]:
         if not fresh:
             return {}
-        self.described = describe_anchors(self.context, self.settings.directions * self.context.rank)
+        directions = self.settings.directions * self.context.rank
+        self.described = describe_anchors(self.context, directions, layout=self.layout)
         return {"digest": self.described.digest}
 
     def describe(self) -> Payload:
@@ -76,7 +83,7 @@ class AnchorClient(ClientFrames):
         """The leading r_i of the common coordinates."""
         name, rank = self.context.adapter, self.adapter.shared_rank
         with torch.no_grad():
-            for layer, (a, b) in zip(self.adapter.layers, factors, strict=True):
+            for layer, (a, b) in zip(self.layers, factors, strict=True):
                 own_a, own_b = layer.trilora_A[name], layer.trilora_B[name]
                 own_a[:rank] = a[:rank].to(own_a)
                 own_b[:, :rank] = b[:, :rank].to(own_b)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from h2tune.adapter import TriLoraLayer
 from h2tune.config import Experiment
 from h2tune.core.client_core import ANY, CoreShape
 from h2tune.core.slots import Layout
@@ -70,6 +71,13 @@ class ClientFrames:
     def layout(self) -> Layout:
         """The maps on which the core acts."""
         return self.context.layout
+
+    @property
+    def layers(self) -> list[TriLoraLayer]:
+        """The adapter's layers on those maps, block by block."""
+        whole, own = self.context.layout, self.layout.modules
+        modules = [module for _ in range(whole.depth) for module in whole.modules]
+        return [layer for layer, module in zip(self.adapter.layers, modules, strict=True) if module in own]
 
     @property
     def tied(self) -> str | None:

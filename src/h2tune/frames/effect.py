@@ -47,6 +47,9 @@ class EffectClient(AnchorClient):
         if strange := set(self.settings.slots or ()) - set(WRITING):
             raise MethodError(f"method.slots: frames: effect act on {' and '.join(WRITING)}, not on {min(strange)}")
 
+    def introduction(self, fresh: bool) -> dict[str, Any]:
+        return super().introduction(fresh) | {"slots": self.core_slots}
+
     def describe(self) -> Payload:
         """Left factors of what the blocks read and write on the anchors, and of the output embedding over words."""
         said, predictions = super().describe().tensors, Predictions(self.context)
@@ -76,11 +79,9 @@ class EffectClient(AnchorClient):
 
     def _write(self, effects: Sequence[Tensor]) -> None:
         """The leading r_i coordinates of B, for the maps on which the core acts."""
-        name, rank, layout = self.context.adapter, self.adapter.shared_rank, self.context.layout
-        modules = [module for _ in range(layout.depth) for module in layout.modules]
-        layers = [x for x, module in zip(self.adapter.layers, modules, strict=True) if module in self.layout.modules]
+        name, rank = self.context.adapter, self.adapter.shared_rank
         with torch.no_grad():
-            for layer, effect in zip(layers, effects, strict=True):
+            for layer, effect in zip(self.layers, effects, strict=True):
                 own = layer.trilora_B[name]
                 own[:, :rank] = _writing(effect)[:rank].T.to(own)
 
