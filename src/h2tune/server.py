@@ -84,7 +84,10 @@ class Server:
         joined = self.admission.first(self.method)
         self.opened = True
         self._commit(0)
-        self.log.event("frames", f"{len(joined)} clients joined; the shared state is set up")
+        found = self.method.found()
+        self.log.event(
+            "frames", f"{len(joined)} clients joined; the shared state is set up" + (found and f": {found}")
+        )
 
     def resume(self) -> None:
         """In place of `open`, after a restart: stand where the last committed round left the federation."""

@@ -134,6 +134,10 @@ class ServerFrames:
     def agree(self, described: dict[str, Payload], shape: CoreShape) -> None:
         """Work out the frames, once."""
 
+    def found(self) -> str:
+        """How well the clients' models fit together, in words; empty if that is not known."""
+        return ""
+
     def tensors(self) -> dict[str, Tensor]:
         """What every client is sent when it joins, and what is kept of the frames."""
         return {}

@@ -124,6 +124,19 @@ class EffectServer(AnchorServer):
         assert self.agreement is not None
         self.agreement["words"] = {"common": count, "agreement": agreement}
 
+    def found(self) -> str:
+        if self.agreement is None:
+            return ""
+        said, reads = self.agreement["words"], [value for depth in self.agreement["in"] for value in depth]
+        if not len(self.common if self.common is not None else ()):
+            return (
+                f"the vocabularies have {said['common']:,} words in common, too few to share a core; all stay private"
+            )
+        return (
+            f"{said['common']:,} common words, whose predictions agree by {said['agreement']:.2f}; what the blocks read"
+            f" agrees by {sum(reads) / len(reads):.2f}"
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         if self.common is None:
             return super().tensors()

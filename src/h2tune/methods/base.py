@@ -188,6 +188,10 @@ class ServerMethod(ABC):
         """Why no further round may start; None if one may."""
         return None
 
+    def found(self) -> str:
+        """What the set-up found out about the clients together, in words; empty if nothing is worth saying."""
+        return ""
+
     def notices(self) -> list[str]:
         """What the last round did otherwise than asked for, in words for the events; told once."""
         return []

@@ -297,6 +297,9 @@ class H2TuneServer(CoreServer):
         tensors = self.frames.tensors()
         return {name: Payload(dict(tensors), self.rejoin(name).meta) for name in joined}
 
+    def found(self) -> str:
+        return self.frames.found()
+
     def plain_state(self) -> dict[str, Any]:
         return super().plain_state() | {"agreement": self.frames.agreement}
 
