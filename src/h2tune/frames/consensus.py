@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from h2tune.core.least_squares import least_squares
+
 HELD_OUT = 5  # every fifth row is held out where a choice or a figure is made
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 _MEAN_WEIGHT = 1e10  # of the row that holds the mean, in multiples of all others together
@@ -109,7 +111,7 @@ def agreement(bases: Sequence[Tensor], rank: int) -> float:
     g = consensus(train, rank)
     scores = []
     for u in bases:
-        weights = torch.linalg.lstsq(u[~held].double(), g.double()).solution
+        weights = least_squares(u[~held].double(), g.double())
         z = u[held].double() @ weights
         z = z - z.mean(0)
         scores.append(z / z.norm(dim=0).clamp_min(1e-12))
@@ -152,5 +154,5 @@ def read_matrix(factor: Factor, target: Tensor) -> Tensor:
 
 def write_matrix(factor: Factor, target: Tensor) -> Tensor:
     """B, d_out x r: least squares G -> Y, for G with orthonormal columns scaled by sqrt(n)."""
-    coordinates: Tensor = torch.linalg.lstsq(target.double(), (factor.u * factor.s).double()).solution
+    coordinates = least_squares(target.double(), (factor.u * factor.s).double())
     return (factor.v.double() @ coordinates.T).float()

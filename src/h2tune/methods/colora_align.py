@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from h2tune.core.least_squares import least_squares
 from h2tune.frames.consensus import Factor
 
 
@@ -19,7 +20,7 @@ def align_reader(x: Factor, target: Tensor, steps: int = 300) -> Tensor:
     z, target = (x.u * x.s).double(), target.double()
     # The rows enter by their second moments only: a step costs the same for a hundred sentences and for thousands.
     gram, cross, scale = z.T @ z, z.T @ target, target.square().sum().clamp_min(1e-12)
-    a = torch.linalg.lstsq(z, target).solution.T.clone().requires_grad_(True)
+    a = least_squares(z, target).T.clone().requires_grad_(True)
     eye = torch.eye(len(a), dtype=a.dtype)
     solver = torch.optim.Adam([a], lr=0.02)
     for _ in range(steps):
