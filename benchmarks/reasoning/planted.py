@@ -110,7 +110,7 @@ def write_data(folder: Path, seed: int, models: ModelPool) -> dict[str, str]:
     return kinds
 
 
-def experiment(folder: Path, seed: int, rate: float, changes: dict[str, Any]) -> Any:
+def experiment(folder: Path, seed: int, rate: float, changes: dict[str, Any], rounds: int = 4) -> Any:
     files = {part: str(folder / f"{part}.jsonl") for part in ("train", "validation", "test")}
     clients = [{"name": name, "model": "zoo:gpt2", "task": TASK} | files for name in ("teacher", "student")]
     clients[0] |= {"n_test": 8}  # nobody reads the scripted teacher's score
@@ -125,7 +125,7 @@ def experiment(folder: Path, seed: int, rate: float, changes: dict[str, Any]) ->
     }
     return parse_config(
         {
-            "name": "planted", "seed": seed, "rounds": 4, "rank": 8, "clients": clients, "device": "cpu",
+            "name": "planted", "seed": seed, "rounds": rounds, "rank": 8, "clients": clients, "device": "cpu",
             "anchors": "demo", "public": {"source": str(folder / "public.jsonl"), "task": TASK},
             "training": {"steps": 10, "batch_size": 16, "learning_rate": rate},
             "evaluation": {"every": 9, "n_validation": 60}, "method": method | changes,
@@ -157,12 +157,12 @@ class Script:
         return Payload(meta={"lada/learnt": {"learnt": 0, "refused": {}, "accepted": None}})
 
 
-def one(folder: Path, seed: int, rate: float, changes: dict[str, Any]) -> dict[str, Any]:
+def one(folder: Path, seed: int, rate: float, changes: dict[str, Any], rounds: int = 4) -> dict[str, Any]:
     """Accuracy on learnable questions, and the kinds of what was allocated."""
     quiet_libraries()
     models = ModelPool("cpu")
     kinds = write_data(folder, seed, models)
-    run = experiment(folder, seed, rate, changes)
+    run = experiment(folder, seed, rate, changes, rounds)
     store = RunStore(folder / "run")
     identity, accelerator = store.create(run), make_accelerator(run, "cpu")
     clients = {c.name: Client(c, run, models, (), store.client(c.name), None, accelerator) for c in run.clients}

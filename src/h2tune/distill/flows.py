@@ -79,7 +79,7 @@ class Flows:
             ]
             self._note(number, student, found, items)
         self._show(questions, items, answers, scores)
-        self._tell(number, scores)
+        self._tell()
 
     def given(self, client: str) -> list[Given]:
         """The paths that a client is given in this round."""
@@ -126,7 +126,7 @@ class Flows:
             if shown:
                 self.examples = [e for e in self.examples if e["up"] is not up] + shown[:EXAMPLES]
 
-    def _tell(self, number: int, scores: Mapping[str, Any]) -> None:
+    def _tell(self) -> None:
         """Say it at once where nothing flows, and why."""
         if self.settings.filter == "gold":
             return
@@ -145,7 +145,7 @@ class Flows:
                     f" path; the shortest that it should learn from needs {found.least:.0f}. Raise method.budget"
                 )
 
-    def close(self, number: int, questions: Questions, learnt: Mapping[str, Learnt]) -> None:
+    def close(self, number: int, learnt: Mapping[str, Learnt]) -> None:
         """A round is over: note what students learnt, adapt budgets, train the bandits."""
         for row in self.table:
             if row["round"] != number or row["student"] not in learnt:
