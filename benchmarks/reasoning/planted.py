@@ -154,7 +154,7 @@ class Script:
         return Payload(pack_answers(Answers(paths, logp, right, scores)))
 
     def train(self, round: int, payload: Payload) -> Payload:
-        return Payload(meta={"lada/learnt": {"learnt": 0, "refused": {}, "accepted": None}})
+        return Payload(meta={"lada/learnt": {"learnt": 0, "refused": {}, "kept": None}})
 
 
 def one(folder: Path, seed: int, rate: float, changes: dict[str, Any], rounds: int = 4) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def one(folder: Path, seed: int, rate: float, changes: dict[str, Any], rounds: i
         found |= {"allocated": count, "share": count["learnable"] / total if total else None,
                   "by_round": [[sum(kinds[examples[i].prompt] == k for i in row["items"]) for k in KINDS] for row in rows],
                   "bytes": [row["bytes"] for row in rows], "learnt": [row["learnt"] for row in rows],
-                  "accepted": [row["accepted"] for row in rows]}  # fmt: skip
+                  "kept": [row["kept"] for row in rows]}  # fmt: skip
     return found
 
 
@@ -192,15 +192,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, the same for all methods")
+    parser.add_argument(
+        "--weight", type=float, help="another weight of what is learnt from paths, the same for all methods"
+    )
     parser.add_argument("--first", type=int, default=0, help="first seed; the rate was chosen on seeds from 100 on")
     parser.add_argument("--name", default=NAME, help="name of the result")
     args = parser.parse_args()
     seeds = range(args.first, args.first + args.seeds)
+    weight = {} if args.weight is None else {"weight": args.weight}
     for seed in seeds:
         for method in args.methods:
 
             def make(seed: int = seed, method: str = method) -> dict[str, Any]:
-                return in_folder(lambda folder: one(folder, seed, args.rate, METHODS[method]))
+                return in_folder(lambda folder: one(folder, seed, args.rate, METHODS[method] | weight))
 
             kept(args.name, f"{method}/{seed}", make)
     table(args.name, {f"lada over {m}": f"lada - {m}" for m in METHODS if m != "lada"}, seeds, ("accuracy", "nats"))

@@ -169,7 +169,7 @@ def main() -> None:
                 return {"accuracy": sum(f["metric"] for f in students) / len(students),
                         "nats": sum(f["nats"] for f in students) / len(students), "teacher": finals["teacher"]["metric"],
                         "teacher_nats": finals["teacher"]["nats"], "clients": finals,
-                        "flows": metrics["flows"] and [{k: r[k] for k in ("student", "right", "learnt", "bytes", "accepted")}
+                        "flows": metrics["flows"] and [{k: r[k] for k in ("student", "right", "learnt", "bytes", "kept")}
                                                        for r in metrics["flows"]["table"]]}  # fmt: skip
 
             kept(NAME, f"{method}/{seed}", lambda one=one: in_folder(one))

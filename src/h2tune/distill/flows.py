@@ -102,7 +102,7 @@ class Flows:
             "round": number, "student": student, "questions": len(items), "right": found.right, "high": found.high,
             "items": [items[place] for _, place in allocation.chosen], "from": sorted({t for t, _ in allocation.chosen}),
             "explored": len(allocation.explored), "bytes": allocation.spent, "budget": round(allocation.budget),
-            "learnt": None, "refused": {}, "accepted": None,
+            "learnt": None, "refused": {}, "kept": None,
         }  # fmt: skip
         self.table.append(row | figures)
 
@@ -151,10 +151,10 @@ class Flows:
             if row["round"] != number or row["student"] not in learnt:
                 continue
             said = learnt[row["student"]]
-            row |= {"learnt": said.learnt, "refused": dict(said.refused), "accepted": said.accepted}
-            if said.accepted is not None:
+            row |= {"learnt": said.learnt, "refused": dict(said.refused), "kept": said.kept}
+            if said.kept is not None:
                 start, name = float(self.settings.bytes), row["student"]
-                self.budgets[name] = adapted(self.budgets[name], start, said.accepted)
+                self.budgets[name] = adapted(self.budgets[name], start, said.kept > 0)
         if self.settings.filter == "bandit":
             for student, said in sorted(learnt.items()):
                 if student in self.chosen:
