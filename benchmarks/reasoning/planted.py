@@ -110,7 +110,7 @@ def write_data(folder: Path, seed: int, models: ModelPool) -> dict[str, str]:
     return kinds
 
 
-def experiment(folder: Path, seed: int, rate: float, changes: dict[str, Any]) -> Any:
+def experiment(folder: Path, seed: int, rate: float, changes: dict[str, Any], rounds: int = 4) -> Any:
     files = {part: str(folder / f"{part}.jsonl") for part in ("train", "validation", "test")}
     clients = [{"name": name, "model": "zoo:gpt2", "task": TASK} | files for name in ("teacher", "student")]
     clients[0] |= {"n_test": 8}  # nobody reads the scripted teacher's score
@@ -125,7 +125,7 @@ def experiment(folder: Path, seed: int, rate: float, changes: dict[str, Any]) ->
     }
     return parse_config(
         {
-            "name": "planted", "seed": seed, "rounds": 4, "rank": 8, "clients": clients, "device": "cpu",
+            "name": "planted", "seed": seed, "rounds": rounds, "rank": 8, "clients": clients, "device": "cpu",
             "anchors": "demo", "public": {"source": str(folder / "public.jsonl"), "task": TASK},
             "training": {"steps": 10, "batch_size": 16, "learning_rate": rate},
             "evaluation": {"every": 9, "n_validation": 60}, "method": method | changes,
@@ -154,15 +154,15 @@ class Script:
         return Payload(pack_answers(Answers(paths, logp, right, scores)))
 
     def train(self, round: int, payload: Payload) -> Payload:
-        return Payload(meta={"lada/learnt": {"learnt": 0, "refused": {}, "accepted": None}})
+        return Payload(meta={"lada/learnt": {"learnt": 0, "refused": {}, "kept": None}})
 
 
-def one(folder: Path, seed: int, rate: float, changes: dict[str, Any]) -> dict[str, Any]:
+def one(folder: Path, seed: int, rate: float, changes: dict[str, Any], rounds: int = 4) -> dict[str, Any]:
     """Accuracy on learnable questions, and the kinds of what was allocated."""
     quiet_libraries()
     models = ModelPool("cpu")
     kinds = write_data(folder, seed, models)
-    run = experiment(folder, seed, rate, changes)
+    run = experiment(folder, seed, rate, changes, rounds)
     store = RunStore(folder / "run")
     identity, accelerator = store.create(run), make_accelerator(run, "cpu")
     clients = {c.name: Client(c, run, models, (), store.client(c.name), None, accelerator) for c in run.clients}
@@ -183,7 +183,7 @@ def one(folder: Path, seed: int, rate: float, changes: dict[str, Any]) -> dict[s
         found |= {"allocated": count, "share": count["learnable"] / total if total else None,
                   "by_round": [[sum(kinds[examples[i].prompt] == k for i in row["items"]) for k in KINDS] for row in rows],
                   "bytes": [row["bytes"] for row in rows], "learnt": [row["learnt"] for row in rows],
-                  "accepted": [row["accepted"] for row in rows]}  # fmt: skip
+                  "kept": [row["kept"] for row in rows]}  # fmt: skip
     return found
 
 
@@ -192,15 +192,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, the same for all methods")
+    parser.add_argument(
+        "--weight", type=float, help="another weight of what is learnt from paths, the same for all methods"
+    )
     parser.add_argument("--first", type=int, default=0, help="first seed; the rate was chosen on seeds from 100 on")
     parser.add_argument("--name", default=NAME, help="name of the result")
     args = parser.parse_args()
     seeds = range(args.first, args.first + args.seeds)
+    weight = {} if args.weight is None else {"weight": args.weight}
     for seed in seeds:
         for method in args.methods:
 
             def make(seed: int = seed, method: str = method) -> dict[str, Any]:
-                return in_folder(lambda folder: one(folder, seed, args.rate, METHODS[method]))
+                return in_folder(lambda folder: one(folder, seed, args.rate, METHODS[method] | weight))
 
             kept(args.name, f"{method}/{seed}", make)
     table(args.name, {f"lada over {m}": f"lada - {m}" for m in METHODS if m != "lada"}, seeds, ("accuracy", "nats"))

@@ -67,7 +67,12 @@ def test_the_report_shows_who_was_given_what_and_why_with_examples_in_full(demo:
         assert example["question"].splitlines()[0] in page
     run = read_run(folder)
     assert run.flows is not None and len(run.flows.rows) == len(rows)
-    assert {row.outcome for row in run.flows.rows} <= {"kept", "nothing learnt", "taken back: validation was worse"}
+    assert {row.outcome for row in run.flows.rows} <= {
+        "kept",
+        "half kept",
+        "nothing learnt",
+        "taken back: validation was worse",
+    }
 
 
 @pytest.mark.parametrize("flows", [None, 3, {"table": "x"}, {"table": [{"round": "x"}, 4]},

@@ -179,7 +179,7 @@ class LadaClient(ClientMethod):
         found: dict[str, Any] = {
             "learnt": len(phase.lessons),
             "refused": phase.refused,
-            "accepted": phase.accepted,
+            "kept": phase.kept,
         }
         if self.settings.filter == "bandit":
             found |= {"moves": phase.moves or [], "level": [reasoner_level(self._reasoner()), self.level]}

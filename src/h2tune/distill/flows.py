@@ -79,7 +79,7 @@ class Flows:
             ]
             self._note(number, student, found, items)
         self._show(questions, items, answers, scores)
-        self._tell(number, scores)
+        self._tell()
 
     def given(self, client: str) -> list[Given]:
         """The paths that a client is given in this round."""
@@ -102,7 +102,7 @@ class Flows:
             "round": number, "student": student, "questions": len(items), "right": found.right, "high": found.high,
             "items": [items[place] for _, place in allocation.chosen], "from": sorted({t for t, _ in allocation.chosen}),
             "explored": len(allocation.explored), "bytes": allocation.spent, "budget": round(allocation.budget),
-            "learnt": None, "refused": {}, "accepted": None,
+            "learnt": None, "refused": {}, "kept": None,
         }  # fmt: skip
         self.table.append(row | figures)
 
@@ -126,7 +126,7 @@ class Flows:
             if shown:
                 self.examples = [e for e in self.examples if e["up"] is not up] + shown[:EXAMPLES]
 
-    def _tell(self, number: int, scores: Mapping[str, Any]) -> None:
+    def _tell(self) -> None:
         """Say it at once where nothing flows, and why."""
         if self.settings.filter == "gold":
             return
@@ -145,16 +145,16 @@ class Flows:
                     f" path; the shortest that it should learn from needs {found.least:.0f}. Raise method.budget"
                 )
 
-    def close(self, number: int, questions: Questions, learnt: Mapping[str, Learnt]) -> None:
+    def close(self, number: int, learnt: Mapping[str, Learnt]) -> None:
         """A round is over: note what students learnt, adapt budgets, train the bandits."""
         for row in self.table:
             if row["round"] != number or row["student"] not in learnt:
                 continue
             said = learnt[row["student"]]
-            row |= {"learnt": said.learnt, "refused": dict(said.refused), "accepted": said.accepted}
-            if said.accepted is not None:
+            row |= {"learnt": said.learnt, "refused": dict(said.refused), "kept": said.kept}
+            if said.kept is not None:
                 start, name = float(self.settings.bytes), row["student"]
-                self.budgets[name] = adapted(self.budgets[name], start, said.accepted)
+                self.budgets[name] = adapted(self.budgets[name], start, said.kept > 0)
         if self.settings.filter == "bandit":
             for student, said in sorted(learnt.items()):
                 if student in self.chosen:

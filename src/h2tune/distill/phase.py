@@ -3,7 +3,8 @@
     L = CE(own batch) + lambda mean_i [ NLL(y+) per token + mu ell_i ]
 
 Own data enter by the cross-entropy, by the reference theta0 (the model after the round's own updates), by the student's
-own errors as negatives, and by acceptance: what validates worse than before the phase is taken back.
+own errors as negatives, and by acceptance: of the model before the phase, the one after it and their mean the one is kept
+that validates best.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from h2tune.participant.trainer import Forward, LocalTraining, answer_loss
 from h2tune.tasks.prompts import Encoded
 from h2tune.tasks.rows import fold
 from h2tune.utils.seeds import derive
+
+
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,13 @@ class Phase:
 
     Attributes:
         lessons: what passed the gate. refused: what did not, by reason.
-        accepted: whether what was learnt was kept; None where nothing was.
+        kept: share of the way from the model before the phase to the one after it; None where nothing was learnt.
         moves: mean sigma(beta (Delta+ - Delta-)) of each batch before its update, with its questions (for `bandit`).
     """
 
     lessons: list[Lesson]
     refused: dict[str, int]
-    accepted: bool | None = None
+    kept: float | None = None
     moves: list[tuple[list[int], float]] | None = None
 
 
@@ -104,7 +108,7 @@ def _lesson(reasoner: Reasoner, given: Given, row: Encoded, size: int, own: str,
 
 
 def learn(reasoner: Reasoner, host: AdapterClient, phase: Phase, round: int, steps: int) -> None:
-    """Make the phase's updates; take them back if validation is worse for them."""
+    """Make the phase's updates; of what they changed keep all, half or nothing, whichever validates best."""
     context, settings = reasoner.context, reasoner.settings
     before, good = context.validation_loss(), host.state()
     phase.lessons = _referenced(reasoner, phase.lessons)
@@ -116,9 +120,35 @@ def learn(reasoner: Reasoner, host: AdapterClient, phase: Phase, round: int, ste
     update = replace(host.update_of(settings.phase), loss=loss)
     batches = context.batches(round, "distil")
     context.train(LocalTraining.of_one_kind(model, "distil", steps, update, batches))
-    phase.accepted = not settings.accept or context.validation_loss() <= before
-    if not phase.accepted:
-        host.load_state(good)
+    phase.kept = 1.0
+    if settings.accept:
+        phase.kept = _keep(reasoner, host, good, before)
+
+
+def _keep(reasoner: Reasoner, host: AdapterClient, good: State, before: float) -> float:
+    """Take the best of the model after the phase, the one before it and their mean, by validation; returns its share.
+
+    An update too far is no reason to forget the direction: small data overfit within a phase, and half of it often
+    validates better than either end.
+    """
+    context, after = reasoner.context, host.state()
+    losses = {0.0: before, 1.0: context.validation_loss()}
+    host.load_state(_mixed(good, after))
+    losses[0.5] = context.validation_loss()
+    kept = min(losses, key=lambda share: (losses[share], -share))
+    if kept != 0.5:
+        host.load_state(after if kept else good)
+    return kept
+
+
+def _mixed(before: State, after: State) -> State:
+    """What is trained half way between two states; optimisers and whole numbers as they are after."""
+    return {
+        name: torch.lerp(before[name], tensor, 0.5)
+        if name.startswith(("adapter.", "core.")) and tensor.is_floating_point()
+        else tensor
+        for name, tensor in after.items()
+    }
 
 
 def _referenced(reasoner: Reasoner, lessons: Sequence[Lesson]) -> list[Lesson]:

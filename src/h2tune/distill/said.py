@@ -16,8 +16,8 @@ class Learnt(BaseModel):
     """What became of the paths that a student was given.
 
     Attributes:
-        learnt: paths that it learnt from. refused: others, by reason. accepted: whether it kept what it learnt, None where
-            there was nothing. moves: of each batch its questions and its mean sigma(beta (Delta+ - Delta-)), and level, mean 1/n on
+        learnt: paths that it learnt from. refused: others, by reason. kept: share of what it learnt that it kept, None
+            where there was nothing. moves: of each batch its questions and its mean sigma(beta (Delta+ - Delta-)), and level, mean 1/n on
             fixed questions after the round and before its phase (both for `bandit`).
     """
 
@@ -25,7 +25,7 @@ class Learnt(BaseModel):
 
     learnt: Count
     refused: dict[Text, Count] = Field(max_length=20)
-    accepted: bool | None
+    kept: Annotated[float, Field(ge=0, le=1)] | None
     moves: Annotated[list[Move], Field(max_length=4096)] = []
     level: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
 

@@ -119,7 +119,7 @@ class LadaServer(ServerMethod):
         self.flows.allocate(number, self.questions, items, answers)
         listening = _Listening(ask, self.flows)
         self.host.run_round(listening, number, [name for name in selected if name in answers])
-        self.flows.close(number, self.questions, listening.learnt)
+        self.flows.close(number, listening.learnt)
 
     def download(self, client: str) -> Payload:
         return self.host.download(client)

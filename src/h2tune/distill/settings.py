@@ -46,7 +46,7 @@ class LadaSettings(Settings):
     samples: int = Field(1, ge=1, le=16, description="paths that a model tries for each question; 1 is greedy")
     temperature: float = Field(0.7, gt=0, description="of sampling, with 2 samples or more")
     domain: bool = Field(True, description="prefer questions that became likelier under the student's own data")
-    weight: float = Field(1.0, ge=0, description="lambda, weight of what is learnt from paths")
+    weight: float = Field(0.3, ge=0, description="lambda, weight of what is learnt from paths")
     contrast: float = Field(
         1.0, ge=0, description="mu, weight of the contrastive loss beside the likelihood of the path"
     )
@@ -57,7 +57,9 @@ class LadaSettings(Settings):
     gamma: float = Field(0.0, ge=0, le=1, description="exponent of the length by which log-likelihoods are divided")
     reducible: bool = Field(True, description="count only the part of a loss that the teacher shows to be reducible")
     gate: bool = Field(True, description="a student checks every path itself: right, and better than its own loss")
-    accept: bool = Field(True, description="keep what a phase taught only if validation is no worse for it")
+    accept: bool = Field(
+        True, description="keep of what a phase taught all, half or nothing, whichever validates best"
+    )
     alpha: float = Field(0.5, ge=0, le=1, description="of `bandit`: weight of the round's reward against the batch's")
     phase: Literal["specific", "shared"] = Field(
         "specific", description="host h2tune: whether paths train the private part or the core"
@@ -125,6 +127,7 @@ class PublishedSettings(LadaSettings):
     """`lada-published`: as far as the paper could be reconstructed."""
 
     filter: Filter = "bandit"
+    weight: float = 1.0
     margin: float = math.inf
     anchor: float = 0.0
     explore: float = 0.0

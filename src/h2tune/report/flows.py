@@ -31,7 +31,7 @@ class Flow:
     budget: int
     learnt: int | None
     refused: str
-    accepted: bool | None
+    kept: float | None
     given_losses: tuple[float | None, float | None]
     all_losses: tuple[float | None, float | None]
     given_speed: float | None
@@ -40,9 +40,9 @@ class Flow:
     @property
     def outcome(self) -> str:
         """What became of it."""
-        if self.accepted is None:
+        if self.kept is None:
             return "nothing learnt"
-        return "kept" if self.accepted else "taken back: validation was worse"
+        return "kept" if self.kept == 1 else "half kept" if self.kept else "taken back: validation was worse"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ def _row(data: Mapping[str, Any]) -> Flow | None:
     if round is None:
         return None
     refused = {str(reason): whole(count) or 0 for reason, count in mapping(data.get("refused")).items()}
-    accepted = data.get("accepted")
     return Flow(
         round=round,
         student=text(data.get("student")),
@@ -98,7 +97,7 @@ def _row(data: Mapping[str, Any]) -> Flow | None:
         budget=whole(data.get("budget")) or 0,
         learnt=whole(data.get("learnt")),
         refused=", ".join(f"{count} {reason}" for reason, count in sorted(refused.items())),
-        accepted=accepted if isinstance(accepted, bool) else None,
+        kept=number(data.get("kept")),
         given_losses=(number(data.get("n_student")), number(data.get("n_teacher"))),
         all_losses=(number(data.get("n_student_slice")), number(data.get("n_teacher_slice"))),
         given_speed=number(data.get("rho")),
