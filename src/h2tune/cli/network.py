@@ -43,7 +43,9 @@ def provision(
         for folder in made:
             typer.echo(f"{folder.name:<16} {folder}")
         if revoke:
-            typer.echo(f"refused from now on: {', '.join(making.revoke(out, revoke))}; restart the server")
+            typer.echo(
+                f"refused from now on: {', '.join(making.revoke(out, revoke))}; a running server puts them out within seconds"
+            )
         elif not made:
             typer.echo("all kits are there already; --renew NAME makes one again")
         else:

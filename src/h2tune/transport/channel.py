@@ -12,6 +12,8 @@ from typing import Protocol
 from h2tune.errors import H2TuneError
 
 SERVER = "server"
+REFUSED = "refused: "
+"""In the reason why an envelope was not delivered: it was refused for good, and what follows says why."""
 Done = Callable[[str], None]
 """Called once with the reason why an envelope was not delivered, or with an empty text."""
 

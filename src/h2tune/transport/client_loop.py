@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from h2tune.errors import H2TuneError, ProtocolError
-from h2tune.transport.channel import SERVER, Channel
+from h2tune.transport.channel import REFUSED, SERVER, Channel
 from h2tune.transport.envelope import Envelope, unpack
 from h2tune.version import __version__
 
@@ -39,6 +39,7 @@ class ClientLoop:
         self.channel, self.federation, self.doing, self.beat = channel, federation, doing, beat
         self.process = secrets.token_hex(8)
         self.busy, self.heard = False, 0.0  # when the server's engine last took an envelope of ours
+        self._refused = ""  # why the server's engine takes none
         self._over = threading.Event()
 
     def run(self, answer: Callable[[bytes], bytes]) -> str:
@@ -74,6 +75,8 @@ class ClientLoop:
         found: Envelope | None = None
         while True:
             received = self.channel.receive(0.0 if found else 0.5)
+            if self._refused:
+                raise DismissedError(self._refused)
             if received is None:
                 if found:
                     return found
@@ -89,11 +92,12 @@ class ClientLoop:
 
     def _deliver(self, envelope: Envelope) -> None:
         data = envelope.pack()
-        while True:
+        while not self._refused:
             fate: SimpleQueue[str] = SimpleQueue()
             self.channel.send(SERVER, data, fate.put)
-            if not fate.get():
-                self.heard = time.time()
+            error = fate.get()
+            self._noted(error)
+            if not error:
                 return
             time.sleep(RETRY)
 
@@ -109,3 +113,5 @@ class ClientLoop:
     def _noted(self, error: str) -> None:
         if not error:
             self.heard = time.time()
+        elif REFUSED in error:
+            self._refused = error.partition(REFUSED)[2]

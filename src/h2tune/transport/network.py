@@ -17,7 +17,8 @@ from typing import Any
 
 from h2tune.config import NetworkConfig
 from h2tune.errors import ProtocolError
-from h2tune.transport.base import Absent, Reply
+from h2tune.transport.access import PUT_OUT, REPLACED, AccessList
+from h2tune.transport.base import Absent, Reply, Revoked
 from h2tune.transport.channel import Channel
 from h2tune.transport.envelope import Envelope, progress, unpack
 
@@ -25,6 +26,7 @@ RETRY = 0.5  # seconds after which an envelope that could not be delivered is se
 REMIND = 30.0  # seconds between lines about whom we wait for
 LINGER = 5.0  # seconds in which a last envelope must be delivered
 MOST_EVENTS = 200  # of one kind that one client may bring about
+LOOK = 1.0  # seconds between looks at who may take part
 GLANCE = 100  # envelopes for each client that are taken in at a time
 Tell = Callable[..., None]
 
@@ -58,12 +60,23 @@ class Network:
         federation: identity of the kits; a client with a kit of another federation is refused.
         tell: told of what deserves to stand among the events: event, text, client.
         clock: seconds, monotonic.
+        access: who may take part, as the coordinator may change it at any time.
     """
 
-    def __init__(self, channel: Channel, names: Collection[str], federation: str, config: NetworkConfig, tell: Tell,
-                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+    def __init__(
+        self,
+        channel: Channel,
+        names: Collection[str],
+        federation: str,
+        config: NetworkConfig,
+        tell: Tell,
+        clock: Callable[[], float] = time.monotonic,
+        access: AccessList | None = None,
+    ) -> None:
         self.channel, self.names, self.federation, self.config = channel, set(names), federation, config
-        self.tell, self.clock = tell, clock
+        self.tell, self.clock, self.access, self._looked = tell, clock, access, -LOOK
+        self._certificates = access.certificates if access else {}
+        self._revoked: set[str] = set()
         self.present: dict[str, Presence] = {}
         self.served: dict[str, str] = {}  # the process that has its place in the run
         self.open: dict[str, Open] = {}
@@ -79,6 +92,7 @@ class Network:
         self.open = {name: Open(data) for name, data in requests.items()}
         end = self.clock() + self.config.deadline
         while self.open:
+            yield from self._put_out()
             yield from self._send_out(fresh)
             yield from self._give_up(end)
             if self.open:
@@ -102,6 +116,11 @@ class Network:
             self._look_around(0.1)
         return True
 
+    def revoked(self) -> Collection[str]:
+        """Clients that the coordinator has put out by now."""
+        self._look_at_access()
+        return sorted(self._revoked)
+
     def dismiss(self, name: str, reason: str) -> None:
         """Tell a client that it takes no further part."""
         if name in self.present:
@@ -123,7 +142,11 @@ class Network:
         self.channel.send(name, Envelope("stop", fields).pack(), done)
 
     def _here(self, name: str) -> bool:
-        return name in self.present and self.clock() - self.present[name].heard <= self.config.silence
+        return (
+            name in self.present
+            and name not in self._revoked
+            and self.clock() - self.present[name].heard <= self.config.silence
+        )
 
     def _idle(self, name: str) -> bool:
         return self._here(name) and not self.present[name].busy
@@ -155,25 +178,47 @@ class Network:
         if error:
             request.due, request.process = self.clock() + RETRY, ""
 
+    def _look_at_access(self) -> None:
+        """Tell clients that were revoked, or whose certificate was replaced, as soon as that is known."""
+        if self.access is None or self.clock() - self._looked < LOOK:
+            return
+        self._looked = self.clock()
+        self.access.look()
+        for name in sorted((self.access.revoked & self.names) - self._revoked):
+            self._tell_some("revoked", f"{name}: {PUT_OUT}", name)
+            self._stop(name, PUT_OUT)
+        self._revoked = set(self.access.revoked & self.names)
+        before, self._certificates = self._certificates, self.access.certificates
+        for name in sorted(self.names & self.present.keys()):
+            if not set(before.get(name, ())) <= set(self._certificates.get(name, ())):
+                self._tell_some("revoked", f"{name}: {REPLACED}", name)
+                self._stop(name, REPLACED, process=self.present[name].process)
+
+    def _put_out(self) -> list[Reply]:
+        """Open requests to clients that are revoked come to nothing."""
+        self._look_at_access()
+        return [self._drop(name, Revoked(PUT_OUT)) for name in list(self.open) if name in self._revoked]
+
     def _give_up(self, end: float) -> list[Reply]:
         late = self.clock() > end
         reason = f"no answer within {self.config.deadline:g} s" if late else f"silent for {self.config.silence:g} s"
         return [self._drop(name, reason) for name in list(self.open) if late or not self._here(name)]
 
-    def _drop(self, name: str, reason: str) -> Reply:
+    def _drop(self, name: str, reason: str | Exception) -> Reply:
         """No longer wait for a client; it must be given its place again."""
         del self.open[name]
         self.served.pop(name, None)
-        return name, Absent(reason)
+        return name, Absent(reason) if isinstance(reason, str) else reason
 
     def _take_in(self, seconds: float) -> list[Reply] | None:
         """Take one envelope from the channel; what it means for open requests, or None if none came."""
+        self._look_at_access()
         found = self.channel.receive(seconds)
         if found is None:
             return None
         name, data = found
-        if name not in self.names:
-            self._refuse(name, "it is not a participant of this federation")
+        if name not in self.names or name in self._revoked:
+            self._refuse(name, PUT_OUT if name in self._revoked else "it is not a participant of this federation")
             return []
         try:
             envelope = unpack(data)

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+MINUTE = 60.0  # seconds
 # pattern, sentence, whether it is of no use to try again
 TROUBLES: list[tuple[str, str, bool]] = [
+    (r"^h2tune: (?P<text>.+)", "{text}", False),
     (r"Client '[^']*' is disabled", "the coordinator has revoked this participant", True),
     (r"Reject disabled client registration: (?P<who>\S+)", "{who} was refused: it is revoked", False),
     (r"authenticated as '(?P<who>[^']+)' but claimed endpoint '(?P<other>[^']+)'", "{who} tried to connect as {other} and"
@@ -45,15 +47,16 @@ def judge(line: str) -> tuple[str, bool] | None:
 
 
 def follow(log: Path, place: int, process: subprocess.Popen[bytes], tell: Callable[[str, bool], None]) -> None:
-    """Read the log from ``place`` on for as long as the process runs; each sentence is told once."""
-    told: set[str] = set()
+    """Read the log from ``place`` on for as long as the process runs; each sentence is told at most once a minute."""
+    told: dict[str, float] = {}
     with open(log, encoding="utf-8", errors="replace") as file:
         file.seek(place)
         while True:
             ended = process.poll() is not None
             for line in file:
-                if (found := judge(line)) and found[0] not in told:
-                    told.add(found[0])
+                if (found := judge(line)) and time.monotonic() - told.get(found[0], -MINUTE) >= MINUTE:
+                    told = {text: at for text, at in told.items() if time.monotonic() - at < MINUTE}
+                    told[found[0]] = time.monotonic()
                     tell(*found)
             if ended:
                 return
