@@ -21,7 +21,7 @@ from h2tune.config import ConfigError, NetworkConfig
 from h2tune.deployment import provision as kits
 from h2tune.deployment.kits import SCHEMA, THEIRS, About, Kit, KitError, write_kit
 from h2tune.deployment.process import Engine, Say, connection, take_part
-from h2tune.deployment.status import StatusFile
+from h2tune.deployment.status import StatusFile, finished
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
@@ -147,6 +147,8 @@ def config_of(kit: Kit, own: dict[str, Any]) -> tuple[VerticalConfig, str]:
 class VerticalParticipant:
     """Answers the active party's messages; builds the party anew whenever it joins or comes back."""
 
+    interrupt: Callable[[], None]  # exchanges are short: nobody calls it
+
     def __init__(self, kit: Kit, own: dict[str, Any]) -> None:
         self.config, self.name = config_of(kit, own)
         party = next(p for p in self.config.passive if p.name == self.name)
@@ -198,11 +200,13 @@ def attend_vertical(kit: Kit, own: dict[str, Any], say: Say = lambda text: None,
     Raises:
         KitError, ConfigError, TableError, ChannelError, DismissedError
     """
+    if words := finished(kit):
+        return words
     kit.check_certificate()
     status, own = StatusFile(kit), kit.own() | own
     participant = VerticalParticipant(kit, own)
     kit.keep_own(own)
-    return take_part(kit, status, participant, engine, say)
+    return take_part(kit, status, participant, engine, say, participant.config.network.patience)
 
 
 # The story of a vertical server from kit to metrics, in one read.

@@ -35,5 +35,8 @@ class Channel(Protocol):
             ChannelError: if none will ever come.
         """
 
+    def address(self, name: str) -> str:
+        """From where a participant is connected; an empty text if that is not known."""
+
     def close(self) -> None:
         """End the engine."""

@@ -20,9 +20,11 @@ from h2tune.errors import ProtocolError
 from h2tune.transport.access import PUT_OUT, REPLACED, AccessList
 from h2tune.transport.base import Absent, Reply, Revoked
 from h2tune.transport.channel import Channel
-from h2tune.transport.envelope import Envelope, progress, unpack
+from h2tune.transport.envelope import Envelope, OtherVersion, progress, unpack
 
 RETRY = 0.5  # seconds after which an envelope that could not be delivered is sent again
+REPEAT = 3.0  # seconds after which a request is sent again to a client that is idle
+MINUTE = 60.0  # seconds; a client that is refused is told of once in so many
 REMIND = 30.0  # seconds between lines about whom we wait for
 LINGER = 5.0  # seconds in which a last envelope must be delivered
 MOST_EVENTS = 200  # of one kind that one client may bring about
@@ -48,8 +50,9 @@ class Open:
 
     data: bytes
     number: str = field(default_factory=lambda: secrets.token_hex(8))
-    process: str = ""  # to which it was handed over
+    process: str = ""  # for which it is meant, once it was sent
     due: float = 0.0  # not sent (again) before
+    under_way: bool = False  # the channel has not yet said what became of it
 
 
 class Network:
@@ -80,7 +83,7 @@ class Network:
         self.present: dict[str, Presence] = {}
         self.served: dict[str, str] = {}  # the process that has its place in the run
         self.open: dict[str, Open] = {}
-        self._refused: set[tuple[str, str]] = set()
+        self._refused: dict[str, float] = {}  # when a refusal of this name was last told
         self._complaints: Counter[tuple[str, str]] = Counter()
 
     def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[Reply]:
@@ -159,24 +162,29 @@ class Network:
             seconds = 0.0
 
     def _send_out(self, fresh: bool) -> Iterator[Reply]:
-        """Hand open requests to clients that are here."""
+        """Hand open requests to clients that are here.
+
+        The engine delivers to a name, and two processes may have it for a while: a request is for one process, the
+        others leave it alone, and it is sent again for as long as that process is idle and has not answered.
+        """
         for name, request in list(self.open.items()):
-            if request.process or not self._here(name) or self.clock() < request.due:
+            if not self._here(name) or request.under_way or self.clock() < request.due:
                 continue
-            now = self.present[name].process
+            presence = self.present[name]
+            if request.process and presence.busy:
+                continue
             if fresh:
-                self.served[name] = now
-            elif self.served.get(name) != now:
+                self.served[name] = presence.process
+            elif self.served.get(name) != presence.process:
                 yield self._drop(name, "it was restarted")
                 continue
-            request.process = now
-            envelope = Envelope("request", {"number": request.number}, request.data).pack()
-            self.channel.send(name, envelope, partial(self._delivered, request))
+            request.process, request.under_way = presence.process, True
+            fields = {"number": request.number, "process": request.process}
+            self.channel.send(name, Envelope("request", fields, request.data).pack(), partial(self._sent, request))
 
-    def _delivered(self, request: Open, error: str) -> None:
-        """Called by the channel, from a thread of its own: what did not arrive is sent again."""
-        if error:
-            request.due, request.process = self.clock() + RETRY, ""
+    def _sent(self, request: Open, error: str) -> None:
+        """Called by the channel, from a thread of its own: what did not arrive is sent again soon."""
+        request.due, request.under_way = self.clock() + (RETRY if error else REPEAT), False
 
     def _look_at_access(self) -> None:
         """Tell clients that were revoked, or whose certificate was replaced, as soon as that is known."""
@@ -222,8 +230,11 @@ class Network:
             return []
         try:
             envelope = unpack(data)
+        except OtherVersion as error:
+            self._refuse(name, str(error), error.process)
+            return []
         except ProtocolError as error:
-            self._tell_some("refused", f"{name}: {error}", name)
+            self._tell_refusal(name, str(error))
             return []
         if envelope.kind == "hello":
             return self._hello(name, envelope)
@@ -249,21 +260,27 @@ class Network:
     def _answer(self, name: str, envelope: Envelope) -> list[Reply]:
         request = self.open.get(name)
         if request is None or envelope.fields["number"] != request.number:
-            self._tell_some("late", f"{name}: an answer came too late and was dropped", name)
+            self._tell_some("late", f"{name}: an answer came to a request that is no longer open", name)
             return []
         del self.open[name]
         return [(name, envelope.body)]
 
     def _refuse(self, name: str, reason: str, process: str = "") -> None:
-        """Say so on both sides, here only once."""
-        if (name, process) not in self._refused:
-            self._refused.add((name, process))
-            self._tell_some("refused", f"{name}: {reason}", name)
+        """Say so on both sides."""
+        self._tell_refusal(name, reason)
         self._stop(name, reason, process=process)
+
+    def _tell_refusal(self, name: str, reason: str) -> None:
+        """Told at most once a minute for each who is refused; of strangers, for all of them together."""
+        now, key = self.clock(), name if name in self.names else ""
+        if now - self._refused.get(key, -MINUTE) >= MINUTE:
+            self._refused[key] = now
+            address = self.channel.address(name)
+            self.tell("refused", f"{name}{f' at {address}' if address else ''}: {reason}", client=name)
 
     def _tell_some(self, event: str, text: str, name: str) -> None:
         """An event that a client brings about by itself: it cannot fill the disk with them."""
-        key = (name if name in self.names else "", event)
+        key = (name, event)
         self._complaints[key] += 1
         if self._complaints[key] <= MOST_EVENTS:
             self.tell(event, text, client=name)

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.fuel.f3.comm_error import CommError
+from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from h2tune.transport.access import PUT_OUT, REVOKED, AccessList
 
 SECONDS = 1.0  # between two looks at the lists
+MINUTE = 60.0  # seconds; a refusal of a participant is told once in so many
 GRACE = 3.0  # seconds in which a revoked client's process is told why, before its connection is closed
 
 
@@ -38,13 +40,22 @@ class Guard:
 
     def __init__(self, folder: Path, connections: Any, registry: Any) -> None:
         self.access, self.connections, self.registry = AccessList(folder), connections, registry
+        self._told: dict[str, float] = {}  # when it was last said that a participant is refused
         self._due: dict[str, float] = {}  # revoked participants, and when their connections are closed
         connections.update_endpoint = self._judged(connections.update_endpoint)
         threading.Thread(target=self._watch, daemon=True, name="h2tune-guard").start()
 
     def objection(self, name: str) -> str:
         """Why an envelope of this participant is refused, or an empty text."""
-        return self.access.objection(name)
+        if (reason := self.access.objection(name)) and time.monotonic() - self._told.get(name, -MINUTE) > MINUTE:
+            self._told[name] = time.monotonic()
+            say(f"{name} at {self.address(name)} was refused: {reason}")
+        return reason
+
+    def address(self, name: str) -> str:
+        """From where a participant is connected."""
+        endpoint = self.connections.find_endpoint(name)
+        return host_of(endpoint.conn_props if endpoint else {})
 
     def _judged(self, update: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         """`update_endpoint`, for certificates that are in force."""
@@ -99,6 +110,18 @@ def identity(connection: Any) -> tuple[str, int | None, str]:
     socket = getattr(connection, "websocket", None)
     certificate = socket.get_extra_info("peercert") if socket is not None else None
     serial = (certificate or {}).get("serialNumber")
-    address = str(properties.get(DriverParams.PEER_ADDR.value, "an unknown address")).rpartition(":")[0]
+    address = host_of(properties)
     name = properties.get(DriverParams.PEER_CN.value) if serial else None
     return name or "", int(serial, 16) if serial else None, address
+
+
+def host_of(properties: Any) -> str:
+    """The other side's address without the port."""
+    return str(properties.get(DriverParams.PEER_ADDR.value, "")).rpartition(":")[0] or "an unknown address"
+
+
+def listening(connections: Any) -> list[str]:
+    """Addresses on which an engine waits for connections."""
+    found = [c.params for c in connections.connectors.values() if c.mode == Mode.PASSIVE]
+    places = {(str(p.get(DriverParams.HOST.value)), str(p.get(DriverParams.PORT.value))) for p in found}
+    return sorted(f"{'every address' if host in ('0', '0.0.0.0') else host}:{port}" for host, port in places)
