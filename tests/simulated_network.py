@@ -44,6 +44,8 @@ class _Kit(Kit):
 class SimulatedNetwork:
     """The server's channel, and the clock."""
 
+    ports = ("10.0.0.1:8443",)
+
     def __init__(self) -> None:
         self.now, self.clients, self.envelopes = 0.0, {}, []
         self._events: list[tuple[float, int, Callable[[], None]]] = []

@@ -18,6 +18,8 @@ from h2tune.transport.envelope import Envelope, unpack
 class Wire:
     """A channel of queues: what the client says, and what it hears."""
 
+    ports = ()
+
     def __init__(self, error: str = "") -> None:
         self.error, self.sent, self.inbox = error, [], queue.Queue()
 

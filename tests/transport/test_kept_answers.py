@@ -35,13 +35,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Ten
 def trained(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     """How often each client trained each round."""
     counted: Counter[tuple[str, int]] = Counter()
-    act = Client._act
+    take_part = Client._take_part
 
     def counting(client: Client, message: Message) -> Any:
         counted[client.name, message.round] += 1
-        return act(client, message)
+        return take_part(client, message)
 
-    monkeypatch.setattr(Client, "_act", counting)
+    monkeypatch.setattr(Client, "_take_part", counting)
     return counted
 
 

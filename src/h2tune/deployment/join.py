@@ -9,6 +9,7 @@ from typing import Any
 
 from h2tune.client import Client, LostStateError
 from h2tune.config import ConfigError
+from h2tune.deployment.alone import FINAL, asked_for, train_alone
 from h2tune.deployment.kept_answer import KeptAnswer
 from h2tune.deployment.kits import THEIRS, Kit
 from h2tune.deployment.process import Engine, Say, take_part
@@ -88,6 +89,8 @@ class Participant:
                 return kept
             answer = self.client.handle(data)
             self.kept.keep(message, self.client, answer)
+            if message.kind == "finish":
+                self.store.write_json(FINAL, decode(answer).payload.meta.get("final"))
             return answer
         except (ProtocolError, MethodError, LostStateError) as error:  # a full disk or a bug ends the process instead
             reason = Payload(meta={"reason": str(error), "rejoin": isinstance(error, LostStateError)})
@@ -127,10 +130,15 @@ def attend(
     Raises:
         KitError, ConfigError, ChannelError, DismissedError
     """
+    given = kit.own() | own
     if words := finished(kit):
-        return words
+        return f"{words}\n{train_alone(kit, given)}" if asked_for(kit, given) else words
     kit.check_certificate()
-    status, own = StatusFile(kit), kit.own() | own
-    participant = Participant(kit, own, watch)
-    kit.keep_own(own)
-    return take_part(kit, status, participant, engine, say, participant.experiment.network.patience)
+    status = StatusFile(kit)
+    participant = Participant(kit, given, watch)
+    kit.keep_own(given)
+    words = take_part(kit, status, participant, engine, say, participant.experiment.network.patience)
+    if not asked_for(kit, given):
+        return words
+    say(f"{words}; {kit.about.name} now trains alone, to compare")
+    return train_alone(kit, given)

@@ -65,7 +65,8 @@ def take_part(
         participant.interrupt = loop.check
 
         def standing() -> dict[str, Any]:
-            return {"busy": loop.busy, "server_heard": loop.heard, "doing": participant.doing}
+            now = {"busy": loop.busy, "server_heard": loop.heard, "doing": participant.doing}
+            return now | {"listens": channel.ports}
 
         with status.kept(standing):
             return loop.run(participant.answer)

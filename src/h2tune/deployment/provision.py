@@ -216,6 +216,8 @@ def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
         # A client must know it without knowing how many others there are, and never take the server's word for it.
         plain["secure_aggregation"] = {"threshold": experiment.secure_threshold}
     if name != "server":
+        # Each client trains alone after the rounds, if the file asks for it (`h2tune.deployment.alone`).
+        plain["baseline"] = "local" if "local" in experiment.baselines else "none"
         clients = [client for client in clients if client["name"] == name]
         plain |= {"quorum": 1, "participation": 1.0}
     plain["clients"] = [client | dict.fromkeys(("model", "train", "test"), THEIRS) for client in clients]

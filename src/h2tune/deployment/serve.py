@@ -83,4 +83,5 @@ def _standing(server: Server, network: Network) -> dict[str, Any]:
         doing = presence.doing if presence and presence.busy else {}
         standing = f"{Status.EXCLUDED}: {PUT_OUT}" if name in out else member.standing
         clients[name] = {"status": standing, "heard_seconds_ago": heard, "doing": doing}
-    return {"round": server.round, "rounds": server.experiment.rounds, "clients": clients}
+    done = {"round": server.round, "rounds": server.experiment.rounds, "clients": clients}
+    return done | {"listens": network.channel.ports}

@@ -266,4 +266,4 @@ def _standing(federation: Federation, network: Network) -> dict[str, Any]:
         doing = presence.doing if presence and presence.busy else {}
         clients[party.name] = {"status": standing, "heard_seconds_ago": heard, "doing": doing}
     done = federation.active.round if federation.active else 0
-    return {"round": done, "rounds": federation.config.rounds, "clients": clients}
+    return {"round": done, "rounds": federation.config.rounds, "clients": clients, "listens": network.channel.ports}

@@ -23,7 +23,13 @@ class ChannelError(H2TuneError, RuntimeError):
 
 
 class Channel(Protocol):
-    """One participant's end."""
+    """One participant's end.
+
+    Attributes:
+        ports: addresses on which the engine listens, once that is known.
+    """
+
+    ports: list[str]
 
     def send(self, to: str, data: bytes, done: Done = lambda error: None) -> None:
         """Carry an envelope; returns at once. ``done`` is called, from any thread, when its fate is known."""
