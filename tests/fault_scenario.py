@@ -43,6 +43,12 @@ class FaultScenario:
             found |= {f"{name}.{k}": v for k, v in tensors.items()}
         return found
 
+    def outcome_without(self, gone: str) -> dict[str, torch.Tensor]:
+        """As `outcome`, of a federation that this client left."""
+        clients, self.clients = self.clients, {name: c for name, c in self.clients.items() if name != gone}
+        found, self.clients = self.outcome(), clients
+        return found
+
     def outcome_of_core(self) -> torch.Tensor:
         return load_file(self.folder / "server" / "run" / "server" / "core.safetensors")["S"]
 

@@ -19,7 +19,8 @@ from h2tune.deployment.kits import PUBLIC, SCHEMA, About, Kit, write_kit
 from h2tune.deployment.provision import concerns, with_public_files
 from h2tune.protocol.codec import Message, decode
 from h2tune.transport.channel import Done
-from h2tune.transport.envelope import Envelope, unpack
+from h2tune.transport.client_loop import Conversation
+from h2tune.transport.envelope import Envelope
 from h2tune.version import __version__
 
 FEDERATION = "f" * 32
@@ -42,6 +43,8 @@ class _Kit(Kit):
 
 class SimulatedNetwork:
     """The server's channel, and the clock."""
+
+    ports = ("10.0.0.1:8443",)
 
     def __init__(self) -> None:
         self.now, self.clients, self.envelopes = 0.0, {}, []
@@ -66,8 +69,11 @@ class SimulatedNetwork:
         if self.cut or client is None or not client.alive:
             done("unreachable")
             return
-        self.after(TRAVEL, lambda: client.take(unpack(data)))
+        self.after(TRAVEL, lambda: client.take(data))
         done("")
+
+    def address(self, name: str) -> str:
+        return "10.0.0.7" if name in self.clients else ""
 
     def receive(self, seconds: float) -> tuple[str, bytes] | None:
         end = self.now + seconds
@@ -95,14 +101,15 @@ class SimulatedClient:
     def __init__(self, network: SimulatedNetwork, name: str, make: Callable[[], Callable[[bytes], bytes]],
                  faults: dict[str, tuple[str, Callable[[SimulatedClient], None]]] | None = None) -> None:  # fmt: skip
         self.network, self.name, self.make, self.faults = network, name, make, dict(faults or {})
-        self.alive, self.busy, self.hung, self.lives = False, False, False, 0
-        self.work, self.federation = WORK, FEDERATION
+        self.alive, self.hung, self.lives = False, False, 0
+        self.work, self.federation, self.suffix = WORK, FEDERATION, ""
         self.stopped: list[str] = []
         network.clients[name] = self
 
     def start(self) -> None:
         self.lives += 1
-        self.alive, self.busy, self.hung, self.answer = True, False, False, self.make()
+        self.alive, self.hung, self.answer = True, False, self.make()
+        self.talk, self.last = Conversation(self.federation, f"{self.name}-{self.lives}{self.suffix}"), None
         self._beat(self.lives)
 
     def kill(self, back_after: float | None = None) -> None:
@@ -120,9 +127,7 @@ class SimulatedClient:
             self.network.after(1.0, lambda: self._beat(life))
 
     def hello(self) -> None:
-        fields = {"federation": self.federation, "process": f"{self.name}-{self.lives}", "version": __version__,
-                  "busy": self.busy, "doing": {}}  # fmt: skip
-        self._post(Envelope("hello", fields))
+        self._post(self.talk.hello({}))
 
     def _post(self, envelope: Envelope) -> bool:
         if not self.network.cut:
@@ -130,11 +135,18 @@ class SimulatedClient:
             self.network.after(TRAVEL, lambda: self.network.envelopes.append((self.name, data)))
         return not self.network.cut
 
-    def take(self, envelope: Envelope) -> None:
+    def take(self, data: bytes) -> None:
+        envelope = self.talk.heard(data) if self.alive else None
+        if envelope is None:
+            return
         if envelope.kind == "stop":
             self.stopped.append(envelope.fields["reason"])
+            self.alive = False
             return
-        self.busy, life = True, self.lives
+        if self.last is not None and self.last.fields["number"] == envelope.fields["number"]:
+            self._deliver(self.last, self.lives)  # a request that comes twice is answered twice, and done once
+            return
+        self.talk.busy, life = True, self.lives
         self.hello()
         moment, fault = self._planted(decode(envelope.body))
         if fault and moment == "before":
@@ -145,7 +157,7 @@ class SimulatedClient:
         if fault and moment == "after":
             fault(self)
         answer = Envelope("answer", {"number": envelope.fields["number"]}, body)
-        self.network.after(self.work, lambda: self._deliver(answer, life))
+        self.network.after(self.work, lambda: self._finish(answer, life))
 
     def _planted(self, message: Message) -> tuple[str, Callable[[SimulatedClient], None] | None]:
         """The fault of this kind of message, or of this step of a round (``step 25``)."""
@@ -154,13 +166,18 @@ class SimulatedClient:
                 return self.faults.pop(key)
         return "", None
 
+    def _finish(self, answer: Envelope, life: int) -> None:
+        if life == self.lives:
+            self.last = answer
+        self._deliver(answer, life)
+
     def _deliver(self, envelope: Envelope, life: int) -> None:
         if not self.alive or life != self.lives:
             return
         if self.hung or not self._post(envelope):
             self.network.after(0.5, lambda: self._deliver(envelope, life))
             return
-        self.busy = False
+        self.talk.busy = False
         self.hello()
 
 

@@ -32,7 +32,8 @@ class Admission:
             QuorumError: they are too few.
             MethodError: they do not fit together.
         """
-        names = [name for name in self.session.members if self.joins[name] <= 1]
+        self.session.put_out(0)
+        names = [name for name in self.session.with_status(Status.WAITING) if self.joins[name] <= 1]
         self.session.transport.wait(names, len(names), first=True)
         ready = self._set_up(method, names, 0)
         if len(ready) < self.quorum:
@@ -40,7 +41,8 @@ class Admission:
         return ready
 
     def returning_and_late(self, method: ServerMethod, number: int) -> None:
-        """Before a round: clients that were away take their place again, and late joiners are set up."""
+        """Before a round: revoked clients leave, those that were away take their place again, late ones are set up."""
+        self.session.put_out(number)
         here = self.session.returned()
         self.session.take_back(here)
         for name in here:  # one by one: nobody is refused for another's sake
@@ -52,6 +54,7 @@ class Admission:
 
     def after_a_restart(self, method: ServerMethod, number: int) -> None:
         """The server has restarted: ask the clients that took part to go on from the committed round."""
+        self.session.put_out(number)
         active = self.session.with_status(Status.ACTIVE)
         self.session.transport.wait(active, len(active), first=True)
         for _ in self.session.request("resume", {name: method.rejoin(name) for name in active}, Place(number)):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from h2tune import tasks
-from h2tune.aggregation.private import epsilon, rounds_within
+from h2tune.aggregation.private import epsilon, noise_in_words, rounds_within
 from h2tune.config import ClientConfig, Experiment, Privacy
 from h2tune.core.masks import kept_rank
 from h2tune.core.slots import Layout
@@ -98,6 +98,10 @@ def make_plan(experiment: Experiment) -> Plan:
         if shape is not None and plan.depth:
             _figures(plan, experiment, settings, client, shape, row, anchors, slots)
         plan.clients.append(row)
+    largest = max((row.bytes_down or 0 for row in plan.clients), default=0)
+    if plan.privacy and (asked := experiment.privacy) and largest:
+        entries = largest // (4 if experiment.wire.download == "float32" else 2)
+        plan.privacy.append(noise_in_words(asked.noise, asked.clip, experiment.clients_per_round, entries))
     return plan
 
 

@@ -117,7 +117,7 @@ class Server:
                 self._end(number, ask, start)
                 return ""
             except RoundInterrupted as error:
-                self.log.event("round_interrupted", f"round {number} begins again: {error} restarted", round=number)
+                self.log.event("round_interrupted", f"round {number} begins again: {error}", round=number)
                 self.method = self.commits.last().method
             except QuorumMissed as error:
                 self.log.event("warning", f"round {number}: {error}", round=number)
@@ -145,7 +145,9 @@ class Server:
 
         Raises:
             QuorumMissed: too few clients have ended it.
+            RoundInterrupted: a client that has ended it was revoked.
         """
+        ask.check_revoked()
         reports, seconds = ask.finished(), time.perf_counter() - start
         if len(reports) < self.quorum:
             raise QuorumMissed(f"{len(reports)} clients ended it")

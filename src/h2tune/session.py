@@ -18,6 +18,7 @@ from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.protocol.exchange import QuorumMissed, Reply, payload_of
 from h2tune.protocol.schemas import RoundReport, read
+from h2tune.transport.access import PUT_OUT
 from h2tune.transport.base import Absent, Lost, Transport
 
 ATTEMPTS = 3  # times that a client which restarts in a round is asked again, and that a round is begun
@@ -159,6 +160,17 @@ class Session:
         self.log.event("client_excluded", f"{name}: {reason}", round=round, client=name)
         self.transport.dismiss(name, reason)
 
+    def put_out(self, round: int) -> set[str]:
+        """Exclude clients that the coordinator has revoked, take back those admitted again; returns the revoked ones."""
+        revoked = set(self.transport.revoked())
+        for name, member in self.members.items():
+            if name in revoked and member.status is not Status.EXCLUDED:
+                self.exclude(name, PUT_OUT, round)
+            elif name not in revoked and member.reason == PUT_OUT:
+                member.status, member.reason = (Status.AWAY, "") if member.facts else (Status.WAITING, "")
+                self.log.event("client_admitted", f"{name} was admitted again", round=round, client=name)
+        return revoked
+
     def lose(self, name: str, error: Absent, round: int) -> None:
         """A client that gave no answer misses the round; when it is here again, it takes part again."""
         member = self.members[name]
@@ -197,7 +209,7 @@ class Session:
 
 
 class RoundInterrupted(Exception):
-    """A client restarted after its first answer of a round of several exchanges: the round must begin again."""
+    """The round must begin again: a client restarted in the middle of several exchanges, or was revoked after an answer."""
 
 
 class Exchanges:
@@ -245,7 +257,8 @@ class Exchanges:
 
         Raises:
             QuorumMissed: fewer clients answered than the quorum asks for.
-            RoundInterrupted: a client restarted that had answered an earlier exchange of the round.
+            RoundInterrupted: a client that had answered an earlier exchange of the round restarted, or one that had
+                answered was revoked.
         """
         found: dict[str, T] = {}
         place = Place(self.place.round, self.place.attempt, self.step, self.place.state)
@@ -260,13 +273,20 @@ class Exchanges:
                 self._take(reply, kind, read, found)
             back = self._take_back([name for name in left if name not in found]) if again and self.patient else []
             if begun & set(back):
-                raise RoundInterrupted(", ".join(sorted(begun & set(back))))
+                raise RoundInterrupted(f"{', '.join(sorted(begun & set(back)))} restarted")
             if not back:
                 break
             left = {name: payloads[name] for name in back}
+        self.check_revoked()
         if len(found) < min(self.quorum, len(payloads)):
             raise QuorumMissed(f"{len(found)} of {len(payloads)} clients answered {kind!r}")
         return found
+
+    def check_revoked(self) -> None:
+        """Raise RoundInterrupted if a client that has answered in this round was revoked: its part in it must not count."""
+        gone = self.session.put_out(self.place.round)
+        if self.ends and (gone := gone & self.traffic.keys()):
+            raise RoundInterrupted(f"{', '.join(sorted(gone))} was revoked")
 
     def _take(self, reply: Reply, kind: str, read: Callable[[Reply], T], found: dict[str, T]) -> None:
         name, round = reply.client, self.place.round

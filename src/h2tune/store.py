@@ -157,6 +157,10 @@ class ClientStore:
         for _, path in self._states()[:-2]:
             path.unlink()
 
+    def has_state(self, round: int) -> bool:
+        """Whether the state of just this round is kept."""
+        return any(number == round for number, _ in self._states())
+
     def load_state(self, round: int) -> dict[str, Tensor] | None:
         """The newest state that is not younger than a committed round."""
         usable = [path for number, path in self._states() if number <= round]

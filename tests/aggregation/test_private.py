@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from scipy.stats import kstest, norm
 from torch import Tensor
 
 from h2tune.aggregation.base import Mean
-from h2tune.aggregation.private import Private, clipped, epsilon, rounds_within, standard_normal
+from h2tune.aggregation.private import Private, clipped, epsilon, noise_in_words, rounds_within, standard_normal
 from h2tune.core.client_core import CoreShape
 
 SHAPE = CoreShape(2, 3, ("q", "k"))
@@ -178,3 +179,20 @@ def test_rounds_of_different_noise_compose_and_the_budget_is_never_exceeded() ->
         count = rounds_within(1.0, 1e-5, budget, 30)
         assert epsilon([1.0] * count, 1e-5) <= budget
         assert count == 30 or epsilon([1.0] * (count + 1), 1e-5) > budget
+
+
+def test_the_sentence_about_noise_says_what_the_noise_is() -> None:
+    """Its norm is measured with the aggregator itself, on updates of zero."""
+    clients, noise, clip, shape = 3, 2.0, 0.5, (4, 3, 8, 8)
+    covers = {f"c{i}": torch.ones(shape, dtype=torch.bool) for i in range(clients)}
+    private = Private(Mean(lambda payload: (payload, payload)), clip, noise)
+    private.start(torch.zeros(shape), covers)
+    for name, coverage in covers.items():
+        private.fold(name, torch.zeros(shape), coverage, 1)
+    measured = float(private.result().norm())
+    said = noise_in_words(noise, clip, clients, 4 * 3 * 8 * 8)
+    assert abs(float(re.search(r"has norm ([0-9.]+)", said)[1]) / measured - 1) < 0.15
+    assert "the updates drown; from about 111 clients a round on" in said
+    assert "that is 45% of it" in noise_in_words(noise, clip, 123, 768) and "from about" not in noise_in_words(
+        2, 1, 123, 768
+    )

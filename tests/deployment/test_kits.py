@@ -24,7 +24,7 @@ from h2tune.deployment.provision import with_public_files
 from h2tune.deployment.status import StatusFile, describe, running
 from h2tune.protocol.codec import Message, ProtocolError, decode, encode
 from h2tune.transport.envelope import Envelope, progress, unpack
-from h2tune.transport.nvflare.engine_log import judge
+from h2tune.transport.nvflare.engine_log import CLOSED, Sentences, Trouble, judge
 
 
 def test_status_needs_no_tensors() -> None:
@@ -45,7 +45,7 @@ def test_letters_come_out_as_they_went_in(number: str, body: bytes) -> None:
         Envelope("answer", {"number": 3}),
         Envelope("answer", {}),
         Envelope("answer", {"number": "a", "more": "b"}),
-        Envelope("hello", {"federation": "f", "process": "i", "version": "1", "busy": 1, "doing": {}}),
+        Envelope("hello", {"federation": "f", "process": "i", "version": "1", "protocol": 2, "busy": 1, "doing": {}}),
         Envelope("command", {}),
         Envelope("answer", {"number": "a" * 20_000}),
     ],
@@ -63,19 +63,54 @@ def test_only_progress_as_clients_tell_it_is_believed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says", "final"),
+    ("line", "says", "follows"),
     [
-        ("OSError: [Errno 98] Address already in use", "the port is taken", True),
-        ("ssl.SSLError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "not of this federation's", False),
-        ("registration rejected: Client 'c2' is disabled", "has revoked this participant", True),
-        ("CommError: connection CN1 authenticated as 'c0' but claimed endpoint 'c1' requires", "c0 tried to connect as c1", False),
-        ("Cannot connect to host localhost:1 [Connection refused]", "cannot be reached; trying again", False),
+        ("OSError: [Errno 98] Address already in use", "the port is taken", Trouble.FINAL),
+        ("ssl.SSLError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "not of this kit's", Trouble.REFUSED),
+        ("registration rejected: Client 'c2' is disabled", "has revoked this participant", Trouble.FINAL),
+        ("CommError: connection CN1 authenticated as 'c0' but claimed endpoint 'c1' requires", "c0 tried to connect as c1",
+         Trouble.PASSING),
+        ("Cannot connect to host localhost:1 [Connection refused]", "cannot be reached; trying again", Trouble.PASSING),
+        ("h2tune: c1 at 10.0.0.3 was refused: its kit", "c1 at 10.0.0.3 was refused", Trouble.PASSING),
+        ("x - conn_manager - INFO - Connection [CN1 Not Connected SSL server] is closed PID: 7", "renewed or revoked",
+         Trouble.REFUSED),
     ],
 )  # fmt: skip
-def test_the_engines_log_in_words(line: str, says: str, final: bool) -> None:
+def test_the_engines_log_in_words(line: str, says: str, follows: Trouble) -> None:
     found = judge(line)
-    assert found is not None and says in found[0] and found[1] == final
+    assert found is not None and says in found[0] and found[1] is follows
     assert judge("2026-11-21 - conn_manager - INFO - Connection [CN00013] is created") is None
+
+
+def test_a_sentence_is_told_once_a_minute_and_a_client_that_is_refused_all_the_time_gives_up() -> None:
+    now = [0.0]
+    client, server = (Sentences(role, lambda: now[0]) for role in ("client", "server"))
+    assert client.take("a", Trouble.PASSING) == (True, False) and client.take("a", Trouble.PASSING) == (False, False)
+    now[0] = 61.0
+    assert client.take("a", Trouble.PASSING) == (True, False)
+    for seconds in (0, 20, 40):
+        now[0] = 100.0 + seconds
+        assert client.take("no", Trouble.REFUSED) == (seconds == 0, False)
+        server.take("no", Trouble.REFUSED)
+    now[0] = 150.0
+    assert client.take("no", Trouble.REFUSED) == (True, True)
+    assert server.take("no", Trouble.REFUSED) == (False, False)  # a server goes on for the others
+    client.contact()
+    assert client.take("no", Trouble.REFUSED) == (False, False)
+    assert client.take("never", Trouble.FINAL) == (True, True)
+
+
+def test_a_connection_that_closes_now_and_then_is_no_refusal() -> None:
+    now = [0.0]
+    client = Sentences("client", lambda: now[0])
+    for _ in range(20):  # the server restarts again and again
+        now[0] += 30.0
+        assert client.take(CLOSED, Trouble.REFUSED) == (False, False)
+        assert client.take("the server cannot be reached; trying again", Trouble.PASSING)[1] is False
+    for _ in range(7):  # closed, and closed, and closed
+        now[0] += 10.0
+        told, ends = client.take(CLOSED, Trouble.REFUSED)
+    assert told and ends
 
 
 def test_a_folder_that_is_no_kit_and_a_kit_of_the_other_role(tmp_path: Path) -> None:

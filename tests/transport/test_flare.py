@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -311,19 +310,3 @@ def test_kill_9_of_real_processes_changes_nothing(victim: str, tmp_path: Path) -
     wanted = load_file(tmp_path / "run" / "server" / "core.safetensors")
     assert all(torch.equal(core[k], wanted[k]) for k in wanted)
     until(lambda: not engines(tmp_path), "no process is left")
-
-
-@pytest.mark.slow
-def test_two_processes_with_one_identity_end_in_one(tmp_path: Path) -> None:
-    """A kit that was copied, as it was after a round: the federation ends, and one of the two says why it does not take part."""
-    with begun(tmp_path, rounds=40) as session:
-        # As on another machine: on this one status.json names the process that works on the original.
-        elsewhere = shutil.ignore_patterns("status.json")
-        shutil.copytree(tmp_path / "kits" / "c1", tmp_path / "kits" / "copy", ignore=elsewhere)
-        session.start("copy")
-        assert session.processes["server"].wait(300) == 0
-        codes = sorted(session.processes[name].wait(60) for name in ("c1", "copy"))
-        logs = [(tmp_path / "kits" / f"{name}.log").read_text() for name in ("c1", "copy")]
-        assert codes == [0, 1] and any("the same identity" in log for log in logs), logs
-    metrics = json.loads((tmp_path / "kits" / "server" / "run" / "metrics.json").read_text())
-    assert metrics["rounds"] == 40 and all(client["final"] for client in metrics["clients"].values())

@@ -117,3 +117,25 @@ def rounds_within(noise: float, delta: float, budget: float, most: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if epsilon([noise] * middle, delta) <= budget else (low, middle - 1)
     return low
+
+
+def noise_in_words(noise: float, clip: float, clients: int, entries: int) -> str:
+    """What the noise of a round does, in a sentence.
+
+    Args:
+        clients: of a round, all of which cover all entries; where fewer do, noise is larger.
+        entries: of the core, d. Noise on the mean has standard deviation ``noise clip / clients`` in each, so its norm is
+            about ``noise clip sqrt(d) / clients``; the mean of clipped updates is no longer than ``clip``.
+    """
+    norm = noise * clip * math.sqrt(entries) / clients
+    enough = math.ceil(2 * noise * math.sqrt(entries))
+    does = (
+        f"so a round's mean is {norm / clip:.1f} times noise: the updates drown"
+        if norm > clip
+        else f"that is {norm / clip:.0%} of it"
+    )
+    few = "" if clients >= enough else f"; from about {enough:,} clients a round on, noise is at most half of it"
+    return (
+        f"with {clients} clients the noise on a mean of {entries:,} entries has norm {norm:.3g}, the mean update at most"
+        f" {clip:g} (`clip`), {does}{few}"
+    )

@@ -12,6 +12,10 @@ import typer
 from h2tune.cli.options import File, Json, plain_errors
 from h2tune.cli.output import print_run, status_lines
 
+LOCALHOST = (
+    "the kits are for a server on this machine: the file names no `network.host`. For clients on other machines write"
+    " `network: {host: fed.example.org}` and make the kits again in another folder"
+)
 KitFolder = Annotated[Path, typer.Argument(metavar="KIT", help="A kit, as `h2tune provision` makes them.")]
 Names = Annotated[list[str] | None, typer.Option(help="A participant; may be given more than once.")]
 
@@ -42,8 +46,12 @@ def provision(
         made = making.provision(experiment, out, renew or (), days)
         for folder in made:
             typer.echo(f"{folder.name:<16} {folder}")
+        if made and "host" not in experiment.network.model_fields_set:
+            typer.echo(f"warning: {LOCALHOST}", err=True)
         if revoke:
-            typer.echo(f"refused from now on: {', '.join(making.revoke(out, revoke))}; restart the server")
+            typer.echo(
+                f"refused from now on: {', '.join(making.revoke(out, revoke))}; a running server puts them out within seconds"
+            )
         elif not made:
             typer.echo("all kits are there already; --renew NAME makes one again")
         else:

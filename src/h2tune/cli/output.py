@@ -131,6 +131,8 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     """A kit's status in words."""
     lines = [f"{found['role']} {found['name']}: {found['state']}",
              f"server {found['server']}, certificate until {found['certificate_until']}"]  # fmt: skip
+    if found["state"] == "running" and (ports := found.get("listens")):
+        lines.append(f"listens on {', '.join(ports)}")
     if "rounds" in found:
         lines.append(f"round {found['round']} of {found['rounds']} committed")
     for name, client in found.get("clients", {}).items():

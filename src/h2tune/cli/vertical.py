@@ -207,7 +207,7 @@ def provision(
     for folder in made:
         print(f"{folder.name:<16} {folder}")
     if revoke:
-        print(f"refused from now on: {', '.join(refuse(out, revoke))}; restart the server")
+        print(f"refused from now on: {', '.join(refuse(out, revoke))}; a running server puts them out within seconds")
         return made
     if not made:
         print("all kits are there already; --renew NAME makes one again")

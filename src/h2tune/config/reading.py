@@ -24,6 +24,8 @@ from h2tune.config.schema import (
 )
 from h2tune.errors import H2TuneError
 
+PROMISES = ("secure_aggregation", "privacy")  # whoever writes the key wants it; an empty value would mean none
+
 
 class ConfigError(H2TuneError, ValueError):
     """One or more mistakes in a config; ``problems`` holds a line for each."""
@@ -54,7 +56,23 @@ def load_config(path: str | Path, seed: int | None = None) -> Experiment:
     Raises:
         ConfigError: with every mistake at once.
     """
-    return parse_config(read_yaml(path), Path(path).parent, seed)
+    data = read_yaml(path)
+    if empty := _empty(Path(path)):
+        cures = {
+            "secure_aggregation": "write `secure_aggregation: {}` to have it",
+            "privacy": "name `clip` and `noise`",
+        }
+        raise ConfigError(
+            [f"{key}: nothing stands after the colon: {cures[key]}, or leave the key out" for key in empty]
+        )
+    return parse_config(data, Path(path).parent, seed)
+
+
+def _empty(path: Path) -> list[str]:
+    """Promises with nothing after the colon; whoever means none writes `null`, as files written by h2tune do."""
+    node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return [key.value for key, value in pairs if key.value in PROMISES and value.value == ""]
 
 
 def parse_config(data: Any, folder: Path | None = None, seed: int | None = None) -> Experiment:

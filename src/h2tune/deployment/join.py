@@ -9,17 +9,21 @@ from typing import Any
 
 from h2tune.client import Client, LostStateError
 from h2tune.config import ConfigError
+from h2tune.deployment.alone import FINAL, asked_for, train_alone
+from h2tune.deployment.kept_answer import KeptAnswer
 from h2tune.deployment.kits import THEIRS, Kit
 from h2tune.deployment.process import Engine, Say, take_part
-from h2tune.deployment.status import StatusFile
+from h2tune.deployment.status import StatusFile, finished
 from h2tune.errors import MethodError, ProtocolError
 from h2tune.frames.sources import load_anchors
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
+from h2tune.participant.trainer import nothing
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
 from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
 from h2tune.transport.nvflare.flare import Flare
+from h2tune.version import __version__
 
 NONSENSE = (
     LookupError,
@@ -36,6 +40,9 @@ class Participant:
         kit: the client's kit.
         own: the values that are the client's own.
         watch: told of every update: client, round, phase, step, steps, loss.
+
+    Attributes:
+        interrupt: called after every update; it raises if nothing more is to be done.
     """
 
     doing: dict[str, Any]
@@ -51,7 +58,10 @@ class Participant:
         self.models = ModelPool.of(self.experiment, kit.folder / "state" / "frames")
         self.anchors = load_anchors(self.experiment.anchors, self.experiment.anchor_words)
         meant = f"delete {self.store.folder / 'data.json'} to go on with the new ones"
-        check_fingerprint(self.store.folder, data_fingerprint(self.experiment), cure=meant)
+        data = data_fingerprint(self.experiment)
+        check_fingerprint(self.store.folder, data, cure=meant)
+        self.kept = KeptAnswer(self.store, f"{__version__} {self.experiment.to_yaml()} {sorted(data.items())}")
+        self.interrupt: Callable[[], None] = nothing
         self.client: Client | None = self._build()  # every mistake in model and data shows before we connect
 
     def _build(self) -> Client:
@@ -62,6 +72,7 @@ class Participant:
     def _step(self, client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None:
         # The loss is private; how far we are is not.
         self.doing = {"round": round, "phase": phase, "step": step, "steps": steps}
+        self.interrupt()
         if self.watch:
             self.watch(client, round, phase, step, steps, loss)
 
@@ -74,7 +85,13 @@ class Participant:
             if message.kind in ("join", "resume") and (self.client is None or self.client.run):
                 self.client = self._build()
             assert self.client is not None
-            return self.client.handle(data)
+            if (kept := self.kept.find(message, self.client)) is not None:
+                return kept
+            answer = self.client.handle(data)
+            self.kept.keep(message, self.client, answer)
+            if message.kind == "finish":
+                self.store.write_json(FINAL, decode(answer).payload.meta.get("final"))
+            return answer
         except (ProtocolError, MethodError, LostStateError) as error:  # a full disk or a bug ends the process instead
             reason = Payload(meta={"reason": str(error), "rejoin": isinstance(error, LostStateError)})
         except NONSENSE as error:
@@ -113,8 +130,15 @@ def attend(
     Raises:
         KitError, ConfigError, ChannelError, DismissedError
     """
+    given = kit.own() | own
+    if words := finished(kit):
+        return f"{words}\n{train_alone(kit, given)}" if asked_for(kit, given) else words
     kit.check_certificate()
-    status, own = StatusFile(kit), kit.own() | own
-    participant = Participant(kit, own, watch)
-    kit.keep_own(own)
-    return take_part(kit, status, participant, engine, say)
+    status = StatusFile(kit)
+    participant = Participant(kit, given, watch)
+    kit.keep_own(given)
+    words = take_part(kit, status, participant, engine, say, participant.experiment.network.patience)
+    if not asked_for(kit, given):
+        return words
+    say(f"{words}; {kit.about.name} now trains alone, to compare")
+    return train_alone(kit, given)

@@ -11,15 +11,22 @@ from h2tune.deployment.status import StatusFile
 from h2tune.transport.channel import Channel
 from h2tune.transport.client_loop import ClientLoop
 
+LEAST_PATIENCE = 600.0  # seconds
 Say = Callable[[str], None]
 Engine = Callable[..., Channel]
 """Makes a channel: folder, role, name, and whom to tell what it says."""
 
 
 class Answers(Protocol):
-    """Who answers the server's messages, and what it is doing (plain values that the coordinator may see)."""
+    """Who answers the server's messages.
+
+    Attributes:
+        doing: what it is doing, in plain values that the coordinator may see.
+        interrupt: called from time to time during long work; it raises if nothing more is to be done.
+    """
 
     doing: dict[str, Any]
+    interrupt: Callable[[], None]
 
     def answer(self, data: bytes) -> bytes: ...
 
@@ -40,18 +47,26 @@ def connection(kit: Kit, status: StatusFile, engine: Engine, say: Say) -> Iterat
         status.write(over=over)
 
 
-def take_part(kit: Kit, status: StatusFile, participant: Answers, engine: Engine, say: Say) -> str:
+def take_part(
+    kit: Kit, status: StatusFile, participant: Answers, engine: Engine, say: Say, patience: float = LEAST_PATIENCE
+) -> str:
     """Answer the server until the federation is over; returns its last words.
+
+    Args:
+        patience: seconds for which a client waits for a server that is away; at least `LEAST_PATIENCE`.
 
     Raises:
         ChannelError, DismissedError
     """
     say(f"{kit.about.name}: everything is ready; connecting to {kit.about.host}:{kit.about.port}")
     with connection(kit, status, engine, say) as channel:
-        loop = ClientLoop(channel, kit.about.federation, lambda: participant.doing)
+        patience = max(patience, LEAST_PATIENCE)
+        loop = ClientLoop(channel, kit.about.federation, lambda: participant.doing, patience=patience)
+        participant.interrupt = loop.check
 
         def standing() -> dict[str, Any]:
-            return {"busy": loop.busy, "server_heard": loop.heard, "doing": participant.doing}
+            now = {"busy": loop.busy, "server_heard": loop.heard, "doing": participant.doing}
+            return now | {"listens": channel.ports}
 
         with status.kept(standing):
             return loop.run(participant.answer)

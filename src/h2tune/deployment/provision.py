@@ -9,6 +9,7 @@ Certificates are made by NVFlare's provisioning. Private keys of participants ar
 
 from __future__ import annotations
 
+import difflib
 import json
 import shutil
 import uuid
@@ -18,6 +19,7 @@ from typing import Any
 
 from h2tune.config import Experiment
 from h2tune.deployment.kits import OWN, PUBLIC, SCHEMA, THEIRS, About, KitError, write_kit
+from h2tune.transport import access
 from h2tune.utils.files import write_atomic
 from h2tune.version import __version__
 
@@ -31,7 +33,8 @@ def provision(experiment: Experiment, out: str | Path, renew: Iterable[str] = ()
     Args:
         experiment: the federation; clients' models and data in it are left out of the kits.
         out: where kits are written. An authority that is there already is used again, so that later kits fit.
-        renew: participants that get a new certificate (a kit in place of the one that is there).
+        renew: participants that get a new certificate (a kit in place of the one that is there). Their old ones are
+            refused from now on; who was revoked is admitted again.
         days: validity of the authority, when it is made; certificates are valid for at most 360 days.
 
     Raises:
@@ -42,8 +45,7 @@ def provision(experiment: Experiment, out: str | Path, renew: Iterable[str] = ()
     participants = ["server", *(client.name for client in experiment.clients)]
     if "server" in participants[1:] or "authority" in participants[1:]:
         raise KitError("No client can be named `server` or `authority`: the coordinator's folders have these names.")
-    if strange := [name for name in renew if name not in participants]:
-        raise KitError(f"There is no participant {strange[0]!r}; there are {', '.join(participants)}.")
+    check_names(renew, participants)
     federation = _identity(authority, experiment)
     wanted = [name for name in participants if name in set(renew) or not (out / name).exists()]
     if not wanted:
@@ -52,26 +54,51 @@ def provision(experiment: Experiment, out: str | Path, renew: Iterable[str] = ()
     for name in wanted:
         _make_kit(experiment, name, made / _engine_name(experiment, name), out / name, federation)
     _forget_private_keys(authority / experiment_slug(experiment))
+    record_certificates(out, wanted, renew)
     return [out / name for name in wanted]
 
 
+def check_names(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise KitError for the first name that no participant has."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            meant = f" did you mean {near[0]}?" if near else f" there are {', '.join(sorted(known))}."
+            raise KitError(f"There is no participant {name!r};{meant}")
+
+
+def record_certificates(out: Path, made: Iterable[str], renewed: Iterable[str]) -> None:
+    """Write down which certificates are in force: with the authority, and for the server, which looks at every connection."""
+    from cryptography import x509
+
+    known = access.read_certificates(out / "authority")
+    for name in made:
+        if name != "server":
+            path = out / name / "engine" / "startup" / "client.crt"
+            serial = x509.load_pem_x509_certificate(path.read_bytes()).serial_number
+            # A kit that is made again because it was not there leaves the one that was handed out in force.
+            known[name] = (serial,) if name in renewed else (*known.get(name, ()), serial)
+    access.write_certificates(out / "authority", known)
+    engine = out / "server" / "engine"
+    if engine.is_dir():
+        access.write_certificates(engine, known)
+        access.write_revoked(engine, set(access.read_revoked(engine)) - set(renewed))
+
+
 def revoke(out: str | Path, names: Iterable[str]) -> list[str]:
-    """Refuse participants from now on: written into the server's kit, which must be (re)started with it.
+    """Refuse participants from now on: written into the server's kit, where a running server sees it within seconds.
 
     Returns:
         all that are refused.
     """
-    out = Path(out)
-    path = out / "server" / "engine" / "disabled_clients.json"
-    if not path.parent.is_dir():
+    out, names = Path(out), list(names)
+    engine = out / "server" / "engine"
+    if not engine.is_dir():
         raise KitError(f"{out} has no server's kit.")
-    for name in names:
-        if not (out / name / "kit.json").is_file():
-            raise KitError(f"{out} has no kit of {name!r}.")
-    known = json.loads(path.read_text(encoding="utf-8"))["disabled_clients"] if path.is_file() else []
-    refused = sorted({*known, *names})
-    write_atomic(path, json.dumps({"disabled_clients": refused}, indent=1).encode())
-    return refused
+    made = {path.parent.name for path in out.glob("*/kit.json")} | set(access.read_certificates(out / "authority"))
+    check_names(names, made - {"server"})
+    access.write_revoked(engine, {*access.read_revoked(engine), *names})
+    return access.read_revoked(engine)
 
 
 def experiment_slug(experiment: Experiment) -> str:
@@ -141,8 +168,8 @@ class _Silence:
 
 def _make_kit(experiment: Experiment, name: str, made: Path, folder: Path, federation: str) -> None:
     role = "server" if name == "server" else "client"
-    engine, kept = folder / "engine", folder / "engine" / "disabled_clients.json"
-    refused = kept.read_bytes() if kept.is_file() else None
+    engine = folder / "engine"
+    refused = access.read_revoked(engine)
     if engine.exists():
         shutil.rmtree(engine)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -150,8 +177,8 @@ def _make_kit(experiment: Experiment, name: str, made: Path, folder: Path, feder
     for script in (*engine.glob("startup/*.sh"), engine / "readme.txt"):
         script.unlink(missing_ok=True)  # the engine is started by h2tune alone
     (engine / "startup" / f"{role}.key").chmod(0o600)
-    if refused is not None:
-        kept.write_bytes(refused)
+    if refused:
+        access.write_revoked(engine, refused)
     _settle(engine, role, experiment)
     network = experiment.network
     about = About(SCHEMA, role, name, federation, network.host, network.port, __version__)
@@ -189,6 +216,8 @@ def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
         # A client must know it without knowing how many others there are, and never take the server's word for it.
         plain["secure_aggregation"] = {"threshold": experiment.secure_threshold}
     if name != "server":
+        # Each client trains alone after the rounds, if the file asks for it (`h2tune.deployment.alone`).
+        plain["baseline"] = "local" if "local" in experiment.baselines else "none"
         clients = [client for client in clients if client["name"] == name]
         plain |= {"quorum": 1, "participation": 1.0}
     plain["clients"] = [client | dict.fromkeys(("model", "train", "test"), THEIRS) for client in clients]

@@ -12,7 +12,9 @@ from h2tune.deployment.process import Engine, connection
 from h2tune.deployment.status import StatusFile
 from h2tune.federation import WatchedStore, Watcher, collect
 from h2tune.server import Server
+from h2tune.session import Status
 from h2tune.store import RunStore
+from h2tune.transport.access import PUT_OUT, AccessList
 from h2tune.transport.network import Network
 from h2tune.transport.nvflare.flare import Flare
 
@@ -47,7 +49,8 @@ def serve(
 
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [client.name for client in experiment.clients]
-        network = Network(channel, names, kit.about.federation, experiment.network, tell, clock)
+        about, access = kit.about, AccessList(kit.engine)
+        network = Network(channel, names, about.federation, experiment.network, tell, clock, access)
         server = Server(experiment, identity, names, network, store)
         with status.kept(lambda: _standing(server, network)):
             _run(experiment, server, store, watcher)
@@ -73,10 +76,12 @@ def _run(experiment: Experiment, server: Server, store: RunStore, watcher: Watch
 
 def _standing(server: Server, network: Network) -> dict[str, Any]:
     """How things stand, for status.json."""
-    now, clients = network.clock(), {}
+    now, clients, out = network.clock(), {}, network.access.revoked if network.access else ()
     for name, member in server.members.items():
         presence = network.present.get(name)
         heard = None if presence is None else round(now - presence.heard, 1)
         doing = presence.doing if presence and presence.busy else {}
-        clients[name] = {"status": member.standing, "heard_seconds_ago": heard, "doing": doing}
-    return {"round": server.round, "rounds": server.experiment.rounds, "clients": clients}
+        standing = f"{Status.EXCLUDED}: {PUT_OUT}" if name in out else member.standing
+        clients[name] = {"status": standing, "heard_seconds_ago": heard, "doing": doing}
+    done = {"round": server.round, "rounds": server.experiment.rounds, "clients": clients}
+    return done | {"listens": network.channel.ports}

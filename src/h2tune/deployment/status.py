@@ -66,6 +66,18 @@ def running(kit: Kit) -> int | None:
     return said["pid"] if time.time() - said["time"] < FRESH else None
 
 
+def finished(kit: Kit) -> str:
+    """What a client whose federation is over says when it is started again; an empty text while it is not over."""
+    said, adapter = read(kit) or {}, kit.folder / "state" / "adapter"
+    if said.get("over") != "finished" or not (kit.folder / "state" / "run.json").is_file():
+        return ""
+    where = f"; the adapter is in {adapter}" if adapter.is_dir() else ""
+    return (
+        f"{kit.about.name}: the federation has finished{where}. To take part in a new one with this kit, move"
+        f" {kit.folder / 'state'} away."
+    )
+
+
 def read(kit: Kit) -> dict[str, Any] | None:
     """What status.json says, or None."""
     path = kit.folder / "status.json"

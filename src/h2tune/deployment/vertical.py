@@ -21,10 +21,12 @@ from h2tune.config import ConfigError, NetworkConfig
 from h2tune.deployment import provision as kits
 from h2tune.deployment.kits import SCHEMA, THEIRS, About, Kit, KitError, write_kit
 from h2tune.deployment.process import Engine, Say, connection, take_part
-from h2tune.deployment.status import StatusFile
+from h2tune.deployment.status import StatusFile, finished
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
+from h2tune.transport import access
+from h2tune.transport.access import AccessList
 from h2tune.transport.network import Network
 from h2tune.transport.nvflare.flare import Flare
 from h2tune.utils.files import write_atomic
@@ -74,8 +76,7 @@ def provision_vertical(
     participants = ["server", *(client.name for client in roster.clients)]
     if {"server", "authority"} & set(participants[1:]):
         raise KitError("No party can be named `server` or `authority`: the coordinator's folders have these names.")
-    if strange := [name for name in renew if name not in participants]:
-        raise KitError(f"There is no participant {strange[0]!r}; there are {', '.join(participants)}.")
+    kits.check_names(renew, participants)
     authority: Any = out / "authority"
     federation = kits._identity(authority, roster)  # type: ignore[arg-type]
     wanted = [name for name in participants if name in set(renew) or not (out / name).exists()]
@@ -86,16 +87,20 @@ def provision_vertical(
     for name in wanted:
         role = "server" if name == "server" else "client"
         engine = out / name / "engine"
+        refused = access.read_revoked(engine)
         shutil.rmtree(engine, ignore_errors=True)
         (out / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copytree(made / kits._engine_name(roster, name), engine)  # type: ignore[arg-type]
         for script in (*engine.glob("startup/*.sh"), engine / "readme.txt"):
             script.unlink(missing_ok=True)  # the engine is started by h2tune alone
         (engine / "startup" / f"{role}.key").chmod(0o600)
+        if refused:
+            access.write_revoked(engine, refused)
         kits._settle(engine, role, roster)  # type: ignore[arg-type]
         about = About(SCHEMA, role, name, federation, config.network.host, config.network.port, __version__)
         write_kit(out / name, about, concerns(config, name, salt))
     kits._forget_private_keys(authority / kits.experiment_slug(roster))  # type: ignore[arg-type]
+    kits.record_certificates(out, wanted, renew)
     return [out / name for name in wanted]
 
 
@@ -141,6 +146,8 @@ def config_of(kit: Kit, own: dict[str, Any]) -> tuple[VerticalConfig, str]:
 
 class VerticalParticipant:
     """Answers the active party's messages; builds the party anew whenever it joins or comes back."""
+
+    interrupt: Callable[[], None]  # exchanges are short: nobody calls it
 
     def __init__(self, kit: Kit, own: dict[str, Any]) -> None:
         self.config, self.name = config_of(kit, own)
@@ -193,11 +200,13 @@ def attend_vertical(kit: Kit, own: dict[str, Any], say: Say = lambda text: None,
     Raises:
         KitError, ConfigError, TableError, ChannelError, DismissedError
     """
+    if words := finished(kit):
+        return words
     kit.check_certificate()
     status, own = StatusFile(kit), kit.own() | own
     participant = VerticalParticipant(kit, own)
     kit.keep_own(own)
-    return take_part(kit, status, participant, engine, say)
+    return take_part(kit, status, participant, engine, say, participant.config.network.patience)
 
 
 # The story of a vertical server from kit to metrics, in one read.
@@ -226,7 +235,7 @@ def serve_vertical(
 
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [party.name for party in config.passive]
-        network = Network(channel, names, kit.about.federation, config.network, tell, clock)
+        network = Network(channel, names, kit.about.federation, config.network, tell, clock, AccessList(kit.engine))
         exchange = Exchange(identity, config.method.name, names, network, store, config.network.largest)
         federation = Federation(config, data, exchange)
         with status.kept(lambda: _standing(federation, network)):
@@ -257,4 +266,4 @@ def _standing(federation: Federation, network: Network) -> dict[str, Any]:
         doing = presence.doing if presence and presence.busy else {}
         clients[party.name] = {"status": standing, "heard_seconds_ago": heard, "doing": doing}
     done = federation.active.round if federation.active else 0
-    return {"round": done, "rounds": federation.config.rounds, "clients": clients}
+    return {"round": done, "rounds": federation.config.rounds, "clients": clients, "listens": network.channel.ports}

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from h2tune.config import Experiment
+from h2tune.errors import MethodError
 from h2tune.methods.adapter_client import AdapterClient
 from h2tune.methods.base import Method, ModelShape, OneExchange, PlannedBytes, Settings
 from h2tune.protocol.codec import Payload
@@ -46,7 +47,10 @@ class LocalServer(OneExchange):
 
     @classmethod
     def allows(cls, experiment: Experiment, settings: Any) -> None:
-        return  # nothing travels: however it is asked to travel, all is well
+        # Nothing travels, so `wire` may say anything. A promise about what travels would be one about nothing.
+        for key in ("privacy", "secure_aggregation"):
+            if getattr(experiment, key) is not None:
+                raise MethodError(f"{key}: `local` shares nothing, so there is nothing to protect: leave it out")
 
     def download(self, client: str) -> Payload:
         return Payload()

@@ -55,6 +55,13 @@ class RoundState:
         if self.store:
             self.store.save_state(round, self.take())
 
+    def stand_after(self, round: int) -> bool:
+        """Take the state with which a round was ended before; False if just that one is not kept."""
+        if self.store is None or not self.store.has_state(round):
+            return False
+        self.go_back(round)
+        return True
+
     def undo(self) -> None:
         """Take the state with which the current round began."""
         self.give(self._before)

@@ -111,6 +111,10 @@ class Workers:
     def wait(self, names: Collection[str], count: int, first: bool = False) -> bool:
         return first
 
+    def revoked(self) -> Collection[str]:
+        """Nobody: certificates belong to a network."""
+        return ()
+
     def dismiss(self, name: str, reason: str) -> None:
         """A client in a worker is simply not asked again."""
 

@@ -14,6 +14,10 @@ class Absent(ProtocolError):
     """A client gave no answer. Nothing is known against it: it may come back."""
 
 
+class Revoked(ProtocolError):
+    """The coordinator has put a client out."""
+
+
 class Lost(Absent):
     """A client has lost its private state, and can only join anew."""
 
@@ -36,3 +40,6 @@ class Transport(Protocol):
 
     def dismiss(self, name: str, reason: str) -> None:
         """Tell a client that it takes no further part."""
+
+    def revoked(self) -> Collection[str]:
+        """Clients that the coordinator has put out by now."""

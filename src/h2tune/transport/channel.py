@@ -12,6 +12,8 @@ from typing import Protocol
 from h2tune.errors import H2TuneError
 
 SERVER = "server"
+REFUSED = "refused: "
+"""In the reason why an envelope was not delivered: it was refused for good, and what follows says why."""
 Done = Callable[[str], None]
 """Called once with the reason why an envelope was not delivered, or with an empty text."""
 
@@ -21,7 +23,13 @@ class ChannelError(H2TuneError, RuntimeError):
 
 
 class Channel(Protocol):
-    """One participant's end."""
+    """One participant's end.
+
+    Attributes:
+        ports: addresses on which the engine listens, once that is known.
+    """
+
+    ports: list[str]
 
     def send(self, to: str, data: bytes, done: Done = lambda error: None) -> None:
         """Carry an envelope; returns at once. ``done`` is called, from any thread, when its fate is known."""
@@ -32,6 +40,9 @@ class Channel(Protocol):
         Raises:
             ChannelError: if none will ever come.
         """
+
+    def address(self, name: str) -> str:
+        """From where a participant is connected; an empty text if that is not known."""
 
     def close(self) -> None:
         """End the engine."""

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from h2tune.errors import ProtocolError
+from h2tune.version import __version__
 
+PROTOCOL = 2  # raised whenever envelopes of two versions could not be read by one another
 HEAD_LIMIT = 1 << 14
 PROCESS = 40  # characters
 # What each kind's header must hold.
 KINDS: dict[str, dict[str, type]] = {
-    "hello": {"federation": str, "process": str, "version": str, "busy": bool, "doing": dict},
+    "hello": {"federation": str, "process": str, "version": str, "protocol": int, "busy": bool, "doing": dict},
     "answer": {"number": str},
-    "request": {"number": str},
+    "request": {"number": str, "process": str},  # for one process
     "stop": {"reason": str, "finished": bool, "process": str},  # of one process, or with "" of all
 }
 
@@ -37,8 +39,25 @@ class Envelope:
         return struct.pack(">I", len(head)) + head + self.body
 
 
+class OtherVersion(ProtocolError):
+    """A client's hello of another protocol.
+
+    Attributes:
+        process: of the client, as it says.
+    """
+
+    def __init__(self, version: str, process: str) -> None:
+        super().__init__(f"it runs h2tune {version}, the server {__version__}: install the same version on both sides")
+        self.process = process
+
+
 def unpack(data: bytes) -> Envelope:
-    """The envelope in ``data``; raises ProtocolError if it is none."""
+    """The envelope in ``data``.
+
+    Raises:
+        OtherVersion: it is a hello of another version's form.
+        ProtocolError: it is no envelope.
+    """
     try:
         (size,) = struct.unpack(">I", data[:4])
         if size > min(HEAD_LIMIT, len(data) - 4):
@@ -46,10 +65,16 @@ def unpack(data: bytes) -> Envelope:
         head = json.loads(data[4 : 4 + size])
         kind = head.pop("kind")
         wanted = KINDS[kind]
+        if kind == "hello" and head.get("protocol") != PROTOCOL:
+            version, process = head["version"], head["process"]
+            if type(version) is str and type(process) is str and version[:1].isdigit():
+                raise OtherVersion(version[:PROCESS], process[:PROCESS])
         if {k: type(v) for k, v in head.items()} != wanted:
             raise ValueError(f"the header of {kind!r} does not hold {', '.join(wanted)}")
         if kind == "hello" and len(head["process"]) > PROCESS:
             raise ValueError("its process is longer than it may be")
+    except OtherVersion:
+        raise
     except Exception as error:
         raise ProtocolError(f"This is no envelope: {error}") from None
     return Envelope(kind, head, bytes(data[4 + size :]))

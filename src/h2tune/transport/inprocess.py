@@ -37,5 +37,9 @@ class InProcess(Generic[C]):
     def close(self) -> None:
         """Nothing was opened."""
 
+    def revoked(self) -> Collection[str]:
+        """Nobody: certificates belong to a network."""
+        return ()
+
     def dismiss(self, name: str, reason: str) -> None:
         """A client in this process is simply not asked again."""

@@ -17,14 +17,18 @@ from typing import Any
 
 from h2tune.config import NetworkConfig
 from h2tune.errors import ProtocolError
-from h2tune.transport.base import Absent, Reply
+from h2tune.transport.access import PUT_OUT, REPLACED, AccessList
+from h2tune.transport.base import Absent, Reply, Revoked
 from h2tune.transport.channel import Channel
-from h2tune.transport.envelope import Envelope, progress, unpack
+from h2tune.transport.envelope import Envelope, OtherVersion, progress, unpack
 
 RETRY = 0.5  # seconds after which an envelope that could not be delivered is sent again
+REPEAT = 3.0  # seconds after which a request is sent again to a client that is idle
+MINUTE = 60.0  # seconds; a client that is refused is told of once in so many
 REMIND = 30.0  # seconds between lines about whom we wait for
 LINGER = 5.0  # seconds in which a last envelope must be delivered
 MOST_EVENTS = 200  # of one kind that one client may bring about
+LOOK = 1.0  # seconds between looks at who may take part
 GLANCE = 100  # envelopes for each client that are taken in at a time
 Tell = Callable[..., None]
 
@@ -46,8 +50,9 @@ class Open:
 
     data: bytes
     number: str = field(default_factory=lambda: secrets.token_hex(8))
-    process: str = ""  # to which it was handed over
+    process: str = ""  # for which it is meant, once it was sent
     due: float = 0.0  # not sent (again) before
+    under_way: bool = False  # the channel has not yet said what became of it
 
 
 class Network:
@@ -58,16 +63,27 @@ class Network:
         federation: identity of the kits; a client with a kit of another federation is refused.
         tell: told of what deserves to stand among the events: event, text, client.
         clock: seconds, monotonic.
+        access: who may take part, as the coordinator may change it at any time.
     """
 
-    def __init__(self, channel: Channel, names: Collection[str], federation: str, config: NetworkConfig, tell: Tell,
-                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+    def __init__(
+        self,
+        channel: Channel,
+        names: Collection[str],
+        federation: str,
+        config: NetworkConfig,
+        tell: Tell,
+        clock: Callable[[], float] = time.monotonic,
+        access: AccessList | None = None,
+    ) -> None:
         self.channel, self.names, self.federation, self.config = channel, set(names), federation, config
-        self.tell, self.clock = tell, clock
+        self.tell, self.clock, self.access, self._looked = tell, clock, access, -LOOK
+        self._certificates = access.certificates if access else {}
+        self._revoked: set[str] = set()
         self.present: dict[str, Presence] = {}
         self.served: dict[str, str] = {}  # the process that has its place in the run
         self.open: dict[str, Open] = {}
-        self._refused: set[tuple[str, str]] = set()
+        self._refused: dict[str, float] = {}  # when a refusal of this name was last told
         self._complaints: Counter[tuple[str, str]] = Counter()
 
     def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[Reply]:
@@ -79,6 +95,7 @@ class Network:
         self.open = {name: Open(data) for name, data in requests.items()}
         end = self.clock() + self.config.deadline
         while self.open:
+            yield from self._put_out()
             yield from self._send_out(fresh)
             yield from self._give_up(end)
             if self.open:
@@ -102,6 +119,11 @@ class Network:
             self._look_around(0.1)
         return True
 
+    def revoked(self) -> Collection[str]:
+        """Clients that the coordinator has put out by now."""
+        self._look_at_access()
+        return sorted(self._revoked)
+
     def dismiss(self, name: str, reason: str) -> None:
         """Tell a client that it takes no further part."""
         if name in self.present:
@@ -123,7 +145,11 @@ class Network:
         self.channel.send(name, Envelope("stop", fields).pack(), done)
 
     def _here(self, name: str) -> bool:
-        return name in self.present and self.clock() - self.present[name].heard <= self.config.silence
+        return (
+            name in self.present
+            and name not in self._revoked
+            and self.clock() - self.present[name].heard <= self.config.silence
+        )
 
     def _idle(self, name: str) -> bool:
         return self._here(name) and not self.present[name].busy
@@ -136,49 +162,79 @@ class Network:
             seconds = 0.0
 
     def _send_out(self, fresh: bool) -> Iterator[Reply]:
-        """Hand open requests to clients that are here."""
+        """Hand open requests to clients that are here.
+
+        The engine delivers to a name, and two processes may have it for a while: a request is for one process, the
+        others leave it alone, and it is sent again for as long as that process is idle and has not answered.
+        """
         for name, request in list(self.open.items()):
-            if request.process or not self._here(name) or self.clock() < request.due:
+            if not self._here(name) or request.under_way or self.clock() < request.due:
                 continue
-            now = self.present[name].process
+            presence = self.present[name]
+            if request.process and presence.busy:
+                continue
             if fresh:
-                self.served[name] = now
-            elif self.served.get(name) != now:
+                self.served[name] = presence.process
+            elif self.served.get(name) != presence.process:
                 yield self._drop(name, "it was restarted")
                 continue
-            request.process = now
-            envelope = Envelope("request", {"number": request.number}, request.data).pack()
-            self.channel.send(name, envelope, partial(self._delivered, request))
+            request.process, request.under_way = presence.process, True
+            fields = {"number": request.number, "process": request.process}
+            self.channel.send(name, Envelope("request", fields, request.data).pack(), partial(self._sent, request))
 
-    def _delivered(self, request: Open, error: str) -> None:
-        """Called by the channel, from a thread of its own: what did not arrive is sent again."""
-        if error:
-            request.due, request.process = self.clock() + RETRY, ""
+    def _sent(self, request: Open, error: str) -> None:
+        """Called by the channel, from a thread of its own: what did not arrive is sent again soon."""
+        request.due, request.under_way = self.clock() + (RETRY if error else REPEAT), False
+
+    def _look_at_access(self) -> None:
+        """Tell clients that were revoked, or whose certificate was replaced, as soon as that is known."""
+        if self.access is None or self.clock() - self._looked < LOOK:
+            return
+        self._looked = self.clock()
+        self.access.look()
+        for name in sorted((self.access.revoked & self.names) - self._revoked):
+            self._tell_some("revoked", f"{name}: {PUT_OUT}", name)
+            self._stop(name, PUT_OUT)
+        self._revoked = set(self.access.revoked & self.names)
+        before, self._certificates = self._certificates, self.access.certificates
+        for name in sorted(self.names & self.present.keys()):
+            if not set(before.get(name, ())) <= set(self._certificates.get(name, ())):
+                self._tell_some("revoked", f"{name}: {REPLACED}", name)
+                self._stop(name, REPLACED, process=self.present[name].process)
+
+    def _put_out(self) -> list[Reply]:
+        """Open requests to clients that are revoked come to nothing."""
+        self._look_at_access()
+        return [self._drop(name, Revoked(PUT_OUT)) for name in list(self.open) if name in self._revoked]
 
     def _give_up(self, end: float) -> list[Reply]:
         late = self.clock() > end
         reason = f"no answer within {self.config.deadline:g} s" if late else f"silent for {self.config.silence:g} s"
         return [self._drop(name, reason) for name in list(self.open) if late or not self._here(name)]
 
-    def _drop(self, name: str, reason: str) -> Reply:
+    def _drop(self, name: str, reason: str | Exception) -> Reply:
         """No longer wait for a client; it must be given its place again."""
         del self.open[name]
         self.served.pop(name, None)
-        return name, Absent(reason)
+        return name, Absent(reason) if isinstance(reason, str) else reason
 
     def _take_in(self, seconds: float) -> list[Reply] | None:
         """Take one envelope from the channel; what it means for open requests, or None if none came."""
+        self._look_at_access()
         found = self.channel.receive(seconds)
         if found is None:
             return None
         name, data = found
-        if name not in self.names:
-            self._refuse(name, "it is not a participant of this federation")
+        if name not in self.names or name in self._revoked:
+            self._refuse(name, PUT_OUT if name in self._revoked else "it is not a participant of this federation")
             return []
         try:
             envelope = unpack(data)
+        except OtherVersion as error:
+            self._refuse(name, str(error), error.process)
+            return []
         except ProtocolError as error:
-            self._tell_some("refused", f"{name}: {error}", name)
+            self._tell_refusal(name, str(error))
             return []
         if envelope.kind == "hello":
             return self._hello(name, envelope)
@@ -204,21 +260,27 @@ class Network:
     def _answer(self, name: str, envelope: Envelope) -> list[Reply]:
         request = self.open.get(name)
         if request is None or envelope.fields["number"] != request.number:
-            self._tell_some("late", f"{name}: an answer came too late and was dropped", name)
+            self._tell_some("late", f"{name}: an answer came to a request that is no longer open", name)
             return []
         del self.open[name]
         return [(name, envelope.body)]
 
     def _refuse(self, name: str, reason: str, process: str = "") -> None:
-        """Say so on both sides, here only once."""
-        if (name, process) not in self._refused:
-            self._refused.add((name, process))
-            self._tell_some("refused", f"{name}: {reason}", name)
+        """Say so on both sides."""
+        self._tell_refusal(name, reason)
         self._stop(name, reason, process=process)
+
+    def _tell_refusal(self, name: str, reason: str) -> None:
+        """Told at most once a minute for each who is refused; of strangers, for all of them together."""
+        now, key = self.clock(), name if name in self.names else ""
+        if now - self._refused.get(key, -MINUTE) >= MINUTE:
+            self._refused[key] = now
+            address = self.channel.address(name)
+            self.tell("refused", f"{name}{f' at {address}' if address else ''}: {reason}", client=name)
 
     def _tell_some(self, event: str, text: str, name: str) -> None:
         """An event that a client brings about by itself: it cannot fill the disk with them."""
-        key = (name if name in self.names else "", event)
+        key = (name, event)
         self._complaints[key] += 1
         if self._complaints[key] <= MOST_EVENTS:
             self.tell(event, text, client=name)

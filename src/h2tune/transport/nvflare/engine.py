@@ -10,8 +10,10 @@ import os
 import runpy
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+from h2tune.transport.nvflare import handshakes
 from h2tune.transport.nvflare.listener import Link, connect
 
 MAINS = {"server": ("nvflare.private.fed.app.server.server_train", "fed_server.json"),
@@ -22,6 +24,7 @@ class Engine:
     """This process: the link, and the relay once NVFlare has made it."""
 
     link: Link
+    workspace: Path
     relay: Any = None
 
     @classmethod
@@ -41,8 +44,10 @@ class Engine:
 def main(role: str, workspace: str, name: str) -> None:
     from h2tune.transport.nvflare import engine  # not __main__: the relay imports it by this name
 
-    engine.Engine.link = connect(dict(os.environ))
+    engine.Engine.link, engine.Engine.workspace = connect(dict(os.environ)), Path(workspace)
     threading.Thread(target=engine.Engine.carry, daemon=True, name="h2tune-carry").start()
+    if role == "server":
+        handshakes.watch()
     module, config = MAINS[role]
     settings = ["secure_train=true", "org=h2tune", "config_folder=config"]
     settings += [f"uid={name}"] if role == "client" else []

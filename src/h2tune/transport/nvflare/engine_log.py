@@ -9,52 +9,108 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 
-# pattern, sentence, whether it is of no use to try again
-TROUBLES: list[tuple[str, str, bool]] = [
-    (r"Client '[^']*' is disabled", "the coordinator has revoked this participant", True),
-    (r"Reject disabled client registration: (?P<who>\S+)", "{who} was refused: it is revoked", False),
+from h2tune.transport.access import PUT_OUT
+
+MINUTE = 60.0  # seconds; a sentence is told once in so many
+GIVE_UP, TIMES = 45.0, 3  # seconds and number of refusals after which a client no longer tries
+
+
+class Trouble(StrEnum):
+    """What follows from a trouble."""
+
+    PASSING = "it is tried again"
+    REFUSED = "it is tried again for a minute: nothing will change by itself"
+    FINAL = "it is of no use to try again"
+
+
+P, R, F = Trouble.PASSING, Trouble.REFUSED, Trouble.FINAL
+AUTHORITY = ("a connection was refused: the other side's certificate is not of this kit's authority; ask the coordinator for"
+             " a kit of this federation")  # fmt: skip
+EXPIRED = (
+    "a certificate has expired: the coordinator makes a new kit with `h2tune provision FILE --out FOLDER --renew NAME`"
+)
+CLOSED = ("the server closes the connections of this kit: it may have been renewed or revoked; ask the coordinator for the"
+          " newest kit")  # fmt: skip
+# pattern, sentence, what follows
+TROUBLES: list[tuple[str, str, Trouble]] = [
+    (r"^h2tune: (?P<text>.+)", "{text}", P),
+    (r"Client '[^']*' is disabled", PUT_OUT, F),
+    (r"Reject disabled client (?:registration|heartbeat): (?P<who>\S+)", "{who} was refused: it is revoked", P),
     (r"authenticated as '(?P<who>[^']+)' but claimed endpoint '(?P<other>[^']+)'", "{who} tried to connect as {other} and"
-     " was refused", False),
-    (r"expected server identity is", "another server answers under this address than the one of this kit", True),
-    (r"certificate has expired|CERTIFICATE_EXPIRED", "a certificate has expired", False),
-    (r"certificate is not yet valid", "a certificate is not valid yet: is the clock of this machine right?", False),
-    (r"CERTIFICATE_VERIFY_FAILED|certificate verify failed|UNKNOWN_CA|unknown ca", "a connection was refused: the"
-     " other side's certificate is not of this federation's authority", False),
+     " was refused", P),
+    (r"expected server identity is", "another server answers under this address than the one of this kit", F),
+    (r"certificate has expired|CERTIFICATE_EXPIRED", EXPIRED, R),
+    (r"certificate is not yet valid", "a certificate is not valid yet: is the clock of this machine right?", R),
+    (r"CERTIFICATE_VERIFY_FAILED|certificate verify failed|UNKNOWN_CA|unknown ca", AUTHORITY, R),
     (r"PEER_DID_NOT_RETURN_A_CERTIFICATE|peer did not return a certificate", "a connection without a certificate was"
-     " refused", False),
+     " refused", R),
     (r"WRONG_VERSION_NUMBER|HTTP_REQUEST|wrong version number|http request", "a connection without encryption was"
-     " refused", False),
+     " refused", R),
     (r"[Aa]ddress already in use", "the port is taken: stop what listens on it, or provision with another `network.port`",
-     True),
+     F),
     (r"Name or service not known|nodename nor servname|Temporary failure in name resolution", "the server's name cannot"
-     " be resolved; trying again", False),
+     " be resolved; trying again", P),
     (r"Connection refused|Connect call failed|TARGET_UNREACHABLE|target_unreachable", "the server cannot be reached;"
-     " trying again", False),
-    (r"ModuleNotFoundError: No module named 'nvflare'", "NVFlare is not installed: pip install 'h2tune[network]'", True),
+     " trying again", P),
+    (r"conn_manager - INFO - Connection \[.* SSL .*\] is closed", CLOSED, R),
+    (r"ModuleNotFoundError: No module named 'nvflare'", "NVFlare is not installed: pip install 'h2tune[network]'", F),
 ]  # fmt: skip
 
 
-def judge(line: str) -> tuple[str, bool] | None:
-    """The sentence for a line of the log, and whether it is final; None for ordinary lines."""
-    for pattern, sentence, final in TROUBLES:
+def judge(line: str) -> tuple[str, Trouble] | None:
+    """The sentence for a line of the log, and what follows from it; None for ordinary lines."""
+    for pattern, sentence, follows in TROUBLES:
         if match := re.search(pattern, line):
-            return sentence.format(**match.groupdict()), final
+            return sentence.format(**match.groupdict()), follows
     return None
 
 
-def follow(log: Path, place: int, process: subprocess.Popen[bytes], tell: Callable[[str, bool], None]) -> None:
-    """Read the log from ``place`` on for as long as the process runs; each sentence is told once."""
-    told: set[str] = set()
+def follow(log: Path, place: int, process: subprocess.Popen[bytes], tell: Callable[[str, Trouble], None]) -> None:
+    """Read the log from ``place`` on for as long as the process runs."""
     with open(log, encoding="utf-8", errors="replace") as file:
         file.seek(place)
         while True:
             ended = process.poll() is not None
             for line in file:
-                if (found := judge(line)) and found[0] not in told:
-                    told.add(found[0])
+                if found := judge(line):
                     tell(*found)
             if ended:
                 return
             time.sleep(0.2)
+
+
+class Sentences:
+    """Decides what of an engine's log a person is told, and when a client gives up.
+
+    Args:
+        role: ``server`` or ``client``; a server is not told that connections are closed, and does not give up.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, role: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.client, self.clock = role == "client", clock
+        self._told: dict[str, float] = {}
+        self._refusals: list[float] = []
+
+    def contact(self) -> None:
+        """An envelope was delivered: whatever was in the way no longer is."""
+        self._refusals.clear()
+
+    def take(self, text: str, trouble: Trouble) -> tuple[bool, bool]:
+        """Whether a sentence is told (at most once a minute each), and whether it is the end."""
+        now = self.clock()
+        if trouble is Trouble.REFUSED and self.client:
+            self._refusals.append(now)
+        elif self.client:
+            self._refusals.clear()  # the server is away, or something else: not a refusal
+        lasting = len(self._refusals) >= TIMES and now - self._refusals[0] > GIVE_UP
+        ends = trouble is Trouble.FINAL or lasting
+        if text == CLOSED and not lasting:
+            return False, False  # connections also close for other reasons
+        told = ends or now - self._told.get(text, -MINUTE) >= MINUTE
+        if told:
+            self._told = {other: at for other, at in self._told.items() if now - at < MINUTE} | {text: now}
+        return told, ends

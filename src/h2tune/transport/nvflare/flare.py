@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.transport.channel import ChannelError, Done
-from h2tune.transport.nvflare.engine_log import follow
+from h2tune.transport.nvflare.engine_log import Sentences, Trouble, follow
 from h2tune.transport.nvflare.listener import Link, LinkClosed, Listener
 
 SECONDS = 600.0  # in which one envelope must be delivered; the receiver's side confirms it at once
@@ -37,7 +37,10 @@ class Flare:
         workspace: NVFlare's folder in a kit.
         role: ``server`` or ``client``.
         name: the participant.
-        notice: told, once each, what the engine's log says that a person should know.
+        notice: told, each at most once a minute, what the engine's log says that a person should know.
+
+    Attributes:
+        ports: addresses on which the engine listens, once it is ready.
     """
 
     def __init__(
@@ -48,6 +51,9 @@ class Flare:
         self._waiting: dict[int, Done] = {}
         self._numbers = itertools.count()
         self._link: Link | None = None
+        self._addresses: dict[str, str] = {}
+        self.ports: list[str] = []
+        self._sentences = Sentences(role)
         self.ready, self.failures = False, 0
         self._failure, self._over = "", threading.Event()
         self._listener = Listener()
@@ -77,6 +83,9 @@ class Flare:
             if self._failure:
                 raise ChannelError(self._failure) from None
             return None
+
+    def address(self, name: str) -> str:
+        return self._addresses.get(name, "")
 
     def close(self) -> None:
         self._over.set()
@@ -110,10 +119,12 @@ class Flare:
         next(c for c in settings["components"] if c["id"] == "job_manager")["args"]["uri_root"] = store
         path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
-    def _read(self, text: str, final: bool) -> None:
-        """What the engine's log says; ``final`` if it is of no use to try again."""
-        self.notice(text)
-        if final:
+    def _read(self, text: str, trouble: Trouble) -> None:
+        """What the engine's log says."""
+        told, ends = self._sentences.take(text, trouble)
+        if told:
+            self.notice(text)
+        if ends:
             self._failure = text
             self._over.set()
 
@@ -148,10 +159,13 @@ class Flare:
 
     def _take(self, header: dict[str, Any], body: bytes) -> None:
         if "ready" in header:
-            self.ready = True
+            self.ready, self.ports = True, header["ports"]
         elif "from" in header:
+            self._addresses[header["from"]] = header["address"]
             self._inbox.put((header["from"], body))
         elif "sent" in header:
+            if not header["error"]:
+                self._sentences.contact()
             self._settle(header["sent"], header["error"])
 
     def _settle(self, number: int, error: str) -> None:

@@ -17,7 +17,9 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.private.defs import CellMessageHeaderKeys, new_cell_message
 
+from h2tune.transport.channel import REFUSED
 from h2tune.transport.nvflare.engine import Engine
+from h2tune.transport.nvflare.guard import Guard, listening
 from h2tune.transport.nvflare.listener import LinkClosed
 
 CHANNEL, TOPIC = "h2tune", "envelope"
@@ -29,8 +31,8 @@ class Relay(FLComponent):
     """Carries envelopes between the cell of an NVFlare parent process and the link to ours.
 
     Frames from our process: ``{"to": name, "number": n, "seconds": s}`` with the envelope; the answer is ``{"sent": n,
-    "error": reason or ""}``. Frames to our process: ``{"from": name}`` with the envelope; ``name`` is what the sender's
-    certificate says.
+    "error": reason or ""}``. Frames to our process: ``{"from": name, "address": host}`` with the envelope; ``name`` is what
+    the sender's certificate says. ``{"ready": true, "ports": [...]}`` comes first.
 
     Args:
         server: whether this is the coordinator's side.
@@ -40,16 +42,21 @@ class Relay(FLComponent):
     def __init__(self, server: bool = False, limit: int = 1 << 30) -> None:
         super().__init__()
         self.server, self.limit = server, limit
+        self.guard: Guard | None = None
         self.senders = ThreadPoolExecutor(THREADS, "h2tune-send")
         self.under_way: dict[int, str] = {}  # number of an envelope to its addressee
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         if event_type == EventType.SYSTEM_START and Engine.relay is None:
-            self.cell = fl_ctx.get_engine().get_cell()
+            engine = fl_ctx.get_engine()
+            self.cell = engine.get_cell()
+            connections = self.cell.core_cell.communicator.conn_manager
+            if self.server:
+                self.guard = Guard(Engine.workspace, connections, engine.client_manager)
             self.cell.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=self.arrived)
             self.cell.core_cell.set_cell_disconnected_cb(self.cut)
             Engine.relay = self
-            Engine.link.send({"ready": True})
+            Engine.link.send({"ready": True, "ports": listening(connections)})
 
     def take(self, header: dict[str, Any], body: bytes) -> None:
         """An envelope of our process, to be sent without making the next one wait."""
@@ -87,8 +94,11 @@ class Relay(FLComponent):
             return make_reply(ReturnCode.INVALID_REQUEST, "not an envelope of a participant")
         if len(body) > self.limit:
             return make_reply(ReturnCode.INVALID_REQUEST, f"{len(body):,} bytes, the limit is {self.limit:,}")
+        if self.guard and (reason := self.guard.objection(sender)):
+            return make_reply(ReturnCode.UNAUTHENTICATED, f"{REFUSED}{reason}")
         try:
-            Engine.link.send({"from": sender}, bytes(body))
+            address = self.guard.address(sender) if self.guard else ""
+            Engine.link.send({"from": sender, "address": address}, bytes(body))
         except LinkClosed:
             return make_reply(ReturnCode.SERVICE_UNAVAILABLE, "the participant's process has stopped")
         return make_reply(ReturnCode.OK)

@@ -1,0 +1,90 @@
+"""Who may take part now: two lists beside the server's engine, written by `h2tune provision` and read again when they change.
+
+``disabled_clients.json`` names participants that are revoked. ``certificates.json`` holds the serial numbers of the
+certificates that each participant may use: a renewed one takes the place of all before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from h2tune.utils.files import write_atomic
+
+REVOKED, CERTIFICATES = "disabled_clients.json", "certificates.json"
+PUT_OUT = "the coordinator has revoked this participant"
+REPLACED = "its certificate was replaced by a newer one: use the newest kit"
+
+
+class AccessList:
+    """The two lists of a server's kit; a list that is not there refuses nobody.
+
+    Args:
+        folder: the engine's folder in the server's kit.
+
+    Attributes:
+        revoked: names of participants that are refused.
+        certificates: serial numbers that a participant's certificate may have; who is not named may have any.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.revoked: frozenset[str] = frozenset()
+        self.certificates: dict[str, tuple[int, ...]] = {}
+        self._seen: tuple[int, ...] = ()
+        self.look()
+
+    def look(self) -> bool:
+        """Read the lists again if a file has changed; returns whether it has. A file that cannot be read changes nothing."""
+        seen = tuple(_stamp(self.folder / name) for name in (REVOKED, CERTIFICATES))
+        if seen == self._seen:
+            return False
+        try:
+            revoked, certificates = read_revoked(self.folder), read_certificates(self.folder)
+        except (OSError, ValueError, LookupError, TypeError):
+            return False  # looked at again next time: somebody may be copying it
+        self._seen, self.revoked, self.certificates = seen, frozenset(revoked), certificates
+        return True
+
+    def objection(self, name: str, serial: int | None = None) -> str:
+        """Why a participant is refused, or an empty text; with ``serial`` also by its certificate."""
+        if name in self.revoked:
+            return PUT_OUT
+        known = self.certificates.get(name)
+        return REPLACED if serial is not None and known is not None and serial not in known else ""
+
+
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def read_revoked(folder: Path) -> list[str]:
+    """Names on the list in this folder."""
+    path = folder / REVOKED
+    return [str(name) for name in _read(path)["disabled_clients"]] if path.is_file() else []
+
+
+def write_revoked(folder: Path, names: Iterable[str]) -> None:
+    """In the form that NVFlare reads when it starts."""
+    write_atomic(folder / REVOKED, json.dumps({"disabled_clients": sorted(set(names))}, indent=1).encode())
+
+
+def read_certificates(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Serial numbers by participant, of the list in this folder."""
+    path = folder / CERTIFICATES
+    found = _read(path) if path.is_file() else {}
+    return {str(name): tuple(int(serial, 16) for serial in serials) for name, serials in found.items()}
+
+
+def write_certificates(folder: Path, certificates: dict[str, tuple[int, ...]]) -> None:
+    """Hexadecimal, as people see them in a certificate."""
+    plain = {name: [f"{serial:x}" for serial in serials] for name, serials in sorted(certificates.items())}
+    write_atomic(folder / CERTIFICATES, json.dumps(plain, indent=1).encode())
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return found

@@ -1,0 +1,127 @@
+"""Who may connect, enforced inside the server's engine: certificates that were replaced, participants that were revoked.
+
+NVFlare reads its list of disabled clients when it starts and asks it when a client registers. A client that is connected
+or reconnects does not register again. So the guard looks at every connection when it is made, and at all connections
+whenever a list changes. NVFlare has no interface for that: the guard stands before `ConnManager.update_endpoint`, where
+NVFlare itself compares a connection's certificate with the name that is claimed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nvflare.fuel.f3.comm_error import CommError
+from nvflare.fuel.f3.drivers.connector_info import Mode
+from nvflare.fuel.f3.drivers.driver_params import DriverParams
+
+from h2tune.transport.access import PUT_OUT, REVOKED, AccessList
+
+SECONDS = 1.0  # between two looks at the lists
+MINUTE = 60.0  # seconds; a refusal of a participant is told once in so many
+GRACE = 3.0  # seconds in which a revoked client's process is told why, before its connection is closed
+
+
+def say(text: str) -> None:
+    """A line of the engine's log that `h2tune.transport.nvflare.engine_log` passes on to people."""
+    print(f"h2tune: {text}", flush=True)
+
+
+class Guard:
+    """Refuses connections and participants by the lists in the server's kit.
+
+    Args:
+        folder: the engine's folder in the kit.
+        connections: NVFlare's `ConnManager`. registry: its `ClientManager`.
+    """
+
+    def __init__(self, folder: Path, connections: Any, registry: Any) -> None:
+        self.access, self.connections, self.registry = AccessList(folder), connections, registry
+        self._told: dict[str, float] = {}  # when it was last said that a participant is refused
+        self._due: dict[str, float] = {}  # revoked participants, and when their connections are closed
+        connections.update_endpoint = self._judged(connections.update_endpoint)
+        threading.Thread(target=self._watch, daemon=True, name="h2tune-guard").start()
+
+    def objection(self, name: str) -> str:
+        """Why an envelope of this participant is refused, or an empty text."""
+        if (reason := self.access.objection(name)) and time.monotonic() - self._told.get(name, -MINUTE) > MINUTE:
+            self._told[name] = time.monotonic()
+            say(f"{name} at {self.address(name)} was refused: {reason}")
+        return reason
+
+    def address(self, name: str) -> str:
+        """From where a participant is connected."""
+        endpoint = self.connections.find_endpoint(name)
+        return host_of(endpoint.conn_props if endpoint else {})
+
+    def _judged(self, update: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        """`update_endpoint`, for certificates that are in force."""
+
+        def judged(connection: Any, handshake: Any) -> None:
+            name, serial, address = identity(connection.conn)
+            # Who is revoked may connect: its registration is refused with the reason, and it is sent nothing.
+            if (reason := self.access.objection(name, serial)) and reason != PUT_OUT:
+                say(f"{name} at {address} was refused: {reason}")
+                connection.conn.close()
+                raise CommError(CommError.BAD_DATA, f"{name}: {reason}")
+            update(connection, handshake)
+
+        return judged
+
+    def _watch(self) -> None:
+        self._apply()  # connections may have been made before the guard stood here
+        while True:
+            time.sleep(SECONDS)
+            if self.access.look():
+                self._apply()
+            self._close_due()
+
+    def _apply(self) -> None:
+        """Let the registry know who is revoked, and close connections with replaced certificates."""
+        self.registry.set_disabled_clients_file(str(self.access.folder / REVOKED))
+        for name in self.access.revoked - self._due.keys():
+            self._due[name] = time.monotonic() + GRACE
+            for token in [t for t, client in self.registry.clients.items() if client.name == name]:
+                self.registry.remove_client(token)
+        self._due = {name: due for name, due in self._due.items() if name in self.access.revoked}
+        time.sleep(SECONDS)  # the server's process tells the client why
+        self._close(lambda name, serial: self.access.objection(name, serial) not in ("", PUT_OUT))
+
+    def _close_due(self) -> None:
+        now = time.monotonic()
+        if due := {name for name, at in self._due.items() if at <= now}:
+            self._close(lambda name, serial: name in due)
+            self._due |= dict.fromkeys(due, now + GRACE)  # who connects again is told again, and closed again
+
+    def _close(self, wanted: Callable[[str, int | None], bool]) -> None:
+        for connection in list(self.connections.sfm_conns.values()):
+            name, serial, address = identity(connection.conn)
+            if name and wanted(name, serial):
+                say(f"{name} at {address} was cut off: {self.access.objection(name, serial)}")
+                connection.conn.close()
+
+
+def identity(connection: Any) -> tuple[str, int | None, str]:
+    """Common name and serial number of a connection's certificate, and the address without the port."""
+    properties = connection.get_conn_properties()
+    socket = getattr(connection, "websocket", None)
+    certificate = socket.get_extra_info("peercert") if socket is not None else None
+    serial = (certificate or {}).get("serialNumber")
+    address = host_of(properties)
+    name = properties.get(DriverParams.PEER_CN.value) if serial else None
+    return name or "", int(serial, 16) if serial else None, address
+
+
+def host_of(properties: Any) -> str:
+    """The other side's address without the port."""
+    return str(properties.get(DriverParams.PEER_ADDR.value, "")).rpartition(":")[0] or "an unknown address"
+
+
+def listening(connections: Any) -> list[str]:
+    """Addresses on which an engine waits for connections."""
+    found = [c.params for c in connections.connectors.values() if c.mode == Mode.PASSIVE]
+    places = {(str(p.get(DriverParams.HOST.value)), str(p.get(DriverParams.PORT.value))) for p in found}
+    return sorted(f"{'every address' if host in ('0', '0.0.0.0') else host}:{port}" for host, port in places)

@@ -1,0 +1,115 @@
+"""A client's end: what is for another process is left alone, a stop ends also a client that works, nobody waits for ever."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from h2tune.transport.channel import REFUSED, ChannelError, Done
+from h2tune.transport.client_loop import ClientLoop, DismissedError
+from h2tune.transport.envelope import Envelope, unpack
+
+
+class Wire:
+    """A channel of queues: what the client says, and what it hears."""
+
+    ports = ()
+
+    def __init__(self, error: str = "") -> None:
+        self.error, self.sent, self.inbox = error, [], queue.Queue()
+
+    def send(self, to: str, data: bytes, done: Done = lambda error: None) -> None:
+        self.sent.append(unpack(data))
+        done(self.error)
+
+    def receive(self, seconds: float) -> tuple[str, bytes] | None:
+        try:
+            return "server", self.inbox.get(timeout=min(seconds, 0.01)).pack()
+        except queue.Empty:
+            return None
+
+    def answers(self) -> list[str]:
+        return [e.fields["number"] for e in self.sent if e.kind == "answer"]
+
+
+def request(loop: ClientLoop, number: str, process: str | None = None) -> Envelope:
+    return Envelope("request", {"number": number, "process": loop.process if process is None else process}, b"q")
+
+
+def stop(reason: str, finished: bool = False, process: str = "") -> Envelope:
+    return Envelope("stop", {"reason": reason, "finished": finished, "process": process})
+
+
+def test_requests_and_stops_for_another_process_are_left_alone() -> None:
+    wire = Wire()
+    loop = ClientLoop(wire, "f", beat=0.01)
+    for envelope in (request(loop, "1", "other"), stop("no", process="other"), request(loop, "2")):
+        wire.inbox.put(envelope)
+    threading.Timer(0.3, lambda: wire.inbox.put(stop("over", finished=True))).start()
+    assert loop.run(lambda data: b"a") == "over" and wire.answers() == ["2"]
+
+
+def test_a_request_that_comes_twice_is_answered_twice_and_done_once() -> None:
+    wire, done = Wire(), []
+    loop = ClientLoop(wire, "f", beat=0.01)
+    for delay, envelope in ((0.0, request(loop, "1")), (0.2, request(loop, "1")), (0.4, stop("over", finished=True))):
+        threading.Timer(delay, wire.inbox.put, [envelope]).start()
+    loop.run(lambda data: done.append(data) or b"a")
+    assert wire.answers() == ["1", "1"] and len(done) == 1
+
+
+@pytest.mark.parametrize("how", ["by a signal", "by asking"])
+def test_a_stop_ends_a_client_that_works(how: str) -> None:
+    wire, seen = Wire(), []
+    loop = ClientLoop(wire, "f", beat=0.01)
+
+    def work(data: bytes) -> bytes:
+        wire.inbox.put(stop("the coordinator has revoked this participant"))
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            time.sleep(0.01)
+            if how == "by asking":
+                loop.check()
+        seen.append("done")
+        return b"a"
+
+    def stopped(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stopped if how == "by a signal" else signal.SIG_DFL)
+    try:
+        wire.inbox.put(request(loop, "1"))
+        with pytest.raises(DismissedError, match="has revoked this participant"):
+            loop.run(work)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not seen and not wire.answers()
+
+
+def test_a_person_who_stops_a_client_is_not_taken_for_the_server() -> None:
+    wire = Wire()
+    loop = ClientLoop(wire, "f", beat=0.01)
+    wire.inbox.put(request(loop, "1"))
+
+    def interrupted(data: bytes) -> bytes:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(interrupted)
+
+
+def test_a_client_that_the_engine_refuses_ends_with_the_reason() -> None:
+    loop = ClientLoop(Wire(f"unauthenticated {REFUSED}its kit is old"), "f", beat=0.01)
+    with pytest.raises(DismissedError, match=r"^its kit is old$"):
+        loop.run(lambda data: b"a")
+
+
+def test_a_client_does_not_wait_for_ever() -> None:
+    loop = ClientLoop(Wire("unreachable"), "f", beat=0.01, patience=0.2)
+    with pytest.raises(ChannelError, match=r"could not be reached for 0\.2 s: start again"):
+        loop.run(lambda data: b"a")
