@@ -56,8 +56,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "global prior": {"method.prior": "global"},
     "local prior": {"method.prior": "local"},
     "mean gate": {"method.gate": "mean"},
-    "coverage off": {"method.gate": "mean"},
+    "coverage off": {"method.gate": "mean", "method.missing": "coverage"},
+    "left out": {"method.missing": "coverage"},
     "relation": {"method.missing": "relation"},
+    "neutral": {"method.borrow": 0.0},
+    "nameless": {"method.unseen": "nameless", "method.labels": False},
 }
 
 

@@ -11,11 +11,14 @@ import torch
 from vertical.recorder import recorded
 from vertical.tables import PARTIES, config, planted
 
+from h2tune.vertical import local_round
 from h2tune.vertical.bilevel import gradient, lower, mean_squared_gradient, upper
 from h2tune.vertical.bilevel import planted as planted_levels
+from h2tune.vertical.encoder import make_encoder
 from h2tune.vertical.evaluation import test_labels as true_labels
 from h2tune.vertical.evaluation import views
 from h2tune.vertical.federation import fit, load_parties, run
+from h2tune.vertical.fuse import view_logits
 from h2tune.vertical.methods import METHODS
 from h2tune.vertical.trial import evaluate
 
@@ -47,8 +50,31 @@ def test_a_class_is_not_named_for_a_row_that_nobody_who_knows_it_has():
 
 
 def test_without_coverage_the_views_that_do_not_know_it_drown_it():
-    mean = trained(easy(), method=UNSEEN["method"] | {"gate": "mean"}).history[-1]["test"]
+    off = {"gate": "mean", "missing": "coverage"}
+    mean = trained(easy(), method=UNSEEN["method"] | off).history[-1]["test"]
     assert mean["unseen"] < 0.9
+
+
+def test_a_view_that_has_not_seen_a_class_has_no_evidence_for_it():
+    active = trained(easy(), rounds=17)
+    top, z = active.top, views(active, "test")
+    everyone = torch.ones(len(z[0]), 3, dtype=torch.bool)
+    logits = view_logits(z, top.nu)
+    assert (top.counts > 0.5).tolist() == [[True, True, True, False], [True] * 4, [True, True, True, False]]
+    filled, counts = top._completed(logits, top.counts, everyone)
+    known = logits[:, :, :3].logsumexp(2) - math.log(3)
+    evidence = logits[:, 1, 3] - (logits[:, 1].logsumexp(1) - math.log(4))
+    assert torch.equal(filled[:, :, :3], logits[:, :, :3]) and torch.equal(filled[:, 1], logits[:, 1])
+    for k in (0, 2):
+        assert torch.allclose(filled[:, k, 3], known[:, k] + 0.5 * evidence, atol=1e-4)
+    assert bool((counts[:, 3] == top.counts[1, 3]).all())
+    # The scores of a view may be moved by any amount: what they say of one class against another stays the same.
+    offset = torch.tensor([5.0, -3.0, 2.0])[None, :, None]
+    moved, _ = top._completed(logits + offset, top.counts, everyone)
+    assert torch.allclose(moved - offset, filled, atol=1e-4)
+    # Without the party that has seen it, nobody has evidence.
+    without = torch.tensor([True, False, True]).expand(len(z[0]), 3)
+    assert torch.allclose(top._completed(logits, top.counts, without)[0][:, 0, 3], known[:, 0], atol=1e-4)
 
 
 def test_the_relation_of_classes_stands_in_for_views_that_have_not_seen_one():
@@ -84,11 +110,12 @@ def test_a_described_class_is_placed_by_its_vector(tmp_path):
 
 
 def test_a_class_that_nobody_names_is_found_by_elimination():
-    settings = config(rounds=12, method={"warmup": 4, "unseen": "nameless"})
-    frames = planted(unseen=3, spread=0.35)
+    settings = config(**(UNSEEN | {"method": {"warmup": 15, "unseen": "nameless"}, "rounds": 40}))
+    frames = easy(1)
     frames = frames | {"clinic": (frames["clinic"][0].drop(columns="code"), frames["clinic"][1])}
     active = fit(settings, load_parties(settings, frames))
-    assert active.top.counts[1:, 3].sum() > 0 and bool(active.top.possible(torch.ones(1, 3, dtype=torch.bool))[0, 3])
+    assert active.top.counts[1:, 3].sum() > 0 and active.history[-1]["test"]["unseen"] > 0.7
+    assert bool(active.top.possible(torch.ones(1, 3, dtype=torch.bool))[0, 3])
 
 
 def test_any_subset_of_parties_predicts_and_one_alone_is_its_view():
@@ -172,6 +199,34 @@ def test_the_exact_hypergradient_is_the_derivative():
     values = [upper(w + sign * step, lower(w + sign * step, double), double, rows) for sign in (1, -1)]
     assert (values[0] - values[1]).item() / 2e-6 == pytest.approx(found[2, 1].item(), rel=1e-4)
     assert not torch.allclose(gradient(w, double, rows, exact=False), found)
+
+
+def test_the_federation_differentiates_through_its_class_means_on_request():
+    generator = torch.Generator().manual_seed(0)
+    encoder = make_encoder(4, 8, 3, seed=0).double()
+    x, mu = (torch.randn(n, w, generator=generator, dtype=torch.float64) for n, w in ((12, 4), (2, 3)))
+    targets = torch.rand(12, 2, generator=generator, dtype=torch.float64)
+    weights, shares = torch.ones(12, dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64)
+
+    def value(fixed: torch.Tensor | None = None) -> torch.Tensor:
+        means = local_round._means_of(encoder, x, targets, weights, mu) if fixed is None else fixed
+        return local_round.two_way(encoder(x), means, shares)
+
+    held = local_round._means_of(encoder, x, targets, weights, mu).detach()
+    weight = encoder[0].weight
+    exact, first = (torch.autograd.grad(v, weight)[0][0, 1].item() for v in (value(), value(held)))
+    found = []
+    with torch.no_grad():
+        for step in (1e-6, -2e-6):
+            weight[0, 1] += step
+            found.append(value().item())
+    assert (found[0] - found[1]) / 2e-6 == pytest.approx(exact, rel=1e-4)
+    assert abs(exact - first) > 1e-4
+    one, two = (
+        fit(c, load_parties(c, planted()))
+        for c in (config(method={"warmup": 2, "ct": 0.5, "hypergradient": h}) for h in ("first order", "exact"))
+    )
+    assert not torch.equal(one.top.nu, two.top.nu) and two.history[-1]["test"]["balanced"] > 0.5
 
 
 def test_the_mean_squared_gradient_falls_as_one_over_the_root_of_steps():

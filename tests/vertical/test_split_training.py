@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from vertical.recorder import recorded
@@ -59,6 +61,43 @@ def test_twenty_steps_over_messages_equal_one_graph():
     assert not same(first, active.encoder)
     # Locally nothing was trained, so the slices that came back are those that were sent.
     assert torch.equal(split.active.top.nu, active.top.nu)
+
+
+def test_identical_parties_have_identical_means():
+    settings, frames = config(rounds=1), planted()
+    frames["shop"] = (frames["clinic"][0], frames["clinic"][1])
+    federation, parties = recorded(settings, frames)
+    active = federation.open()
+    # A party's first weights follow from its name; here the two are to be the same party twice.
+    parties["shop"].party.encoder.load_state_dict(parties["clinic"].party.encoder.state_dict())
+    with torch.no_grad():
+        active.top.nu[2] = active.top.nu[1]
+    active.config = active.config.model_copy(
+        update={"training": settings.training.model_copy(update={"dropout": 0.0})}
+    )
+    active.top.training_config = active.config.training
+    active.one_round()
+    clinic, shop = (parties[name].messages("step")[-1].payload.tensors["z"] for name in ("clinic", "shop"))
+    assert torch.equal(clinic, shop)
+    means = [parties[name].messages("local", "down")[-1].payload.tensors["mu"] for name in ("clinic", "shop")]
+    assert torch.equal(*means) and bool((means[0].norm(dim=1) > 0).all())
+
+
+def test_a_step_waits_for_no_disk(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    stores = {name: ClientStore(tmp_path / name) for name in PARTIES}
+    federation, _ = recorded(config(rounds=2), planted(), stores=stores)
+    active = federation.open()
+    kinds, ask, flushed = [""], federation.exchange.ask, os.fsync
+    written: list[str] = []
+
+    def noted(kind: str, payloads):
+        kinds[0] = kind
+        return ask(kind, payloads)
+
+    monkeypatch.setattr(federation.exchange, "ask", noted)
+    monkeypatch.setattr(os, "fsync", lambda file: (written.append(kinds[0]), flushed(file)))
+    active.one_round()
+    assert set(written) == {"local"}
 
 
 def test_stale_updates_are_more_updates_of_one_exchange():

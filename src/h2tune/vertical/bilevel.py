@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-RIDGE = 1.0
+from h2tune.vertical.prototypes import RIDGE, tied_means
+
 TEMPERATURE = 1.0
 
 
@@ -52,9 +53,7 @@ def lower(weights: Tensor, problem: Planted) -> Tensor:
     z = torch.tanh(problem.free @ weights)
     # Rows are assigned by the anchors, so that the means are the minimiser of weighted squared distances.
     q = (z @ problem.anchors.T / TEMPERATURE).softmax(1) / len(z)
-    return (q.T @ z + RIDGE / len(problem.anchors) * problem.anchors) / (
-        q.sum(0)[:, None] + RIDGE / len(problem.anchors)
-    )
+    return tied_means(z, q, problem.anchors, RIDGE / len(problem.anchors))
 
 
 def upper(weights: Tensor, means: Tensor, problem: Planted, rows: Tensor) -> Tensor:

@@ -88,8 +88,13 @@ class MethodConfig(_Strict):
     unseen: Literal["named", "described", "nameless"] = Field(
         "named", description="what is known of a class that the active party has no row of"
     )
-    missing: Literal["coverage", "relation"] = Field(
-        "coverage", description="a party that has not seen a class: left out of its score, or inferred from relations"
+    missing: Literal["evidence", "coverage", "relation"] = Field(
+        "evidence",
+        description="a party that has not seen a class: given a share (`borrow`) of the others' evidence for it, left out"
+        " of its score, or inferred from its views of classes alike",
+    )
+    borrow: float = Field(
+        0.5, ge=0, le=1, description="that share; 0 takes a view that has not seen a class as neutral"
     )
     combine: Literal["scores", "probabilities"] = Field(
         "scores", description="`probabilities` averages the class probabilities of the parties that know a class"
@@ -100,10 +105,12 @@ class MethodConfig(_Strict):
     view_weight: float = Field(0.3, ge=0, description="weight of each view's own loss")
     fused_weight: float = Field(1.0, ge=0, description="weight of the loss of the fused scores")
     warmup: int = Field(15, ge=1, description="first round that uses unlabelled rows")
-    pretext: float = Field(0.0, ge=0, description="weight of a contrastive loss on unlabelled rows, from round 1 on")
     eps: float = Field(1.0, gt=0, description="entropic term of the transport")
     rho: float = Field(1.0, ge=0, description="hold on the class masses of the transport")
-    ct: float = Field(0.0, ge=0, description="weight of a two-way transport loss")
+    ct: float = Field(0.0, ge=0, description="weight of a two-way transport loss between rows and class means")
+    hypergradient: Literal["first order", "exact"] = Field(
+        "first order", description="with `ct`: hold the class means fixed, or differentiate through them, too"
+    )
 
 
 class Training(_Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ def unpack(parts: dict[str, nn.Module | Tensor | torch.optim.Optimizer], tensors
                 part.copy_(tensors[name])
 
 
+@lru_cache(maxsize=8)  # in one process all parties ask for the same batch, one after the other
 def batch_rows(rows: int, size: int, seed: int, *purpose: object) -> Tensor:
     """Rows of one batch, none twice; the same on every machine that knows the seed."""
     chosen = np.random.default_rng(derive(seed, *purpose)).choice(rows, min(size, rows), replace=False)

@@ -13,10 +13,13 @@ from h2tune.vertical.config import MethodConfig, Training
 from h2tune.vertical.encoder import corrupt
 from h2tune.vertical.fuse import loss
 from h2tune.vertical.priors import class_shares, em_prior, mix, mixing_weight
+from h2tune.vertical.prototypes import tied_means
 from h2tune.vertical.select import agreement, cheapest, kept_share, soft_weights
 from h2tune.vertical.transport_cost import transport
 
-NAMELESS = 0.05  # share of the costliest rows that are taken for a class that nobody has named
+NAMELESS = (
+    0.99  # a row farther from all class means than this share of the aligned rows may be of a class without a name
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Assignment:
 
 def assign(
     z: Tensor, labels: Tensor, nu: Tensor, mu: Tensor, pooled: Tensor, round: int, method: MethodConfig,
-    declared: Tensor | None = None,
+    declared: Tensor | None = None, aligned: Tensor | None = None,
 ) -> Assignment:  # fmt: skip
     """Assign rows to classes.
 
@@ -52,6 +55,7 @@ def assign(
         mu: class means (C x d); a class whose row is zero has no prototype.
         pooled: everyone's class shares (C).
         declared: class shares of the unlabelled rows, if the party knows them (C).
+        aligned: embeddings of its aligned rows, for `unseen: nameless` (N x d).
     """
     classes, known = len(nu), mu.norm(dim=1) > 0
     targets, weights = torch.zeros(len(z), classes), torch.zeros(len(z))
@@ -63,6 +67,9 @@ def assign(
     if len(free) and bool(known.any()) and round >= method.warmup and method.select != "none":
         found, keep, shares = _assign_free(z[free], nu, mu, known, pooled, round, method, declared)
         targets[free], weights[free] = found, keep
+        if aligned is not None and len(aligned) and int((~known).sum()) == 1:
+            strange = free[_strange(z[free], aligned, mu[known])]
+            targets[strange], weights[strange] = (~known).float(), 1.0
     labelled = class_shares(labels, classes)
     overall = (labelled + len(free) * shares) / max(len(z), 1)
     return Assignment(targets, weights, overall)
@@ -89,11 +96,20 @@ def _assign_free(
     weights = _weights(spent, targets, round, method)
     if method.agree and method.select != "all":
         weights = weights * agreement(logits, F.normalize(z, dim=1), mu)
-    if method.unseen == "nameless" and int((~known).sum()) == 1:
-        strange = spent >= torch.quantile(spent, 1 - NAMELESS)
-        targets[strange] = F.one_hot(torch.nonzero(~known)[0, 0], len(nu)).float()
-        weights[strange] = 1.0
     return targets, weights, local
+
+
+def _strange(z: Tensor, aligned: Tensor, mu: Tensor) -> Tensor:
+    """Rows that are like no class (n, bool).
+
+    Aligned rows are all of known classes, so they say how near to its class mean a row of a known class is.
+
+    Args:
+        z, aligned: embeddings of the rows and of the aligned rows.
+        mu: unit means of the known classes.
+    """
+    near, usual = ((F.normalize(rows, dim=1) @ mu.T).amax(1) for rows in (z, aligned))
+    return near < torch.quantile(usual, 1 - NAMELESS)
 
 
 def _weights(cost: Tensor, targets: Tensor, round: int, method: MethodConfig) -> Tensor:
@@ -111,8 +127,6 @@ def train(
 ) -> float | None:  # fmt: skip
     """Steps on the kept rows; returns the mean loss, or None where nothing was kept."""
     kept = found.kept
-    if method.pretext and training.local_steps and not len(kept):
-        return _pretrain(encoder, optimisers, x, method, training, generator)
     if not len(kept) or not training.local_steps:
         return None
     x, targets, weights = x[kept], found.targets[kept], found.weights[kept]
@@ -126,7 +140,8 @@ def train(
         each = loss(z @ nu.T, targets[rows], shares)
         value = (weights[rows] * each).sum() / weights[rows].sum()
         if method.ct:
-            value = value + method.ct * two_way(z, mu, shares)
+            means = mu if method.hypergradient == "first order" else _means_of(encoder, x, targets, weights, mu)
+            value = value + method.ct * two_way(z, means, shares)
         for optimiser in optimisers:
             optimiser.zero_grad()
         torch.autograd.backward(value)
@@ -136,29 +151,10 @@ def train(
     return total / training.local_steps
 
 
-def _pretrain(
-    encoder: nn.Module, optimisers: list[torch.optim.Optimizer], x: Tensor, method: MethodConfig, training: Training,
-    generator: torch.Generator,
-) -> float:  # fmt: skip
-    """Steps of a contrastive loss while no row has a label yet; returns the mean loss."""
-    total = 0.0
-    for _ in range(training.local_steps):
-        rows = x[torch.randperm(len(x), generator=generator)[: training.batch]]
-        value = method.pretext * contrast(encoder(rows), encoder(corrupt(rows, x, training.corrupt, generator)))
-        for optimiser in optimisers[:1]:
-            optimiser.zero_grad()
-        torch.autograd.backward(value)
-        for optimiser in optimisers[:1]:
-            optimiser.step()
-        total += float(value.detach())
-    return total / training.local_steps
-
-
-def contrast(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:
-    """Each row must find its own copy among those of the batch (Bahri et al., ICLR 2022)."""
-    near = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
-    own = torch.arange(len(a))
-    return 0.5 * (F.cross_entropy(near, own) + F.cross_entropy(near.T, own))
+def _means_of(encoder: nn.Module, x: Tensor, targets: Tensor, weights: Tensor, mu: Tensor) -> Tensor:
+    """Unit class means as a function of the network: the lower level's solution, with a ridge to the last means."""
+    h = F.normalize(encoder(x), dim=1)
+    return F.normalize(tied_means(h, weights[:, None] * targets, mu), dim=1)
 
 
 def two_way(z: Tensor, mu: Tensor, prior: Tensor) -> Tensor:

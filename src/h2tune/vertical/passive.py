@@ -184,8 +184,10 @@ class Passive:
         with torch.no_grad():
             self.nu.copy_(t["nu"])
         z = self.embed(self.free_x)
+        nameless = self.config.method.unseen == "nameless"
+        aligned = self.embed(self.data.train.x[self.aligned[self.aligned >= 0]]) if nameless else None
         found = local_round.assign(
-            z, self.free_labels, t["nu"], t["mu"], t["prior"], self.round, self.config.method, self.declared
+            z, self.free_labels, t["nu"], t["mu"], t["prior"], self.round, self.config.method, self.declared, aligned
         )
         generator = torch.Generator().manual_seed(derive(self.config.seed, "local", self.name, self.round))
         loss = local_round.train(self.encoder, self.nu, [self.optimiser, self.nu_optimiser], self.free_x, found, t["mu"],

@@ -23,6 +23,19 @@ def class_means(h: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(weights.T @ h, dim=1), weights.sum(0)
 
 
+def tied_means(h: Tensor, weights: Tensor, anchors: Tensor, ridge: float = RIDGE) -> Tensor:
+    """Class means (C x d) that minimise weighted squared distances plus ``ridge`` times those to the anchors.
+
+    The lower level of the two: strongly convex, in closed form, and differentiable in ``h``.
+
+    Args:
+        h: embeddings (n x d).
+        weights: how much of each row belongs to each class (n x C).
+        anchors: what the means are tied to (C x d).
+    """
+    return (weights.T @ h + ridge * anchors) / (weights.sum(0)[:, None] + ridge)
+
+
 def merge(means: list[Tensor], masses: list[Tensor]) -> Tensor:
     """Unit means (C x d) of sets whose own means and masses are known."""
     total = sum((mass[:, None] * mean for mean, mass in zip(means, masses, strict=True)), torch.zeros_like(means[0]))

@@ -67,6 +67,8 @@ class Top(nn.Module):
 
     def combine(self, z: list[Tensor], logits: Tensor, counts: Tensor, present: Tensor) -> Tensor:
         """Class scores (n x C) from view logits (n x K x C)."""
+        if self.method.missing == "evidence":
+            logits, counts = self._completed(logits, counts, present)
         if self.method.missing == "relation":
             logits, counts = self._related(logits, counts)
         if self.method.combine == "probabilities":
@@ -92,6 +94,24 @@ class Top(nn.Module):
         nu = torch.stack([prototypes.from_descriptions(slice_, self.vectors, seen) for slice_ in self.nu])
         typical = self.counts[:, seen].mean(1, keepdim=True)
         return nu, torch.where(seen[None, :], self.counts, typical)
+
+    def _completed(self, logits: Tensor, counts: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of classes that a party has not seen: neutral, and moved towards the evidence of those that have seen them.
+
+        A view's evidence for a class is its score over that of an average class that it knows. With exact views this is
+        log p(x_k | c) / p(x_k), which is 0 where nothing is known; scores of two views cannot be compared without it.
+        """
+        knows = counts > KNOWN
+        missing = ~knows & knows.any(0)
+        if not bool(missing.any()):
+            return logits, counts
+        spread = logits.masked_fill(~knows, fuse.NEVER).logsumexp(2) - knows.sum(1).clamp_min(1).log()
+        neutral = torch.where(knows.any(1), spread, 0.0)[:, :, None]
+        weight = (counts * knows)[None] * present[:, :, None]
+        evidence = ((logits - neutral) * weight).sum(1) / weight.sum(1).clamp_min(1e-9)
+        filled = neutral + self.method.borrow * evidence[:, None, :]
+        counts = torch.where(missing, counts.max(0).values.expand_as(counts), counts)
+        return torch.where(missing[None], filled, logits), counts
 
     def _related(self, logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Views of classes that a party has not seen, from its views of the classes that are like them."""

@@ -13,6 +13,7 @@ METHOD = Method(
             "view_weight": 1.0,
             "select": "none",
             "gate": "mean",
+            "missing": "coverage",
         },
         "training": {"local_steps": 10},
     },

@@ -7,7 +7,7 @@ METHOD = Method(
     "trained on random subsets of parties",
     "Valdeira et al., 2024",
     options={
-        "method": {"gate": "mean", "select": "none", "labels": False},
+        "method": {"gate": "mean", "missing": "coverage", "select": "none", "labels": False},
         "training": {"dropout": 0.5, "local_steps": 0},
     },
     tuned=(PLAIN, FASTER, {"training.local_steps": 10}, AUGMENTED),

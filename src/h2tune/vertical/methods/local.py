@@ -6,7 +6,7 @@ METHOD = Method(
     "local",
     "the active party alone",
     "standard",
-    options={"method": {"gate": "mean", "select": "none"}, "training": {"dropout": 0.0}},
+    options={"method": {"gate": "mean", "missing": "coverage", "select": "none"}, "training": {"dropout": 0.0}},
     alone=True,
     tuned=(PLAIN, FASTER, {"training.weight_decay": 1e-2}, AUGMENTED),
 )

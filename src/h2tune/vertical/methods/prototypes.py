@@ -7,7 +7,7 @@ METHOD = Method(
     "prototypes and pseudo-labels of all rows; no transport, no selection, no gate",
     "ablation",
     options={
-        "method": {"assign": "argmax", "select": "all", "gate": "mean", "agree": False},
+        "method": {"assign": "argmax", "select": "all", "gate": "mean", "missing": "coverage", "agree": False},
         "training": {"local_steps": 10},
     },
     tuned=(PLAIN, FASTER, {"training.local_steps": 5}, AUGMENTED),

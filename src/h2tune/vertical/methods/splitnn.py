@@ -10,7 +10,7 @@ METHOD = Method(
     "one linear layer over the parties' embeddings, on aligned rows only",
     "Vepakomma et al., 2018",
     options={
-        "method": {"gate": "mean", "select": "none", "view_weight": 0.0, "labels": False},
+        "method": {"gate": "mean", "missing": "coverage", "select": "none", "view_weight": 0.0, "labels": False},
         "training": {"dropout": 0.0, "local_steps": 0},
     },
     tuned=(PLAIN, FASTER, {"training.local_steps": 10}, AUGMENTED),
