@@ -18,15 +18,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from problems import Problem, Setting, build
 
+from h2tune.vertical.active import Active
 from h2tune.vertical.compare import interval
 from h2tune.vertical.config import VerticalConfig, parse_vertical
-from h2tune.vertical.federation import load_parties
+from h2tune.vertical.evaluation import evaluate as scores_of
+from h2tune.vertical.federation import fit, load_parties
 from h2tune.vertical.methods import METHODS
 from h2tune.vertical.methods.base import configure
 from h2tune.vertical.methods.central import evaluate_central
@@ -43,15 +46,22 @@ UNSEEN = {t: Setting(t, aligned=200, unseen=True) for t in TABLES}
 FEW = {t: replace(s, labelled=20) for t, s in UNSEEN.items()}
 GROUPS: dict[str, tuple[dict[str, Setting], tuple[str, ...]]] = {
     "main": (MAIN, CORE),
-    "unseen": (UNSEEN, (*CORE, "ensemble", "coverage off")),
+    "unseen": (UNSEEN, ("proto-evfl", "left out", "neutral", "relation", "coverage off", *CORE[1:], "ensemble")),
     "skewed": (SKEWED, CORE),
     "others": (MAIN, ("local", "ensemble", "laser", "central")),
     "few labels": (FEW, ("proto-evfl", "ensemble", "prototypes")),
-    "ablations": (MAIN, ("nu only", "posterior, all rows", "global prior", "local prior", "mean gate")),
-    "unseen variants": (UNSEEN, ("relation",)),
+    "ablations": (
+        MAIN,
+        ("nu only", "posterior", "all rows", "posterior, all rows", "global prior", "local prior", "mean gate"),
+    ),
+    "nameless": (UNSEEN, ("nameless",)),
 }
+# These differ in how rows are scored, not in how anything is trained.
+SAME_TRAINING = ("proto-evfl", "left out", "neutral", "relation")
 VARIANTS: dict[str, dict[str, Any]] = {
     "nu only": {"method.select": "none"},
+    "posterior": {"method.assign": "posterior"},
+    "all rows": {"method.select": "all"},
     "posterior, all rows": {"method.assign": "posterior", "method.select": "all"},
     "global prior": {"method.prior": "global"},
     "local prior": {"method.prior": "local"},
@@ -73,6 +83,13 @@ def changed(config: VerticalConfig, values: dict[str, Any]) -> VerticalConfig:
     return parse_vertical(plain)
 
 
+@lru_cache(maxsize=1)
+def trained(tuned: str, problem: Problem, seed: int) -> Active:
+    """The method after its last round."""
+    config = changed(parse_vertical(problem.config(seed)), json.loads(tuned))
+    return fit(config, load_parties(config, problem.frames))
+
+
 def scored(name: str, problem: Problem, seed: int, tuned: dict[str, Any]) -> dict[str, Any]:
     """Scores of one method or variant on one problem."""
     config = parse_vertical(problem.config(seed))
@@ -80,6 +97,10 @@ def scored(name: str, problem: Problem, seed: int, tuned: dict[str, Any]) -> dic
         return evaluate_central(config, *problem.pooled, problem.classes)
     method = METHODS[name if name in METHODS else "proto-evfl"]
     config = configure(config, method)
+    if name in SAME_TRAINING:
+        active = trained(json.dumps(tuned), problem, seed)
+        active.top.method = changed(config, tuned | VARIANTS.get(name, {})).method
+        return dict(scores_of(active)["test"])
     config = changed(config, tuned | VARIANTS.get(name, {}))
     # What the method itself sets is in the config by now; evaluation must not set it again over what was tuned.
     return evaluate(
@@ -128,27 +149,34 @@ def run(folder: Path, groups: list[str], only: set[str]) -> None:
     for group in groups:
         settings, names = GROUPS[group]
         for table, setting in settings.items():
-            for name in names if not only else [n for n in names if n in only]:
-                # Methods that use the passive parties' labels are tuned with an unseen class, the others without.
-                own = setting.unseen and name not in RIVALS
-                best = tune(folder, name, UNSEEN[table] if own else MAIN[table])
-                for seed in SEEDS:
-                    cell(
-                        folder,
-                        f"{group}/{table}/{name}-{seed}",
-                        lambda s=seed, n=name, b=best, x=setting: scored(n, build(x, s), s, b) | {"tuned": b},
-                    )
+            names = [n for n in names if not only or n in only]
+            # Methods that use the passive parties' labels are tuned with an unseen class, the others without.
+            own = {n: UNSEEN[table] if setting.unseen and n not in RIVALS else MAIN[table] for n in names}
+            best = {name: tune(folder, name, own[name]) for name in names}
+            for seed in SEEDS:
+                _run_seed(folder, f"{group}/{table}", setting, seed, best)
+
+
+def _run_seed(folder: Path, place: str, setting: Setting, seed: int, best: dict[str, dict[str, Any]]) -> None:
+    """The cells of one problem; those that share a training follow one another."""
+    problem = lru_cache(maxsize=1)(lambda: build(setting, seed))
+    for name, tuned in best.items():
+        cell(
+            folder,
+            f"{place}/{name}-{seed}",
+            lambda n=name, t=tuned: scored(n, problem(), seed, t) | {"tuned": t},
+        )
 
 
 def collect(folder: Path) -> dict[str, Any]:
     """Means, intervals and paired differences of all cells that are there."""
     found: dict[str, Any] = {}
     for group, (settings, names) in GROUPS.items():
-        quantity = "accuracy" if group in ("unseen", "few labels", "unseen variants") else "balanced"
+        quantity = "accuracy" if group in ("unseen", "few labels", "nameless") else "balanced"
         for table in settings:
             values = {n: _values(folder, group, table, n) for n in names}
             values = {n: v for n, v in values.items() if len(v) == len(SEEDS)}
-            if not values or ("proto-evfl" not in values and group not in ("ablations", "others", "unseen variants")):
+            if not values or ("proto-evfl" not in values and group not in ("ablations", "others", "nameless")):
                 continue
             rows = {
                 n: {

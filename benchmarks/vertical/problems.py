@@ -39,7 +39,7 @@ class Setting:
     labelled: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Tables of all parties for training, validation (for tuning only) and test; and all columns, for an upper bound."""
 
