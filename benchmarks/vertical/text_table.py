@@ -5,7 +5,9 @@ python benchmarks/vertical/text_table.py run --out CELLS
 python benchmarks/vertical/text_table.py collect --out CELLS
 
 MathQA's categories (6 classes, 45 to 1.6 %). 200 aligned rows, in the natural class shares; the rest is dealt out to the
-two parties. The encoder runs at the text's party and is not trained.
+two parties. The encoder runs at the text's party and is not trained. In a second setting one category, `geometry`, has no
+aligned row and none at the active party: the other party labels its own rows of it (`named`), or nobody does and every
+class is described by the same encoder's embedding of its name (`described`).
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from h2tune.vertical.text import embed_texts
 from h2tune.vertical.trial import evaluate
 
 ALIGNED = 200
+UNSEEN = "geometry"
+VARIANTS = ("proto-evfl", "described", "prototypes", "ensemble")  # with an unseen class
 
 
 def rows() -> pd.DataFrame:
@@ -59,8 +63,14 @@ def counts(formulas: pd.Series) -> pd.DataFrame:
     )
 
 
-def problem(folder: Path, seed: int, tuning: bool) -> tuple[dict[str, tuple[pd.DataFrame, pd.DataFrame]], list[str]]:
-    """Tables of both parties; as in `problems.build`, tuning problems share no row with any test."""
+def problem(
+    folder: Path, seed: int, tuning: bool, unseen: str | None = None
+) -> tuple[dict[str, tuple[pd.DataFrame, pd.DataFrame]], list[str]]:
+    """Tables of both parties; as in `problems.build`, tuning problems share no row with any test.
+
+    Args:
+        unseen: a category without an aligned row or one at the active party; the other party labels its rows of it.
+    """
     frame = rows()
     table, text = counts(frame["formula"]), pd.DataFrame(np.load(folder / "texts.npy")).add_prefix("e")
     fixed = np.random.default_rng(20261126).permutation(len(frame))
@@ -69,16 +79,18 @@ def problem(folder: Path, seed: int, tuning: bool) -> tuple[dict[str, tuple[pd.D
     source = rest if tuning else held
     test = rng.permutation(source)[: len(frame) // 5]
     left = rng.permutation(np.setdiff1d(rest if tuning else fixed, test))
-    aligned, free = left[:ALIGNED], np.array_split(left[ALIGNED:], 2)
+    category = frame["category"].to_numpy()
+    aligned = left[category[left] != unseen][:ALIGNED]
+    free = np.array_split(np.setdiff1d(left, aligned, assume_unique=True), 2)
+    free[0] = free[0][category[free[0]] != unseen]
     frames = {}
     for name, columns, own in (("counts", table, free[0]), ("notes", text, free[1])):
         chosen = np.concatenate([aligned, own])
         parts = [columns.iloc[r].assign(id=[f"p{i}" for i in r]).reset_index(drop=True) for r in (chosen, test)]
         if name == "counts":
-            parts = [
-                p.assign(category=frame["category"].iloc[r].to_numpy())
-                for p, r in zip(parts, (chosen, test), strict=True)
-            ]
+            parts = [p.assign(category=category[r]) for p, r in zip(parts, (chosen, test), strict=True)]
+        elif unseen:
+            parts[0]["code"] = [unseen if category[r] == unseen else None for r in chosen]
         frames[name] = (parts[0], parts[1])
     return frames, sorted(frame["category"].unique())
 
@@ -97,6 +109,34 @@ def scored(folder: Path, name: str, seed: int, tuned: dict[str, Any], tuning: bo
     )
 
 
+def scored_unseen(folder: Path, name: str, seed: int, tuned: dict[str, Any]) -> dict[str, Any]:
+    """Scores of one method where a category is unseen."""
+    frames, classes = problem(folder, seed, False, UNSEEN)
+    described = name == "described"
+    label = {"party": "counts", "column": "category", "classes": classes}
+    parties = [{"name": n, "train": "-", "test": "-"} for n in frames]
+    if described:
+        frames["notes"] = (frames["notes"][0].drop(columns="code"), frames["notes"][1])
+        label["vectors"] = str(folder / "names.csv")
+    else:
+        parties[1]["labels"] = "code"
+    config = parse_vertical({
+        "seed": seed, "label": label, "evaluation": {"every": 1000}, "parties": parties,
+        "method": {"unseen": "described"} if described else {},
+    })  # fmt: skip
+    method = METHODS["proto-evfl" if described else name]
+    config = changed(configure(config, method), tuned)
+    return evaluate(config, replace(method, options={}), load_parties(config, frames))
+
+
+def embed(folder: Path, model: str) -> None:
+    """The embeddings of all texts and of the categories' names."""
+    frame = rows()
+    np.save(folder / "texts.npy", embed_texts(list(frame["text"]), model, 128).numpy())
+    names = sorted(frame["category"].unique())
+    pd.DataFrame(embed_texts(names, model, 128).numpy(), index=names).to_csv(folder / "names.csv")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,7 +148,7 @@ def main() -> None:
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
     if options.what == "embed":
-        np.save(folder / "texts.npy", embed_texts(list(rows()["text"]), options.model, 128).numpy())
+        embed(folder, options.model)
         return
     values: dict[str, list[dict[str, Any]]] = {}
     for name in CORE:
@@ -119,8 +159,23 @@ def main() -> None:
             )["result"]
             for s in SEEDS
         ]
+    unseen: dict[str, list[dict[str, Any]]] = {}
+    for name in VARIANTS:
+        tuned = (
+            values["prototypes" if name == "prototypes" else "proto-evfl"][0]["tuned"] if name != "ensemble" else {}
+        )
+        unseen[name] = [
+            cell(folder, f"text-unseen/{name}-{s}", lambda s=s, n=name, t=tuned: scored_unseen(folder, n, s, t))[
+                "result"
+            ]
+            for s in SEEDS
+        ]
     if options.what == "collect":
         own = values["proto-evfl"]
+        rows_unseen = {
+            n: {q: interval([100 * r[q] for r in v]) for q in ("accuracy", "balanced", "unseen", "harmonic")}
+            for n, v in unseen.items()
+        }
         result = {
             n: {
                 "balanced": interval([100 * r["balanced"] for r in v]),
@@ -134,13 +189,15 @@ def main() -> None:
         path.write_text(
             json.dumps(
                 about("python benchmarks/vertical/text_table.py collect --out CELLS")
-                | {"aligned": ALIGNED, "methods": result},
+                | {"aligned": ALIGNED, "methods": result, "unseen": {"class": UNSEEN, "methods": rows_unseen}},
                 indent=1,
             )
             + "\n"
         )
         for name, row in result.items():
             print(name, {k: [round(x, 1) for x in v] for k, v in row.items() if k != "tuned"}, row["tuned"])
+        for name, row in rows_unseen.items():
+            print(UNSEEN, name, {k: [round(x, 1) for x in v] for k, v in row.items()})
 
 
 if __name__ == "__main__":
