@@ -119,7 +119,8 @@ def compare(file: Path, methods: str, seeds: int, out: Path | None, as_json: boo
     if as_json:
         print(json.dumps(result))
         return result
-    table = Table(title=f"{result['name']}: {result['quantity']}, {seeds} seeds", title_justify="left")
+    title = f"{result['name']}: {result['quantity']} accuracy, {seeds} seeds; differences in points, paired by seed"
+    table = Table(title=title, title_justify="left")
     for heading in ("method", "mean", "95 % interval", "over the best other"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in result["methods"]:
@@ -130,7 +131,7 @@ def compare(file: Path, methods: str, seeds: int, out: Path | None, as_json: boo
             else f"{100 * row['over'][0]:+.1f} ({100 * row['over'][1]:+.1f} to {100 * row['over'][2]:+.1f})"
         )
         table.add_row(row["method"], f"{mean:.1f} %", f"{low:.1f} to {high:.1f}", other)
-    Console(width=max(Console().width, 90)).print(table)
+    Console(width=max(Console().width, 100)).print(table)
     return result
 
 
