@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plain = load_vertical(write_demo(folder / "data")).model_dump(mode="json")
-        plain |= {"rounds": ROUNDS, "align": {"salt": "benchmark"}}
+        plain |= {"rounds": ROUNDS, "baseline": "none", "align": {"salt": "benchmark"}}
         plain["network"] = NetworkConfig(port=free_port(), gather=300).model_dump(mode="json")
         config = VerticalConfig.model_validate(plain)
         begin = time.perf_counter()

@@ -20,6 +20,7 @@ from h2tune.vertical.evaluation import views
 from h2tune.vertical.federation import fit, load_parties, run
 from h2tune.vertical.fuse import view_logits
 from h2tune.vertical.methods import METHODS
+from h2tune.vertical.prototypes import relations
 from h2tune.vertical.trial import evaluate
 
 UNSEEN = {"rounds": 60, "method": {"warmup": 15}, "training": {"dim": 16, "hidden": 32}}
@@ -80,11 +81,14 @@ def test_a_view_that_has_not_seen_a_class_has_no_evidence_for_it():
 def test_the_relation_of_classes_stands_in_for_views_that_have_not_seen_one():
     active = trained(easy(2), method=UNSEEN["method"] | {"missing": "relation"})
     assert active.history[-1]["test"]["unseen"] > 0.3
-    logits = torch.randn(5, 3, 4)
-    filled, counts = active.top._related(logits, active.top.counts)
-    knows = active.top.counts > 0.5
+    top, logits = active.top, torch.randn(5, 3, 4)
+    filled, counts = top._related(logits, top.counts)
+    knows = top.counts > 0.5
     assert torch.equal(filled[:, knows], logits[:, knows])
     assert bool((counts[:, 3] > 0).all())
+    like = relations(top.mu[1], knows[1])[3]  # `clinic` alone has seen class 3, and says what it is like
+    for k in (0, 2):
+        assert torch.allclose(filled[:, k, 3], logits[:, k] @ like, atol=1e-5)
 
 
 def test_a_described_class_is_placed_by_its_vector(tmp_path):
