@@ -138,8 +138,11 @@ def test_the_template_is_a_valid_config_once_its_files_are_there(tmp_path: Path)
     file = commands.init(tmp_path / "vertical.yaml")
     config = load_vertical(file)
     assert config.active.name == "bank" and len(config.passive) == 2
-    with pytest.raises(TableError, match=r"There is no file bank\.csv"):
+    with pytest.raises(TableError) as error:
         load_parties(config)
+    assert str(error.value).splitlines() == [
+        f"There is no file {tmp_path / name}." for name in ("bank.csv", "notes.jsonl", "insurer.csv")
+    ]
     with pytest.raises(ConfigError, match="exists already"):
         commands.init(file)
 

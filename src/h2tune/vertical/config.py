@@ -260,9 +260,10 @@ def _resolve(value: Any, folder: Path, key: str = "") -> Any:
         return {k: _resolve(v, folder, str(k)) for k, v in value.items()}
     if isinstance(value, list):
         return [_resolve(v, folder, key) for v in value]
-    if key in _FILES and isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
-        return str((folder / value).resolve())
-    return value
+    if key not in _FILES or not isinstance(value, str) or value == "-":
+        return value
+    # A text encoder may also be the name of a model elsewhere; data that is not there is reported with its full path.
+    return str((folder / value).resolve()) if key != "model" or (folder / value).exists() else value
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {

@@ -18,6 +18,7 @@ from h2tune.utils.digest import digest_of
 from h2tune.utils.seeds import derive
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
+from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.config import VerticalConfig, load_vertical
 from h2tune.vertical.evaluation import evaluate
 from h2tune.vertical.exchange import Direct, Exchange, PartyGone
@@ -47,9 +48,22 @@ def salt_of(config: VerticalConfig, party: str = "") -> str:
 
 
 def load_parties(config: VerticalConfig, frames: Frames | None = None) -> dict[str, PartyData]:
-    """The data of all parties, for a run in one process; the active party comes first."""
-    order = [config.active, *config.passive]
-    return {p.name: load_party(config, p, salt_of(config, p.name), frames[p.name] if frames else None) for p in order}
+    """The data of all parties, for a run in one process; the active party comes first.
+
+    Raises:
+        TableError, AlignmentError: with the first mistake of every party.
+    """
+    found: dict[str, PartyData] = {}
+    mistakes: list[TableError | AlignmentError] = []
+    for party in (config.active, *config.passive):
+        try:
+            frame = frames[party.name] if frames else None
+            found[party.name] = load_party(config, party, salt_of(config, party.name), frame)
+        except (TableError, AlignmentError) as error:
+            mistakes.append(error)
+    if mistakes:
+        raise type(mistakes[0])("\n".join(map(str, mistakes)))
+    return found
 
 
 def class_vectors(config: VerticalConfig, classes: list[str]) -> torch.Tensor | None:
