@@ -46,18 +46,18 @@ UNSEEN = {t: Setting(t, aligned=200, unseen=True) for t in TABLES}
 FEW = {t: replace(s, labelled=20) for t, s in UNSEEN.items()}
 GROUPS: dict[str, tuple[dict[str, Setting], tuple[str, ...]]] = {
     "main": (MAIN, CORE),
-    "unseen": (UNSEEN, ("proto-evfl", "left out", "neutral", "relation", "coverage off", *CORE[1:], "ensemble")),
+    "unseen": (UNSEEN, ("proto-evfl", "coverage off", "neutral", "relation", "coverage gate", *CORE[1:], "ensemble")),
     "skewed": (SKEWED, CORE),
     "others": (MAIN, ("local", "ensemble", "laser", "central")),
     "few labels": (FEW, ("proto-evfl", "ensemble", "prototypes")),
     "ablations": (
         MAIN,
-        ("nu only", "posterior", "all rows", "posterior, all rows", "global prior", "local prior", "mean gate"),
+        ("nu only", "posterior", "all rows", "posterior, all rows", "global prior", "local prior", "coverage gate"),
     ),
     "nameless": (UNSEEN, ("nameless",)),
 }
 # These differ in how rows are scored, not in how anything is trained.
-SAME_TRAINING = ("proto-evfl", "left out", "neutral", "relation")
+SAME_TRAINING = ("proto-evfl", "coverage off", "neutral", "relation")
 VARIANTS: dict[str, dict[str, Any]] = {
     "nu only": {"method.select": "none"},
     "posterior": {"method.assign": "posterior"},
@@ -65,9 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "posterior, all rows": {"method.assign": "posterior", "method.select": "all"},
     "global prior": {"method.prior": "global"},
     "local prior": {"method.prior": "local"},
-    "mean gate": {"method.gate": "mean"},
     "coverage off": {"method.gate": "mean", "method.missing": "coverage"},
-    "left out": {"method.missing": "coverage"},
+    "coverage gate": {"method.gate": "coverage", "method.missing": "coverage"},
     "relation": {"method.missing": "relation"},
     "neutral": {"method.borrow": 0.0},
     "nameless": {"method.unseen": "nameless", "method.labels": False},

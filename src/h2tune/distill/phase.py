@@ -30,7 +30,6 @@ from h2tune.tasks.prompts import Encoded
 from h2tune.tasks.rows import fold
 from h2tune.utils.seeds import derive
 
-
 State = dict[str, Tensor]
 
 

@@ -78,7 +78,10 @@ class MethodConfig(_Strict):
     """The method and its options; the defaults are the method as reconstructed."""
 
     name: str = Field("proto-evfl", description="see docs/vertical.md")
-    gate: Literal["coverage", "learned", "mean"] = Field("coverage", description="how views are weighed")
+    gate: Literal["mean", "coverage", "learned"] = Field(
+        "mean",
+        description="weights of the views: alike, by the rows of a class that a party has seen, or by a small network",
+    )
     assign: Literal["transport", "posterior", "argmax"] = Field(
         "transport", description="how unlabelled rows are assigned to classes"
     )
