@@ -277,6 +277,7 @@ def collect(experiment: Experiment, server: Server, store: RunStore, seconds: fl
             "status": member.standing,
             "rounds": member.rounds,
             "relation": private.get("relation"),
+            "accepted": private.get("accepted"),
             "agreement": report.get("agreement"),
             "anchor_coverage": None if coverage is None else {"words": coverage, "missing": []},
             "setup_bytes": member.setup_bytes,

@@ -76,7 +76,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, model in (("one", "zoo:llama"), ("two", "zoo:gpt2"))
     ]
     training = {"steps": 2, "batch_size": 4}
-    data = {"method": "local", "rounds": 1, "rank": 4, "anchors": "demo", "device": "cpu", "training": training}
+    data = {
+        "method": "local",
+        "rounds": 1,
+        "rank": 4,
+        "blocks": 0.5,
+        "anchors": "demo",
+        "device": "cpu",
+        "training": training,
+    }
     run(parse_config(data | {"clients": clients}), folder / "run")
     return folder / "run"
 

@@ -46,6 +46,18 @@ def test_a_loss_is_called_one(judge: Judge) -> None:
     assert any("3 of 3 clients kept" in note for note in found.notes)
 
 
+def test_what_clients_took_of_the_core_is_said_where_they_chose(judge: Judge) -> None:
+    run = three()
+    for entry, share in zip(run["clients"].values(), (1.0, -1.0, 0.5), strict=True):
+        entry["accepted"] = share
+    notes = judge(run).notes
+    said = "By their validation rows, of 3 clients 1 took the shared core, 1 its mean with their own, 1 took none."
+    assert said in notes
+    for entry in run["clients"].values():
+        entry["accepted"] = 1.0
+    assert not any("validation rows" in note for note in judge(run).notes)
+
+
 def test_a_difference_within_chance_is_not_sold_as_a_gain(judge: Judge) -> None:
     found = judge(metrics({"a": client(0, gain=0.02), "b": client(1, gain=0.01)}))
     assert "may be chance" in found.sentence and "raised" not in found.sentence

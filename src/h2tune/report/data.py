@@ -76,6 +76,7 @@ class Client:
     status: str
     rounds: tuple[Round, ...]
     relation: Matrix | None
+    accepted: float | None
     agreement: Agreement | None
     anchor_words: float | None
     anchor_missing: tuple[str, ...]

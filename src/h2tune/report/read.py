@@ -82,6 +82,7 @@ def _client(name: str, data: Mapping[str, Any]) -> Client:
         status=text(data.get("status")) or "ok",
         rounds=tuple(sorted((entry for entry in rounds if entry is not None), key=lambda entry: entry.round)),
         relation=_matrix(data.get("relation")),
+        accepted=number(data.get("accepted")),
         agreement=_agreement(data.get("agreement")),
         anchor_words=number(coverage.get("words")),
         anchor_missing=texts(coverage.get("missing")),

@@ -34,7 +34,15 @@ def verdict(run: Run) -> Verdict:
     sentence = _compare(run, compared, over) if compared else _alone(run)
     if not run.finished:
         sentence = f"Unfinished, {run.rounds_done} of {run.rounds} rounds: {sentence[0].lower()}{sentence[1:]}"
-    notes = (missing(run), _frames(run), _chance(compared, over), _no_baseline(run, over), _kept(run), _nats(run))
+    notes = (
+        missing(run),
+        _frames(run),
+        _chance(compared, over),
+        _no_baseline(run, over),
+        _kept(run),
+        _accepted(run),
+        _nats(run),
+    )
     return Verdict(sentence, tone(gain), tuple(note for note in notes if note))
 
 
@@ -152,6 +160,21 @@ def _kept(run: Run) -> str:
         f"{own} of {len(run.clients)} clients kept the adapter trained alone for its better validation result. "
         f"What the clients keep reaches {percent(mean(best))} on test data."
     )
+
+
+def _accepted(run: Run) -> str:
+    """What the clients chose to take of the shared core, where they had the choice."""
+    chosen = [client.accepted for client in run.clients if client.accepted is not None]
+    if all(share == 1 for share in chosen):
+        return ""
+    counts = {
+        "took the shared core": sum(share == 1 for share in chosen),
+        "its mean with their own": sum(0 < share < 1 for share in chosen),
+        "kept their own": sum(share == 0 for share in chosen),
+        "took none": sum(share < 0 for share in chosen),
+    }
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"By their validation rows, of {len(chosen)} clients {said}."
 
 
 def _nats(run: Run) -> str:
