@@ -3,10 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types imports docs coverage test-oldest test-newest format install lock clean
+.PHONY: demo demo-real test check lint types imports docs coverage test-oldest test-newest format install lock clean
 
 demo: install
 	$(BIN)/h2tune demo --out runs/demo
+
+# Two real pretrained models on real rows, ten minutes on two cores:  make demo-real MODELS=FOLDER DATA=FOLDER
+demo-real: install
+	@test -d "$(MODELS)/smollm2-135m" -a -d "$(MODELS)/gemma3-270m" -a -f "$(DATA)/SST-2/train.tsv" || { \
+	  echo "make demo-real needs MODELS=FOLDER with the folders smollm2-135m (SmolLM2-135M-Instruct) and gemma3-270m"; \
+	  echo "(Gemma 3 270M), saved by Transformers' save_pretrained, and DATA=FOLDER with GLUE's SST-2/train.tsv and dev.tsv."; \
+	  exit 1; }
+	$(BIN)/python benchmarks/real/prepare.py --models "$(MODELS)" --data "$(DATA)" --families smollm gemma --baseline \
+	  --out runs/demo-real
+	$(BIN)/h2tune run runs/demo-real/sst2.yaml --out runs/demo-real/run
 
 check:  # the quick ones first
 	$(MAKE) lint

@@ -64,6 +64,7 @@ def federation(models: Path, data: Path, out: Path, tasks: list[str], args: argp
         "training": {"steps": args.steps, "batch_size": 16, "learning_rate": 3e-4, "core_learning_rate": 1e-2,
                      "precision": "bf16"},
         "evaluation": {"every": args.rounds},
+        "method": {"name": "h2tune"} | CORE, "baseline": ["local"] if args.baseline else "none",
         "methods": {"h2tune": CORE, "h2tune-unshared": CORE},
     }  # fmt: skip
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=5, help="updates in a round")
+    parser.add_argument("--baseline", action="store_true", help="`h2tune run` also trains every client alone")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {task: [task] for task in TASKS} | {"different": ["sst2", "qqp", "qnli"]}
