@@ -108,21 +108,14 @@ class H2TuneClient(FramedAdapter, CoreClient):
 
     def make_core(self, relation: Tensor) -> ClientCore:
         settings, frames = self.settings, self.frames
-        return ClientCore(
-            self.shape,
-            frames.layout,
-            relation,
-            self.context.keep,
-            settings.mask,
-            settings.train_relation,
-            tied=frames.tied or ANY[0],
-        )
+        masks = (self.context.keep, settings.mask, settings.train_relation)
+        return ClientCore(self.shape, frames.layout, relation, *masks, tied=frames.tied or ANY[0])
 
     def _make_groups(self) -> None:
         context, rule = self.context, self.settings.core_rule
         phases = [p for round in range(1, context.rounds + 1) for p in self.phases(self.steps, round)]
         count = {name: sum(p in (name, "joint") for p in phases) for name in ("shared", "specific")}
-        specific = [*(self.factors if self.learns_factors else []), *self.head]
+        specific = [*(self.factors if self.settings.learns_factors else []), *self.head]
         # `group` lets gradients flow to all that it is given: a fixed P must not be among them.
         core = [p for p in self.core.parameters() if p.requires_grad] if rule == "adamw" else [self.core.S]
         self.groups = {"shared": self.group(core, context.training.core_learning_rate, count["shared"], rule)}
@@ -145,29 +138,13 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self.core.write(self.core_leaves)
         return Payload(self.pack())
 
-    @property
-    def learns_factors(self) -> bool:
-        return self.settings.train_factors or (self.settings.private > 0 and self.settings.train_private)
-
     def phases(self, steps: int, number: int = 1) -> list[str]:
         """The phase of each update of a round; the first is a shared one: at S = 0 nothing else has a gradient."""
-        if not (self.learns_factors or self.head):
+        if not (self.settings.learns_factors or self.head):
             return ["shared"] * steps
         if not self.core.relation.covered.any():  # a model that the frames do not fit keeps to what is private
             return ["specific"] * steps
-        if self.settings.alternation == "joint":
-            return ["joint"] * steps
-        share = self.settings.shared_part
-        if self.settings.alternation == "rounds":
-            return ["shared" if number <= max(1, int(share * self.context.rounds)) else "specific"] * steps
-        if self.settings.alternation == "part":
-            cut = max(1, round(share * steps))
-            return ["shared"] * cut + ["specific"] * (steps - cut)
-        # Spread evenly: update n is shared whenever the count of shared updates falls behind its share.
-        return [
-            "shared" if int((n + 1) * share + 1 - share) > int(n * share + 1 - share) else "specific"
-            for n in range(steps)
-        ]
+        return self.settings.phases(steps, number, self.context.rounds)
 
     def _own_phases(self, number: int) -> list[str]:
         """A round's phases without the last ones of the kind that gives way to another method's updates."""
@@ -184,8 +161,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
 
     @classmethod
     def phases_of(cls, settings: H2TuneSettings) -> tuple[str, ...]:
-        learns = settings.train_factors or (settings.private > 0 and settings.train_private)
-        return ("shared", "specific") if learns else ("shared",)
+        return ("shared", "specific") if settings.learns_factors else ("shared",)
 
     def update_of(self, phase: str) -> Update:
         return self._updates()[phase]

@@ -72,3 +72,24 @@ class H2TuneSettings(CoreSettings):
         "always",
         description="`validation`: a client takes the received core, its own, their mean, or none, by validation loss",
     )
+
+    @property
+    def learns_factors(self) -> bool:
+        """Whether anything of A and B is trained."""
+        return self.train_factors or (self.private > 0 and self.train_private)
+
+    def phases(self, steps: int, number: int, rounds: int) -> list[str]:
+        """The phase of each update of a round: ``shared``, ``specific`` or, at once, ``joint``."""
+        if self.alternation == "joint":
+            return ["joint"] * steps
+        share = self.shared_part
+        if self.alternation == "rounds":
+            return ["shared" if number <= max(1, int(share * rounds)) else "specific"] * steps
+        if self.alternation == "part":
+            cut = max(1, round(share * steps))
+            return ["shared"] * cut + ["specific"] * (steps - cut)
+        # Spread evenly: update n is shared whenever the count of shared updates falls behind its share.
+        return [
+            "shared" if int((n + 1) * share + 1 - share) > int(n * share + 1 - share) else "specific"
+            for n in range(steps)
+        ]
