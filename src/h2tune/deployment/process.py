@@ -17,6 +17,18 @@ Engine = Callable[..., Channel]
 """Makes a channel: folder, role, name, and whom to tell what it says."""
 
 
+class Told(Protocol):
+    """A run's log."""
+
+    def event(self, event: str, text: str, **fields: Any) -> None: ...
+
+
+class Shown(Protocol):
+    """Who watches a run."""
+
+    def message(self, text: str, level: str = "info") -> None: ...
+
+
 class Answers(Protocol):
     """Who answers the server's messages.
 
@@ -29,6 +41,17 @@ class Answers(Protocol):
     interrupt: Callable[[], None]
 
     def answer(self, data: bytes) -> bytes: ...
+
+
+def teller(store: Told, watcher: Shown | None) -> Callable[..., None]:
+    """What tells of an event: in the run's log, and to whoever watches."""
+
+    def tell(event: str, text: str, **fields: Any) -> None:
+        store.event(event, text, **fields)
+        if watcher:
+            watcher.message(text, "warning" if event == "refused" else "info")
+
+    return tell
 
 
 @contextmanager

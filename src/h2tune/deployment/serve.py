@@ -8,7 +8,7 @@ from typing import Any
 
 from h2tune.config import Experiment
 from h2tune.deployment.kits import Kit
-from h2tune.deployment.process import Engine, connection
+from h2tune.deployment.process import Engine, connection, teller
 from h2tune.deployment.status import StatusFile
 from h2tune.federation import WatchedStore, Watcher, collect
 from h2tune.server import Server
@@ -42,11 +42,7 @@ def serve(
     if (metrics := store.metrics()) is not None:
         return metrics
 
-    def tell(event: str, text: str, **fields: Any) -> None:
-        store.event(event, text, **fields)
-        if watcher:
-            watcher.message(text, "warning" if event == "refused" else "info")
-
+    tell = teller(store, watcher)
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [client.name for client in experiment.clients]
         about, access = kit.about, AccessList(kit.engine)

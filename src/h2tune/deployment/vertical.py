@@ -20,7 +20,7 @@ import yaml
 from h2tune.config import ConfigError, NetworkConfig
 from h2tune.deployment import provision as kits
 from h2tune.deployment.kits import SCHEMA, THEIRS, About, Kit, KitError, write_kit
-from h2tune.deployment.process import Engine, Say, connection, take_part
+from h2tune.deployment.process import Engine, Say, connection, take_part, teller
 from h2tune.deployment.status import StatusFile, finished
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Message, Payload, decode, encode
@@ -228,11 +228,7 @@ def serve_vertical(
     opened = store.exists and store.committed() is not None
     identity = store.open_vertical(config) if opened else store.create_for(config, secrets.token_hex(16), resume=True)
 
-    def tell(event: str, text: str, **fields: Any) -> None:
-        store.event(event, text, **fields)
-        if watcher:
-            watcher.message(text, "warning" if event == "refused" else "info")
-
+    tell = teller(store, watcher)
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [party.name for party in config.passive]
         network = Network(channel, names, kit.about.federation, config.network, tell, clock, AccessList(kit.engine))

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from h2tune.adapter.layer import Rows
 from h2tune.core.slots import Layout
 from h2tune.frames.anchor_text import AnchorBatch
+from h2tune.participant.prefix import standing_in
 
 OnBlock = Callable[[int, dict[str, Tensor], dict[str, Tensor]], None]
 TOKENS = 4096  # of a chunk, padding included
@@ -87,24 +88,11 @@ def _called(model: PreTrainedModel, blocks: list[nn.Module], batches: list[Ancho
     options = {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
     with ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(_forward(block, partial(stand_in, block.forward)))
+            stack.enter_context(standing_in(block, partial(stand_in, block.forward)))
         for batch in batches:
             chunks.append(_Chunk(batch))
             backbone(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), **options)
     return chunks
-
-
-@contextmanager
-def _forward(block: nn.Module, stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Let a module run something else for a while."""
-    own = block.__dict__.get("forward")
-    block.forward = stand_in
-    try:
-        yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own
 
 
 @contextmanager
