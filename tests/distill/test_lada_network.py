@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from distill.lada_federation import client, lada, question_file, same
 from fault_scenario import WAITS, FaultScenario
 from federations import build
-from loopback import SECONDS, engines, free_port, until
+from loopback import engines, free_port, until
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -85,13 +86,21 @@ def test_kits_hold_the_public_questions_and_nobody_elses_rows(tmp_path: Path) ->
         assert "split=train" not in (kit / "federation.yaml").read_text()
 
 
+def begun(events: Path, seconds: float = 900) -> None:
+    """Wait for round 2; three models are loaded and trained in four processes."""
+    end = time.monotonic() + seconds
+    while not (events.is_file() and "round 2:" in events.read_text()):
+        assert time.monotonic() < end, "round 2 has not begun"
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_with_the_real_engine_a_teacher_at_the_servers_site_and_two_students(undisturbed: Any, tmp_path: Path) -> None:
     """Four processes, certificates, loopback; a student is killed in its phase and started again."""
     pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
     from h2tune.deployment.provision import provision
 
-    run = experiment(tmp_path, network={"port": free_port(), "gather": SECONDS, "silence": 20})
+    run = experiment(tmp_path, network={"port": free_port(), "gather": 900, "silence": 60})
     kits = tmp_path / "kits"
     provision(run, kits)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -108,11 +117,11 @@ def test_with_the_real_engine_a_teacher_at_the_servers_site_and_two_students(und
     processes = {c.name: start(c) for c in run.clients}
     events = kits / "server" / "run" / "events.jsonl"
     try:
-        until(lambda: events.is_file() and "round 2:" in events.read_text(), "round 2 has begun")
+        begun(events)
         processes["s1"].kill()
         processes["s1"].wait()
         processes["s1"] = start(run.clients[1])
-        assert server.wait(400) == 0 and [p.wait(100) for p in processes.values()] == [0, 0, 0]
+        assert server.wait(900) == 0 and [p.wait(300) for p in processes.values()] == [0, 0, 0]
     finally:
         for process in (server, *processes.values()):
             process.kill()
