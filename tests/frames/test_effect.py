@@ -15,11 +15,14 @@ from h2tune import federation
 from h2tune.client import Client
 from h2tune.config import Training
 from h2tune.frames import effect
+from h2tune.frames.anchor_text import words as spans
 from h2tune.frames.effect import EffectServer
 from h2tune.frames.predictions import Predictions, common_words, single_tokens
 from h2tune.methods.registry import resolve_method
 from h2tune.participant.trainer import Group, NormalisedGradient
+from h2tune.plan import make_plan
 from h2tune.protocol.codec import Payload
+from h2tune.tasks.demo_problems import demo_anchors
 
 METHOD: dict[str, Any] = {
     "name": "h2tune", "frames": "effect", "private": 2, "alternation": "rounds", "core_rule": "gradient",
@@ -167,3 +170,15 @@ def test_its_state_is_kept() -> None:
             g.optimiser.step()
             g.scheduler.step()
     assert torch.equal(one.parameters[0], other.parameters[0])
+
+
+def test_plan_says_what_is_sent_before_the_first_round(tmp_path: Path) -> None:
+    config = small(rounds=1, method=METHOD)
+    planned = {row.name: row for row in make_plan(config.model_copy(update={"anchors": "demo"})).clients}
+    server, clients = joined(tmp_path, rounds=1)
+    scale = sum(map(len, map(spans, clients["c0"].context.anchors))) / sum(map(len, map(spans, demo_anchors())))
+    for name, member in server.members.items():
+        up, down = planned[name].setup_bytes_up, planned[name].setup_bytes_down
+        # The test's federation has fewer anchors; factors of words do not depend on them.
+        assert up and down and member.setup_bytes["up"] < up and member.setup_bytes["down"] < down
+        assert member.setup_bytes["up"] > 0.5 * scale * up

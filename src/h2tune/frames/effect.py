@@ -19,7 +19,7 @@ from torch import Tensor
 
 from h2tune.config import Experiment
 from h2tune.core.client_core import CoreShape
-from h2tune.core.slots import Layout
+from h2tune.core.slots import Layout, input_kind
 from h2tune.declared import ModelShape, Sent
 from h2tune.errors import MethodError, ProtocolError
 from h2tune.frames import consensus as fr
@@ -167,7 +167,15 @@ class EffectKind(FrameKind):
         ]
 
     def setup_bytes(self, experiment: Experiment, settings: FrameSettings, shape: ModelShape) -> tuple[int, int]:
-        return 0, 0
+        """As of anchor frames for the maps that write, and the words' factors; how many words are common is not known yet."""
+        slots = [slot for slot in settings.slots or WRITING if slot in shape.slots]
+        widths = dict(zip(dict.fromkeys(input_kind(slot) for slot in shape.slots), shape.inputs, strict=True))
+        sizes = [widths[input_kind(slot)] for slot in slots]
+        sizes += [size for slot, size in zip(shape.slots, shape.parts, strict=True) if slot in slots]
+        most, words = settings.directions * experiment.rank, len(common_words())
+        up = 2 * shape.anchor_words * shape.blocks * sum(min(most, size) for size in sizes) + words * (2 * most + 1)
+        down = 2 * shape.anchor_words * experiment.rank * shape.depth * len(sizes)
+        return up, down + words * (2 * experiment.rank + 1)
 
 
 EFFECT = EffectKind(
