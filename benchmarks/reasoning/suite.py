@@ -33,7 +33,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no-domain": {"domain": False},
     "no-c": {"reducible": False},
     "gamma-1": {"gamma": 1.0, "beta": 20.0},
-    "no-bound": {"margin": float("inf")},
+    "no-bound": {"margin": None},
 }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from distill.lada_federation import PUBLIC, client, lada, question_file
 from federations import build
 
+from h2tune.config import parse_config
 from h2tune.errors import MethodError
 from h2tune.methods.registry import method_of, resolve_method
 from h2tune.plan import make_plan
@@ -127,4 +129,7 @@ def test_plan_and_the_declaration_say_that_paths_depend_on_private_data() -> Non
 def test_settings_say_what_they_are() -> None:
     _, settings = resolve_method({"name": "lada-published", "teacher": "t"})
     assert settings.filter == "bandit" and not settings.gate and not settings.accept and settings.anchor == 0
-    assert json.loads(json.dumps(settings.model_dump()))["margin"] == float("inf")
+    assert settings.bound == math.inf
+    unbounded = lada(changes={"margin": math.inf})
+    again = parse_config(yaml.safe_load(unbounded.to_yaml()))  # as a run directory or a kit keeps it
+    assert resolve_method(again.method)[1].bound == math.inf

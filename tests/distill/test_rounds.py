@@ -358,3 +358,15 @@ def test_every_filter_runs_and_those_for_comparison_spend_what_gap_would(filter:
         assert all(o > g for o, g in zip(own, gap, strict=True) if g)
     elif filter == "gold":
         assert own == [0, 0, 0]
+
+
+def test_it_learns_beside_a_kept_prefix_with_accumulation_and_checkpointing(tmp_path: Path) -> None:
+    """Own rows may start from hidden states that are known; paths are read by the whole model."""
+    training = {"steps": 4, "batch_size": 4, "accumulation": 2, "checkpointing": True}
+    experiment = lada(changes={"accept": False, "explore": 0.0}, training=training, blocks=0.5, rounds=1)
+    server, clients = build(experiment, tmp_path)
+    scripted(clients["big"], true_path)
+    server.run()
+    row = table(server, "s1")[0]
+    assert row["learnt"] and row["kept"] == 1
+    assert all(member.final for member in server.members.values())

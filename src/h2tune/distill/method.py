@@ -22,4 +22,6 @@ PUBLISHED = Method(
     LadaServer,
     "the same by a bandit and a pair loss, as reconstructed",
     source="Guo et al., arXiv 2602.18749, reconstructed from reports of it",
+    variant_of="lada",
+    heading="as published",
 )

@@ -101,7 +101,7 @@ def _lesson(reasoner: Reasoner, given: Given, row: Encoded, size: int, own: str,
             rows.append(bad)
             sizes.append(len(wrong.encode()))
     sums: list[float | None] = [given.logp, *([None] * (len(rows) - 1))]
-    q = targets(sums, sizes, margin=settings.margin, tau=settings.tau, gamma=settings.gamma)
+    q = targets(sums, sizes, margin=settings.bound, tau=settings.tau, gamma=settings.gamma)
     tokens = tuple(sum(label != -100 for label in r.labels) for r in rows)
     return Lesson(given.item, tuple(rows), 1, tuple(sizes), tokens, q)
 

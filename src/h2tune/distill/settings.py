@@ -52,7 +52,7 @@ class LadaSettings(Settings):
     )
     anchor: float = Field(1.0, ge=0, description="weight of that likelihood")
     beta: float = Field(0.1, gt=0, description="sharpness of the contrast")
-    margin: float = Field(3.0, ge=0, description="by how much a right path should win; `.inf` has no bound")
+    margin: float | None = Field(3.0, ge=0, description="by how much a right path should win; `null`: no bound")
     tau: float = Field(1.0, gt=0, description="temperature of the teacher's preference among its own paths")
     gamma: float = Field(0.0, ge=0, le=1, description="exponent of the length by which log-likelihoods are divided")
     reducible: bool = Field(True, description="count only the part of a loss that the teacher shows to be reducible")
@@ -115,6 +115,11 @@ class LadaSettings(Settings):
         return found
 
     @property
+    def bound(self) -> float:
+        """M, the margin."""
+        return math.inf if self.margin is None else self.margin
+
+    @property
     def bytes(self) -> int:
         return parse_size(self.budget)
 
@@ -128,7 +133,7 @@ class PublishedSettings(LadaSettings):
 
     filter: Filter = "bandit"
     weight: float = 1.0
-    margin: float = math.inf
+    margin: float | None = None
     anchor: float = 0.0
     explore: float = 0.0
     gate: bool = False
