@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from federations import small
 from safetensors.torch import load_file
-from simulated_network import SimulatedClient, SimulatedNetwork, kits, participant
+from simulated_network import FEDERATION, SimulatedClient, SimulatedNetwork, kits, participant
 
 from h2tune.config import Experiment
 from h2tune.deployment.serve import serve
@@ -20,10 +20,13 @@ WAITS = {"deadline": 60, "silence": 5, "gather": 30, "patience": 300}
 class FaultScenario:
     """Two clients and a server over a simulated network."""
 
-    def __init__(self, folder: Path, experiment: Experiment | None = None, **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, experiment: Experiment | None = None, federation: str = FEDERATION, **changes: Any
+    ) -> None:
         self.experiment = experiment or small(network=WAITS, **changes)
         self.folder, self.network = folder, SimulatedNetwork()
-        self.kits = kits(self.experiment, folder)
+        self.network.federation = federation
+        self.kits = kits(self.experiment, folder, federation)
         self.clients: dict[str, SimulatedClient] = {}
         for client in self.experiment.clients:
             own = {"model": client.model, "train": client.train, "test": client.test, "validation": client.validation}

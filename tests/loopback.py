@@ -47,11 +47,16 @@ def engines(folder: Path) -> list[psutil.Process]:
 
 
 class Tap:
-    """A relay before the server that remembers all bytes, and can cut every connection."""
+    """A relay before the server that remembers all bytes, and can cut every connection.
+
+    Attributes:
+        idle: seconds without a byte after which a connection is closed; None never closes one.
+    """
 
     def __init__(self, port: int) -> None:
         self.port, self.seen, self.cuts = port, bytearray(), 0
         self.cut_after: int | None = None
+        self.idle: float | None = None
         self._door = socket.create_server(("127.0.0.1", 0))
         self.door = self._door.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
@@ -60,9 +65,14 @@ class Tap:
         while True:
             try:
                 near, _ = self._door.accept()
-                far = socket.create_connection(("127.0.0.1", self.port))
             except OSError:
                 return
+            try:
+                far = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:  # the server is away
+                near.close()
+                continue
+            near.settimeout(self.idle)
             for source, target in ((near, far), (far, near)):
                 threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
 
@@ -74,6 +84,8 @@ class Tap:
                     self.cut_after, self.cuts = None, self.cuts + 1
                     break
                 target.sendall(data)
+        except TimeoutError:
+            self.cuts += 1
         except OSError:
             pass
         for end in (source, target):

@@ -27,11 +27,11 @@ FEDERATION = "f" * 32
 WORK, TRAVEL = 2.0, 0.01  # seconds that an answer and a envelope take
 
 
-def kits(experiment: Experiment, folder: Path) -> dict[str, Kit]:
+def kits(experiment: Experiment, folder: Path, federation: str = FEDERATION) -> dict[str, Kit]:
     """Kits without certificates: nobody asks for one here."""
     for name in ("server", *(c.name for c in experiment.clients)):
         role = "server" if name == "server" else "client"
-        about = About(SCHEMA, role, name, FEDERATION, "localhost", 1, __version__)
+        about = About(SCHEMA, role, name, federation, "localhost", 1, __version__)
         write_kit(folder / name, about, with_public_files(concerns(experiment, name), folder / name / PUBLIC))
     return {path.name: _Kit(path) for path in folder.iterdir()}
 
@@ -44,7 +44,7 @@ class _Kit(Kit):
 class SimulatedNetwork:
     """The server's channel, and the clock."""
 
-    ports = ("10.0.0.1:8443",)
+    ports, federation = ("10.0.0.1:8443",), FEDERATION
 
     def __init__(self) -> None:
         self.now, self.clients, self.envelopes = 0.0, {}, []
@@ -102,7 +102,7 @@ class SimulatedClient:
                  faults: dict[str, tuple[str, Callable[[SimulatedClient], None]]] | None = None) -> None:  # fmt: skip
         self.network, self.name, self.make, self.faults = network, name, make, dict(faults or {})
         self.alive, self.hung, self.lives = False, False, 0
-        self.work, self.federation, self.suffix = WORK, FEDERATION, ""
+        self.work, self.federation, self.suffix = WORK, network.federation, ""
         self.stopped: list[str] = []
         network.clients[name] = self
 

@@ -8,6 +8,8 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +28,8 @@ from h2tune.deployment.kits import Kit, KitError
 from h2tune.deployment.provision import provision, revoke
 from h2tune.deployment.status import describe
 from h2tune.transport.channel import SERVER, ChannelError
+from h2tune.transport.client_loop import ClientLoop
+from h2tune.transport.envelope import Envelope
 from h2tune.transport.nvflare.flare import Flare
 
 
@@ -40,7 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path]:
 
 @pytest.fixture
 def server(made: tuple[Experiment, Path]) -> Iterator[Flare]:
-    channel = Flare(Kit(made[1] / "server").engine, "server", "server")
+    channel = Flare(Kit(made[1] / "server").engine, "server", "server", lambda text: channel.told.append(text))
+    channel.told = []
     until(lambda: channel.ready, "the server's engine is ready")
     yield channel
     channel.close()
@@ -137,6 +142,28 @@ def test_letters_travel_encrypted_and_outlive_a_cut(made: tuple[Experiment, Path
         through_the_tap(kit, experiment.network.port)
 
 
+@pytest.mark.slow
+def test_a_proxy_that_closes_idle_connections_closes_none(made: tuple[Experiment, Path], server: Flare) -> None:
+    """Closed after four quiet seconds here, after sixty in the world: a sign of life a second keeps a connection open."""
+    experiment, folder = made
+    kit, tap = Kit(folder / "c0"), Tap(experiment.network.port)
+    tap.idle = 4.0
+    through_the_tap(kit, tap.door)
+    client = Flare(kit.engine, "client", "c0")
+    loop = ClientLoop(client, kit.about.federation)
+    try:
+        until(lambda: client.ready, "the client's engine is ready")
+        threading.Thread(target=lambda: loop.run(bytes), daemon=True).start()
+        until(lambda: loop.heard, "the first hello")
+        time.sleep(12)
+        assert tap.cuts == 0 and time.time() - loop.heard < 3
+    finally:
+        server.send("c0", Envelope("stop", {"reason": "over", "finished": True, "process": ""}).pack())
+        client.close()
+        tap.close()
+        through_the_tap(kit, experiment.network.port)
+
+
 def through_the_tap(kit: Kit, port: int) -> None:
     path = kit.engine / "startup" / "fed_client.json"
     settings = json.loads(path.read_text())
@@ -159,6 +186,25 @@ def test_who_has_no_certificate_of_the_federation_is_not_let_in(
     with socket.create_connection(("127.0.0.1", port), 5) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert not said(plain)
+    for reason in ("it has no certificate", "its certificate is not of this federation's authority",
+                   "its certificate has expired", "it does not use encryption"):  # fmt: skip
+        until(lambda r=reason: f"a connection from 127.0.0.1 was refused: {r}" in server.told, f"an event: {reason}")
+
+
+@pytest.mark.slow
+def test_a_kit_of_another_authority_is_told_on_both_sides_and_the_client_gives_up(
+    made: tuple[Experiment, Path], server: Flare, tmp_path: Path
+) -> None:
+    experiment, _ = made
+    network = {"port": experiment.network.port}
+    provision(small(clients=1, name="another", network=network), tmp_path / "other")
+    client = Flare(Kit(tmp_path / "other" / "c0").engine, "client", "c0")
+    try:
+        with pytest.raises(ChannelError, match="not of this kit's authority; ask the coordinator for a kit"):
+            until(lambda: client.receive(0.1), "nothing")
+        until(lambda: any("may be of another authority" in text for text in server.told), "the server says so")
+    finally:
+        client.close()
 
 
 def greeted(port: int, certificate: Path | None, key: Path | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from h2tune.deployment.kits import Kit
@@ -12,6 +13,7 @@ from h2tune.transport.channel import Channel
 from h2tune.transport.client_loop import ClientLoop
 
 LEAST_PATIENCE = 600.0  # seconds
+SOON = 30  # days before the end of a certificate from which on every start says so
 Say = Callable[[str], None]
 Engine = Callable[..., Channel]
 """Makes a channel: folder, role, name, and whom to tell what it says."""
@@ -61,6 +63,10 @@ def connection(kit: Kit, status: StatusFile, engine: Engine, say: Say) -> Iterat
     Raises:
         ChannelError: the engine does not start.
     """
+    end = kit.check_certificate()
+    if end - datetime.now(UTC) < timedelta(days=SOON):
+        cure = f"h2tune provision FILE --out FOLDER --renew {kit.about.name}"
+        say(f"the certificate of {kit.about.name} expires on {end:%Y-%m-%d}: the coordinator renews it with `{cure}`")
     channel, over = engine(kit.engine, kit.about.role, kit.about.name, say), "stopped"
     try:
         yield channel

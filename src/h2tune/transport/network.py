@@ -20,7 +20,8 @@ from h2tune.errors import ProtocolError
 from h2tune.transport.access import PUT_OUT, REPLACED, AccessList
 from h2tune.transport.base import Absent, Reply, Revoked
 from h2tune.transport.channel import Channel
-from h2tune.transport.envelope import Envelope, OtherVersion, progress, unpack
+from h2tune.transport.envelope import PROCESS, Envelope, OtherVersion, progress, unpack
+from h2tune.version import __version__
 
 RETRY = 0.5  # seconds after which an envelope that could not be delivered is sent again
 REPEAT = 3.0  # seconds after which a request is sent again to a client that is idle
@@ -28,6 +29,7 @@ MINUTE = 60.0  # seconds; a client that is refused is told of once in so many
 REMIND = 30.0  # seconds between lines about whom we wait for
 LINGER = 5.0  # seconds in which a last envelope must be delivered
 MOST_EVENTS = 200  # of one kind that one client may bring about
+OLDER = 100  # processes of a client that are remembered: who starts new ones without end fills no memory
 LOOK = 1.0  # seconds between looks at who may take part
 GLANCE = 100  # envelopes for each client that are taken in at a time
 Tell = Callable[..., None]
@@ -41,7 +43,7 @@ class Presence:
     heard: float
     busy: bool = False
     doing: dict[str, Any] = field(default_factory=dict)
-    replaced: set[str] = field(default_factory=set)  # older incarnations of the same identity
+    replaced: list[str] = field(default_factory=list)  # older processes of the same identity, at most `OLDER`
 
 
 @dataclass
@@ -249,10 +251,12 @@ class Network:
         elif known and said["process"] == known.process:
             known.heard, known.busy, known.doing = self.clock(), said["busy"], progress(said["doing"])
         else:
-            before = known.replaced if known else set()
-            before |= {known.process} if known else set()
+            before = [*known.replaced, known.process][-OLDER:] if known else []
             self.present[name] = Presence(said["process"], self.clock(), said["busy"], progress(said["doing"]), before)
             self._tell_some("client_here", f"{name} is {'back' if before else 'here'}", name)
+            if said["version"] != __version__:
+                text = f"{name} runs h2tune {said['version'][:PROCESS]}, the server {__version__}"
+                self._tell_some("other_version", text, name)
             if name in self.open and self.open[name].process:
                 return [self._drop(name, "it was restarted")]
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from asyncio import sslproto
 from typing import Any
 
@@ -17,12 +16,14 @@ REASONS = [
     ("HTTP_REQUEST", "it does not use encryption"),
     ("WRONG_VERSION_NUMBER", "it does not use encryption"),
 ]
+# A client that refuses our certificate mostly just closes the connection.
+LEFT = "it left before the handshake was over; its kit may be of another authority"
 
 
 def reason_of(error: BaseException) -> str:
     """Why a handshake failed, in words."""
     said = str(error).lower().replace(" ", "_")
-    return next((words for mark, words in REASONS if mark.lower().replace(" ", "_") in said), "its handshake failed")
+    return next((words for mark, words in REASONS if mark.lower().replace(" ", "_") in said), LEFT)
 
 
 def watch() -> None:
@@ -30,7 +31,7 @@ def watch() -> None:
     complete = sslproto.SSLProtocol._on_handshake_complete
 
     def observed(protocol: Any, error: BaseException | None) -> None:
-        if isinstance(error, ssl.SSLError) and protocol._server_side:
+        if error is not None and protocol._server_side:
             peer = protocol._transport.get_extra_info("peername") if protocol._transport else None
             host = peer[0] if peer else "an unknown address"
             print(f"h2tune: a connection from {host} was refused: {reason_of(error)}", flush=True)
