@@ -212,7 +212,9 @@ def provision(
     if not made:
         print("all kits are there already; --renew NAME makes one again")
         return made
-    print(f"\nat {config.label.party:<12} h2tune server {out / 'server'} --train ... --test ...")
+    address = f"{config.network.host}:{config.network.port}"
+    print(f"\nThe parties will connect to {address} (network.host and network.port in {file.name}).")
+    print(f"at {config.label.party:<12} h2tune server {out / 'server'} --train ... --test ...")
     for party in config.passive:
         print(f"at {party.name:<12} h2tune client {out / party.name} --train ... --test ...")
     return made

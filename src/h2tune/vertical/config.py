@@ -75,7 +75,7 @@ class PartyConfig(_Strict):
 
 
 class MethodConfig(_Strict):
-    """The method and its options; the defaults are the method as reconstructed."""
+    """The method and its options. The defaults are the method as reconstructed, except `gate`, `agree` and `missing`, which were measured."""
 
     name: str = Field("proto-evfl", description="see docs/vertical.md")
     gate: Literal["mean", "coverage", "learned"] = Field(
