@@ -118,6 +118,7 @@ def test_over_a_network_the_result_is_that_of_one_process(tmp_path: Path):
     metrics = scenario.serve()
     assert same_result(scenario, whole(tmp_path / "whole", scenario.own))
     assert metrics["final"]["balanced"] > 0.5 and metrics["seconds_to_join"] >= 0
+    assert 0 < metrics["alone"]["balanced"] < metrics["final"]["balanced"]
     answers = [
         json.loads(line) for line in (tmp_path / "server" / "run" / "predictions.jsonl").read_text().splitlines()
     ]

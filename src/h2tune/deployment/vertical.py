@@ -34,7 +34,7 @@ from h2tune.version import __version__
 from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.config import VerticalConfig, parse_vertical
 from h2tune.vertical.exchange import Exchange
-from h2tune.vertical.federation import Federation, Watcher, collect, salt_of
+from h2tune.vertical.federation import Federation, Watcher, alone, collect, salt_of
 from h2tune.vertical.methods import prepare
 from h2tune.vertical.parties import load_party
 from h2tune.vertical.passive import Passive
@@ -245,6 +245,7 @@ def serve_vertical(
             active = federation.run(told)
         metrics = collect(config, active, time.perf_counter() - begin) | {"seconds_to_join": joined}
         keep_top(store, active)
+        metrics["alone"] = alone(config, data)  # when nothing more is asked: it takes as long as it takes
         store.write_metrics(metrics)
         store.event("run_finished", "finished")
         network.stop("the federation has finished", finished=True)

@@ -215,6 +215,7 @@ def run(
     active = federation.run(told)
     metrics = collect(config, active, time.perf_counter() - begin)
     keep_top(store, active)
+    metrics["alone"] = alone(config, active.data)
     store.write_metrics(metrics)
     store.event("run_finished", "finished")
     return metrics
@@ -235,5 +236,5 @@ def collect(config: VerticalConfig, active: Active, seconds: float) -> dict[str,
         "classes": active.classes, "unseen": active.labels.unseen, "aligned": len(active.labels.y),
         "rows": dict(zip(active.parties, [len(active.data.train), *active.meeting.sizes], strict=True)),
         "final": last.get("test"), "validation": last.get("validation"), "history": active.history, "bytes": bytes_of,
-        "excluded": exchange.excluded, "alone": alone(config, active.data),
+        "excluded": exchange.excluded,
     } | pictures(active)  # fmt: skip
