@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from h2tune.config import ClientConfig, Experiment
-from h2tune.errors import ClientError, ProtocolError
+from h2tune.errors import ClientError, MethodError, ProtocolError
 from h2tune.figures import base_score, facts_of, final_scores, round_scores
 from h2tune.methods.registry import resolve_method
 from h2tune.participant.base_models import ModelPool
@@ -68,6 +68,10 @@ class Client:
         self.config, self.name, self.store = config, config.name, store
         self.method = self.kind.client(self.context, settings)
         self.method.check()
+        if config.row_privacy and not self.kind.client.protects_rows:
+            raise MethodError(
+                f"{self.name}: row_privacy: {self.kind.name} uses rows in other ways than local training"
+            )
         self.rounds = RoundState(self.name, store, self.method.state, self.method.load_state)
         self.process, self.run = secrets.token_hex(8), ""
         self.joined = self.ready = False  # introduced; set up

@@ -24,6 +24,16 @@ class Budget(_Strict):
     )
 
 
+class RowPrivacy(_Strict):
+    """Differential privacy of a client's single training rows (docs/privacy.md); the client alone decides and accounts."""
+
+    clip: float = Field(gt=0, description="largest norm of one row's gradient; longer ones are scaled down")
+    noise: float = Field(
+        ge=1e-3, description="noise multiplier: noise on a batch's sum has deviation `noise` x `clip`"
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="failure probability; choose it below 1 / number of rows")
+
+
 class ClientConfig(_Strict):
     """One participant: its model, its task, its data."""
 
@@ -62,6 +72,7 @@ class ClientConfig(_Strict):
     max_length: int | None = Field(None, ge=8, description="longest example in tokens; by default the model's context")
     truncate: bool = Field(False, description="cut longer examples instead of refusing them")
     learning_rate: float | None = Field(None, gt=0, description="overrides `training.learning_rate`")
+    row_privacy: RowPrivacy | None = Field(None, description="differential privacy of its rows: {clip, noise, delta}")
 
     @field_validator("keep")
     @classmethod

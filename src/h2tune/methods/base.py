@@ -40,8 +40,10 @@ class ClientMethod(ABC):
         setup_actions: exchanges before round 1 that the method answers, the last of which makes the client ready.
         actions: exchanges of a round that it answers; each is a method ``action(round, payload) -> payload``.
         ends: the action after which the client is scored and its state is saved.
+        protects_rows: whether training rows have an effect through local training alone, so that `row_privacy` covers all.
     """
 
+    protects_rows: ClassVar[bool] = False
     setup_actions: ClassVar[tuple[str, ...]] = ("describe", "welcome")
     actions: tuple[str, ...] = ("train",)
     ends: ClassVar[str] = "train"

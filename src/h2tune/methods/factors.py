@@ -58,6 +58,7 @@ class FactorClient(AdapterClient):
         shared: whether another client has the same base.
     """
 
+    protects_rows = True
     sends: ClassVar[tuple[str, ...]] = ("A", "B")
     trains: ClassVar[tuple[str, ...]] = ("A", "B")
     any_rank: ClassVar[bool] = False

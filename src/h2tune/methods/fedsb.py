@@ -53,6 +53,7 @@ def _base_weight(layer: TriLoraLayer) -> Tensor:
 
 class FedSbClient(H2TuneClient):
     hosts = False
+    protects_rows = False  # the bases are made from gradients of rows
     settings: FedSbSettings
 
     @classmethod

@@ -45,6 +45,7 @@ from h2tune.protocol.codec import Payload, Size
 class H2TuneClient(FramedAdapter, CoreClient):
     settings: H2TuneSettings
     hosts = True
+    protects_rows = True  # frames and relation are made from public text
     residual = False
     gives_way = "specific"  # phase whose updates are left out where another method needs room
     accepted = 1.0  # share of the received core in the one that was taken last

@@ -21,6 +21,7 @@ from h2tune.protocol.exchange import Reply
 
 class LocalClient(AdapterClient):
     hosts = True
+    protects_rows = True
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:

@@ -23,6 +23,7 @@ from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, label_tokens
 from h2tune.participant.passes import Passes
 from h2tune.participant.prefix import Prefix, prefix_of
 from h2tune.participant.prepare import Split, client_base, load_data, max_length
+from h2tune.participant.row_privacy import trainer_of
 from h2tune.participant.scoring import Score, all_answered, score
 from h2tune.participant.trainer import Batches, LocalTraining, NanLossError, Trainer
 from h2tune.store import ClientStore
@@ -80,9 +81,10 @@ class ClientContext:
         self.layout: Layout = self.base.layout.only(slots).top(experiment.blocks)
         self.tokenizer = self.base.tokenizer
         self.accelerator = accelerator or make_accelerator(experiment, models.device)
-        self.trainer = trainer or Trainer(self.training, self.accelerator)
         seed, n_validation = derive(self.seed, self.data_seed, "data"), experiment.evaluation.n_validation
         self.data = load_data(config, self.task, self.base, seed=seed, n_validation=n_validation)
+        rows = len(self.data.train)
+        self.trainer = trainer or trainer_of(config.row_privacy, self.training, self.accelerator, rows, store)
         self._store = store
         self.keep = self._affordable(store) if config.keep == "auto" else float(config.keep)
         self.run, self.round = "", 0
@@ -165,7 +167,8 @@ class ClientContext:
 
     def _label_bias(self) -> LabelBias | None:
         """Fitted on the training rows to what the untouched model says; found once and kept."""
-        tokens = label_tokens(self.data.train.examples, self.tokenizer) if self.training.label_bias else []
+        fits = self.training.label_bias and not self.config.row_privacy  # it would be fitted to the rows without noise
+        tokens = label_tokens(self.data.train.examples, self.tokenizer) if fits else []
         if not tokens:
             return None
         known = self._store.read_json(LABEL_BIAS) if self._store else None

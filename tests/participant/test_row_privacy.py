@@ -1,0 +1,149 @@
+"""Differential privacy of single rows: what is clipped, how large the noise is, and what it adds up to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from federations import small
+from torch import Tensor, nn
+
+from h2tune import federation
+from h2tune.aggregation.private import epsilon
+from h2tune.config import Experiment, RowPrivacy, Training
+from h2tune.errors import MethodError
+from h2tune.participant import row_privacy
+from h2tune.participant.row_privacy import FILE, RowLedger, RowPrivateTrainer
+from h2tune.participant.trainer import NanLossError
+from h2tune.report import write_report
+from h2tune.store import ClientStore
+
+ROWS = torch.tensor([[1.0, 2.0], [-3.0, 0.5], [0.1, -0.2], [40.0, 9.0]])
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.frozen = nn.Parameter(torch.tensor([0.5, -1.0])), nn.Parameter(torch.ones(2), requires_grad=False)
+
+
+def squares(scale: float = 1.0) -> Callable[[Any, dict[str, Tensor]], Tensor]:
+    """Mean square of w x over a batch's rows; its gradient for row x is 2 (w x) x."""
+
+    def loss(forward: Any, batch: dict[str, Tensor]) -> Tensor:
+        return scale * ((batch["x"] @ forward.args[0].w) ** 2).mean()
+
+    return loss
+
+
+def batches(size: int = 4) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
+    while True:
+        for start in range(0, 4, size):
+            yield {"x": ROWS[start : start + size]}, list(range(start, start + size))
+
+
+def trainer(clip: float, noise: float = 1.0, store: ClientStore | None = None, **settings: Any) -> RowPrivateTrainer:
+    privacy = RowPrivacy(clip=clip, noise=noise)
+    return RowPrivateTrainer(Training(**settings), Accelerator(cpu=True), privacy, RowLedger(privacy, 4, store))
+
+
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_privacy, "standard_normal", lambda shape, source: torch.zeros(tuple(shape)).double())
+
+
+def by_hand(model: Model, clip: float) -> Tensor:
+    total = torch.zeros(2)
+    for x in ROWS:
+        gradient = 2 * (model.w @ x).detach() * x
+        total += gradient * min(1.0, clip / float(gradient.norm()))
+    return total / 4
+
+
+@pytest.mark.parametrize("clip", [0.3, 5.0, 1e6])
+@pytest.mark.parametrize("size", [4, 2])
+def test_every_rows_gradient_is_clipped_by_itself(clip: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet(monkeypatch)
+    model = Model()
+    loss = trainer(clip, accumulation=4 // size).gradients(model, batches(size), squares())
+    assert torch.allclose(model.w.grad, by_hand(model, clip), rtol=1e-5) and model.frozen.grad is None
+    assert loss == pytest.approx(float(((ROWS @ model.w.detach()) ** 2).mean()))
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_one_row_moves_the_sum_by_no_more_than_clip(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours: the row's gradient, or zeros."""
+    quiet(monkeypatch)
+    sums = []
+    for present in (True, False):
+        model, rows = Model(), ROWS.clone()
+        rows[row] *= present  # the gradient of a row of zeros is zero
+        trainer(0.7).gradients(model, iter([({"x": rows}, [0, 1, 2, 3])]), squares(1e3))
+        sums.append(4 * model.w.grad)
+    assert float((sums[0] - sums[1]).norm()) <= 0.7 * (1 + 1e-5)
+
+
+def test_the_noise_is_as_large_as_it_is_said_to_be() -> None:
+    model, found = nn.Linear(100, 100, bias=False), []
+
+    def nothing(forward: Any, batch: dict[str, Tensor]) -> Tensor:
+        return 0.0 * (batch["x"] @ model.weight[:2, :2]).sum()
+
+    trainer(clip=2.0, noise=1.5).gradients(model, batches(), nothing)
+    found = model.weight.grad
+    assert float(found.std()) == pytest.approx(1.5 * 2.0 / 4, rel=0.05) and abs(float(found.mean())) < 0.03
+    assert len(found.unique()) == 10_000
+
+
+def test_updates_are_counted_for_every_row_and_kept_over_a_restart(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path)
+    first = trainer(1.0, noise=2.0, store=store)
+    for _ in range(3):
+        first.gradients(Model(), batches(), squares())
+    first.gradients(Model(), batches(2), squares())
+    first.ledger.keep()
+    again = RowLedger(first.privacy, 4, store)
+    assert again.updates == [4, 4, 3, 3] and again.epsilon == pytest.approx(epsilon([2.0] * 4, 1e-5))
+    assert json.loads((tmp_path / FILE).read_text())["epsilon"] == pytest.approx(again.epsilon)
+    assert RowLedger(first.privacy, 5, store).updates == [0] * 5  # another data set has another account
+
+
+def test_a_loss_that_is_no_number_names_the_row() -> None:
+    def loss(forward: Any, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["x"] @ forward.args[0].w).sum() / (0.0 if float(batch["x"][0, 0]) == -3.0 else 1.0)
+
+    with pytest.raises(NanLossError, match="the training row 1"):
+        trainer(1.0).gradients(Model(), batches(), loss)
+
+
+def private(clients: int, **changes: Any) -> Experiment:
+    experiment = small(clients=clients, rounds=2, training={"steps": 3, "batch_size": 4}, **changes)
+    first = experiment.clients[0].model_copy(update={"row_privacy": RowPrivacy(clip=1.0, noise=1.0)})
+    return experiment.model_copy(update={"clients": [first, *experiment.clients[1:]]})
+
+
+def test_a_federation_in_which_one_client_protects_its_rows(tmp_path: Path) -> None:
+    metrics = federation.run(private(2), tmp_path)
+    c0, c1 = metrics["clients"]["c0"], metrics["clients"]["c1"]
+    assert c0["final"] and all(record["loss"] == {} for record in c0["rounds"])  # losses say something of the rows
+    assert c1["final"] and all(record["loss"] for record in c1["rounds"])
+    account = json.loads((tmp_path / "clients" / "c0" / FILE).read_text())
+    assert sum(account["updates"]) == 2 * 3 * 4 and account["epsilon"] == pytest.approx(
+        epsilon([1.0] * max(account["updates"]), 1e-5)
+    )
+    assert not (tmp_path / "clients" / "c1" / FILE).exists()
+    assert write_report(tmp_path).is_file()
+
+
+def test_a_method_that_uses_rows_in_other_ways_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="c0: row_privacy: fedsb uses rows in other ways than local training"):
+        federation.run(private(2, method="fedsb"), tmp_path)
+
+
+def test_scaled_gradients_are_refused() -> None:
+    with pytest.raises(MethodError, match="use bf16"):
+        trainer(1.0, precision="fp16")
