@@ -14,9 +14,11 @@ from fault_scenario import FaultScenario
 from simulated_network import SimulatedClient, SimulatedNetwork
 
 from h2tune.deployment.process import connection
-from h2tune.deployment.status import StatusFile
+from h2tune.deployment.status import StatusFile, describe
 from h2tune.store import RunStore
 from h2tune.transport import client_loop
+from h2tune.transport.access import PUT_OUT
+from h2tune.transport.client_loop import DismissedError
 
 
 class Stopped(BaseException):
@@ -133,6 +135,13 @@ def test_an_end_that_is_near_is_said_at_every_start(tmp_path: Path, monkeypatch:
         with connection(kit, StatusFile(kit), SimulatedNetwork().engine, said.append):
             pass
         assert len(said) == warned and all("--renew c1" in text for text in said)
+
+
+def test_status_says_why_a_client_stopped(tmp_path: Path) -> None:
+    kit = FaultScenario(tmp_path).kits["c1"]
+    with pytest.raises(DismissedError), connection(kit, StatusFile(kit), SimulatedNetwork().engine, print):
+        raise DismissedError(PUT_OUT)
+    assert describe(kit)["state"] == f"stopped: {PUT_OUT}"
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from h2tune.deployment.kits import Kit
 from h2tune.deployment.status import StatusFile
+from h2tune.errors import H2TuneError
 from h2tune.transport.channel import Channel
 from h2tune.transport.client_loop import ClientLoop
 
@@ -58,7 +59,7 @@ def teller(store: Told, watcher: Shown | None) -> Callable[..., None]:
 
 @contextmanager
 def connection(kit: Kit, status: StatusFile, engine: Engine, say: Say) -> Iterator[Channel]:
-    """The kit's channel, closed at the end; the status file says last whether the process finished or was stopped.
+    """The kit's channel, closed at the end; the status file says last whether the process finished, or why it stopped.
 
     Raises:
         ChannelError: the engine does not start.
@@ -71,6 +72,9 @@ def connection(kit: Kit, status: StatusFile, engine: Engine, say: Say) -> Iterat
     try:
         yield channel
         over = "finished"
+    except H2TuneError as error:
+        over = f"stopped: {str(error).splitlines()[0]}"
+        raise
     finally:
         channel.close()
         status.write(over=over)
