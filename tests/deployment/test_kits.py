@@ -72,7 +72,7 @@ def test_only_progress_as_clients_tell_it_is_believed() -> None:
          Trouble.PASSING),
         ("Cannot connect to host localhost:1 [Connection refused]", "cannot be reached; trying again", Trouble.PASSING),
         ("h2tune: c1 at 10.0.0.3 was refused: its kit", "c1 at 10.0.0.3 was refused", Trouble.PASSING),
-        ("x - conn_manager - INFO - Connection [CN1 Not Connected SSL server] is closed PID: 7", "renewed or revoked",
+        ("x - conn_manager - INFO - Connection [CN00001 Not Connected] is closed PID: 7", "renewed or revoked",
          Trouble.REFUSED),
     ],
 )  # fmt: skip

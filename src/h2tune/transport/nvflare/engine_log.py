@@ -55,7 +55,7 @@ TROUBLES: list[tuple[str, str, Trouble]] = [
      " be resolved; trying again", P),
     (r"Connection refused|Connect call failed|TARGET_UNREACHABLE|target_unreachable", "the server cannot be reached;"
      " trying again", P),
-    (r"conn_manager - INFO - Connection \[.* SSL .*\] is closed", CLOSED, R),
+    (r"Connection \[CN\d+ Not Connected\] is closed", CLOSED, R),
     (r"ModuleNotFoundError: No module named 'nvflare'", "NVFlare is not installed: pip install 'h2tune[network]'", F),
 ]  # fmt: skip
 
