@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,12 @@ def test_public_texts_that_are_missing_are_among_the_mistakes() -> None:
     assert (
         "c0: practice: there is no file nowhere.txt; frames: words needs public texts, one a line." in found.problems
     )
+
+
+def test_a_plan_says_what_the_noise_of_differential_privacy_does() -> None:
+    """In its own words, and with this federation's numbers: three clients drown, the sentence says how many would not."""
+    plan = make_plan(small(clients=3, weights="uniform", privacy={"clip": 0.5, "noise": 1.0}))
+    said = plan.privacy[-1]
+    assert said.startswith("with 3 clients the noise on a mean of ") and "the mean update at most 0.5 (`clip`)" in said
+    entries = max(row.bytes_down or 0 for row in plan.clients) // 4
+    assert f"from about {math.ceil(2 * entries**0.5):,} clients a round on" in said
