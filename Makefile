@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-real test check lint types imports docs coverage test-oldest test-newest format install lock clean
+.PHONY: demo demo-real test check lint types imports docs coverage digests test-oldest test-newest format install lock clean
 
 demo: install
 	$(BIN)/h2tune demo --out runs/demo
@@ -54,6 +54,10 @@ coverage: install
 	mkdir -p build
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html:build/coverage
 	$(BIN)/coverage report --include='$(FLOORED)' --fail-under=$(FLOOR)
+
+# Whether all methods still compute what they did, to the last bit: the first run records, later ones compare.
+digests: install
+	$(BIN)/python scripts/digests.py
 
 # The suite with the lowest versions that pyproject.toml allows, and with the newest that the package index has.
 test-oldest:

@@ -1,10 +1,15 @@
 """A training step with TriLoRA against one with PEFT's LoRA: same model, rank and batch; interleaved, median of pairs.
 
-Run as: python benchmarks/step.py
+Processor seconds are measured, so that other programs on the machine matter little; on one thread they are what a clock on
+the wall shows on a machine that does nothing else.
+
+Run as: OMP_NUM_THREADS=1 python benchmarks/step.py
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +24,7 @@ from h2tune.core.client_core import ClientCore, CoreShape
 from h2tune.core.relation import depth_relation
 from h2tune.core.slots import layout_of
 
-BLOCKS, WIDTH, RANK, ROWS, TOKENS, PAIRS = 8, 512, 16, 8, 128, 50
+BLOCKS, WIDTH, RANK, ROWS, TOKENS = 8, 512, 16, 8, 128
 
 
 def base() -> LlamaForCausalLM:
@@ -102,18 +107,23 @@ def trilora_steps(batch: dict[str, torch.Tensor]) -> dict[str, Callable[[], None
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=50)
+    pairs = parser.parse_args().pairs
     ids = torch.randint(0, 2048, (ROWS, TOKENS))
     batch = {"input_ids": ids, "labels": ids}
     steps: dict[str, Callable[[], None]] = {"lora": lora_step(batch)} | trilora_steps(batch)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for pair in range(PAIRS + 2):
+    for pair in range(pairs + 2):
         for name, step in steps.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             step()
             if pair >= 2:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(time.process_time() - begin)
     result: dict[str, Any] = {
-        "pairs": PAIRS,
+        "pairs": pairs,
+        "clock": "processor seconds",
+        "load": os.getloadavg()[0],  # processes that wanted a core at the end
         "rank": RANK,
         "batch": [ROWS, TOKENS],
         "lora_seconds": median_interval(times["lora"]),
