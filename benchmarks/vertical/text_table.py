@@ -129,6 +129,11 @@ def scored_unseen(folder: Path, name: str, seed: int, tuned: dict[str, Any]) -> 
     return evaluate(config, replace(method, options={}), load_parties(config, frames))
 
 
+def complete(folder: Path, name: str) -> bool:
+    """Whether all cells of a method with an unseen category are there."""
+    return all((folder / f"text-unseen/{name}-{s}.json").is_file() for s in SEEDS)
+
+
 def embed(folder: Path, model: str) -> None:
     """The embeddings of all texts and of the categories' names."""
     frame = rows()
@@ -160,7 +165,7 @@ def main() -> None:
             for s in SEEDS
         ]
     unseen: dict[str, list[dict[str, Any]]] = {}
-    for name in VARIANTS:
+    for name in (n for n in VARIANTS if options.what == "run" or complete(folder, n)):
         tuned = (
             values["prototypes" if name == "prototypes" else "proto-evfl"][0]["tuned"] if name != "ensemble" else {}
         )
