@@ -171,7 +171,7 @@ def test_fedmkt_target_of_an_equal_tokenizer_is_the_teachers_distribution(tmp_pa
 
 def test_every_method_is_tested_somewhere() -> None:
     mixed = {n for n, m in Method.registry.items() if not m.one_architecture and not n.startswith("toy")}
-    assert mixed == {*NAMES, "h2tune", "h2tune-unshared", "local"}
+    assert mixed == {*NAMES, "bias", "h2tune", "h2tune-unshared", "lada", "lada-published", "local"}
     assert all(m.source and m.says for n, m in Method.registry.items() if not n.startswith("toy"))
 
 

@@ -21,4 +21,11 @@ class BiasClient(LocalClient):
         return Payload()
 
 
-Method("bias", Settings, BiasClient, LocalServer, "every client alone, with a bias of its labels or a head only")
+Method(
+    "bias",
+    Settings,
+    BiasClient,
+    LocalServer,
+    "every client alone, with a bias of its labels or a head only",
+    source="calibration of label logits, after Zhao et al., arXiv 2102.09690; here the bias is fitted to rows",
+)

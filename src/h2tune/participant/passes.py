@@ -57,8 +57,12 @@ class Passes:
         if labels.ndim == 1:
             return Answered(self.whole(model, asking).logits.float(), labels)
         asked = labels[:, 1:] != -100
-        with _only_at(model, asked):
-            logits = self.whole(model, asking).logits[0].float()
+        head = _output_embedding(model)
+        if head is None:
+            logits = self.whole(model, asking).logits[:, :-1][asked].float()
+        else:
+            with _only_at(head, asked):
+                logits = self.whole(model, asking).logits[0].float()
         if self.bias is not None:
             logits = self.bias.added_to(logits)
         return Answered(logits, labels[:, 1:][asked])
@@ -67,8 +71,15 @@ class Passes:
 PLAIN = Passes()
 
 
+def _output_embedding(model: nn.Module) -> nn.Module | None:
+    """The map from hidden states to logits, where the model tells which it is."""
+    find = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = find() if find else None
+    return head
+
+
 @contextmanager
-def _only_at(model: nn.Module, asked: Tensor) -> Iterator[None]:
+def _only_at(output: nn.Module, asked: Tensor) -> Iterator[None]:
     """Let the output embedding read the asked places (rows x tokens - 1) alone: logits become 1 x places x vocabulary.
 
     A vocabulary of 262,144 entries at every token of a batch would take more memory and time than the blocks.
@@ -77,7 +88,7 @@ def _only_at(model: nn.Module, asked: Tensor) -> Iterator[None]:
     def pick(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][:, :-1][asked][None], *args[1:])
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[operator]
+    hook = output.register_forward_pre_hook(pick)
     try:
         yield
     finally:
