@@ -162,11 +162,8 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
 
-    def forward(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Any:
-        logits = self.weight[input_ids]
-        asked = labels[:, 1:] != -100
-        loss = nn.functional.cross_entropy(logits[:, :-1][asked], labels[:, 1:][asked])
-        return type("Output", (), {"loss": loss, "logits": logits})()
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        return type("Output", (), {"logits": self.weight[input_ids]})()
 
 
 def rows(seed: int, count: int) -> tuple[Tensor, Tensor]:
