@@ -100,7 +100,7 @@ def test_with_the_real_engine_a_teacher_at_the_servers_site_and_two_students(und
     pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
     from h2tune.deployment.provision import provision
 
-    run = experiment(tmp_path, network={"port": free_port(), "gather": 900, "silence": 60})
+    run = experiment(tmp_path, quorum=3, network={"port": free_port(), "gather": 900, "silence": 60})
     kits = tmp_path / "kits"
     provision(run, kits)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
