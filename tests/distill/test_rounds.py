@@ -208,9 +208,7 @@ def test_stopped_after_a_round_and_resumed_it_is_the_same_run(name: str, round: 
         again[c.name] = Client(c, experiment, models, context.anchors, own, None, context.accelerator)
     scripted(again["big"], true_path)
     server = Server(experiment, identity, list(again), InProcess(again), store)
-    committed = store.committed()
-    assert committed is not None
-    server.resume(*committed, store.kept("frames"))
+    server.resume()
     server.run()
     assert same(states(clients), states(again)) and same(whole.method.state(), server.method.state())
     assert whole.method.report() == server.method.report()
@@ -239,7 +237,7 @@ def test_killed_in_the_phase_the_round_begins_again_bit_for_bit(tmp_path: Path) 
     others["s2"].context.watch = kill
     with pytest.raises(Killed):
         server.run()
-    server.method = server._committed_method()
+    server.method = server.commits.last().method
     server.run()
     assert same(states(clients), states(others)) and whole.method.report() == server.method.report()
 
