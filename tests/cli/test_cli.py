@@ -224,7 +224,9 @@ def test_resume_without_flag_and_interrupt(file: Path, finished: Path, tmp_path:
     assert code == 1 and "--resume" in stderr
     endless = tmp_path / "endless.yaml"  # so that the signal finds it at work, however busy the machine is
     endless.write_text(small(rounds=10_000).to_yaml())
+    # A shell that starts the tests in the background makes them, and so the child, ignore interrupts.
     script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"from h2tune.cli.app import app; app(['run', {str(endless)!r}, '--out', {str(tmp_path / 'r')!r}, '--json'])"
     )
     child = subprocess.Popen(
@@ -233,5 +235,8 @@ def test_resume_without_flag_and_interrupt(file: Path, finished: Path, tmp_path:
     )  # fmt: skip
     assert child.stdout.readline()
     child.send_signal(2)
-    _, stderr = child.communicate(timeout=120)
+    try:
+        _, stderr = child.communicate(timeout=120)
+    finally:
+        child.kill()
     assert child.returncode == 1 and "--resume" in stderr
