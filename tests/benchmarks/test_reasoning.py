@@ -17,11 +17,11 @@ def suites(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(FOLDER))
     before = set(sys.modules)
     import planted
-    import real
+    import svamp
 
-    yield planted, real
+    yield planted, svamp
     for name in set(sys.modules) - before:
-        if name in ("planted", "real", "suite", "common"):
+        if name in ("planted", "svamp", "suite", "common"):
             del sys.modules[name]
 
 
@@ -31,12 +31,11 @@ def allocated(planted: Any, folder: Path, rounds: int, **changes: Any) -> list[l
     return found
 
 
-def test_nine_tenths_of_what_is_allocated_first_is_learnable_and_of_random_paths_a_quarter(
-    suites: Any, tmp_path: Path
-) -> None:
+def test_what_is_allocated_first_is_learnable_and_of_random_paths_a_quarter(suites: Any, tmp_path: Path) -> None:
     planted, _ = suites
     ((known, learnable, wrong, code),) = allocated(planted, tmp_path / "gap", 1)
-    assert learnable >= 5 and learnable >= 0.9 * (known + learnable + wrong + code)
+    # A round allocates some eight paths, of which one may be another; over a run it is nine tenths.
+    assert learnable >= 5 and learnable >= 0.85 * (known + learnable + wrong + code)
     ((known, learnable, wrong, code),) = allocated(planted, tmp_path / "random", 1, filter="random")
     assert learnable <= 0.6 * (known + learnable + wrong + code)
 
@@ -49,6 +48,6 @@ def test_nine_tenths_of_what_is_allocated_over_a_run_is_learnable(suites: Any, t
 
 
 def test_equations_become_rationales(suites: Any) -> None:
-    _, real = suites
-    assert real.infix("- * number0 number1 number2", "2.0 3.0 1.0") == "((2 * 3) - 1)"
-    assert real.infix("( 76.0 - 25.0 )", "") == "( 76 - 25 )"
+    _, svamp = suites
+    assert svamp.infix("- * number0 number1 number2", "2.0 3.0 1.0") == "((2 * 3) - 1)"
+    assert svamp.infix("( 76.0 - 25.0 )", "") == "( 76 - 25 )"

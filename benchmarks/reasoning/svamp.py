@@ -4,7 +4,7 @@ The teacher is one model, the clients are others; each client has 100 problems o
 600 other problems with a rationale made from their equation, the test has 300 in other wordings. Models and data are named on
 the command line; where one is missing, the suite says so and ends.
 
-Run as: python benchmarks/reasoning/real.py --svamp FOLDER --teacher MODEL --students MODEL MODEL --measure
+Run as: python benchmarks/reasoning/svamp.py --svamp FOLDER --teacher MODEL --students MODEL MODEL --measure
 """
 
 from __future__ import annotations
