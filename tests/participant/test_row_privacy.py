@@ -96,7 +96,7 @@ def test_the_noise_is_as_large_as_it_is_said_to_be() -> None:
     trainer(clip=2.0, noise=1.5).gradients(model, batches(), nothing)
     found = model.weight.grad
     assert float(found.std()) == pytest.approx(1.5 * 2.0 / 4, rel=0.05) and abs(float(found.mean())) < 0.03
-    assert len(found.unique()) == 10_000
+    assert len(found.unique()) > 9_900  # two of ten thousand may be equal by chance
 
 
 def test_updates_are_counted_for_every_row_and_kept_over_a_restart(tmp_path: Path) -> None:

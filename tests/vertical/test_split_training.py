@@ -132,6 +132,9 @@ def test_the_order_in_which_answers_arrive_changes_nothing():
         def returned(self):
             return []
 
+        def revoked(self):
+            return []
+
     federation, _ = recorded(config(), planted())
     other, parties = recorded(config(), planted())
     other.exchange.session.transport = Backwards(parties)
@@ -187,6 +190,9 @@ class Flaky:
 
     def returned(self):
         return [] if self.gone else [self.party]
+
+    def revoked(self):
+        return []
 
     def dismiss(self, name, reason):
         raise AssertionError(f"{name}: {reason}")
