@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 demo: install
 	$(BIN)/h2tune demo --out runs/demo
 
-# Two real pretrained models on real rows, ten minutes on two cores:  make demo-real MODELS=FOLDER DATA=FOLDER
+# Two real pretrained models on real rows:  make demo-real MODELS=FOLDER DATA=FOLDER
 demo-real: install
 	@test -d "$(MODELS)/smollm2-135m" -a -d "$(MODELS)/gemma3-270m" -a -f "$(DATA)/SST-2/train.tsv" || { \
 	  echo "make demo-real needs MODELS=FOLDER with the folders smollm2-135m (SmolLM2-135M-Instruct) and gemma3-270m"; \

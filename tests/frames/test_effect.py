@@ -18,7 +18,7 @@ from h2tune.frames import effect
 from h2tune.frames.anchor_text import words as spans
 from h2tune.frames.effect import EffectServer
 from h2tune.frames.predictions import Predictions, common_words, single_tokens
-from h2tune.methods.registry import resolve_method
+from h2tune.methods.registry import MethodError, method_of, resolve_method
 from h2tune.participant.trainer import Group, NormalisedGradient
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import Payload
@@ -182,3 +182,14 @@ def test_plan_says_what_is_sent_before_the_first_round(tmp_path: Path) -> None:
         # The test's federation has fewer anchors; factors of words do not depend on them.
         assert up and down and member.setup_bytes["up"] < up and member.setup_bytes["down"] < down
         assert member.setup_bytes["up"] > 0.5 * scale * up
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [{"secure_aggregation": {"threshold": 2}}, {"weights": "uniform", "privacy": {"clip": 1, "noise": 1}}],
+    ids=["secure aggregation", "privacy"],
+)
+def test_promises_that_need_a_coverage_known_beforehand_are_refused(promise: dict[str, Any]) -> None:
+    with pytest.raises(MethodError, match="excludes frames: effect"):
+        method_of(small(3, method=METHOD, **promise))
+    method_of(small(3, method=METHOD | {"frames": "anchor"}, **promise))

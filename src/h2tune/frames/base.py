@@ -155,6 +155,7 @@ class FrameKind:
         says: what they are, in a line.
         tied: whether one matrix of the core serves all of a client's maps.
         whole_adapter: whether all maps are adapted, whichever the core acts on.
+        sizes_tell: whether a model's sizes alone say which entries of the core it covers.
     """
 
     name: str
@@ -163,6 +164,7 @@ class FrameKind:
     server: type[ServerFrames] = ServerFrames
     tied: bool = False
     whole_adapter: bool = False
+    sizes_tell: bool = True
 
     def adapter_slots(self, settings: FrameSettings) -> Sequence[str] | None:
         """Slots that get an adapter; None is all."""

@@ -179,5 +179,9 @@ class EffectKind(FrameKind):
 
 
 EFFECT = EffectKind(
-    "effect", "aligned by what a block's output does to predictions of common words", EffectClient, EffectServer
+    "effect",
+    "aligned by what a block's output does to predictions of common words",
+    EffectClient,
+    EffectServer,
+    sizes_tell=False,  # a model whose words do not fit covers nothing
 )

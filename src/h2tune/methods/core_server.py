@@ -26,6 +26,7 @@ from h2tune.core.compress import Code, decode_update
 from h2tune.core.packing import pack_core, unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.errors import ProtocolError
+from h2tune.frames.registry import kind_of
 from h2tune.methods.base import MethodError, OneExchange
 from h2tune.methods.h2tune_settings import CoreSettings
 from h2tune.protocol.codec import Payload
@@ -80,6 +81,10 @@ def _learned_masks(experiment: Experiment, settings: CoreSettings) -> bool:
     return settings.mask == "entries" and any(c.keep != 1 for c in experiment.clients)
 
 
+def _frames_tell(settings: CoreSettings) -> str:
+    return f"excludes frames: {settings.frames} (which entries a client covers must be known from sizes alone)"
+
+
 def _against_privacy(experiment: Experiment, settings: CoreSettings) -> list[str]:
     """What would break the proof in `h2tune.aggregation.private`."""
     privacy = experiment.privacy
@@ -93,6 +98,7 @@ def _against_privacy(experiment: Experiment, settings: CoreSettings) -> list[str
         "excludes relation: similarity (coverage must be known from sizes alone)": settings.relation == "similarity",
         "excludes patience (early stopping would leak unprotected scores)": experiment.patience is not None,
         f"delta must be below 1 / {len(experiment.clients)} clients": privacy.delta * len(experiment.clients) >= 1,
+        _frames_tell(settings): not kind_of(settings.frames).sizes_tell,
         INSTALL: not has_accountant(),
     }
     problems = [text for text, wrong in found.items() if wrong]
@@ -117,6 +123,7 @@ def _against_secrecy(experiment: Experiment, settings: CoreSettings) -> list[str
             experiment, settings
         ),
         "excludes relation: similarity (coverage must be known from sizes alone)": settings.relation == "similarity",
+        _frames_tell(settings): not kind_of(settings.frames).sizes_tell,
         INSTALL_SECURE: not is_available(),
     }
     return [text for text, wrong in found.items() if wrong]
