@@ -21,6 +21,7 @@ from h2tune.transport.inprocess import InProcess
 
 FORMATS = ("fill", "choice", "program")
 MODELS = ("zoo:llama", "zoo:gpt2", "zoo:qwen")
+ANCHORS = str(Path(__file__).parent / "anchors.txt")  # fewer than the demo has: frames are made faster
 
 
 def small(clients: int = 2, same_model: bool = False, **changes: Any) -> Experiment:
@@ -38,7 +39,7 @@ def small(clients: int = 2, same_model: bool = False, **changes: Any) -> Experim
                 "test": f"demo:{kind}?split=test&n=8&seed={i}",
             }
         )
-    data = {"rounds": 3, "rank": 4, "anchors": "demo", "clients": rows, "device": "cpu", "name": "small"}
+    data = {"rounds": 3, "rank": 4, "anchors": ANCHORS, "clients": rows, "device": "cpu", "name": "small"}
     data["training"] = {"steps": 4, "batch_size": 4}
     return parse_config(data | changes)
 

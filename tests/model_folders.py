@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from families import build
+from federations import ANCHORS
 from tiny_tokenizers import tokenizer
 
 from h2tune.config import Experiment, parse_config
@@ -50,6 +51,6 @@ def one_client(folder: Path, model: Path | str, task: Any, rows: Iterable[Mappin
         "task": task,
         **dict.fromkeys(("train", "validation", "test"), str(path)),
     }
-    data = {"name": "case", "rounds": 1, "rank": 2, "anchors": "demo", "device": "cpu", "baseline": "none",
+    data = {"name": "case", "rounds": 1, "rank": 2, "anchors": ANCHORS, "device": "cpu", "baseline": "none",
             "training": {"steps": 1, "batch_size": 4, "head_steps": 1}, "clients": [client | changes.pop("client", {})]}  # fmt: skip
     return parse_config(data | changes, folder)

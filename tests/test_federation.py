@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +20,9 @@ from h2tune.participant.trainer import NanLossError
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.server import QuorumError, Server
 from h2tune.session import Status
-from h2tune.store import ClientStore, RunStore, StoreError
+from h2tune.store import RunStore
 from h2tune.tasks.demo_problems import demo_anchors
 from h2tune.transport.inprocess import InProcess
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One undisturbed run that the others are compared with."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    federation.run(small(), out)
-    return out
 
 
 def test_run_directory_holds_what_it_should(finished: Path) -> None:
@@ -57,98 +44,6 @@ def test_same_seed_same_result_and_other_seed_another(finished: Path, tmp_path: 
     assert equal(outcome(finished), outcome(tmp_path / "again"))
     federation.run(small(seed=1), tmp_path / "other")
     assert not equal(outcome(finished), outcome(tmp_path / "other"))
-
-
-class Killed(BaseException):
-    """Not an Exception: nothing may catch it, as nothing catches a kill."""
-
-
-KILLS = {
-    "before a commit": (RunStore, "commit", 2, "before"),
-    "after a commit": (RunStore, "commit", 1, "after"),
-    "before the first commit": (RunStore, "commit", 1, "before"),
-    "between two clients of a round": (ClientStore, "save_state", 4, "before"),
-    "after a client's own save": (ClientStore, "save_state", 3, "after"),
-    "while results are written": (ClientStore, "save_adapter", 1, "before"),
-}
-
-
-@pytest.mark.parametrize("moment", KILLS)
-def test_killed_and_resumed_equals_never_killed(
-    moment: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    owner, name, count, when = KILLS[moment]
-    original, calls = getattr(owner, name), []
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == count and when == "before":
-            raise Killed
-        result = original(*args, **kwargs)
-        if len(calls) == count:
-            raise Killed
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, dying)
-        with pytest.raises(Killed):
-            federation.run(small(), tmp_path / "run")
-    federation.run(small(), tmp_path / "run", resume=True)
-    assert equal(outcome(finished), outcome(tmp_path / "run"))
-
-
-def test_kill_9_of_the_process_and_resume(finished: Path, tmp_path: Path) -> None:
-    script = (
-        "import torch; torch.set_num_threads(1)\n"
-        "from federations import small\nfrom h2tune import federation\n"
-        f"federation.run(small(), {str(tmp_path / 'run')!r})\n"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    )
-    core = tmp_path / "run" / "server" / "core.safetensors"
-    deadline = time.monotonic() + 120
-    while not core.exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert core.exists()
-    federation.run(small(), tmp_path / "run", resume=True)
-    assert equal(outcome(finished), outcome(tmp_path / "run"))
-
-
-def test_interrupt_and_full_disk_lose_nothing_committed(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(descriptor: int) -> None:
-        if (tmp_path / "run" / "server" / "core.safetensors").exists():
-            raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(StoreError, match="No space left"):
-            federation.run(small(), tmp_path / "run")
-    assert not list((tmp_path / "run").rglob("*.partial"))
-    federation.run(small(), tmp_path / "run", resume=True)
-    assert equal(outcome(finished), outcome(tmp_path / "run"))
-
-
-def test_a_run_is_never_overwritten_nor_resumed_with_another_config(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="holds a run already"):
-        federation.run(small(), finished)
-    with pytest.raises(StoreError, match=r"differs from the run's in rank, training\.batch_size.*--changed rank"):
-        changed = small(rank=8, training={"steps": 4, "batch_size": 8})
-        federation.run(changed, finished, resume=True)
-    (tmp_path / "run.json").write_text(json.dumps({"schema": 99, "run": "x", "version": "9.0"}))
-    with pytest.raises(StoreError, match="newer"):
-        RunStore(tmp_path).open()
-
-
-def test_more_rounds_may_be_added_when_said(finished: Path, tmp_path: Path) -> None:
-    federation.run(small(rounds=1, training={"steps": 4, "batch_size": 4, "schedule": "constant"}), tmp_path / "run")
-    longer = small(rounds=2, training={"steps": 4, "batch_size": 4, "schedule": "constant"})
-    metrics = federation.run(longer, tmp_path / "run", resume=True, changed=["rounds"])
-    assert metrics["rounds"] == 2
 
 
 def test_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
@@ -308,41 +203,6 @@ def test_baseline_is_what_the_method_alone_gives(tmp_path: Path) -> None:
     assert equal(outcome(tmp_path / "alone"), outcome(tmp_path / "beside" / "baselines" / "local"))
 
 
-def with_late(experiment: Any, name: str = "c1", joins: int = 3) -> Any:
-    rows = [c.model_copy(update={"joins": joins}) if c.name == name else c for c in experiment.clients]
-    return experiment.model_copy(update={"clients": rows})
-
-
-def test_late_joiner_regresses_on_the_stored_frames_and_takes_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    experiment = with_late(small(rounds=4))
-    metrics = federation.run(experiment, tmp_path / "whole")
-    rounds = {name: [r["round"] for r in c["rounds"]] for name, c in metrics["clients"].items()}
-    assert rounds == {"c0": [1, 2, 3, 4], "c1": [3, 4]}
-    assert metrics["clients"]["c1"]["final"] is not None
-    original, calls = RunStore.commit, []
-
-    def dying(*args: Any, **kwargs: Any) -> None:
-        original(*args, **kwargs)
-        calls.append(1)
-        if len(calls) == 2:  # the round before it joins: the frames must come back from disk
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunStore, "commit", dying)
-        with pytest.raises(Killed):
-            federation.run(experiment, tmp_path / "run")
-    federation.run(experiment, tmp_path / "run", resume=True)
-    assert equal(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
-
-
-def test_late_joiner_with_slots_that_the_core_lacks_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
-    metrics = federation.run(with_late(small(rounds=2), "c0", 2), tmp_path / "run")
-    assert "c0 joins late with slots that the core lacks: gate" in metrics["clients"]["c0"]["status"]
-    assert metrics["rounds"] == 2 and metrics["clients"]["c1"]["final"] and metrics["clients"]["c0"]["final"] is None
-
-
 def test_every_schedule_ends_with_the_last_round(tmp_path: Path) -> None:
     """A rate that reached its end early would rise again: cosine schedules are periodic."""
     for number, method in enumerate(
@@ -399,13 +259,3 @@ def test_no_private_row_can_influence_the_frames_that_are_sent(tmp_path: Path) -
         client.method.join()
         sent.append(encode(Message("describe", "r", 0, "c0", "h2tune", client.method.describe(Payload()))))
     assert len(sent[0]) > 10_000 and sent[0] == sent[1]
-
-
-def test_a_run_that_an_older_version_has_begun_is_refused_with_the_reason(tmp_path: Path) -> None:
-    federation.run(small(rounds=1), tmp_path / "run")
-    about = tmp_path / "run" / "run.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"schema": 1, "version": "0.1.0"}))
-    assert RunStore(tmp_path / "run").open(small(rounds=1))[0]  # a finished one is read as before
-    (tmp_path / "run" / "metrics.json").unlink()
-    with pytest.raises(StoreError, match=r"was begun by h2tune 0\.1\.0.*finish it with h2tune 0\.1\.0"):
-        federation.run(small(rounds=1), tmp_path / "run", resume=True)

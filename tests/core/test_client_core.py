@@ -52,7 +52,7 @@ def loss_of(model: PeftModel, leaves: dict[str, Tensor]) -> Tensor:
 
 
 def composed(core: ClientCore, layout: Layout, s: Tensor, logits: Tensor, scores: Tensor | None) -> dict[str, Tensor]:
-    """T of every map by loops: T[l, j] = sum_g P[g, l] (C * S)[g, j], with the straight-through sum of METHOD 1."""
+    """T of every map by loops: T[l, j] = sum_g P[g, l] (C * S)[g, j], with the straight-through sum."""
     support = start(layout.depth) > 0
     leaves = {}
     for l in range(layout.depth):  # noqa: E741

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from federations import ANCHORS
 from torch import Tensor
 
 from h2tune.client import Client
@@ -34,7 +35,7 @@ def lada(host: str | dict[str, Any] = "local", changes: dict[str, Any] | None = 
     """Teacher `big`, students `s1` and `s2`; ``changes`` are the method's."""
     method = {"name": "lada", "host": {"name": host} if isinstance(host, str) else host, "teacher": "big", "slice": 12}
     data = {
-        "name": "lada", "rounds": 2, "rank": 4, "anchors": "demo", "device": "cpu", "public": PUBLIC,
+        "name": "lada", "rounds": 2, "rank": 4, "anchors": ANCHORS, "device": "cpu", "public": PUBLIC,
         "clients": [client("big", "zoo:llama", n=40), client("s1"), client("s2", seed=2)],
         "training": {"steps": 4, "batch_size": 4}, "evaluation": {"every": 9}, "method": method | (changes or {}),
     }  # fmt: skip

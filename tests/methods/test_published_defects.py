@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from federations import build, equal, small
+from federations import ANCHORS, build, equal, small
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
@@ -38,7 +38,7 @@ SHARING = sorted(n for n in METHODS if n not in ALONE and not n.startswith(("toy
 def twins(name: str, folder: Path, other: int = 1, **changes: Any) -> tuple[Any, dict[str, Client]]:
     """Two clients on one model; the second has the data of seed ``other``."""
     spec = {"name": name, "sentences": 4} if name == "fedmkt" else {"name": name}
-    settings = {"rounds": 3, "evaluation": {"every": 9}, "anchors": "demo"}
+    settings = {"rounds": 3, "evaluation": {"every": 9}, "anchors": ANCHORS}
     training = {"steps": 2, "batch_size": 4, "learning_rate": 0.01, "core_learning_rate": 0.01, "warmup": 0.0}
     experiment = small(2, same_model=True, method=spec | changes, training=training, **settings)
     second = experiment.clients[1]

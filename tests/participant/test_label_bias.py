@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from federations import ANCHORS
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
@@ -81,7 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "rounds": 1,
         "rank": 4,
         "blocks": 0.5,
-        "anchors": "demo",
+        "anchors": ANCHORS,
         "device": "cpu",
         "training": training,
     }

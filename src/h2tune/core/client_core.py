@@ -1,6 +1,6 @@
 """The shared core: the tensor S that is uploaded and averaged, and a client's hold on it.
 
-S has shape depth x slots x R x R. Client i's block l, slot j uses (METHOD 1, layer alignment)
+S has shape depth x slots x R x R. Client i's block l, slot j uses (relation-based layer alignment, arXiv 2507.22633)
 
     T[l, j] = sum_g P[g, l] (C[g, j] * S[g, j])
 

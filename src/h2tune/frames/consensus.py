@@ -1,4 +1,4 @@
-"""Frames: bases A, B that read and write the same latent coordinates in every client's model (METHOD 2).
+"""Frames: bases A, B that read and write the same latent coordinates in every client's model (Kettenring 1971, MAXVAR).
 
 A middle matrix T only means something between two bases. Each client factorises what its blocks read (X) and write (Y)
 on the anchors; the server finds, for each depth and slot, the coordinates G on which the clients agree most (MAXVAR
