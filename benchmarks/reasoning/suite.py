@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "all": {"filter": "all"},
     "public-gold": {"filter": "gold", "contrast": 0.0},
     "bandit": {"filter": "bandit"},
+    "band": {"filter": "band", "samples": 4},
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
     "sft": {"contrast": 0.0},
@@ -34,6 +35,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no-c": {"reducible": False},
     "gamma-1": {"gamma": 1.0, "beta": 20.0},
     "no-bound": {"margin": None},
+    "no-solved": {"solved": False},
 }
 
 

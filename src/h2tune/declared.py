@@ -59,7 +59,7 @@ class ModelShape:
         slots: slots that the model has. all_slots: slots that any client of the federation has.
         depth: depth of the shared core. parts: output sizes of one block's slots, in the order of ``slots``.
         inputs: widths of one block's distinct inputs.
-        anchor_words: words of the anchor text.
+        anchor_words: words of the anchor text. client: the client's name.
     """
 
     rank: int
@@ -72,11 +72,12 @@ class ModelShape:
     parts: Sequence[int]
     inputs: Sequence[int]
     anchor_words: int
+    client: str = ""
 
 
 @dataclass(frozen=True)
 class PlannedBytes:
-    """Tensor bytes of one client, from shapes alone; None where that cannot be said beforehand."""
+    """Tensor bytes of one client in a round, before anything is trained; None where that cannot be said beforehand."""
 
     up: int | None = None
     down: int | None = None

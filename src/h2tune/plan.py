@@ -213,7 +213,7 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     inputs, parts = _widths(shape, layout)
     known = ModelShape(
         row.rank, keep, maps, layout.depth, list(layout.slots), slots, plan.depth, parts, inputs,
-        sum(len(words(text)) for text in anchors),
+        sum(len(words(text)) for text in anchors), client.name,
     )  # fmt: skip
     planned = resolve_method(experiment.method)[0].client.planned_bytes(experiment, settings, known)
     row.bytes_up, row.bytes_down = planned.up, planned.down

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,12 @@ def test_five_questions_in_closed_form() -> None:
     assert gaps(FIVE_T, FIVE_S, LENGTHS) == pytest.approx([first, second, 0, 0, 0])
     plain = gaps(FIVE_T, FIVE_S, LENGTHS, reducible=False, up=True)
     assert plain == pytest.approx([1 - usual, 0.8 - usual, 0, 0, 0])
+
+
+def test_questions_that_the_student_solves_itself_can_be_left_out() -> None:
+    solves_the_first = replace(FIVE_S, right=np.asarray([1.0, 0, 0, 0, 0]))
+    every, rest = (gaps(FIVE_T, solves_the_first, LENGTHS, solved=solved) for solved in (True, False))
+    assert every[0] > 0 and rest[0] == 0 and np.array_equal(every[1:], rest[1:])
 
 
 def test_allocation_of_the_five_in_closed_form() -> None:

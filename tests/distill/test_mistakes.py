@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from distill.lada_federation import PUBLIC, client, lada, question_file
+from distill.lada_federation import PUBLIC, client, lada, question_file, scripted, true_path
 from federations import build
+from torch import Tensor
 
 from h2tune.config import parse_config
+from h2tune.distill.packing import pack_given
 from h2tune.errors import MethodError
 from h2tune.methods.registry import method_of, resolve_method
 from h2tune.plan import make_plan
@@ -133,3 +135,42 @@ def test_settings_say_what_they_are() -> None:
     unbounded = lada(changes={"margin": math.inf})
     again = parse_config(yaml.safe_load(unbounded.to_yaml()))  # as a run directory or a kit keeps it
     assert resolve_method(again.method)[1].bound == math.inf
+
+
+def tensor_bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("host", "directions"), [("local", "both"), ("local", "down"), ("fedit", "up"), ("h2tune", "both")]
+)
+def test_plan_says_the_bytes_of_a_round_before_a_path_is_written(host: str, directions: str, tmp_path: Path) -> None:
+    """Exactly those that travel where all questions are asked and every path is its reference answer."""
+    experiment = lada(host, {"directions": directions, "filter": "all", "slice": 24}, rounds=1)
+    planned, bare = (make_plan(e).clients for e in (experiment, experiment.model_copy(update={"method": host})))
+    sent: dict[str, int] = {}
+
+    def measure(answers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        messages = [(name, decode(data)) for name, data in answers]
+        sent.update({name: tensor_bytes(m.payload.tensors) for name, m in messages if m.kind == "answer"})
+        return answers
+
+    server, clients = build(experiment, tmp_path, measure)
+    for name, member in clients.items():
+        if directions == "both" or (name == "big") == (directions == "down"):
+            scripted(member, true_path)
+    server.open()
+    assert server.one_round() == ""
+    for ours, host_alone in zip(planned, bare, strict=True):
+        assert ours.bytes_up - host_alone.bytes_up == sent[ours.name]
+        assert ours.bytes_down - host_alone.bytes_down == tensor_bytes(
+            pack_given(server.method.flows.given(ours.name))
+        )
+
+
+def test_plan_says_no_more_than_the_budget_and_nothing_where_it_cannot_know(tmp_path: Path) -> None:
+    rows = {c.name: c for c in make_plan(lada(changes={"budget": "50B"})).clients}
+    assert rows["s1"].bytes_down == rows["big"].bytes_down == 50
+    source = question_file(tmp_path / "bare.jsonl", drop=("answer", "gold"))
+    bare = make_plan(lada(changes={"samples": 4}, public={"source": source, "task": BARE})).clients
+    assert all(c.bytes_up is None and c.bytes_down is None for c in bare)

@@ -91,8 +91,12 @@ def _mean(values: Values) -> float | None:
     return float(finite.mean()) if len(finite) else None
 
 
-def choose(memory: Memory, pairs: list[Pair], budget: float, seed: int, up: bool) -> Choice:
-    """Allocate paths of all its teachers to one student."""
+def choose(memory: Memory, pairs: list[Pair], budget: float, seed: int, up: bool, answered: bool = True) -> Choice:
+    """Allocate paths of all its teachers to one student.
+
+    Args:
+        up: whether the student is the large model. answered: whether the questions come with right answers.
+    """
     settings = memory.settings
     sizes = {pair.teacher: pair.theirs.sizes for pair in pairs}
     found = Choice(Allocation(budget=budget), pairs, len(pairs[0].lengths))
@@ -109,7 +113,9 @@ def choose(memory: Memory, pairs: list[Pair], budget: float, seed: int, up: bool
         return found
     values = {
         p.teacher: bands(p.theirs, p.own) if settings.filter == "band"
-        else gaps(p.theirs, p.own, p.lengths, reducible=settings.reducible, up=up) for p in pairs
+        else gaps(
+            p.theirs, p.own, p.lengths, reducible=settings.reducible, up=up, solved=settings.solved or not answered
+        ) for p in pairs
     }  # fmt: skip
     thresholds = {p.teacher: memory.threshold(p.name, values[p.teacher]) for p in pairs}
     allowed = {p.teacher: p.theirs.path_right > 0 for p in pairs}

@@ -10,6 +10,7 @@ from torch import Tensor
 from h2tune.config import Experiment
 from h2tune.distill.packing import PREFIX, Answers, pack_answers, split_off, unpack_given
 from h2tune.distill.phase import Phase, gate, learn
+from h2tune.distill.planned import with_paths
 from h2tune.distill.reasoner import Reasoner
 from h2tune.distill.settings import LadaSettings
 from h2tune.errors import ProtocolError
@@ -48,12 +49,12 @@ class LadaClient(ClientMethod):
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
-        """The host's alone: how long paths are is known once they are written."""
+        """The host's, with paths as long as the reference answers (`h2tune.distill.planned`)."""
         kind, host_settings = settings.host_method
         host: PlannedBytes = kind.client.planned_bytes(experiment, host_settings, shape)
         if settings.directions == "none":
             return host
-        return PlannedBytes(None, None, host.setup_up, host.setup_down)
+        return with_paths(host, experiment, settings, teacher=shape.client == settings.teacher)
 
     @classmethod
     def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:

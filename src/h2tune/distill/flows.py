@@ -65,9 +65,8 @@ class Flows:
             budget = self.budgets.setdefault(student, float(self.settings.bytes))
             pairs = [Pair(t, student, scores[t], scores[student], lengths, asked) for t in teachers]
             seed = derive(self.seed, "allocate", number, student)
-            found = choose(
-                self, pairs, budget if lengths.any() else 2 * budget, seed, up=student == self.settings.teacher
-            )
+            allowed = budget if lengths.any() else 2 * budget
+            found = choose(self, pairs, allowed, seed, up=student == self.settings.teacher, answered=answered)
             self.chosen[student] = found
             self._given[student] = [
                 Given(

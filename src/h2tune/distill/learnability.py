@@ -50,17 +50,28 @@ class Scores:
         return self.sizes > 0
 
 
-def gaps(teacher: Scores, student: Scores, lengths: Values, *, reducible: bool = True, up: bool = False) -> Values:
+def gaps(
+    teacher: Scores,
+    student: Scores,
+    lengths: Values,
+    *,
+    reducible: bool = True,
+    up: bool = False,
+    solved: bool = True,
+) -> Values:
     """G of every question of a slice.
 
     Args:
         lengths: bytes of the reference answers, 0 where there is none.
         reducible: whether c is a factor. up: whether the student is the large model (then omega is 1).
+        solved: whether questions count that the student itself answers right; it needs right answers to tell.
 
     Returns:
         One number of 0 or more for each question. Without reference answers: w.
     """
     w = np.where(teacher.usable, teacher.path_right, 0.0)
+    if not solved:
+        w = np.where(student.right > 0, 0.0, w)
     known = (
         (lengths > 0) & np.isfinite(teacher.n) & np.isfinite(student.n) & (student.n > 0) & np.isfinite(student.rho)
     )

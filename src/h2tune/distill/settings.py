@@ -56,6 +56,9 @@ class LadaSettings(Settings):
     tau: float = Field(1.0, gt=0, description="temperature of the teacher's preference among its own paths")
     gamma: float = Field(0.0, ge=0, le=1, description="exponent of the length by which log-likelihoods are divided")
     reducible: bool = Field(True, description="count only the part of a loss that the teacher shows to be reducible")
+    solved: bool = Field(
+        True, description="of `gap`: whether paths count on questions that the student itself answers right"
+    )
     gate: bool = Field(True, description="a student checks every path itself: right, and better than its own loss")
     accept: bool = Field(
         True, description="keep of what a phase taught all, half or nothing, whichever validates best"
