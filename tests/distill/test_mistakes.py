@@ -40,6 +40,7 @@ BARE = {"kind": "generate", "prompt": "{prompt}", "answer": "{answer}", "join": 
         ({"changes": {"host": {"name": "lada", "teacher": "big"}}}, "lada cannot be a host"),
         ({"changes": {"budget": "many"}}, "is not a size"),
         ({"changes": {"filter": "band"}}, "needs samples"),
+        ({"changes": {"paths": 3, "samples": 2}}, "chosen among 2 samples"),
         ({"changes": {"anchor": 0, "contrast": 0}}, "nothing would be learnt"),
         ({"changes": {"phase": "shared"}}, "local trains nothing in it; phases there: specific"),
         ({"changes": {"host": {"name": "h2tune", "train_factors": False}}}, "phases there: shared"),

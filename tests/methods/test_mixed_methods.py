@@ -19,8 +19,8 @@ from h2tune.core.slots import layout_of
 from h2tune.frames.consensus import factorise
 from h2tune.methods.celora import mix, mixture_weights
 from h2tune.methods.colora import align_reader, align_writer, anchor_blocks, relevance, whitened
-from h2tune.methods.fedmkt import edit_distance, nearest_token
 from h2tune.methods.fedsb import sign_step
+from h2tune.methods.nearest_tokens import NearestTokens
 from h2tune.methods.published import PublishedCore
 from h2tune.methods.registry import Method, MethodError
 from h2tune.store import RunStore
@@ -138,12 +138,36 @@ def test_colora_weights_are_a_softmax_of_cosines(seed: int) -> None:
     np.testing.assert_allclose(relevance(torch.tensor(g), 0.5), want / want.sum(1, keepdims=True), rtol=1e-9)
 
 
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein's, cell by cell."""
+    before = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        now = [i]
+        for j, y in enumerate(b, 1):
+            now.append(min(before[j] + 1, now[-1] + 1, before[j - 1] + (x != y)))
+        before = now
+    return before[-1]
+
+
 def test_fedmkt_translates_tokens_by_edit_distance() -> None:
     assert [edit_distance(*pair) for pair in (("", "ab"), ("kitten", "sitting"), ("same", "same"))] == [2, 3, 0]
-    known = {" the": 5, " then": 3, "a": 1}
-    assert nearest_token(" the", known) == 5  # an exact one is taken
-    assert nearest_token(" thenn", known) == 3
-    assert nearest_token("b", known) == 1
+    known = NearestTokens({" the": 5, " then": 3, "a": 1})
+    assert known.nearest(" the") == 5  # an exact one is taken
+    assert known.nearest(" thenn") == 3
+    assert known.nearest("b") == 1
+
+
+@SEEDS
+def test_fedmkt_finds_the_same_token_as_distance_by_distance(seed: int) -> None:
+    """All spellings of a few letters collide often, so ties are met; ids are not in the order of the spellings."""
+    rng = np.random.default_rng(seed)
+    words = {"".join(rng.choice(list("abü 中"), rng.integers(0, 6))) for _ in range(120)}
+    known = dict(zip(sorted(words), rng.permutation(len(words)).tolist(), strict=True))
+    tokens = NearestTokens(known)
+    for _ in range(60):
+        asked = "".join(rng.choice(list("abcü 中"), rng.integers(0, 9)))
+        want = min(known.items(), key=lambda item: (asked != item[0], edit_distance(asked, item[0]), item[1]))[1]
+        assert tokens.nearest(asked) == want
 
 
 def test_fedmkt_target_of_an_equal_tokenizer_is_the_teachers_distribution(tmp_path: Path) -> None:
@@ -162,7 +186,7 @@ def test_fedmkt_target_of_an_equal_tokenizer_is_the_teachers_distribution(tmp_pa
         want = torch.zeros_like(target)
         # Tokens with the same spelling share an id after translation; compare by spelling.
         for i, share in zip(top.indices.tolist(), top.values.softmax(-1).tolist(), strict=True):
-            want[method._own[method._spelling(i)]] += share
+            want[method._own.known[method._spelling(i)]] += share
         torch.testing.assert_close(target, want, atol=2e-3, rtol=0)
 
 

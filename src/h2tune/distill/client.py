@@ -137,10 +137,10 @@ class LadaClient(ClientMethod):
         items, settings = self.items(round), self.settings
         domain = settings.domain and settings.flows(False) and not self.is_teacher
         found = self._reasoner().answer(items, domain)
-        self.own = dict(zip(items, found.paths, strict=True))
+        self.own = dict(zip(items, found.paths[:: settings.paths], strict=True))
         self.answered = round
         if not settings.flows(not self.is_teacher) or settings.filter == "gold":  # nobody is given its paths
-            found = Answers([""] * len(items), [0.0] * len(items), found.right, found.scores)
+            found = Answers([""] * len(found.paths), [0.0] * len(found.paths), found.right, found.scores)
         return Payload(pack_answers(found))
 
     def train(self, round: int, payload: Payload) -> Payload:
@@ -150,11 +150,11 @@ class LadaClient(ClientMethod):
             return self.host.train(round, payload)
         if self.answered != round:
             raise ProtocolError(f"{self.context.name} was not asked the questions of round {round}")
-        given = unpack_given(ours, self.items(round))
+        given = unpack_given(ours, self.items(round), self.settings.paths)
         phase, host = self._gate(given, round), self.host
         if host.reads_public:
             host.public_rows = self.taken
-            self.taken = sorted(self.items(round).index(entry.item) for entry in given)
+            self.taken = sorted({self.items(round).index(entry.item) for entry in given})
         if self.settings.filter == "bandit":
             self.level = reasoner_level(self._reasoner())
         host.left_out, host.addition = 0, None
@@ -178,7 +178,7 @@ class LadaClient(ClientMethod):
     def _learnt(self, phase: Phase) -> dict[str, Any]:
         """What the server is told of the phase."""
         found: dict[str, Any] = {
-            "learnt": len(phase.lessons),
+            "learnt": sum(lesson.positives for lesson in phase.lessons),
             "refused": phase.refused,
             "kept": phase.kept,
         }

@@ -41,6 +41,7 @@ class Flows:
         self.served: list[str] = []  # students that were given something so far
         self.chosen: dict[str, Choice] = {}
         self._given: dict[str, list[Given]] = {}
+        self._items: list[int] = []
 
     def teachers_of(self, student: str, present: Mapping[str, Any]) -> list[str]:
         """Who may teach a student: the large model, or for the large model everybody else."""
@@ -57,7 +58,7 @@ class Flows:
         examples = [questions.examples[i] for i in items]
         lengths = np.asarray([len(e.answer.encode()) for e in examples], dtype=np.float64)
         asked = np.asarray([len(e.prompt.encode()) for e in examples], dtype=np.float64)
-        self.chosen, self._given, self.notices = {}, {}, []
+        self.chosen, self._given, self._items, self.notices = {}, {}, items, []
         for student in sorted(answers):
             teachers = self.teachers_of(student, answers)
             if not teachers:
@@ -68,13 +69,11 @@ class Flows:
             allowed = budget if lengths.any() else 2 * budget
             found = choose(self, pairs, allowed, seed, up=student == self.settings.teacher, answered=answered)
             self.chosen[student] = found
+            gold = [("", 0.0)]  # the student has the reference answers
             self._given[student] = [
-                Given(
-                    items[place],
-                    "" if self.settings.filter == "gold" else answers[t].paths[place],
-                    answers[t].logp[place],
-                )
+                Given(items[place], path, logp)
                 for t, place in found.allocation.chosen
+                for path, logp in (gold if self.settings.filter == "gold" else answers[t].of(place))
             ]
             self._note(number, student, found, items)
         self._show(questions, items, answers, scores)
@@ -117,8 +116,8 @@ class Flows:
                 ):
                     shown.append({
                         "up": up, "student": student, "teacher": teacher, "value": value,
-                        "question": questions.examples[items[place]].prompt, "path": answers[teacher].paths[place],
-                        "own": answers[student].paths[place],
+                        "question": questions.examples[items[place]].prompt, "path": _first(answers[teacher], place),
+                        "own": _first(answers[student], place),
                         "n_teacher": _number(scores[teacher].n[place]), "n_student": _number(scores[student].n[place]),
                         "rho": _number(scores[student].rho[place]),
                     })  # fmt: skip
@@ -164,10 +163,9 @@ class Flows:
         reward = rewards(said.moves, level, self.levels.get(student, before), self.settings.alpha)
         self.levels[student] = level
         by_pair: dict[str, list[tuple[int, float]]] = {}
-        given = self._given[student]
-        for (teacher, place), entry in zip(found.allocation.chosen, given, strict=True):
-            if entry.item in reward:
-                by_pair.setdefault(teacher, []).append((place, reward[entry.item]))
+        for teacher, place in found.allocation.chosen:
+            if (item := self._items[place]) in reward:
+                by_pair.setdefault(teacher, []).append((place, reward[item]))
         for teacher, entries in sorted(by_pair.items()):
             z = found.features[teacher][[place for place, _ in entries]]
             self.bandit(f"{teacher}>{student}").learn(z, [r for _, r in entries])
@@ -195,6 +193,10 @@ class Flows:
         """The table and the examples."""
         return {"teacher": self.settings.teacher, "filter": self.settings.filter, "table": self.table,
                 "examples": self.examples}  # fmt: skip
+
+
+def _first(answers: Answers, place: int) -> str:
+    return answers.of(place)[0][0] if answers.of(place) else ""
 
 
 def _number(value: float) -> float | None:

@@ -1,6 +1,6 @@
 """Reasoning paths and scores as tensors, and back: checked strictly, since others have written them.
 
-    up     text U8, ends I32, logp F32, right U8 (9 bytes a path beside its text), scores F16 (6 a question)
+    up     text U8, ends I32, logp F32 (8 bytes a path beside its text), right U8, scores F16 (7 a question)
     down   text U8, ids I32, ends I32, logp F32 (12 bytes a path beside its text)
 
 Texts travel as bytes: the JSON header of a message ends at 1 MiB.
@@ -8,6 +8,7 @@ Texts travel as bytes: the JSON header of a message ends at 1 MiB.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from h2tune.distill.learnability import Scores, Values
+from h2tune.distill.learnability import EXTRA, Scores, Values
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload, expect
 
@@ -34,7 +35,7 @@ class Answers:
     """What a participant answers to a round's questions.
 
     Attributes:
-        paths: one for each question; empty where it has none that may be sent.
+        paths: as many for each question (`method.paths`), question by question; empty where it has fewer that may be sent.
         logp: log-likelihood of each path under its own model, end token included.
         right: of its samples, how many are right; without right answers how many agree with the path.
         scores: questions x (n, rho, omega), -1 where there is none.
@@ -44,6 +45,12 @@ class Answers:
     logp: list[float]
     right: list[int]
     scores: Tensor
+
+    def of(self, place: int) -> list[tuple[str, float]]:
+        """Paths on a question of the slice, with their log-likelihoods."""
+        each = len(self.paths) // len(self.right)
+        own = range(place * each, (place + 1) * each)
+        return [(self.paths[i], self.logp[i]) for i in own if self.paths[i]]
 
 
 @dataclass(frozen=True)
@@ -66,14 +73,15 @@ def pack_answers(answers: Answers) -> dict[str, Tensor]:
     }
 
 
-def unpack_answers(payload: Payload, count: int, samples: int) -> Answers:
-    """Answers to ``count`` questions.
+def unpack_answers(payload: Payload, count: int, samples: int, paths: int = 1) -> Answers:
+    """Answers to ``count`` questions, with ``paths`` paths for each.
 
     Raises:
         ProtocolError: anything about them is not as it must be.
     """
     tensors = _checked(payload, ANSWER, "the answers")
-    if any(len(tensors[name]) != count for name in ("ends", "logp", "right", "scores")):
+    wanted = {"ends": count * paths, "logp": count * paths, "right": count, "scores": count}
+    if any(len(tensors[name]) != number for name, number in wanted.items()):
         raise ProtocolError(f"the answers are not for the {count} questions that were asked")
     scores = tensors["scores"].float()
     if bool(((scores < 0) & (scores != -1)).any()):
@@ -103,8 +111,11 @@ def split_off(payload: Payload) -> tuple[Payload, Payload]:
     return Payload(rest, others, payload.texts), Payload(own, meta)
 
 
-def unpack_given(payload: Payload, asked: Sequence[int]) -> list[Given]:
+def unpack_given(payload: Payload, asked: Sequence[int], most: int = 1) -> list[Given]:
     """The paths that a student was given on the questions that it was asked; none if the message holds none.
+
+    Args:
+        most: paths that a question may have.
 
     Raises:
         ProtocolError: anything about them is not as it must be.
@@ -114,8 +125,8 @@ def unpack_given(payload: Payload, asked: Sequence[int]) -> list[Given]:
     tensors = _checked(payload, GIVEN, "the paths")
     items, logp = tensors["ids"].tolist(), _log_likelihoods(tensors["logp"])
     paths = _unpack_texts(tensors["text"], tensors["ends"])
-    if not len(items) == len(paths) == len(logp) or len(set(items)) != len(items):
-        raise ProtocolError("the paths are not one for each question")
+    if not len(items) == len(paths) == len(logp) or max(Counter(items).values(), default=0) > most:
+        raise ProtocolError(f"the paths are more than {most} for a question, or not one for each number")
     if strange := set(items) - set(asked):
         raise ProtocolError(f"there is a path on question {min(strange)}, which was not asked in this round")
     return [Given(*entry) for entry in zip(items, paths, logp, strict=True)]
@@ -126,7 +137,11 @@ def scores_of(answers: Answers, samples: int, answered: bool) -> Scores:
     scores = answers.scores.double().numpy()
     scores = np.where(scores < 0, np.nan, scores)
     right = np.asarray(answers.right, dtype=np.float64) / samples
-    sizes = np.asarray([len(path.encode()) for path in answers.paths], dtype=np.int64)
+    several = [answers.of(place) for place in range(len(answers.right))]
+    # Of several paths all but one bring what is counted beside a text (`EXTRA`) here.
+    sizes = np.asarray(
+        [sum(len(p.encode()) + EXTRA for p, _ in own) - (EXTRA if own else 0) for own in several], np.int64
+    )
     # With right answers, a right sample is the one that is sent; without, agreement stands in for being right.
     path_right: Values = (right > 0).astype(np.float64) if answered else right
     return Scores(scores[:, 0], scores[:, 1], scores[:, 2], right, path_right, sizes)

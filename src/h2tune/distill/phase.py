@@ -72,8 +72,8 @@ def gate(reasoner: Reasoner, given: Sequence[Given], own: dict[int, str], round:
     """The student's own check of what it was given: usable, right, better than its own loss, and not held out."""
     settings, phase = reasoner.settings, Phase([], {})
     scored = reasoner.scored([entry.item for entry in given], [entry.path for entry in given])
+    passed: dict[int, list[tuple[Given, Encoded]]] = {}
     for entry, found in zip(given, scored, strict=True):
-        size = len(entry.path.encode())
         if found is None:
             reason = "cannot be used"
         elif fold(reasoner.questions.examples[entry.item].prompt) in reasoner.held_out:
@@ -83,27 +83,30 @@ def gate(reasoner: Reasoner, given: Sequence[Given], own: dict[int, str], round:
         elif settings.gate and 1 - (entry.logp / found.score.logp) < NOISE:
             reason = "is no likelier to its writer than to this model"
         else:
-            phase.lessons.append(_lesson(reasoner, entry, found.row, size, own.get(entry.item, ""), round))
+            passed.setdefault(entry.item, []).append((entry, found.row))
             continue
         phase.refused[reason] = phase.refused.get(reason, 0) + 1
+    phase.lessons = [_lesson(reasoner, item, good, own.get(item, ""), round) for item, good in passed.items()]
     return phase
 
 
-def _lesson(reasoner: Reasoner, given: Given, row: Encoded, size: int, own: str, round: int) -> Lesson:
-    """The path with its negative: the student's own wrong path, else the path with one number or operator changed."""
+def _lesson(reasoner: Reasoner, item: int, good: list[tuple[Given, Encoded]], own: str, round: int) -> Lesson:
+    """The paths with their negative: the student's own wrong path, else the first with one number or operator changed."""
     settings, context = reasoner.settings, reasoner.context
-    rows, sizes = [row], [size]
+    rows, texts = [row for _, row in good], [entry.path for entry, _ in good]
     if settings.contrast:
-        wrong = own if own and own != given.path and (not settings.gate or not reasoner.right(given.item, own)) else ""
+        wrong = own if own and own not in texts and (not settings.gate or not reasoner.right(item, own)) else ""
         if not wrong and settings.gate:
-            wrong = corrupted(given.path, derive(context.seed, context.data_seed, "corrupt", round, given.item)) or ""
-        if wrong and (bad := reasoner.encoded(given.item, wrong)) is not None:
+            wrong = corrupted(texts[0], derive(context.seed, context.data_seed, "corrupt", round, item)) or ""
+        if wrong and (bad := reasoner.encoded(item, wrong)) is not None:
             rows.append(bad)
-            sizes.append(len(wrong.encode()))
-    sums: list[float | None] = [given.logp, *([None] * (len(rows) - 1))]
+            texts.append(wrong)
+    sums: list[float | None] = [entry.logp for entry, _ in good]
+    sums += [None] * (len(rows) - len(good))
+    sizes = [len(text.encode()) for text in texts]
     q = targets(sums, sizes, margin=settings.bound, tau=settings.tau, gamma=settings.gamma)
     tokens = tuple(sum(label != -100 for label in r.labels) for r in rows)
-    return Lesson(given.item, tuple(rows), 1, tuple(sizes), tokens, q)
+    return Lesson(item, tuple(rows), len(good), tuple(sizes), tokens, q)
 
 
 def learn(reasoner: Reasoner, host: AdapterClient, phase: Phase, round: int, steps: int) -> None:

@@ -1,10 +1,11 @@
 """What a round of LaDa sends, before a path is written.
 
-    up      sum over the slice of (bytes of the path + 9) + 6 m      paths, log-likelihoods, right ones, scores
+    up      sum over the paths of (bytes + 8) + 7 m                  paths, log-likelihoods, right ones, scores
     down    sum over the paths given of (bytes + 12)                 at first at most the budget
 
 m is the number of questions in a slice. A path is taken to be as long as a reference answer is on average: how long it will
-be is known once it is written. Where the questions have no answers, nothing is said.
+be is known once it is written. With `paths` above 1, every question is taken to have as many. Where the questions have no
+answers, nothing is said.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from h2tune.tasks.example import TaskError
 from h2tune.tasks.public import load_questions
 from h2tune.tasks.sources import source_path
 
-BESIDE, SCORES = 9, 6  # bytes of a path beside its text on the way up; bytes of a question's scores
+BESIDE, SCORES = 8, 7  # bytes of a path beside its text on the way up (end, log-likelihood); of a question's scores
 
 
 def with_paths(host: PlannedBytes, experiment: Experiment, settings: LadaSettings, teacher: bool) -> PlannedBytes:
@@ -36,7 +37,7 @@ def with_paths(host: PlannedBytes, experiment: Experiment, settings: LadaSetting
     number, length = known
     asked = -(-number // -(-number // settings.slice))  # the largest slice of a pass
     teaches = settings.flows(not teacher) and settings.filter != "gold"
-    up = asked * ((length if teaches else 0) + BESIDE + SCORES)
+    up = asked * (settings.paths * ((length if teaches else 0) + BESIDE) + SCORES)
     return replace(host, up=host.up + round(up), down=host.down + round(_given(settings, asked, length, teacher)))
 
 
@@ -46,7 +47,7 @@ def _given(settings: LadaSettings, asked: int, length: float, teacher: bool) -> 
         return 0
     if settings.filter == "gold":  # numbers of questions only
         return asked * EXTRA
-    whole = asked * (length + EXTRA)
+    whole = asked * settings.paths * (length + EXTRA)
     return whole if settings.filter == "all" else min(whole, settings.bytes)
 
 

@@ -76,15 +76,16 @@ class Reasoner:
 
     def answer(self, items: Sequence[int], domain: bool) -> Answers:
         """Paths and scores for the questions of a round; the generator around the call seeds the sampling."""
-        tries = self._tries(items)
-        paths, right = zip(*(self._settle(i, several) for i, several in zip(items, tries, strict=True)), strict=True)
-        scored = self.scored(items, paths)
-        for place, (path, found) in enumerate(zip(paths, scored, strict=True)):
-            if path and found is None:
-                right = (*right[:place], 0, *right[place + 1 :])
+        tries, each = self._tries(items), self.settings.paths
+        settled = [self._settle(i, several) for i, several in zip(items, tries, strict=True)]
+        paths = [path for several, _ in settled for path in (*several, *[""] * (each - len(several)))]
+        scored = self.scored([i for i in items for _ in range(each)], paths)
+        right = [
+            count if any(scored[place * each : (place + 1) * each]) else 0 for place, (_, count) in enumerate(settled)
+        ]
         safe = self._safe(paths, scored)
         logp = [found.score.logp if found and path else 0.0 for path, found in zip(safe, scored, strict=True)]
-        return Answers(safe, logp, list(right), self.scores(items, domain))
+        return Answers(safe, logp, right, self.scores(items, domain))
 
     def _safe(self, paths: Sequence[str], scored: Sequence[Scored | None]) -> list[str]:
         """The paths that may leave; in the place of others nothing."""
@@ -112,17 +113,21 @@ class Reasoner:
                 found[place].append(tidy(text, self.questions.examples[items[place]].lead, self.one_line))
         return found
 
-    def _settle(self, item: int, tries: Sequence[str]) -> tuple[str, int]:
-        """The path that is sent, and how many of the samples are right, or agree with it where nobody knows."""
+    def _settle(self, item: int, tries: Sequence[str]) -> tuple[list[str], int]:
+        """The paths that are sent, and how many of the samples are right, or agree with them where nobody knows.
+
+        Several are sent only where they are right, or agree, and differ.
+        """
         usable = [path for path in tries if path]
         if not usable:
-            return "", 0
+            return [], 0
         if self.questions.answered:
             good = [path for path in usable if self.right(item, path)]
-            return (good or usable)[0], len(good)
-        ends = [_conclusion(path) for path in usable]
-        most, count = Counter(ends).most_common(1)[0]
-        return usable[ends.index(most)], count
+        else:
+            ends = [_conclusion(path) for path in usable]
+            most, _ = Counter(ends).most_common(1)[0]
+            good = [path for path, end in zip(usable, ends, strict=True) if end == most]
+        return list(dict.fromkeys(good or usable[:1]))[: self.settings.paths], len(good)
 
     def scores(self, items: Sequence[int], domain: bool) -> Tensor:
         """(n, rho, omega) of every question; -1 where there is none."""

@@ -113,7 +113,7 @@ class LadaServer(ServerMethod):
         items = self.questions.slice(number, self.settings.slice, self.experiment.seed)
 
         def read(reply: Reply) -> Answers:
-            return unpack_answers(reply.payload, len(items), self.settings.samples)
+            return unpack_answers(reply.payload, len(items), self.settings.samples, self.settings.paths)
 
         answers = ask("answer", dict.fromkeys(selected, Payload()), read)
         self.flows.allocate(number, self.questions, items, answers)

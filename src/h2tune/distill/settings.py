@@ -44,6 +44,13 @@ class LadaSettings(Settings):
     explore: float = Field(0.1, ge=0, lt=1, description="share of the budget that goes to random others")
     part: float = Field(0.5, gt=0, lt=1, description="share of a round's updates that learn from paths too")
     samples: int = Field(1, ge=1, le=16, description="paths that a model tries for each question; 1 is greedy")
+    paths: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="paths sent on a question, where that many of the samples are right and differ; a student then learns how"
+        " likely they are beside each other",
+    )
     temperature: float = Field(0.7, gt=0, description="of sampling, with 2 samples or more")
     domain: bool = Field(True, description="prefer questions that became likelier under the student's own data")
     weight: float = Field(0.3, ge=0, description="lambda, weight of what is learnt from paths")
@@ -94,6 +101,10 @@ class LadaSettings(Settings):
         if self.phase not in (known := host.client.phases_of(inner)):
             raise ValueError(
                 f"phase: with these settings {host.name} trains nothing in it; phases there: {', '.join(known)}"
+            )
+        if self.paths > self.samples:
+            raise ValueError(
+                f"paths: {self.paths} paths on a question are chosen among {self.samples} samples; raise samples"
             )
         if self.filter == "band" and self.samples < 2:
             raise ValueError("filter: band counts how many of several answers are right; it needs samples: 4 or so")

@@ -29,6 +29,7 @@ from h2tune.config import Experiment
 from h2tune.errors import MethodError, ProtocolError
 from h2tune.methods.adapter_client import AdapterClient
 from h2tune.methods.base import Method, OneExchange, Sent, Settings
+from h2tune.methods.nearest_tokens import NearestTokens
 from h2tune.participant.batches import Batch
 from h2tune.participant.trainer import Forward, LocalTraining, Update
 from h2tune.protocol.codec import Payload
@@ -41,24 +42,6 @@ class FedMktSettings(Settings):
     sentences: int = Field(48, ge=1, description="public sentences used in a round, the same for everyone")
     public_part: float = Field(0.25, gt=0, lt=1, description="share of a round's updates on public text")
     distill: float = Field(0.1, ge=0, le=1, description="weight of the distillation; the rest is the LM loss")
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein's."""
-    before = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        now = [i]
-        for j, y in enumerate(b, 1):
-            now.append(min(before[j] + 1, now[-1] + 1, before[j - 1] + (x != y)))
-        before = now
-    return before[-1]
-
-
-def nearest_token(token: str, known: dict[str, int]) -> int:
-    """Id of the own token with the least edit distance; equal distances in the order of the ids."""
-    if token in known:
-        return known[token]
-    return min(known.items(), key=lambda item: (edit_distance(token, item[0]), item[1]))[1]
 
 
 class FedMktClient(AdapterClient):
@@ -101,8 +84,8 @@ class FedMktClient(AdapterClient):
         return spelling.replace("Ġ", " ").replace("▁", " ")
 
     @cached_property
-    def _own(self) -> dict[str, int]:
-        return {self._spelling(i): i for i in reversed(range(len(self.context.tokenizer)))}
+    def _own(self) -> NearestTokens:
+        return NearestTokens({self._spelling(i): i for i in reversed(range(len(self.context.tokenizer)))})
 
     def welcome(self, payload: Payload, fresh: bool = True) -> Payload:
         self._learn_vocabularies(payload)
@@ -224,7 +207,7 @@ class FedMktClient(AdapterClient):
     def _translate(self, teacher: str, token: int) -> int:
         memory = self.mapped.setdefault(teacher, {})
         if token not in memory:
-            memory[token] = nearest_token(self.vocabularies[teacher][token], self._own)
+            memory[token] = self._own.nearest(self.vocabularies[teacher][token])
         return memory[token]
 
 

@@ -1,0 +1,224 @@
+"""Suite R1 with a recorded teacher: real models on SVAMP, the large one asked only once.
+
+The teacher is tuned on 120 problems of its own, as the server of LaDa may be, and its answers to all public questions are
+recorded: paths, log-likelihoods, scores. Every run replays them, so that a run costs what its students cost. Nothing flows
+up. Students have 40 problems, two thirds of one kind; the test has SVAMP's own wordings, which nobody trains on.
+
+Run as: python benchmarks/reasoning/recorded.py --svamp FOLDER --teacher MODEL --students MODEL
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from suite import RESULTS, in_folder, kept, table
+from svamp import TASK, rows_of
+
+from h2tune.client import Client
+from h2tune.config import parse_config
+from h2tune.distill.packing import Answers, pack_answers
+from h2tune.distill.reasoner import Reasoner
+from h2tune.distill.settings import LadaSettings
+from h2tune.participant.base_models import ModelPool
+from h2tune.participant.context import make_accelerator
+from h2tune.protocol.codec import Payload
+from h2tune.server import Server
+from h2tune.store import RunStore
+from h2tune.tasks.public import load_questions
+from h2tune.transport.inprocess import InProcess
+from h2tune.utils.logging import quiet_libraries
+
+NAME = "reasoning-recorded"
+METHODS: dict[str, dict[str, Any]] = {
+    "local": {"directions": "none"},
+    "lada": {},
+    "random": {"filter": "random"},
+    "public-gold": {"filter": "gold", "contrast": 0.0},
+    "sft": {"contrast": 0.0},
+    "all": {"filter": "all"},
+}
+Rows = list[dict[str, str]]
+
+
+def fixed_rows(svamp: Path, public: int) -> tuple[Rows, Rows, Rows]:
+    """The teacher's own problems, the public questions, and what is left for students: the same for all seeds."""
+    rows = list({row["question"]: row for row in rows_of(svamp / "train.jsonl")}.values())
+    random.Random("recorded").shuffle(rows)
+    return rows[:120], rows[120 : 120 + public], rows[120 + public :]
+
+
+def students_rows(left: Rows, test: Rows, seed: int, student: int, tests: int) -> dict[str, Rows]:
+    """A student's parts: two thirds of its rows are of one kind of problem."""
+    rng = random.Random(f"recorded/{seed}/{student}")
+    left, test = rng.sample(left, len(left)), rng.sample(test, tests)
+    kinds = sorted({row["kind"] for row in left})
+    own = kinds[(student + seed) % len(kinds)]
+    mostly, others = ([row for row in left if (row["kind"] == own) is same] for same in (True, False))
+    parts = {"train": mostly[:27] + others[:13], "validation": mostly[27:41] + others[13:19], "test": test}
+    for rows in parts.values():
+        rng.shuffle(rows)
+    return parts
+
+
+def write(path: Path, rows: Rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def base(folder: Path, public: Rows, args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "name": "recorded", "rank": 8, "device": "cpu", "blocks": args.blocks,
+        "public": {"source": write(folder / "public.jsonl", public), "task": TASK},
+        "evaluation": {"every": 99, "n_validation": 20, "batch_size": 16},
+    }  # fmt: skip
+
+
+def clients_of(experiment: Any, folder: Path, models: ModelPool) -> tuple[RunStore, Any, dict[str, Client]]:
+    store = RunStore(folder)
+    identity, accelerator = store.create(experiment), make_accelerator(experiment, "cpu")
+    clients = {
+        c.name: Client(c, experiment, models, (), store.client(c.name), None, accelerator) for c in experiment.clients
+    }
+    return store, identity, clients
+
+
+def record(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Tune the teacher on its own rows, and let it answer all public questions, before and after."""
+    own, public, _ = fixed_rows(args.svamp, args.public)
+    teacher = {"name": "teacher", "model": args.teacher, "task": TASK, "train": write(folder / "train.jsonl", own[:100]),
+               "validation": write(folder / "validation.jsonl", own[100:]), "test": write(folder / "test.jsonl", own[100:108])}  # fmt: skip
+    training = {"steps": args.teacher_steps, "batch_size": 4, "learning_rate": args.teacher_rate}
+    experiment = parse_config(base(folder, public, args) | {
+        "rounds": 1, "method": "local", "clients": [teacher], "training": training})  # fmt: skip
+    store, identity, clients = clients_of(experiment, folder / "run", ModelPool("cpu"))
+    server = Server(experiment, identity, list(clients), InProcess(clients), store)
+    server.open()
+    reasoner = Reasoner(clients["teacher"].context, load_questions(experiment.public), LadaSettings(teacher="teacher"))
+    some = list(range(min(args.untouched, args.public)))
+    untouched = reasoner.answer(some, False)
+    server.one_round()
+    begin = time.perf_counter()
+    found = reasoner.answer(list(range(args.public)), False)
+    return {
+        "untouched": sum(untouched.right) / len(some), "tuned": sum(found.right) / args.public,
+        "answering": round(time.perf_counter() - begin, 1), "examples": untouched.paths[:3] + found.paths[:3],
+        "answers": {e.prompt: [found.paths[i], found.logp[i], found.right[i], found.scores[i].tolist()]
+                    for i, e in enumerate(reasoner.questions.examples)},
+    }  # fmt: skip
+
+
+class Replay:
+    """The teacher's exchanges, from what was recorded."""
+
+    def __init__(self, client: Client, answers: dict[str, Any]) -> None:
+        self.method, self.answers = client.method, answers
+
+    def answer(self, round: int, payload: Payload) -> Payload:
+        examples = self.method.reasoner.questions.examples
+        paths, logp, right, scores = zip(
+            *(self.answers[examples[i].prompt] for i in self.method.items(round)), strict=True
+        )
+        return Payload(pack_answers(Answers(list(paths), list(logp), list(right), torch.tensor(scores))))
+
+    def train(self, round: int, payload: Payload) -> Payload:
+        return Payload(meta={"lada/learnt": {"learnt": 0, "refused": {}, "kept": None}})
+
+
+def one(
+    folder: Path, models: ModelPool, seed: int, method: str, answers: dict[str, Any], args: argparse.Namespace
+) -> Any:
+    """Accuracy and nats of the students after a run with a method."""
+    _, public, left = fixed_rows(args.svamp, args.public)
+    test = rows_of(args.svamp / "test.jsonl")
+    # In the teacher's place stands a small model that is never asked.
+    few = write(folder / "few.jsonl", public[:8])
+    clients = [{"name": "teacher", "model": "zoo:gpt2", "task": TASK, "train": few, "validation": few, "test": few}]
+    for number, model in enumerate(args.students):
+        parts = students_rows(left, test, seed, number, args.tests)
+        files = {part: write(folder / f"{number}-{part}.jsonl", rows) for part, rows in parts.items()}
+        clients.append({"name": f"student-{number}", "model": model, "task": TASK} | files)
+    lada = {
+        "name": "lada",
+        "teacher": "teacher",
+        "directions": "down",
+        "slice": args.public // args.rounds,
+        "budget": args.budget,
+    }
+    experiment = parse_config(base(folder, public, args) | {
+        "seed": seed, "rounds": args.rounds, "clients": clients, "method": lada | METHODS[method],
+        "training": {"steps": args.steps, "batch_size": 4, "learning_rate": args.rate}})  # fmt: skip
+    store, identity, made = clients_of(experiment, folder / "run", models)
+    replay = Replay(made["teacher"], answers)
+    made["teacher"].method.train = replay.train  # type: ignore[method-assign]
+    if method != "local":
+        made["teacher"].method.answer = replay.answer  # type: ignore[attr-defined]
+    server = Server(experiment, identity, list(made), InProcess(made), store)
+    server.run()
+    models.release()  # the next run begins with the same bases
+    finals = {name: member.final for name, member in server.members.items() if name != "teacher"}
+    rows = [row for row in server.method.report().get("flows", {}).get("table", []) if row["student"] != "teacher"]
+    return {
+        "accuracy": sum(f["metric"] for f in finals.values()) / len(finals),
+        "nats": sum(f["nats"] for f in finals.values()) / len(finals), "clients": finals,
+        "untouched": {name: server.members[name].base for name in finals},
+        "flows": [{k: row[k] for k in ("student", "right", "high", "learnt", "bytes", "kept", "refused", "n_student",
+                                       "n_teacher", "n_student_slice", "n_teacher_slice")} for row in rows],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--svamp", type=Path, required=True, help="folder with train.jsonl and test.jsonl of SVAMP")
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--students", nargs="+", required=True)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--methods", nargs="*", default=["local", "lada", "random", "public-gold"], choices=list(METHODS)
+    )
+    for name, default in (
+        ("rounds", 3),
+        ("steps", 10),
+        ("public", 120),
+        ("tests", 60),
+        ("teacher-steps", 25),
+        ("untouched", 40),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, value in (("rate", 1e-3), ("teacher-rate", 5e-4), ("blocks", 0.5)):
+        parser.add_argument(f"--{name}", type=float, default=value)
+    parser.add_argument("--budget", default="2KB", help="bytes of paths for a student in a round")
+    parser.add_argument("--name", default=NAME, help="name of the result")
+    parser.add_argument("--record", action="store_true", help="only record the teacher's answers")
+    args = parser.parse_args()
+    models = [args.teacher, *args.students]
+    missing = [p for p in (args.svamp, *map(Path, models)) if not str(p).startswith("zoo:") and not Path(p).exists()]
+    if missing:
+        sys.exit(f"skipped: not on this machine: {', '.join(map(str, missing))}")
+    quiet_libraries()
+    recorded = kept(f"{args.name}-teacher", "answers", lambda: in_folder(lambda folder: record(folder, args)))
+    if args.record:
+        return
+    pool = ModelPool("cpu")
+    for seed in range(args.first, args.first + args.seeds):
+        for method in args.methods:
+
+            def cell(folder: Path, seed: int = seed, method: str = method) -> Any:
+                return one(folder, pool, seed, method, recorded["answers"], args)
+
+            kept(args.name, f"{method}/{seed}", lambda cell=cell: in_folder(cell))
+    pairs = {f"lada over {other}": f"lada - {other}" for other in METHODS if other != "lada"}
+    cells = json.loads((RESULTS / f"{args.name}.json").read_text())["cells"]
+    seeds = sorted({int(key.rpartition("/")[2]) for key in cells})
+    table(args.name, pairs, seeds, ("accuracy", "nats"))
+
+
+if __name__ == "__main__":
+    main()
