@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from h2tune.protocol.codec import Payload
 from h2tune.utils.seeds import derive
-from h2tune.vertical import exposure, fuse
+from h2tune.vertical import average, exposure, fuse
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
 from h2tune.vertical.exchange import Exchange
@@ -49,6 +49,17 @@ class Active:
         self.top.counts.copy_(self.labels.aligned_counts + self.reported)
         self.round, self.history = 0, list[dict[str, Any]]()
         self.best, self.best_parts = 0, dict[str, Tensor]()
+        self.average = dict[str, Tensor]()  # of the weights over rounds, with `training.average`
+
+    @property
+    def shown(self) -> tuple[nn.Module, Top]:
+        """The network and the top layer that predict."""
+        encoder, top = (average.averaged(part, name, self.average) for name, part in self._modules().items())
+        assert isinstance(top, Top)
+        return encoder, top
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"encoder": self.encoder, "top": self.top}
 
     # A round
 
@@ -69,6 +80,8 @@ class Active:
             losses.append(loss)
         self._local(number, gradients, here)
         self.round = number
+        if keep := self.config.training.average:
+            self.average = average.moved(self.average, average.weights(self._modules()), keep, number)
         record: dict[str, Any] = {"round": number, "loss": sum(losses) / len(losses), "counts": self._rounded()}
         record["seconds"] = time.perf_counter() - begin
         self.history.append(record)
@@ -182,14 +195,15 @@ class Active:
             (r["validation"]["balanced"] for r in self.history if "validation" in r and r is not record), default=0.0
         ):
             self.best = record["round"]
-            self.best_parts = pack({"encoder": self.encoder, "top": self.top})
+            self.best_parts = pack(dict(zip(self._modules(), self.shown, strict=True)))
 
     def finish(self) -> None:
         """The end: everyone's result is that of the best round, or of the last if there is no validation."""
         chosen = {"best": self.best} | ({"keep": self.best} if self.best == self.round else {}) if self.best else {}
         self.exchange.ask("finish", {name: Payload(meta=dict(chosen)) for name in self.exchange.here})
-        if self.best:
-            unpack({"encoder": self.encoder, "top": self.top}, self.best_parts)
+        chosen_parts = self.best_parts if self.best else pack(dict(zip(self._modules(), self.shown, strict=True)))
+        unpack({**self._modules()}, chosen_parts)
+        self.average = {}
 
     def _rounded(self) -> list[list[float]]:
         """Rows of each class that each party has seen, to one decimal."""
@@ -203,7 +217,10 @@ class Active:
 
     def state(self) -> dict[str, Tensor]:
         """All that the next round depends on."""
-        return pack(self._parts()) | {f"best/{name}": tensor for name, tensor in self.best_parts.items()}
+        kept = {"best": self.best_parts, "average": self.average}
+        return pack(self._parts()) | {
+            f"{kind}/{n}": tensor for kind, parts in kept.items() for n, tensor in parts.items()
+        }
 
     def records(self) -> dict[str, Any]:
         """Plain values beside the state."""
@@ -212,5 +229,8 @@ class Active:
     def restore(self, round: int, tensors: dict[str, Tensor], records: dict[str, Any]) -> None:
         """Go back to a committed round."""
         unpack(self._parts(), tensors)
-        self.best_parts = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+        self.best_parts, self.average = (
+            {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
+            for kind in ("best/", "average/")
+        )
         self.round, self.history, self.best = round, json.loads(json.dumps(records["history"])), records["best"]

@@ -131,6 +131,13 @@ class Training(_Strict):
     stale: int = Field(1, ge=1, description="updates for each exchanged step")
     learning_rate: float = Field(2e-3, gt=0, description="step size of AdamW, at every party")
     weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay of AdamW")
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="predict with a running average of the weights over rounds, of which each round keeps this share;"
+        " 0 predicts with the last weights",
+    )
     corrupt: float = Field(0.2, ge=0, lt=1, description="chance that a cell is swapped with another row's")
     augment: float = Field(0.0, ge=0, lt=1, description="the same chance for the rows of aligned batches")
     dropout: float = Field(0.1, ge=0, lt=1, description="chance that a party is left out of a row's training step")

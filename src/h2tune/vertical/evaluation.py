@@ -21,7 +21,7 @@ def views(active: Active, split: str) -> list[Tensor]:
     train = split == "train"
     own, rows = (active.data.train, active.meeting.rows) if train else (active.data.test, active.meeting.test_rows)
     with torch.no_grad():
-        mine = active.encoder(own.x[rows]) if own is not None else torch.zeros(0, active.config.training.dim)
+        mine = active.shown[0](own.x[rows]) if own is not None else torch.zeros(0, active.config.training.dim)
     found = {name: torch.zeros_like(mine) for name in active.meeting.passive}
     for start in range(0, len(mine), CHUNK):
         stop = min(start + CHUNK, len(mine))
@@ -55,11 +55,12 @@ def predictions(active: Active) -> list[dict[str, Any]]:
     z = views(active, "test")
     present = active.meeting.test_present & active.here()
     with torch.no_grad():
-        p = active.top.probabilities(z, present)
+        p = active.shown[1].probabilities(z, present)
     return answers(p, present, active.data.test.ids if active.data.test else [], active.classes, active.parties)
 
 
 def _scored(active: Active, z: list[Tensor], present: Tensor, labels: Tensor) -> dict[str, Any]:
     with torch.no_grad():
-        found = fuse.predict(active.top.scores(z, present), active.top.possible(present))
+        top = active.shown[1]
+        found = fuse.predict(top.scores(z, present), top.possible(present))
     return score(found, labels, active.labels.unseen)

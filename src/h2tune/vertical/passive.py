@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from h2tune.errors import ProtocolError
@@ -17,7 +17,7 @@ from h2tune.protocol.codec import Payload, decode, encode
 from h2tune.store import ClientStore
 from h2tune.utils.files import write_atomic
 from h2tune.utils.seeds import derive
-from h2tune.vertical import local_round
+from h2tune.vertical import average, local_round
 from h2tune.vertical.align import digests, looser, positions
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
@@ -52,6 +52,7 @@ class Passive:
         self._x: tuple[Tensor, Tensor] | None = None  # of the batch whose gradient is owed
         self._z: Tensor | None = None
         self._best: dict[str, Tensor] | None = None
+        self.average: dict[str, Tensor] = {}  # of the weights over rounds, with `training.average`
         self._responder: Responder | None = None
 
     def handle(self, data: bytes) -> bytes:
@@ -197,24 +198,34 @@ class Passive:
         mu, counts = class_means(F.normalize(self.embed(self.free_x[kept]), dim=1), mass)
         counts = withhold(counts, self.config.exposure.min_count)
         self.shares = {"kept": len(kept) / max(len(z), 1)}
+        if keep := self.config.training.average:
+            now = average.weights({"encoder": self.encoder})
+            self.average = average.moved(self.average, now, keep, self.round)
         if self.store:
-            self.store.save_state(self.round, pack(self._parts()))
+            running = {f"average/{name}": tensor for name, tensor in self.average.items()}
+            self.store.save_state(self.round, pack(self._parts()) | running)
         if self.watch:
             self.watch(self.name, self.round, "local", 1, 1, loss)
         mu = torch.where(counts[:, None] > 0, mu, 0.0)
         return Payload({"nu": self.nu.detach().clone(), "mu": mu, "counts": counts, "prior": found.shares})
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Embeddings without gradients (n x d)."""
+    @property
+    def shown(self) -> nn.Module:
+        """The network that predicts."""
+        return average.averaged(self.encoder, "encoder", self.average)
+
+    def embed(self, x: Tensor, encoder: nn.Module | None = None) -> Tensor:
+        """Embeddings without gradients (n x d), by default by the network as it is trained."""
+        encoder = encoder or self.encoder
         with torch.no_grad():
-            found = [self.encoder(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
+            found = [encoder(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
         return torch.cat(found) if found else torch.zeros(0, self.config.training.dim)
 
     def _keep(self, number: int | None) -> None:
         """Keep this round's networks: by validation it is the best so far."""
         if number is None:
             return
-        self._best = pack({"encoder": self.encoder})
+        self._best = pack({"encoder": self.shown})
         if self.store:
             write_atomic(self.store.folder / "best.safetensors", save(self._best))
 
@@ -226,7 +237,7 @@ class Passive:
         own = rows[meta["start"] : meta["stop"]]
         if source is None:
             return Payload({"z": torch.zeros(len(own), self.config.training.dim)})
-        return Payload({"z": self.embed(source.x[own.clamp_min(0)]) * (own >= 0).float()[:, None]})
+        return Payload({"z": self.embed(source.x[own.clamp_min(0)], self.shown) * (own >= 0).float()[:, None]})
 
     # Coming back, and the end
 
@@ -238,6 +249,7 @@ class Passive:
             raise ProtocolError(f"{self.name} has no state of round {round}")
         self._set_up(load_file(folder / "align.safetensors"))
         unpack(self._parts(), state)
+        self.average = {n.removeprefix("average/"): t for n, t in state.items() if n.startswith("average/")}
         self._x = self._z = None
         best = folder / "best.safetensors"
         self._best = load_file(best) if best.is_file() else None
@@ -246,8 +258,9 @@ class Passive:
     def _finish(self, payload: Payload) -> Payload:
         """The end; where validation chose a round, its networks are those of the result."""
         self._keep(payload.meta.get("keep"))
-        if "best" in payload.meta and self._best is not None:
-            unpack({"encoder": self.encoder}, self._best)
+        best = self._best if "best" in payload.meta else None
+        unpack({"encoder": self.encoder}, best or pack({"encoder": self.shown}))
+        self.average = {}
         if self.store:
             write_party(self.store.folder, self.encoder, self.data)
         return Payload()

@@ -32,6 +32,6 @@ def evaluate_central(
     def step(rows: Tensor, generator: torch.Generator) -> Tensor:
         return loss(network(x[rows]), y[rows], shares).mean()
 
-    optimise(config, network.parameters(), config.rounds * 3, step, len(y), "central")
+    optimise(config, network.parameters(), config.rounds * 3, step, len(y), "central", config.training.average)
     with torch.no_grad():
         return score(network(probe).argmax(1), truth, [])

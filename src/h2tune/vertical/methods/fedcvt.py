@@ -63,7 +63,7 @@ def train(config: VerticalConfig, data: Pooled) -> Trained:
                 value = value + _unaligned_loss(config, model, data, k, z, rows, shares, generator) / len(z)
         return value
 
-    optimise(config, model.parameters(), config.rounds, step_loss, len(data.y), "fedcvt")
+    optimise(config, model.parameters(), config.rounds, step_loss, len(data.y), "fedcvt", config.training.average)
 
     def scores() -> tuple[Tensor, Tensor]:
         with torch.no_grad():

@@ -66,7 +66,15 @@ def train(config: VerticalConfig, data: Pooled) -> Trained:
         return loss(top(z), data.y[rows], shares).mean()
 
     encoders = [p for party in parties for m in (party.cross, party.local) for p in m.parameters()]
-    optimise(config, [*encoders, *top.parameters()], config.rounds - pretraining, supervised, len(data.y), "tuning")
+    optimise(
+        config,
+        [*encoders, *top.parameters()],
+        config.rounds - pretraining,
+        supervised,
+        len(data.y),
+        "tuning",
+        config.training.average,
+    )
 
     def scores() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
