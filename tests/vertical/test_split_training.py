@@ -14,6 +14,7 @@ from h2tune.transport.base import Absent
 from h2tune.utils.seeds import derive
 from h2tune.vertical.active import Active
 from h2tune.vertical.encoder import batch_rows, make_encoder
+from h2tune.vertical.evaluation import evaluate
 from h2tune.vertical.federation import fit, load_parties, run
 from h2tune.vertical.passive import Passive
 
@@ -144,7 +145,7 @@ def test_the_order_in_which_answers_arrive_changes_nothing():
 
 @pytest.mark.parametrize("kind", ["step", "local"])
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path, kind: str):
-    settings, frames = config(), planted()
+    settings, frames = config(training={"average": 0.9}), planted()
     whole = run(settings, tmp_path / "whole", frames=frames)
     asked = 0
     answer = Passive.handle
@@ -210,3 +211,35 @@ def test_a_party_that_is_lost_in_a_round(tmp_path, returns: bool):
     assert ("shop" in federation.exchange.here) == returns
     if not returns:
         assert active.history[-1]["test"]["balanced"] > 0.5
+
+
+def by_hand(rounds: list[dict[str, torch.Tensor]], keep: float) -> dict[str, torch.Tensor]:
+    """The average of weights over rounds: each round keeps a share of the last one, the first rounds count alike."""
+    found = rounds[0]
+    for number, now in enumerate(rounds[1:], 2):
+        share = max(1 - keep, 1 / number)
+        found = {name: (1 - share) * found[name] + share * now[name] for name in now}
+    return found
+
+
+def test_averaged_weights_predict_and_change_no_training():
+    plain, parties = recorded(config(), planted())
+    active = plain.open()
+    rounds: dict[str, list[dict[str, torch.Tensor]]] = {"bank": [], "top": [], "shop": []}
+    for _ in range(config().rounds):
+        active.one_round()
+        for name, part in (("bank", active.encoder), ("top", active.top), ("shop", parties["shop"].party.encoder)):
+            rounds[name].append({key: value.detach().clone() for key, value in part.named_parameters()})
+    averaging, others = recorded(config(training={"average": 0.6}), planted())
+    averaged = averaging.open()
+    for _ in range(config().rounds):
+        averaged.one_round()
+    assert same(averaged.encoder, active.encoder) and same(averaged.top, active.top)
+    assert same(others["shop"].party.encoder, parties["shop"].party.encoder)
+    before = evaluate(averaged)["test"]
+    averaged.finish()
+    for name, part in (("bank", averaged.encoder), ("top", averaged.top), ("shop", others["shop"].party.encoder)):
+        expected, found = by_hand(rounds[name], 0.6), dict(part.named_parameters())
+        assert all(torch.allclose(found[key], value, atol=1e-6) for key, value in expected.items())
+        assert any(not torch.allclose(found[key], value, atol=1e-3) for key, value in rounds[name][-1].items())
+    assert evaluate(averaged)["test"] == before  # what was shown before the end is what stays
