@@ -52,6 +52,13 @@ def test_columns_become_what_scikit_learn_makes_of_them(people: pd.DataFrame):
         columns.apply(people.assign(age="old"), "bank")
 
 
+def test_infinite_numbers_are_missing_cells(people: pd.DataFrame):
+    gaps, endless = people.assign(age=[30, None, 41, 55]), people.assign(age=["30", "inf", "41", "55"])
+    for table in (endless, people.assign(age=[30.0, float("-inf"), 41.0, 55.0])):
+        columns = Columns.fit(table, ["age"])
+        assert torch.equal(columns.apply(table, "bank"), Columns.fit(gaps, ["age"]).apply(gaps, "bank"))
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "jsonl"])
 def test_all_kinds_of_file_hold_the_same_rows(people: pd.DataFrame, tmp_path, ending: str):
     path = tmp_path / f"people.{ending}"
@@ -125,6 +132,11 @@ def test_nobody_in_common_names_the_salt_first_and_counts_near_ids():
     settings = config(parties=parties)
     with pytest.raises(AlignmentError, match="0 without punctuation"):
         fit(settings, load_parties(settings, planted()))
+
+
+def test_a_party_without_rows():
+    with pytest.raises(TableError, match="shop: the table has no rows"):
+        load_parties(config(), changed("shop", lambda t: t.iloc[:0]))
 
 
 def test_a_party_without_columns():

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from vertical.tables import config as planted_config
+from vertical.tables import planted
 
 from h2tune.cli import vertical as commands
 from h2tune.config import ConfigError
 from h2tune.report.vertical_live import Progress
 from h2tune.utils.files import StoreError
+from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.config import is_vertical, is_vertical_run, load_vertical
 from h2tune.vertical.demo import write_demo
 from h2tune.vertical.federation import load_parties
-from h2tune.vertical.plan import near_ids
+from h2tune.vertical.plan import make_plan, near_ids
 from h2tune.vertical.predictor import Predictor
 from h2tune.vertical.table import TableError
 
@@ -56,6 +59,20 @@ def test_plan_states_the_bytes_that_a_run_sends(demo: Path, capsys: pytest.Captu
         for way, planned in (("up", party.bytes_up), ("down", party.bytes_down)):
             real = sum(sent[kind][way] for kind in ("step", "local")) / metrics["rounds"]
             assert planned == pytest.approx(real, rel=0.05)
+
+
+def test_plan_finds_the_mistakes_that_a_run_would():
+    frames = planted()
+    strangers = frames | {"shop": (frames["shop"][0].assign(id=[f"s{i}" for i in range(200)]), frames["shop"][1])}
+    with pytest.raises(AlignmentError, match="shop and bank have no id in common"):
+        make_plan(planted_config(), strangers)
+    with pytest.raises(AlignmentError, match="Nobody can know the class 'class-4'"):
+        make_plan(planted_config(classes=5), frames)
+    coded = frames["shop"][0].assign(code=["class-1" if i % 3 else None for i in range(200)])
+    found = make_plan(planted_config(), frames | {"shop": (coded, frames["shop"][1].assign(code=None))})
+    assert any("shop: the values of column 'code' are names of classes" in text for text in found.warnings)
+    with pytest.raises(TableError, match=r"shop \(test table\): there is no column 'code'"):
+        make_plan(planted_config(), frames | {"shop": (coded, frames["shop"][1])})
 
 
 def test_plan_reports_ids_that_nearly_match():

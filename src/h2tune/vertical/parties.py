@@ -68,6 +68,8 @@ def load_party(
     if frames is None:
         frames = (read_table(party.train), read_table(party.test) if party.test else None)
     train, test = frames
+    if len(train) == 0:
+        raise TableError(f"{party.name}: the table has no rows.")
     label = config.label.column if party.name == config.label.party else party.labels
     names = _feature_names(config, party, train, label)
     columns = Columns.fit(train, names)
@@ -79,7 +81,9 @@ def load_party(
         columns,
         read_rows_of(config, party, columns, train, salt, label),
         # A passive party's labels are for its own training rows only.
-        None if test is None else read_rows_of(config, party, columns, test, salt, label if label in test else None),
+        None
+        if test is None
+        else read_rows_of(config, party, columns, test, salt, label if label in test else None, " (test table)"),
     )
 
 
@@ -90,9 +94,10 @@ def read_rows_of(
     frame: pd.DataFrame,
     salt: str,
     label: str | None = None,
+    which: str = "",
 ) -> Rows:
     """The rows of a table as a party uses them; see `load_party`."""
-    who, by = party.name, party.id or config.align.by
+    who, by = party.name + which, party.id or config.align.by
     if by not in frame:
         raise TableError(f"{who}: there is no id column {by!r}; there are: {', '.join(frame.columns[:20])}.")
     if len(frame) == 0:

@@ -9,8 +9,12 @@ import numpy as np
 
 from h2tune.vertical.align import FORMS, as_keys, looser, normalise
 from h2tune.vertical.config import VerticalConfig
-from h2tune.vertical.federation import Frames, load_parties
+from h2tune.vertical.exchange import Direct
+from h2tune.vertical.federation import Frames, load_parties, salt_of
+from h2tune.vertical.meeting import meet
 from h2tune.vertical.methods import method_named
+from h2tune.vertical.parties import PartyData
+from h2tune.vertical.passive import Passive
 
 MANY = 200_000  # rows above which ids are not compared in looser forms
 HEADER = 530  # bytes of a message beside its tensors
@@ -45,6 +49,20 @@ def _common(mine: list[str], theirs: list[str], form: str) -> set[str]:
         return (first & second) - {""}
     plain = [{looser(i, form) for i in ids if i.isdigit()} for ids in (mine, theirs)]
     return ((plain[0] & second) | (first & plain[1])) - {""}
+
+
+def _check(config: VerticalConfig, data: dict[str, PartyData]) -> None:
+    """Match people and classes as a run would, so that its mistakes show here."""
+    # Whoever is shared does not depend on how it is found out, and hashes are faster.
+    hashed = config.model_copy(update={"align": config.align.model_copy(update={"how": "hmac"})})
+    parties = {p.name: Passive(hashed, data[p.name], salt_of(config, p.name)) for p in config.passive}
+    active = data[config.label.party]
+    meet(hashed, active, salt_of(config, active.name), Direct(dict(parties)))
+
+
+def _labels_among(columns: dict[str, list[str]], classes: set[str]) -> list[str]:
+    """Columns whose values are names of classes, if empty cells are left out."""
+    return [name for name, values in columns.items() if (found := {*values} - {""}) and found <= classes]
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,9 @@ def make_plan(config: VerticalConfig, frames: Frames | None = None) -> VerticalP
     any_other = (
         np.any([shared[p.name] for p in config.passive], axis=0) if config.passive else np.ones(len(mine), bool)
     )
-    classes = len(config.label.classes or {v for v in active.train.labels if v is not None})
+    _check(config, data)
+    names = set(config.label.classes or (v for v in active.train.labels if v is not None))
+    classes = len(names)
     training = config.training
     batch = min(training.batch, int(any_other.sum())) * training.dim * 4
     prototypes, shares = 2 * classes * training.dim * 4, classes * 4
@@ -108,6 +128,11 @@ def make_plan(config: VerticalConfig, frames: Frames | None = None) -> VerticalP
                                labelled, *((0, 0, 0) if is_active else (up, down, 16 * (len(party.train) + tests)))))  # fmt: skip
         if not is_active and (near := near_ids(active.train.ids, party.train.ids)):
             warnings.append(f"{name}: {near[1]:,} more ids would be shared with {active.name} if compared {near[0]}")
+        warnings += [
+            f"{name}: the values of column {column!r} are names of classes; if they are labels, declare it"
+            f" (`labels: {column}`)"
+            for column in ([] if is_active else _labels_among(party.columns.categorical, names))
+        ]
         if not is_active and aligned < 2 * classes:
             warnings.append(f"{name} shares only {aligned} people with {active.name}; there are {classes} classes")
     if config.exposure.label_dp is None and config.passive:

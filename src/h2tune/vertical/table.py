@@ -76,15 +76,18 @@ def text_of(values: pd.Series) -> list[str | None]:
 
 
 def numbers_of(values: pd.Series) -> np.ndarray | None:
-    """A column as float64 with NaN for missing cells; None where a cell is something else."""
+    """A column as float64 with NaN for missing cells and for infinite ones; None where a cell is something else."""
     if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
-        return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+        return _finite(values.to_numpy(dtype=np.float64, na_value=np.nan))
     cells = values.map(lambda v: v.strip() if isinstance(v, str) else v).replace(MISSING, None)
     numbers = pd.to_numeric(cells, errors="coerce")
     if bool((numbers.isna() & cells.notna()).any()):
         return None
-    found: np.ndarray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    return found
+    return _finite(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def _finite(numbers: np.ndarray) -> np.ndarray:
+    return np.where(np.isinf(numbers), np.nan, numbers)
 
 
 @dataclass
