@@ -198,6 +198,8 @@ def _shade(value: float | None, top: float) -> float:
 def _short(value: float | None) -> str:
     if value is None:
         return "\u2013"
+    if isinstance(value, int):  # a count
+        return str(value)
     value = value if abs(value) >= 0.005 else 0.0  # no minus before a zero
     text = decimal(value, 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0)
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text

@@ -101,10 +101,11 @@ def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str,
         (
             "Rows seen",
             f"parties: {who}; classes: {which}",
-            heatmap(rows, numbers, "rows of each class by party", ("party", "class"), top),
+            heatmap(_whole(rows), numbers, "rows of each class by party", ("party", "class"), top),
         )
     )
-    if "gate" in metrics:
+    # Where all views count alike there is nothing to see.
+    if "gate" in metrics and len({round(value, 2) for row in metrics["gate"] for value in row}) > 1:
         found.append(
             (
                 "Gate",
@@ -122,6 +123,11 @@ def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str,
             )
         )
     return [(title, note, picture) for title, note, picture in found if picture is not None]
+
+
+def _whole(rows: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:
+    """Counts without decimals: rows that were assigned count by their shares."""
+    return tuple(tuple(round(value) for value in row) for row in rows)
 
 
 def _matrix(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
