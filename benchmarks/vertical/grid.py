@@ -35,6 +35,7 @@ from h2tune.vertical.federation import Federation, load_parties, salt_of
 from h2tune.vertical.methods import METHODS
 from h2tune.vertical.methods.base import configure
 from h2tune.vertical.methods.central import evaluate_central
+from h2tune.vertical.parties import PartyData
 from h2tune.vertical.passive import Passive
 from h2tune.vertical.trial import evaluate
 
@@ -89,11 +90,22 @@ def changed(config: VerticalConfig, values: dict[str, Any]) -> VerticalConfig:
 built = lru_cache(maxsize=4)(build)
 
 
+@lru_cache(maxsize=2)
+def loaded(problem: Problem, seed: int) -> dict[str, PartyData]:
+    """All parties' rows as numbers; no method changes them."""
+    return load_parties(parse_vertical(problem.config(seed)), problem.frames)
+
+
+def rows_of(config: VerticalConfig, problem: Problem) -> dict[str, PartyData]:
+    """The rows of the parties that take part."""
+    return {p.name: loaded(problem, config.seed)[p.name] for p in (config.active, *config.passive)}
+
+
 @lru_cache(maxsize=16)
 def trained(config: str, problem: Problem) -> tuple[Active, list[Passive]]:
     """A federation after its last round, with the average of its weights beside the last ones."""
     settings = changed(parse_vertical(json.loads(config)), AVERAGE)
-    data = load_parties(settings, problem.frames)
+    data = rows_of(settings, problem)
     parties = {p.name: Passive(settings, data[p.name], salt_of(settings, p.name)) for p in settings.passive}
     active = Federation(settings, data[settings.label.party], Direct(dict(parties))).open()
     for _ in range(settings.rounds):
@@ -127,7 +139,7 @@ def scored(name: str, problem: Problem, seed: int, tuned: dict[str, Any]) -> dic
     if method.train is None:
         return shown(own if name in SAME_TRAINING else config, problem, config.method)
     # What the method itself sets is in the config by now; evaluation must not set it again over what was tuned.
-    return evaluate(config, replace(method, options=None), load_parties(config, problem.frames))
+    return evaluate(config, replace(method, options=None), rows_of(config, problem))
 
 
 def cell(folder: Path, name: str, work: Any) -> dict[str, Any]:
