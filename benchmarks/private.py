@@ -1,6 +1,7 @@
 """What differential privacy of clients costs, by the number of clients: accuracy, epsilon and noise, of simulated federations.
 
 Run as: python benchmarks/private.py                       # 3, 10, 60 and 600 clients; resumable
+        python benchmarks/private.py --work FOLDER         # keeps run directories: a run that was stopped goes on
         python benchmarks/private.py --clients 3 10
         python benchmarks/private.py --rows                # instead: privacy of single rows inside one client
 
@@ -48,13 +49,15 @@ def federation(clients: int, clip: float | None, seed: int) -> Any:
     return parse_config(plain)
 
 
-def measure(clients: int, clip: float | None, seed: int) -> dict[str, Any]:
+def measure(clients: int, clip: float | None, seed: int, work: Path | None = None) -> dict[str, Any]:
+    """One run; with ``work`` its directory is kept there, and a run that was stopped goes on from its last round."""
     from h2tune import federation as engine
 
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        metrics = engine.run(federation(clients, clip, seed), Path(folder) / "run")
-        core = load_file(Path(folder) / "run" / "server" / "core.safetensors")["S"]
+        place = (work or Path(folder)) / f"{clients}-{clip}-{seed}"
+        metrics = engine.run(federation(clients, clip, seed), place, resume=work is not None)
+        core = load_file(place / "server" / "core.safetensors")["S"]
     rows = [client for client in metrics["clients"].values() if client["final"]]
     figures = {f"{when}_{key}": sum(row[when][key] for row in rows) / len(rows)
                for when in ("base", "final") for key in ("metric", "nats")}  # fmt: skip
@@ -105,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[3, 10, 60, 600])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--rows", action="store_true")
     asked = parser.parse_args()
     if asked.rows:
@@ -115,7 +119,7 @@ def main() -> None:
             for clip in (None, *CLIPS):
                 if any((r["clients"], r["clip"], r["seed"]) == (clients, clip, seed) for r in done):
                     continue
-                done.append(measure(clients, clip, seed))
+                done.append(measure(clients, clip, seed, asked.work))
                 print(done[-1], flush=True)
                 write("private", {"noise": NOISE, "runs": done})
 
