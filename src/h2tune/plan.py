@@ -26,6 +26,7 @@ from h2tune.participant import budget
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.errors import ModelAwayError
 from h2tune.participant.prepare import UNKNOWN, client_base, load_data, read_part, read_rows
+from h2tune.participant.row_privacy import promise_in_words
 from h2tune.tasks.example import Task
 from h2tune.tasks.sources import source_path
 from h2tune.utils.seeds import derive
@@ -92,7 +93,9 @@ def make_plan(experiment: Experiment) -> Plan:
         row = ClientPlan(client.name, client.model, task=task.name if task else "?")
         inner = settings.inner if settings else None
         _check_client(plan, inner, client)
-        _check_data(plan, experiment, client, task, shape)
+        rows = _check_data(plan, experiment, client, task, shape)
+        if client.row_privacy and settings:
+            _promise_rows(plan, experiment, client, task, rows)
         if shape is not None and settings is not None:
             _check_anchors(plan, inner, client, shape, anchors)
         if shape is not None and plan.depth:
@@ -134,15 +137,16 @@ def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:
 
 def _check_data(
     plan: Plan, experiment: Experiment, client: ClientConfig, task: Task | None, shape: LoadedModel | None
-) -> None:
-    """Read and encode what the run will read and encode, or as much of it as is known here."""
+) -> int | None:
+    """Read and encode what the run will read and encode, or as much of it as is known here; returns the training rows."""
     where, seed = f"{client.name}: ", derive(experiment.seed, client.name, "data")
     sources = {part: source for part in ("train", "test", "validation") if (source := getattr(client, part))}
     if task is None:
         for part, source in sources.items():
             if source != UNKNOWN and not source.startswith(("demo:", "hub:")) and not source_path(source)[0].exists():
                 plan.problems.append(f"{where}{part}: no file or folder {source}")
-        return
+        return None
+    data = None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         if UNKNOWN in sources.values():
@@ -153,8 +157,24 @@ def _check_data(
             _attempt(plan, lambda: read_rows(client, task, seed=seed), where)
         else:
             kept = experiment.evaluation.n_validation
-            _attempt(plan, lambda: load_data(client, task, shape, seed=seed, n_validation=kept), where)
+            data = _attempt(plan, lambda: load_data(client, task, shape, seed=seed, n_validation=kept), where)
     plan.warnings += [f"{where}{text}" for text in dict.fromkeys(str(w.message) for w in said)]
+    return len(data.train) if data else None
+
+
+def _promise_rows(
+    plan: Plan, experiment: Experiment, client: ClientConfig, task: Task | None, rows: int | None
+) -> None:
+    """What a client's row privacy will spend, if the number of its rows is known here."""
+    kind, asked = resolve_method(experiment.method)[0], client.row_privacy
+    if not kind.client.protects_rows:
+        plan.problems.append(f"{client.name}: row_privacy: {kind.name} uses rows in other ways than local training")
+    elif asked and rows and task:
+        head = task.kind == "classify"
+        words = promise_in_words(asked, experiment.training, rows, experiment.rounds, head)
+        plan.privacy.append(f"{client.name}: {words}")
+    else:
+        plan.privacy.append(f"{client.name}: row privacy: what it spends is said at the client, before it connects")
 
 
 def _check_anchors(plan: Plan, settings: Any, client: ClientConfig, shape: LoadedModel, anchors: list[str]) -> None:

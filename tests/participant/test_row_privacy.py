@@ -18,10 +18,22 @@ from h2tune.aggregation.private import epsilon
 from h2tune.config import Experiment, RowPrivacy, Training
 from h2tune.errors import MethodError
 from h2tune.participant import row_privacy
-from h2tune.participant.row_privacy import FILE, RowLedger, RowPrivateTrainer
+from h2tune.participant.batches import stream
+from h2tune.participant.row_privacy import (
+    FILE,
+    RowBudgetError,
+    RowLedger,
+    RowPrivateTrainer,
+    noise_within,
+    promise_in_words,
+    settled,
+    updates_of_a_row,
+)
 from h2tune.participant.trainer import NanLossError
+from h2tune.plan import make_plan
 from h2tune.report import write_report
 from h2tune.store import ClientStore
+from h2tune.tasks.prompts import Encoded
 
 ROWS = torch.tensor([[1.0, 2.0], [-3.0, 0.5], [0.1, -0.2], [40.0, 9.0]])
 
@@ -120,9 +132,74 @@ def test_a_loss_that_is_no_number_names_the_row() -> None:
         trainer(1.0).gradients(Model(), batches(), loss)
 
 
+@pytest.mark.parametrize(("rows", "size", "accumulation"), [(16, 4, 1), (17, 4, 2), (5, 8, 1), (100, 3, 1)])
+def test_no_row_is_in_more_updates_than_is_said(rows: int, size: int, accumulation: int) -> None:
+    settings = Training(steps=11, batch_size=size, accumulation=accumulation, head_steps=7)
+    most = updates_of_a_row(settings, rows, rounds=3, head=True)
+    counts = [0] * rows
+    for seed, steps in enumerate((7, 11, 11, 11)):
+        batches = stream([Encoded([1], [1])] * rows, size, 0, seed)
+        for _ in range(steps * accumulation):
+            for row in next(batches)[1]:
+                counts[row] += 1
+    assert max(counts) <= most and (max(counts) == most or rows == 100)
+
+
+def test_noise_follows_from_a_budget_with_a_round_to_spare() -> None:
+    assert (
+        epsilon([noise_within(8.0, 1e-3, 24)] * 24, 1e-3)
+        <= 8.0
+        < epsilon([noise_within(8.0, 1e-3, 24) - 0.01] * 24, 1e-3)
+    )
+    training = Training(steps=10, batch_size=4)
+    asked = RowPrivacy(clip=1.0, epsilon=8.0, delta=1e-3)
+    known = settled(asked, training, 20, 3, head=False)
+    assert known.noise == noise_within(8.0, 1e-3, 4 * 2) and settled(known, training, 20, 9, head=False) is known
+    words = promise_in_words(asked, training, 20, 3, head=False)
+    assert words.startswith(
+        f"row privacy: each of 20 training rows is in at most 6 updates; noise {known.noise:g} makes"
+    )
+    assert f"epsilon {epsilon([known.noise] * 6, 1e-3):.2f} at delta 0.001 of a budget of 8" in words
+    few = RowPrivacy(clip=1.0, epsilon=2.0, noise=1.0)
+    assert "more than the budget of 2: training ends early" in promise_in_words(few, training, 20, 3, head=False)
+    with pytest.raises(ValueError, match="needs `epsilon`"):
+        RowPrivacy(clip=1.0)
+
+
+def test_no_update_is_made_that_would_exceed_the_budget(tmp_path: Path) -> None:
+    privacy = RowPrivacy(clip=1.0, noise=1.0, epsilon=epsilon([1.0] * 2, 1e-5) + 1e-6)
+    ledger = RowLedger(privacy, 4, ClientStore(tmp_path))
+    ledger.count([0, 1])
+    ledger.count([0, 2])
+    with pytest.raises(RowBudgetError, match="its privacy budget is spent"):
+        ledger.count([3, 0])
+    assert ledger.updates == [2, 1, 1, 0] and ledger.epsilon == pytest.approx(epsilon([1.0] * 2, 1e-5))
+    ledger.keep()
+    other = RowLedger(privacy.model_copy(update={"noise": 3.0, "epsilon": None}), 4, ClientStore(tmp_path))
+    other.count([0])  # what was spent with other noise stays spent
+    assert other.updates == [3, 1, 1, 0] and other.epsilon == pytest.approx(epsilon([1.0, 1.0, 3.0], 1e-5))
+    ClientStore(tmp_path).write_json(FILE, {"epsilon": 1.0, "updates": [5, 0, 0, 0]})  # as an earlier version wrote it
+    assert RowLedger(privacy, 4, ClientStore(tmp_path)).updates == [5, 0, 0, 0]
+
+
+def test_plan_says_what_it_will_spend(tmp_path: Path) -> None:
+    plan = make_plan(private(2))
+    assert plan.privacy == [f"c0: {promise_in_words(PRIVACY, Training(steps=3, batch_size=4), 16, 2, head=False)}"]
+    away = private(2)
+    away = away.model_copy(update={"clients": [away.clients[0].model_copy(update={"train": "-"}), away.clients[1]]})
+    assert make_plan(away).privacy == ["c0: row privacy: what it spends is said at the client, before it connects"]
+    assert (
+        "c0: row_privacy: fedsb uses rows in other ways than local training"
+        in make_plan(private(2, method="fedsb")).problems
+    )
+
+
+PRIVACY = RowPrivacy(clip=1.0, epsilon=15.0)
+
+
 def private(clients: int, **changes: Any) -> Experiment:
     experiment = small(clients=clients, rounds=2, training={"steps": 3, "batch_size": 4}, **changes)
-    first = experiment.clients[0].model_copy(update={"row_privacy": RowPrivacy(clip=1.0, noise=1.0)})
+    first = experiment.clients[0].model_copy(update={"row_privacy": PRIVACY})
     return experiment.model_copy(update={"clients": [first, *experiment.clients[1:]]})
 
 
@@ -132,9 +209,10 @@ def test_a_federation_in_which_one_client_protects_its_rows(tmp_path: Path) -> N
     assert c0["final"] and all(record["loss"] == {} for record in c0["rounds"])  # losses say something of the rows
     assert c1["final"] and all(record["loss"] for record in c1["rounds"])
     account = json.loads((tmp_path / "clients" / "c0" / FILE).read_text())
-    assert sum(account["updates"]) == 2 * 3 * 4 and account["epsilon"] == pytest.approx(
-        epsilon([1.0] * max(account["updates"]), 1e-5)
-    )
+    noise = noise_within(15.0, 1e-5, 3)  # a row is in one update a round, and one round may be trained again
+    assert sum(account["updates"]) == 2 * 3 * 4 and list(account["by_noise"]) == [str(noise)]
+    assert account["epsilon"] == pytest.approx(epsilon([noise] * max(account["updates"]), 1e-5))
+    assert account["epsilon"] < account["budget"] == 15.0
     assert not (tmp_path / "clients" / "c1" / FILE).exists()
     assert write_report(tmp_path).is_file()
 

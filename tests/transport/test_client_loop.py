@@ -110,6 +110,12 @@ def test_a_client_that_the_engine_refuses_ends_with_the_reason() -> None:
 
 
 def test_a_client_does_not_wait_for_ever() -> None:
-    loop = ClientLoop(Wire("unreachable"), "f", beat=0.01, patience=0.2)
-    with pytest.raises(ChannelError, match=r"could not be reached for 0\.2 s: start again"):
-        loop.run(lambda data: b"a")
+    """For a server that it never reached less long than for one that was there; the reason says what to do."""
+    never = ClientLoop(Wire("unreachable"), "f", beat=0.01, patience=60.0, first=0.2)
+    with pytest.raises(ChannelError, match=r"could not be reached for 0\.2 s. Ask the coordinator: .* start again"):
+        never.run(lambda data: b"a")
+    wire = Wire()
+    once = ClientLoop(wire, "f", beat=0.01, patience=0.3, first=60.0)
+    threading.Timer(0.1, lambda: setattr(wire, "error", "unreachable")).start()
+    with pytest.raises(ChannelError, match=r"could not be reached for 0\.3 s"):
+        once.run(lambda data: b"a")

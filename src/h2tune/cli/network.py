@@ -16,6 +16,7 @@ LOCALHOST = (
     "the kits are for a server on this machine: the file names no `network.host`. For clients on other machines write"
     " `network: {host: fed.example.org}` and make the kits again in another folder"
 )
+NO_ADAPTER = "no adapter was written: this client was away when the federation ended"
 KitFolder = Annotated[Path, typer.Argument(metavar="KIT", help="A kit, as `h2tune provision` makes them.")]
 Names = Annotated[list[str] | None, typer.Option(help="A participant; may be given more than once.")]
 
@@ -142,7 +143,8 @@ def client(
                 say(f"round {round}: {phase} update {step} of {steps}, loss {loss:.3f}")
 
         say(attend(Kit(kit, "client"), own, say, watch))
-        say(f"adapter  {kit / 'state' / 'adapter'}")
+        adapter = kit / "state" / "adapter"
+        say(f"adapter  {adapter}" if adapter.is_dir() else NO_ADAPTER)
 
 
 def status(kit: KitFolder, as_json: Json = False) -> None:

@@ -28,10 +28,23 @@ class RowPrivacy(_Strict):
     """Differential privacy of a client's single training rows (docs/privacy.md); the client alone decides and accounts."""
 
     clip: float = Field(gt=0, description="largest norm of one row's gradient; longer ones are scaled down")
-    noise: float = Field(
-        ge=1e-3, description="noise multiplier: noise on a batch's sum has deviation `noise` x `clip`"
+    noise: float | None = Field(
+        None,
+        ge=1e-3,
+        description="noise multiplier: noise on a batch's sum has deviation `noise` x `clip`; by default what `epsilon` asks for",
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="failure probability; choose it below 1 / number of rows")
+    epsilon: float | None = Field(
+        None,
+        gt=0,
+        description="privacy budget: no update is made that would exceed it; without `noise`, noise follows",
+    )
+
+    @model_validator(mode="after")
+    def _noise_or_budget(self) -> RowPrivacy:
+        if self.noise is None and self.epsilon is None:
+            raise ValueError("row_privacy needs `epsilon` (a budget) or `noise` (a multiplier)")
+        return self
 
 
 class ClientConfig(_Strict):
@@ -72,7 +85,9 @@ class ClientConfig(_Strict):
     max_length: int | None = Field(None, ge=8, description="longest example in tokens; by default the model's context")
     truncate: bool = Field(False, description="cut longer examples instead of refusing them")
     learning_rate: float | None = Field(None, gt=0, description="overrides `training.learning_rate`")
-    row_privacy: RowPrivacy | None = Field(None, description="differential privacy of its rows: {clip, noise, delta}")
+    row_privacy: RowPrivacy | None = Field(
+        None, description="differential privacy of its rows: {clip, epsilon, delta}"
+    )
 
     @field_validator("keep")
     @classmethod

@@ -18,6 +18,7 @@ from h2tune.errors import MethodError, ProtocolError
 from h2tune.frames.sources import load_anchors
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
+from h2tune.participant.row_privacy import promise_in_words
 from h2tune.participant.trainer import nothing
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
@@ -43,6 +44,7 @@ class Participant:
 
     Attributes:
         interrupt: called after every update; it raises if nothing more is to be done.
+        promise: what row privacy will spend, in words; empty without it.
     """
 
     doing: dict[str, Any]
@@ -63,11 +65,18 @@ class Participant:
         self.kept = KeptAnswer(self.store, f"{__version__} {self.experiment.to_yaml()} {sorted(data.items())}")
         self.interrupt: Callable[[], None] = nothing
         self.client: Client | None = self._build()  # every mistake in model and data shows before we connect
+        self.promise = self._row_promise(self.client)
 
     def _build(self) -> Client:
         self.models.release()
         accelerator = make_accelerator(self.experiment, self.models.device)
         return Client(self.config, self.experiment, self.models, self.anchors, self.store, self._step, accelerator)
+
+    def _row_promise(self, client: Client) -> str:
+        """What the client's row privacy will spend, in words; an empty text without it."""
+        asked, experiment, context = self.config.row_privacy, self.experiment, client.context
+        plan = (len(context.data.train), experiment.rounds, context.task.kind == "classify")
+        return promise_in_words(asked, experiment.training, *plan) if asked else ""
 
     def _step(self, client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None:
         # The loss is private; how far we are is not.
@@ -137,7 +146,9 @@ def attend(
     status = StatusFile(kit)
     participant = Participant(kit, given, watch)
     kit.keep_own(given)
-    words = take_part(kit, status, participant, engine, say, participant.experiment.network.patience)
+    if participant.promise:
+        say(participant.promise)
+    words = take_part(kit, status, participant, engine, say, participant.experiment.network)
     if not asked_for(kit, given):
         return words
     say(f"{words}; {kit.about.name} now trains alone, to compare")

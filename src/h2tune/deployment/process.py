@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
+from h2tune.config import NetworkConfig
 from h2tune.deployment.kits import Kit
 from h2tune.deployment.status import StatusFile
 from h2tune.errors import H2TuneError
 from h2tune.transport.channel import Channel
 from h2tune.transport.client_loop import ClientLoop
 
-LEAST_PATIENCE = 600.0  # seconds
+LEAST_PATIENCE = 600.0  # seconds without a server after which a client ends, at the least
 SOON = 30  # days before the end of a certificate from which on every start says so
 Say = Callable[[str], None]
 Engine = Callable[..., Channel]
@@ -81,20 +82,20 @@ def connection(kit: Kit, status: StatusFile, engine: Engine, say: Say) -> Iterat
 
 
 def take_part(
-    kit: Kit, status: StatusFile, participant: Answers, engine: Engine, say: Say, patience: float = LEAST_PATIENCE
+    kit: Kit, status: StatusFile, participant: Answers, engine: Engine, say: Say, network: NetworkConfig
 ) -> str:
     """Answer the server until the federation is over; returns its last words.
 
-    Args:
-        patience: seconds for which a client waits for a server that is away; at least `LEAST_PATIENCE`.
+    A server that is not reached within ``network.gather`` seconds, or that was reached and is away for ``network.patience``
+    (each at least `LEAST_PATIENCE`), is no longer waited for.
 
     Raises:
         ChannelError, DismissedError
     """
-    say(f"{kit.about.name}: everything is ready; connecting to {kit.about.host}:{kit.about.port}")
+    about, first, later = kit.about, *(max(s, LEAST_PATIENCE) for s in (network.gather, network.patience))
+    say(f"{about.name}: everything is ready; connecting to {about.host}:{about.port} for up to {first:g} s")
     with connection(kit, status, engine, say) as channel:
-        patience = max(patience, LEAST_PATIENCE)
-        loop = ClientLoop(channel, kit.about.federation, lambda: participant.doing, patience=patience)
+        loop = ClientLoop(channel, about.federation, lambda: participant.doing, patience=later, first=first)
         participant.interrupt = loop.check
 
         def standing() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from h2tune.config import Experiment
+from h2tune.deployment.farewell import STAY, open_farewell, say_farewell, unaware
 from h2tune.deployment.kits import Kit
 from h2tune.deployment.process import Engine, connection, teller
 from h2tune.deployment.status import StatusFile
@@ -39,21 +40,25 @@ def serve(
     begin = time.perf_counter()
     store = WatchedStore(kit.folder / "run", watcher)
     identity = store.open(experiment)[0] if store.exists else store.create(experiment)
-    if (metrics := store.metrics()) is not None:
+    tell, metrics = teller(store, watcher), store.metrics()
+    if metrics is not None and not unaware(store, metrics["clients"]):
         return metrics
 
-    tell = teller(store, watcher)
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [client.name for client in experiment.clients]
         about, access = kit.about, AccessList(kit.engine)
         network = Network(channel, names, about.federation, experiment.network, tell, clock, access)
+        if metrics is not None:  # only clients that were away at the end have something to hear
+            say_farewell(network, store, metrics["clients"], experiment.network.gather)
+            return metrics
         server = Server(experiment, identity, names, network, store)
         with status.kept(lambda: _standing(server, network)):
             _run(experiment, server, store, watcher)
         metrics = collect(experiment, server, store, time.perf_counter() - begin)
+        open_farewell(store)
         store.write_metrics(metrics)
         store.event("run_finished", "finished")
-        network.stop("the federation has finished", finished=True)
+        say_farewell(network, store, metrics["clients"], STAY)
     return metrics
 
 

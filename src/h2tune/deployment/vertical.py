@@ -19,6 +19,7 @@ import yaml
 
 from h2tune.config import ConfigError, NetworkConfig
 from h2tune.deployment import provision as kits
+from h2tune.deployment.farewell import REASON, STAY
 from h2tune.deployment.kits import SCHEMA, THEIRS, About, Kit, KitError, write_kit
 from h2tune.deployment.process import Engine, Say, connection, take_part, teller
 from h2tune.deployment.status import StatusFile, finished
@@ -206,7 +207,7 @@ def attend_vertical(kit: Kit, own: dict[str, Any], say: Say = lambda text: None,
     status, own = StatusFile(kit), kit.own() | own
     participant = VerticalParticipant(kit, own)
     kit.keep_own(own)
-    return take_part(kit, status, participant, engine, say, participant.config.network.patience)
+    return take_part(kit, status, participant, engine, say, participant.config.network)
 
 
 # The story of a vertical server from kit to metrics, in one read.
@@ -248,7 +249,8 @@ def serve_vertical(
         metrics["alone"] = alone(config, data)  # when nothing more is asked: it takes as long as it takes
         store.write_metrics(metrics)
         store.event("run_finished", "finished")
-        network.stop("the federation has finished", finished=True)
+        out = exchange.excluded
+        network.stop(REASON, True, set(names) - out.keys(), STAY, out)
     return metrics
 
 

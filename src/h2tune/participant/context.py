@@ -84,7 +84,8 @@ class ClientContext:
         seed, n_validation = derive(self.seed, self.data_seed, "data"), experiment.evaluation.n_validation
         self.data = load_data(config, self.task, self.base, seed=seed, n_validation=n_validation)
         rows = len(self.data.train)
-        self.trainer = trainer or trainer_of(config.row_privacy, self.training, self.accelerator, rows, store)
+        plan = (rows, store, self.rounds, self.task.kind == "classify")
+        self.trainer = trainer or trainer_of(config.row_privacy, self.training, self.accelerator, *plan)
         self._store = store
         self.keep = self._affordable(store) if config.keep == "auto" else float(config.keep)
         self.run, self.round = "", 0

@@ -11,12 +11,16 @@ order that its content does not change. So of all updates only those that the ro
 mechanism of multiplier ``noise``; no privacy is gained by sampling. `RowLedger` counts them for every row and adds them up.
 
 Noise comes from the operating system, never from a run's seed: a round that is trained again draws anew, and counts again.
+
+With a budget (``epsilon``) no update is made that would exceed it. Where ``noise`` is not said, it is the smallest with which
+all rounds, and one of them once more, stay within the budget.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -26,7 +30,7 @@ from torch import Tensor, nn
 from h2tune.aggregation.private import INSTALL, Source, epsilon, has_accountant, standard_normal
 from h2tune.config import RowPrivacy
 from h2tune.config.schema import Training
-from h2tune.errors import MethodError
+from h2tune.errors import ClientError, MethodError
 from h2tune.participant.passes import PLAIN, Passes
 from h2tune.participant.trainer import Batches, LocalTraining, Loss, NanLossError, OnStep, Trainer, answer_loss
 from h2tune.store import ClientStore
@@ -34,32 +38,119 @@ from h2tune.store import ClientStore
 FILE = "row_privacy.json"
 
 
-class RowLedger:
-    """How many updates each training row was in, and what that spends; kept over a restart.
+class RowBudgetError(ClientError):
+    """The privacy budget of a client's rows is spent."""
+
+
+def updates_of_a_row(settings: Training, rows: int, rounds: int, head: bool) -> int:
+    """The most updates that any one row is in: a round begins a new order of the rows, and an epoch has each of them once.
 
     Args:
+        rows: number of training rows. head: whether a new head is trained before the first round.
+    """
+    batches = math.ceil(rows / settings.batch_size)  # of an epoch
+    most = [settings.steps] * rounds + [settings.head_steps] * head
+    return sum(math.ceil(steps * settings.accumulation / batches) for steps in most)
+
+
+def noise_within(budget: float, delta: float, updates: int) -> float:
+    """The smallest noise multiplier, in steps of a hundredth, with which so many updates of a row spend no more than ``budget``."""
+    low, high = 0, 1  # in hundredths; the first is too little
+    while epsilon([high / 100] * updates, delta) > budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if epsilon([middle / 100] * updates, delta) <= budget else (middle, high)
+    return high / 100
+
+
+def settled(privacy: RowPrivacy, settings: Training, rows: int, rounds: int, head: bool) -> RowPrivacy:
+    """The settings with the noise that their budget asks for."""
+    if privacy.noise is not None:
+        return privacy
+    assert privacy.epsilon is not None  # one of the two is said
+    updates = updates_of_a_row(settings, rows, rounds + 1, head)
+    return privacy.model_copy(update={"noise": noise_within(privacy.epsilon, privacy.delta, updates)})
+
+
+def promise_in_words(privacy: RowPrivacy, settings: Training, rows: int, rounds: int, head: bool) -> str:
+    """What row privacy will spend, before anything is trained."""
+    if not has_accountant():
+        return f"row privacy {INSTALL}"
+    known, most = settled(privacy, settings, rows, rounds, head), updates_of_a_row(settings, rows, rounds, head)
+    noise, budget = multiplier(known), privacy.epsilon
+    spent = epsilon([noise] * most, privacy.delta)
+    within = "" if budget is None else f" of a budget of {budget:g}"
+    if budget is not None and spent > budget:
+        within = f", more than the budget of {budget:g}: training ends early, so use more noise or fewer rounds"
+    return (
+        f"row privacy: each of {rows:,} training rows is in at most {most} updates; noise {noise:g} makes epsilon"
+        f" {spent:.2f} at delta {privacy.delta:g}{within}"
+    )
+
+
+def multiplier(privacy: RowPrivacy) -> float:
+    """The noise multiplier of settings that are `settled`."""
+    assert privacy.noise is not None
+    return privacy.noise
+
+
+class RowLedger:
+    """How many updates each training row was in, by their noise, and what that spends; kept over a restart.
+
+    Args:
+        privacy: `settled`.
         rows: number of training rows.
         store: where the account is kept; None keeps it in memory.
     """
 
     def __init__(self, privacy: RowPrivacy, rows: int, store: ClientStore | None) -> None:
         self.privacy, self.store = privacy, store
-        known = (store.read_json(FILE) or {}).get("updates", []) if store else []
-        self.updates = known if len(known) == rows else [0] * rows
+        found = (store.read_json(FILE) or {}) if store else {}
+        known = found.get("by_noise", {})
+        if not known and found.get("updates"):  # of an earlier version, which knew one noise
+            known = {str(multiplier(privacy)): found["updates"]}
+        self.counts: dict[str, list[int]] = {noise: list(c) for noise, c in known.items() if len(c) == rows}
+        self.counts.setdefault(str(multiplier(privacy)), [0] * rows)
+
+    @property
+    def updates(self) -> list[int]:
+        """Of each row, whatever their noise was."""
+        return [sum(row) for row in zip(*self.counts.values(), strict=True)]
 
     def count(self, rows: Sequence[int]) -> None:
+        """Enter one update that these rows are in.
+
+        Raises:
+            RowBudgetError: it would exceed the budget; nothing is entered.
+        """
+        counts = self.counts[str(multiplier(self.privacy))]
         for row in rows:
-            self.updates[row] += 1
+            counts[row] += 1
+        if self.privacy.epsilon is not None and self._spent(rows) > self.privacy.epsilon:
+            for row in rows:
+                counts[row] -= 1
+            raise RowBudgetError("row_privacy: its privacy budget is spent, and this client trains no more")
+
+    def _spent(self, rows: Iterable[int]) -> float:
+        """Of the row among these that has spent most."""
+        noises = [float(noise) for noise in self.counts]
+        cases = {tuple(counts[row] for counts in self.counts.values()) for row in rows}
+        spent = (
+            epsilon([n for n, c in zip(noises, case, strict=True) for _ in range(c)], self.privacy.delta)
+            for case in cases
+        )
+        return max(spent, default=0.0)
 
     @property
     def epsilon(self) -> float:
-        """Of the row that was in most updates."""
-        return epsilon([self.privacy.noise] * max(self.updates, default=0), self.privacy.delta)
+        """Of the row that has spent most."""
+        return self._spent(range(len(self.updates)))
 
     def keep(self) -> None:
         if self.store:
-            account = {"epsilon": self.epsilon, "delta": self.privacy.delta, "updates": self.updates}
-            self.store.write_json(FILE, account)
+            account = {"epsilon": self.epsilon, "delta": self.privacy.delta, "budget": self.privacy.epsilon}
+            self.store.write_json(FILE, account | {"updates": self.updates, "by_noise": self.counts})
 
 
 class RowPrivateTrainer(Trainer):
@@ -111,7 +202,7 @@ class RowPrivateTrainer(Trainer):
                 total += self._add(parameters, sums, partial(loss, forward, one), row)
                 count += 1
         for index, found in sums.items():
-            noise = self.privacy.noise * self.privacy.clip * standard_normal(found.shape, self.source)
+            noise = multiplier(self.privacy) * self.privacy.clip * standard_normal(found.shape, self.source)
             parameters[index].grad = ((found + noise.to(found.device)) / count).to(parameters[index].dtype)
         return total / count
 
@@ -135,9 +226,22 @@ class RowPrivateTrainer(Trainer):
 
 
 def trainer_of(
-    privacy: RowPrivacy | None, settings: Training, accelerator: Accelerator, rows: int, store: ClientStore | None
+    privacy: RowPrivacy | None,
+    settings: Training,
+    accelerator: Accelerator,
+    rows: int,
+    store: ClientStore | None,
+    rounds: int = 1,
+    head: bool = False,
 ) -> Trainer:
-    """The trainer that a client's settings ask for."""
+    """The trainer that a client's settings ask for.
+
+    Args:
+        rows, rounds, head: as in `updates_of_a_row`.
+    """
     if privacy is None:
         return Trainer(settings, accelerator)
+    if not has_accountant():
+        raise MethodError(f"row_privacy: {INSTALL}")
+    privacy = settled(privacy, settings, rows, rounds, head)
     return RowPrivateTrainer(settings, accelerator, privacy, RowLedger(privacy, rows, store))

@@ -21,6 +21,10 @@ from h2tune.transport.envelope import PROTOCOL, Envelope, unpack
 from h2tune.version import __version__
 
 RETRY = 0.5  # seconds
+AWAY = (
+    "The server could not be reached for {:g} s. Ask the coordinator: if the federation goes on, start again when the"
+    " server is there; if it has finished, `h2tune server` started again says so to this client."
+)
 
 
 class DismissedError(H2TuneError, RuntimeError):
@@ -62,6 +66,7 @@ class ClientLoop:
         doing: called for every hello; plain values that the coordinator may see (round, phase, step).
         beat: seconds between hellos.
         patience: seconds without contact after which a client no longer waits for the server.
+        first: the same for a server that was never reached; by default also ``patience``.
     """
 
     def __init__(
@@ -71,8 +76,10 @@ class ClientLoop:
         doing: Callable[[], dict[str, Any]] = dict,
         beat: float = 1.0,
         patience: float = 86_400.0,
+        first: float | None = None,
     ) -> None:
         self.channel, self.doing, self.beat, self.patience = channel, doing, beat, patience
+        self.first = patience if first is None else first
         self.talk = Conversation(federation, secrets.token_hex(8))
         self.heard = 0.0  # when the server's engine last took an envelope of ours, as people's clocks have it
         self._contact = time.monotonic()  # the same, as the machine counts
@@ -143,9 +150,9 @@ class ClientLoop:
                 received = self.channel.receive(0.2)
             except ChannelError as error:
                 return self._finish(error)
-            if time.monotonic() - self._contact > self.patience:
-                text = f"The server could not be reached for {self.patience:g} s: start again when it is there."
-                return self._finish(ChannelError(text))
+            patience = self.patience if self.heard else self.first
+            if time.monotonic() - self._contact > patience:
+                return self._finish(ChannelError(AWAY.format(patience)))
             envelope = self.talk.heard(received[1]) if received else None
             if envelope is not None and envelope.kind == "stop":
                 return self._finish(envelope)

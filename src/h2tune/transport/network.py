@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ MOST_EVENTS = 200  # of one kind that one client may bring about
 OLDER = 100  # processes of a client that are remembered: who starts new ones without end fills no memory
 LOOK = 1.0  # seconds between looks at who may take part
 GLANCE = 100  # envelopes for each client that are taken in at a time
+NOBODY: Mapping[str, str] = {}
 Tell = Callable[..., None]
 
 
@@ -132,13 +133,25 @@ class Network:
             self.served[name] = self.present[name].process
         self._stop(name, f"the server continues without this client: {reason}")
 
-    def stop(self, reason: str, finished: bool) -> None:
-        """Tell every client that is here that nothing more will come, and wait until they know."""
-        left = {name for name in self.present if self._here(name)}
-        for name in list(left):
-            self._stop(name, reason, finished, done=partial(_forget, left, name))
-        end = self.clock() + LINGER
-        while left and self.clock() < end:
+    def stop(self, reason: str, finished: bool, expected: Collection[str] = (), stay: float = 0.0,
+             out: Mapping[str, str] = NOBODY) -> set[str]:  # fmt: skip
+        """Tell every client that is here that nothing more will come; returns those that know.
+
+        Args:
+            expected: clients that should hear it, too, though they are away.
+            stay: seconds for which to wait for them.
+            out: clients that take no part any more, and why; they are told that instead.
+        """
+        told, known, begin = dict[str, str](), set[str](), self.clock()
+        while True:
+            for name in [n for n in self.present if self._here(n) and told.get(n) != self.present[n].process]:
+                told[name] = self.present[name].process
+                last = (out[name], False) if name in out else (reason, finished)
+                self._stop(name, *last, done=partial(_note, known, told, name))
+            told_all = {name for name in self.present if self._here(name)} <= known
+            passed = self.clock() - begin
+            if (told_all or passed > LINGER) and (set(expected) <= known or passed > stay):
+                return known
             self._look_around(0.05)
 
     def _stop(self, name: str, reason: str, finished: bool = False, process: str = "",
@@ -292,6 +305,9 @@ class Network:
             self.tell(event, f"{name}: further events of this kind are not listed", client=name)
 
 
-def _forget(names: set[str], name: str, error: str) -> None:
-    """Nothing more to wait for, whether it arrived or not."""
-    names.discard(name)
+def _note(known: set[str], told: dict[str, str], name: str, error: str) -> None:
+    """Called by the channel when it is known what became of a last word: who did not get it is told again."""
+    if error:
+        told.pop(name, None)
+    else:
+        known.add(name)
