@@ -176,7 +176,9 @@ class ClientStore:
 
     def save_adapter(self, model: PeftModel, adapter: str) -> Path:
         """Write one client's adapter as PEFT would, under ``adapter/``."""
-        tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+        others = model.peft_config.keys() - {adapter}  # PEFT would compare every tensor with every other adapter
+        own = {key: tensor for key, tensor in model.state_dict().items() if others.isdisjoint(key.split("."))}
+        tensors = get_peft_model_state_dict(model, own, adapter_name=adapter, save_embedding_layers=False)
         folder = self.folder / "adapter"
         write_atomic(folder / "adapter_model.safetensors", save(_ready(tensors), metadata={"format": "pt"}))
         config = model.peft_config[adapter]

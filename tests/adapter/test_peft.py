@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from pathlib import Path
 
@@ -92,6 +93,22 @@ def test_adapters_of_different_rank_live_side_by_side(family: str) -> None:
     model.delete_adapter("two")
     same(logits(model), one, 0.0)
     assert not [name for name in model.state_dict() if name.endswith(".two") or ".two." in name]
+
+
+def test_adapters_that_are_not_in_use_cost_nothing_and_ask_for_no_gradients() -> None:
+    """Hundreds of clients may share a base: PEFT walks over modules and names whenever one of them takes its turn."""
+    model = adapted("llama")
+    before = len(list(model.modules()))
+    for name in ("b", "c"):
+        model.add_adapter(name, copy.deepcopy(model.peft_config["default"]))
+    assert len(list(model.modules())) == before
+    for name in ("b", "c", "default", "b"):
+        model.set_adapter(name)
+        asking = {n.split(".")[-1] for n, p in model.named_parameters() if p.requires_grad}
+        assert asking == {name}
+    with model.disable_adapter():
+        assert not any(p.requires_grad for p in model.parameters())
+    assert {n.split(".")[-1] for n, p in model.named_parameters() if p.requires_grad} == {"b"}
 
 
 def test_two_active_adapters_add_up() -> None:

@@ -73,6 +73,7 @@ class TriLoraLayer(BaseTunerLayer):
         self.trilora_rho: dict[str, float] = {}
         self.trilora_framed: dict[str, int] = {}
         self.trilora_rows: dict[str, Rows] = {}
+        self._listening: set[str] = set()  # adapters whose parameters may ask for gradients
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -94,7 +95,8 @@ class TriLoraLayer(BaseTunerLayer):
         self.trilora_rho[adapter_name] = float(config.residual)
         self.trilora_framed[adapter_name] = config.framed if config.residual else 0
         self.trilora_rows[adapter_name] = Rows(**layout)
-        self.trilora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        if config.dropout:
+            self.trilora_dropout[adapter_name] = nn.Dropout(config.dropout)
         self.trilora_A[adapter_name] = nn.Parameter(torch.empty(r, self.in_features))
         self.trilora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, r))
         self.trilora_T[adapter_name] = nn.Parameter(torch.zeros(len(layout["sizes"]), r, r))
@@ -106,7 +108,32 @@ class TriLoraLayer(BaseTunerLayer):
         if config.init_weights:
             self.reset_parameters(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        self._listening.add(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=kwargs.get("inference_mode", False))
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """As PEFT's, but only adapters that were in use are looked at: hundreds may lie beside them."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self._let_listen({name for name in names if not inference_mode})
+        self._freeze_non_trainable_peft_weights(names)
+        self._active_adapter = names
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """As PEFT's, with the same shortcut."""
+        if enabled:
+            self.set_adapter(self.active_adapters)
+        else:
+            self._let_listen(set())
+        self._disable_adapters = not enabled
+
+    def _let_listen(self, names: set[str]) -> None:
+        """Let gradients flow to these adapters' parameters and to no others."""
+        for kind in self.adapter_layer_names:
+            held = getattr(self, kind)
+            for name in self._listening | names:
+                if name in held:
+                    held[name].requires_grad_(name in names)
+        self._listening = names
 
     def reset_parameters(self, adapter_name: str) -> None:
         """A model starts unchanged: B = 0 with the residual (then T moves nothing yet), T = 0 without it."""
@@ -211,7 +238,8 @@ class TriLoraLinear(nn.Module, TriLoraLayer):
             if name not in self.trilora_A:
                 continue
             a = self.trilora_A[name]
-            u = F.linear(self.trilora_dropout[name](self._cast_input_dtype(x, a.dtype)), a)
+            inputs = self._cast_input_dtype(x, a.dtype)
+            u = F.linear(self.trilora_dropout[name](inputs) if name in self.trilora_dropout else inputs, a)
             # T is folded into B: the same factor as in merge and export, and no activation to keep for it.
             result = result + F.linear(u, self.left_factor(name))
             if name in self.trilora_q:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from h2tune.adapter import TriLoraConfig, TriLoraLayer
@@ -83,8 +84,9 @@ class AdapterTrainer:
     @property
     def head(self) -> list[nn.Parameter]:
         """Parameters of the client's own copy of the modules that PEFT saves whole."""
-        mark = f"modules_to_save.{self.context.adapter}."
-        return [p for n, p in self.context.base.model.named_parameters() if mark in n]
+        name, modules = self.context.adapter, self.context.base.model.modules()
+        kept = [m.modules_to_save for m in modules if isinstance(m, ModulesToSaveWrapper)]
+        return [p for copies in kept if name in copies for p in copies[name].parameters()]
 
     def group(self, parameters: Sequence[nn.Parameter], rate: float, updates: int, rule: str = "adamw") -> Group:
         """Parameters to train together, with a schedule for so many updates; only a head has weight decay."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class LoadedModel:
         model: the plain model; its maps are wrapped in place once the first adapter is attached.
         peft: the same model with adapters, one per client, by name; None before the first.
         head: new modules beside PEFT's usual heads, trained and saved with every adapter.
+        bare: whether the adapters are disabled for a while (`untouched`).
     """
 
     name: str
@@ -66,6 +67,7 @@ class LoadedModel:
     causal: bool
     peft: PeftModel | None = None
     head: tuple[str, ...] = ()
+    bare: bool = False
     cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -135,8 +137,17 @@ class LoadedModel:
     @contextmanager
     def untouched(self) -> Iterator[PreTrainedModel]:
         """The model as it was loaded, whatever adapters are on it."""
-        with self.peft.disable_adapter() if self.peft else nullcontext():
+        # Not `PeftModel.disable_adapter`: it first looks at every adapter that there is.
+        layers = self.peft.base_model if self.peft and not self.bare else None
+        if layers is not None:
+            layers.disable_adapter_layers()
+            self.bare = True
+        try:
             yield self.model
+        finally:
+            if layers is not None:
+                layers.enable_adapter_layers()
+                self.bare = False
 
     def renew_head(self, adapter: str) -> None:
         """Start an adapter's head anew from the current random state."""
