@@ -138,7 +138,7 @@ class LoadedModel:
     def untouched(self) -> Iterator[PreTrainedModel]:
         """The model as it was loaded, whatever adapters are on it."""
         # Not `PeftModel.disable_adapter`: it first looks at every adapter that there is.
-        layers = self.peft.base_model if self.peft and not self.bare else None
+        layers: Any = self.peft.base_model if self.peft and not self.bare else None
         if layers is not None:
             layers.disable_adapter_layers()
             self.bare = True
