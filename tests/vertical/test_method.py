@@ -14,6 +14,7 @@ from vertical.tables import PARTIES, config, planted
 from h2tune.vertical import local_round
 from h2tune.vertical.bilevel import gradient, lower, mean_squared_gradient, upper
 from h2tune.vertical.bilevel import planted as planted_levels
+from h2tune.vertical.config import MethodConfig
 from h2tune.vertical.encoder import make_encoder
 from h2tune.vertical.evaluation import test_labels as true_labels
 from h2tune.vertical.evaluation import views
@@ -190,6 +191,16 @@ def test_a_declared_prior_holds_the_shares(tmp_path):
     assert recorders["shop"].messages("local")[-1].payload.tensors["prior"] == pytest.approx(
         [0.7, 0.1, 0.1, 0.1], abs=0.01
     )
+
+
+def test_a_declared_prior_of_classes_without_prototypes_is_not_used():
+    z, nu = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.eye(3, 4)
+    mu = torch.cat([torch.eye(2, 4), torch.zeros(1, 4)])  # the third class has no prototype yet
+    labels, pooled, options = torch.full((6,), -1), torch.full((3,), 1 / 3), MethodConfig(warmup=1)
+    found = local_round.assign(z, labels, nu, mu, pooled, 2, options, torch.tensor([0.0, 0.0, 1.0]))
+    undeclared = local_round.assign(z, labels, nu, mu, pooled, 2, options)
+    assert torch.equal(found.targets, undeclared.targets) and torch.equal(found.shares, undeclared.shares)
+    assert found.shares.isfinite().all()
 
 
 def test_the_exact_hypergradient_is_the_derivative():

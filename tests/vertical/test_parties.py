@@ -204,6 +204,30 @@ def test_a_party_that_answers_with_nonsense_is_excluded_and_the_others_go_on(tmp
     assert again.exchange.here == ["clinic"] and again.exchange.excluded == federation.exchange.excluded
 
 
+@pytest.mark.parametrize("name", ["counts", "prior"])
+def test_a_party_whose_counts_or_shares_are_negative_is_excluded(tmp_path, name: str):
+    def spoilt(message: Message) -> bytes | None:
+        return reply(message, **{name: torch.tensor([5.0, -1.0, 3.0, 0.0])}) if message.kind == "local" else None
+
+    stores = {party: ClientStore(tmp_path / party) for party in PARTIES}
+    federation, _ = recorded(config(rounds=1), planted(), {"shop": spoilt}, stores)
+    federation.run()
+    assert federation.exchange.here == ["clinic"]
+    assert f"{name!r} in local holds values below 0" in federation.exchange.excluded["shop"]
+
+
+def test_a_party_that_says_another_number_of_rows_takes_no_part():
+    def spoilt(message: Message) -> bytes | None:
+        if message.kind != "join":
+            return None
+        message.payload.meta["rows"] = 10**12
+        return encode(message)
+
+    federation, _ = recorded(config(), planted(), {"shop": spoilt})
+    with pytest.raises(AlignmentError, match=r"shop cannot take part: it says that it has 1,000,000,000,000 rows"):
+        federation.open()
+
+
 def test_a_round_that_is_begun_again_is_another_attempt():
     federation, recorders = recorded(config(rounds=1), planted())
     active = federation.open()

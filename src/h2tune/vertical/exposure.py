@@ -27,11 +27,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Field:
-    """A tensor that a message may hold."""
+    """A tensor that a message may hold; its values are `least` or more, where that is given."""
 
     shape: tuple[str | int, ...]
     dtype: torch.dtype = torch.float32
     needed: bool = True
+    least: float | None = None
 
     def shape_for(self, sizes: Sizes) -> tuple[int, ...]:
         """The shape in numbers; -1 stands for any length."""
@@ -42,7 +43,7 @@ class Field:
 _KEYS = Field(("*", DIGEST), torch.uint8)
 _BYTES = Field(("*",), torch.uint8, needed=False)
 _PLACES = Field(("*",), torch.int32)
-_BATCH, _CLASSES, _SHARES = Field(("B", "d")), Field(("C", "d")), Field(("C",))
+_BATCH, _CLASSES, _SHARES = Field(("B", "d")), Field(("C", "d")), Field(("C",), least=0.0)
 _GRADIENT = Field(("B", "d"), needed=False)
 
 # (kind, direction) -> tensors by name, and plain values by name.
@@ -99,6 +100,8 @@ def check(kind: str, way: str, payload: Payload, sizes: Sizes, who: str) -> Payl
             raise ProtocolError(
                 f"{who}: {name!r} in {kind} has shape {shape} and type {found.dtype}, expected {wanted} and {field.dtype}"
             )
+        if field.least is not None and found.numel() and float(found.min()) < field.least:
+            raise ProtocolError(f"{who}: {name!r} in {kind} holds values below {field.least:g}")
     for name, kind_of in values.items():
         if name in payload.meta and type(payload.meta[name]) is not kind_of:
             raise ProtocolError(f"{who}: {name!r} in {kind} is not of type {kind_of.__name__}")

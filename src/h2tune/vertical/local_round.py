@@ -82,6 +82,8 @@ def _assign_free(
     log_p = logits.log_softmax(1)
     pooled = torch.where(known, pooled, 0.0)
     pooled = pooled / pooled.sum()
+    if declared is not None and float(declared[known].sum()) <= 0:
+        declared = None  # all of its mass is on classes that have no prototype yet
     local = em_prior(log_p, pooled) if declared is None else torch.where(known, declared, 0.0) / declared[known].sum()
     weight = {"global": 0.0, "local": 1.0}.get(method.prior, mixing_weight(len(z), round, method.warmup))
     prior = local if declared is not None else mix(local, pooled, weight)

@@ -64,6 +64,7 @@ def meet(config: VerticalConfig, data: PartyData, salt: str, exchange: Exchange)
         raise PartyGone(missing)
     train = {name: _keys(data.train, answers[name], requesters.get(name), "") for name in asked}
     test = {name: _keys(data.test, answers[name], requesters.get(name), "test_") for name in asked}
+    sizes = [_rows_of(name, answers[name]) for name in asked]
     for name in asked:
         _check_shared(name, data, train[name], answers[name], salt, exchange)
     classes = _classes(config, data, salt, {name: answers[name].tensors.get("labels") for name in asked})
@@ -77,8 +78,7 @@ def meet(config: VerticalConfig, data: PartyData, salt: str, exchange: Exchange)
         ],
         1,
     )
-    meeting = Meeting(asked, classes, rows, found.present, torch.arange(len(tests)), test_present,
-                      [int(answers[n].meta["rows"]) for n in asked])  # fmt: skip
+    meeting = Meeting(asked, classes, rows, found.present, torch.arange(len(tests)), test_present, sizes)
     _check_labels(config, data, rows)
     exchange.sizes = Sizes(len(classes), config.training.dim, min(config.training.batch, len(rows)))
     exchange.ask_all("align", {
@@ -86,6 +86,17 @@ def meet(config: VerticalConfig, data: PartyData, salt: str, exchange: Exchange)
         for k, name in enumerate(asked, 1)
     })  # fmt: skip
     return meeting
+
+
+def _rows_of(name: str, answer: Payload) -> int:
+    """Rows that a party says it has; with hashed ids it must have sent as many hashes."""
+    rows = int(answer.meta.get("rows", 0))
+    sent = len(answer.tensors["keys"]) if "keys" in answer.tensors else rows
+    if rows < 1 or sent != rows:
+        raise AlignmentError(
+            f"{name} cannot take part: it says that it has {rows:,} rows and sent {sent:,} hashed ids."
+        )
+    return rows
 
 
 def _requesters(
