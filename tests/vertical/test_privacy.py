@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from vertical.recorder import recorded
-from vertical.tables import config, planted
+from vertical.tables import PARTIES, config, planted
 
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload, decode
@@ -144,6 +144,21 @@ def test_counts_are_corrected_for_the_flips():
     true = torch.tensor([700.0, 200.0, 100.0])
     flip = flip_matrix(2.0, 3)
     assert torch.allclose(true_counts(true @ flip, flip), true, rtol=1e-4)
+
+
+def test_labels_of_a_few_rows_leave_no_trace():
+    """Three labelled rows at a party change no byte that it sends: not its counts, shares, means or prototypes."""
+    parties = [{"name": n, "train": "-", "test": "-"} | ({"labels": "code"} if n == "shop" else {}) for n in PARTIES]
+    frames, sent = planted(), []
+    for labelled in (0, 3, 5):
+        code = [None] * (200 - labelled) + ["class-1"] * labelled
+        shop = (frames["shop"][0].assign(code=code), frames["shop"][1])
+        federation, recorders = recorded(config(rounds=3, parties=parties), frames | {"shop": shop})
+        recorders["shop"].party.process = federation.exchange.session.process = "the same"
+        federation.run()
+        sent.append(recorders["shop"].up)
+    assert sent[0] == sent[1]
+    assert sent[0] != sent[2]
 
 
 def test_small_counts_are_withheld():

@@ -157,7 +157,9 @@ class Exposure(_Strict):
 
     label_dp: float | None = Field(None, gt=0, description="epsilon of randomised response on every label")
     gradient_noise: float = Field(0.0, ge=0, description="noise on gradients, relative to their size; a heuristic")
-    min_count: int = Field(5, ge=1, description="rows below which nothing is said of a class")
+    min_count: int = Field(
+        5, ge=1, description="rows below which a passive party says nothing of a class, and uses no labels of it"
+    )
 
 
 class VerticalConfig(_Strict):

@@ -23,6 +23,7 @@ from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
 from h2tune.vertical.exposure import Sizes, check, withhold
 from h2tune.vertical.parties import PartyData
+from h2tune.vertical.priors import class_shares
 from h2tune.vertical.prototypes import class_means
 from h2tune.vertical.psi import Responder
 from h2tune.vertical.run_store import write_party
@@ -126,10 +127,15 @@ class Passive:
             name: codes.get(digests([name], self.salt).tobytes(), -1) for name in set(labels) if name is not None
         }
         used = [-1 if name is None or not self.config.method.labels else code_of[name] for name in labels]
-        self.free_labels = torch.tensor(used, dtype=torch.int64)
+        self.free_labels = self._frequent(torch.tensor(used, dtype=torch.int64))
         self.nu = torch.zeros(len(names), training.dim, requires_grad=True)
         self.nu_optimiser = adamw([self.nu], training.learning_rate, training.weight_decay)
         self.declared = self._declared(codes)
+
+    def _frequent(self, labels: Tensor) -> Tensor:
+        """Labels without those of classes of fewer than `min_count` rows: what they train and count would tell of them."""
+        rare = class_shares(labels, self.sizes.classes) < self.config.exposure.min_count
+        return torch.where(rare[labels.clamp_min(0)], -1, labels)
 
     def _declared(self, codes: dict[bytes, int]) -> Tensor | None:
         if not isinstance(self.data.config.prior, dict):
