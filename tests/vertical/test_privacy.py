@@ -8,13 +8,15 @@ import math
 
 import pytest
 import torch
-from vertical.recorder import recorded
+from vertical.recorder import Recorder, recorded
 from vertical.tables import PARTIES, config, planted
 
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload, decode
+from h2tune.store import ClientStore
 from h2tune.vertical.exposure import ALLOWED, Sizes, check, flip_matrix, randomise, true_counts, withhold
-from h2tune.vertical.federation import load_parties, salt_of
+from h2tune.vertical.federation import Federation, load_parties, salt_of
+from h2tune.vertical.run_store import VerticalStore
 
 
 def test_all_messages_hold_names_shapes_and_types_of_the_list():
@@ -136,8 +138,35 @@ def test_randomised_response_keeps_as_often_as_it_says():
     assert flip[0, 0].item() == pytest.approx(math.e / (math.e + 3))
     assert torch.allclose(flip.sum(1), torch.ones(4))
     labels = torch.arange(4).repeat(5000)
-    kept = (randomise(labels, 1.0, 4, seed=0) == labels).float().mean().item()
-    assert kept == pytest.approx(math.e / (math.e + 3), abs=0.015)
+    used = randomise(labels, 1.0, 4, secret=b"known to the test")
+    counts = torch.bincount(4 * labels + used, minlength=16).reshape(4, 4) / 5000
+    assert torch.allclose(counts, flip, atol=0.025)  # each class, and each other class alike
+    assert not torch.equal(used, randomise(labels, 1.0, 4, secret=b"another"))
+    assert torch.equal(randomise(labels, 60.0, 4, secret=b"x"), labels)
+
+
+def test_private_draws_do_not_follow_from_the_seed_that_all_parties_know(tmp_path):
+    settings = config(rounds=1, exposure={"label_dp": 1.0, "gradient_noise": 0.5})
+
+    def sent(federation: Federation, recorders: dict[str, Recorder]) -> tuple[torch.Tensor, torch.Tensor]:
+        active = federation.open()
+        drawn = active.labels.y.clone()
+        active.one_round()
+        return drawn, recorders["shop"].messages("step", "down")[1].payload.tensors["gradient"]
+
+    first, second = (sent(*recorded(settings, planted())) for _ in range(2))
+    assert not torch.equal(first[0], second[0]) and not torch.equal(first[1], second[1])
+    # A run that goes on repeats its own draws: labels that are randomised twice are less private.
+    store = VerticalStore(tmp_path / "run")
+    store.create_for(settings, "0" * 32)
+    federation, recorders = recorded(settings, planted(), stores={n: ClientStore(tmp_path / n) for n in PARTIES})
+    federation.store = store
+    drawn, gradient = sent(federation, recorders)
+    again, others = recorded(settings, planted(), stores={n: ClientStore(tmp_path / n) for n in PARTIES})
+    resumed = again.resume(store)
+    resumed.one_round()
+    assert torch.equal(resumed.labels.y, drawn)
+    assert torch.equal(others["shop"].messages("step", "down")[1].payload.tensors["gradient"], gradient)
 
 
 def test_counts_are_corrected_for_the_flips():

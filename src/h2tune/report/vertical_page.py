@@ -104,8 +104,7 @@ def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str,
             heatmap(_whole(rows), numbers, "rows of each class by party", ("party", "class"), top),
         )
     )
-    # Where all views count alike there is nothing to see.
-    if "gate" in metrics and len({round(value, 2) for row in metrics["gate"] for value in row}) > 1:
+    if _varied(metrics.get("gate", [])):
         found.append(
             (
                 "Gate",
@@ -123,6 +122,11 @@ def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str,
             )
         )
     return [(title, note, picture) for title, note, picture in found if picture is not None]
+
+
+def _varied(rows: Sequence[Sequence[float]]) -> bool:
+    """Whether there is anything to see: not where all views count alike."""
+    return len({round(value, 2) for row in rows for value in row}) > 1
 
 
 def _whole(rows: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:

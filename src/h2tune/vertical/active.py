@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from typing import Any
 
@@ -30,10 +31,11 @@ class Active:
     Args:
         meeting: what the parties agreed on, see `h2tune.vertical.meeting`.
         vectors: public vectors of the classes (C x q), for `unseen: described`.
+        secret: what its private draws follow from; by default new ones.
     """
 
     def __init__(self, config: VerticalConfig, data: PartyData, meeting: Meeting, exchange: Exchange,
-                 vectors: Tensor | None = None) -> None:  # fmt: skip
+                 vectors: Tensor | None = None, secret: bytes | None = None) -> None:  # fmt: skip
         self.config, self.data, self.meeting, self.exchange = config, data, meeting, exchange
         training, seed = config.training, config.seed
         self.parties, self.classes = [data.name, *meeting.passive], meeting.classes
@@ -41,7 +43,8 @@ class Active:
         self.top = Top(len(self.parties), len(self.classes), config.method, training, seed, vectors)
         trained = [*self.encoder.parameters(), *self.top.parameters()]
         self.optimiser = adamw(trained, training.learning_rate, training.weight_decay)
-        self.labels = Labels(config, data.train, meeting)
+        self.secret = secret or secrets.token_bytes(32)
+        self.labels = Labels(config, data.train, meeting, self.secret)
         self.reported = torch.zeros(len(self.parties), len(self.classes))
         self.reported[0] = self.labels.own_counts
         self.priors = torch.zeros_like(self.reported)
@@ -141,7 +144,8 @@ class Active:
 
     def _noisy(self, z: Tensor, name: str, number: int, step: int) -> Tensor:
         assert z.grad is not None
-        seed = derive(self.config.seed, "noise", name, number, step)
+        # Noise that follows from the run's seed could be taken off again by every party.
+        seed = derive(int.from_bytes(self.secret, "big"), "noise", name, number, step)
         return exposure.add_noise(z.grad, self.config.exposure.gradient_noise, seed).clone()
 
     def _collect(self, z: list[Tensor], present: Tensor, rows: Tensor) -> None:

@@ -155,7 +155,9 @@ class Evaluation(_Strict):
 class Exposure(_Strict):
     """What limits the inference from what crosses."""
 
-    label_dp: float | None = Field(None, gt=0, description="epsilon of randomised response on every label")
+    label_dp: float | None = Field(
+        None, gt=0, le=100, description="epsilon of randomised response on every label; every new run spends it again"
+    )
     gradient_noise: float = Field(0.0, ge=0, description="noise on gradients, relative to their size; a heuristic")
     min_count: int = Field(
         5, ge=1, description="rows below which a passive party says nothing of a class, and uses no labels of it"

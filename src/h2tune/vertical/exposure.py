@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,10 +117,19 @@ def flip_matrix(epsilon: float, classes: int) -> Tensor:
     return torch.full((classes, classes), other) + (keep - other) * torch.eye(classes)
 
 
-def randomise(labels: Tensor, epsilon: float, classes: int, seed: int) -> Tensor:
-    """Labels after randomised response. Everything that is computed from them alone is `epsilon`-private in a label."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.multinomial(flip_matrix(epsilon, classes)[labels], 1, generator=generator)[:, 0]
+def randomise(labels: Tensor, epsilon: float, classes: int, secret: bytes) -> Tensor:
+    """Labels after randomised response. Everything that is computed from them alone is `epsilon`-private in a label.
+
+    Args:
+        secret: what the draws follow from. All parties know the run's seed: whoever can repeat the draws can undo them.
+    """
+    if classes < 2:
+        return labels
+    draws = np.frombuffer(hashlib.shake_256(b"labels" + secret).digest(16 * len(labels)), "<u8").reshape(-1, 2)
+    # Rounded up, so that the chance of another class is never below what epsilon asks for.
+    flipped = draws[:, 0] < np.uint64(math.ceil((classes - 1) / (math.exp(epsilon) + classes - 1) * 2.0**64))
+    moved = torch.from_numpy(np.where(flipped, 1 + draws[:, 1] % np.uint64(classes - 1), 0).astype(np.int64))
+    return (labels + moved) % classes
 
 
 def true_counts(reported: Tensor, flip: Tensor) -> Tensor:

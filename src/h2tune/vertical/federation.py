@@ -97,18 +97,20 @@ class Federation:
         self.active = self._build(meeting)
         if self.store is not None:
             self.store.keep_meeting(meeting)
+            self.store.keep_secret(self.active.secret)
         alone = int((~self.active.labels.trained).sum())
         self.log.event("frames", f"{len(meeting.rows):,} people are aligned, {alone:,} of them kept for validation")
         self._commit()
         return self.active
 
-    def _build(self, meeting: Meeting) -> Active:
-        return Active(self.config, self.data, meeting, self.exchange, class_vectors(self.config, meeting.classes))
+    def _build(self, meeting: Meeting, secret: bytes | None = None) -> Active:
+        vectors = class_vectors(self.config, meeting.classes)
+        return Active(self.config, self.data, meeting, self.exchange, vectors, secret)
 
     def resume(self, store: VerticalStore) -> Active:
         """Go on from the last commit of a run that was opened before."""
         self.store = store
-        self.active = self._build(store.meeting())
+        self.active = self._build(store.meeting(), store.secret())
         committed = store.committed()
         assert committed is not None
         number, tensors, records = committed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from h2tune.utils.seeds import derive
 from h2tune.vertical import exposure
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.encoder import batch_rows
@@ -18,7 +17,8 @@ class Labels:
     """Labels of the aligned people, and of the active party's other rows.
 
     With ``label_dp`` every label is randomised once, here, and nothing else in the run sees the true ones; counts are
-    estimates of the true counts.
+    estimates of the true counts. The draws follow from a secret of the active party, so that a resumed run repeats them and
+    nobody else can.
 
     Attributes:
         y: classes of the aligned people (N).
@@ -32,13 +32,13 @@ class Labels:
         unseen: classes that the active party has no row of.
     """
 
-    def __init__(self, config: VerticalConfig, rows: Rows, meeting: Meeting) -> None:
+    def __init__(self, config: VerticalConfig, rows: Rows, meeting: Meeting, secret: bytes) -> None:
         self.classes = len(meeting.classes)
         labels = numbers(rows.labels, meeting.classes)
         epsilon = config.exposure.label_dp
         self.flip = None if epsilon is None else exposure.flip_matrix(epsilon, self.classes)
         if epsilon is not None:
-            private = exposure.randomise(labels.clamp_min(0), epsilon, self.classes, derive(config.seed, "labels"))
+            private = exposure.randomise(labels.clamp_min(0), epsilon, self.classes, secret)
             labels = torch.where(labels >= 0, private, labels)
         own = labels >= 0
         own[meeting.rows] = False

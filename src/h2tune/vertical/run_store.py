@@ -79,6 +79,23 @@ class VerticalStore(RunStore):
             about["sizes"],
         )
 
+    def keep_secret(self, secret: bytes) -> None:
+        """Write what the active party's private draws follow from; a resumed run must repeat them."""
+        path = self.folder / "server" / "secret"
+        write_atomic(path, secret)
+        path.chmod(0o600)
+
+    def secret(self) -> bytes:
+        """What `keep_secret` has written.
+
+        Raises:
+            StoreError: if it is not there; labels that are randomised twice are less private.
+        """
+        path = self.folder / "server" / "secret"
+        if not path.is_file():
+            raise StoreError(f"{path} is missing: the run cannot be resumed. Choose another --out to begin anew.")
+        return path.read_bytes()
+
     def sizes(self, active: Active) -> Sizes:
         """Sizes of the run's messages."""
         training = active.config.training
