@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from grid import about
-from problems import Setting, build
+from grid import about, built, loaded
+from problems import Setting
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,7 +26,7 @@ from h2tune.transport.inprocess import InProcess
 from h2tune.vertical.compare import interval
 from h2tune.vertical.config import parse_vertical
 from h2tune.vertical.exchange import Exchange, NoLog
-from h2tune.vertical.federation import Federation, load_parties, salt_of
+from h2tune.vertical.federation import Federation, salt_of
 from h2tune.vertical.labels import numbers
 from h2tune.vertical.passive import Passive
 
@@ -67,10 +67,10 @@ def by_direction(gradient: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 def attacked(table: str, epsilon: float | None, seed: int) -> dict[str, float]:
     """Shares of labels that each attack gets right, and the bound."""
-    problem = build(Setting(table, aligned=400), seed)
+    problem = built(Setting(table, aligned=400), seed)
     config = parse_vertical(problem.config(seed, exposure={"label_dp": epsilon}, rounds=3,
                                            training={"batch": 400, "dropout": 0.0, "steps": 3}))  # fmt: skip
-    data = load_parties(config, problem.frames)
+    data = loaded(problem, seed)
     parties = {p.name: Curious(config, data[p.name], salt_of(config, p.name)) for p in config.passive}
     exchange = Exchange("0" * 32, "proto-evfl", list(parties), InProcess(dict(parties)), NoLog(), 1 << 30)
     active = Federation(config, data[config.label.party], exchange).run()
@@ -102,8 +102,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for table in ("adult", "segment", "optdigits"):
+        found = {(epsilon, seed): attacked(table, epsilon, seed) for seed in SEEDS for epsilon in EPSILONS}
         for epsilon in EPSILONS:
-            runs = [attacked(table, epsilon, seed) for seed in SEEDS]
+            runs = [found[epsilon, seed] for seed in SEEDS]
             row: dict[str, Any] = {"table": table, "label_dp": epsilon} | {
                 k: interval([r[k] for r in runs]) for k in runs[0]
             }

@@ -16,11 +16,22 @@ from vertical.recorder import recorded, reply
 from vertical.tables import PARTIES, config, planted
 
 from h2tune.config import ConfigError
-from h2tune.protocol.codec import Message, encode
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Message, Payload, encode
 from h2tune.store import ClientStore
-from h2tune.vertical.align import AlignmentError, check_ids, digests, match, normalise, positions
+from h2tune.vertical.align import (
+    FORMS,
+    AlignmentError,
+    check_ids,
+    digests,
+    match,
+    normalise,
+    nothing_in_common,
+    positions,
+)
 from h2tune.vertical.config import load_vertical, parse_vertical
 from h2tune.vertical.federation import fit, load_parties
+from h2tune.vertical.passive import Passive
 from h2tune.vertical.table import Columns, TableError, read_table
 
 
@@ -100,6 +111,24 @@ def test_private_intersection_finds_the_same_people():
     assert torch.equal(one.meeting.rows, other.meeting.rows)
     assert torch.equal(one.meeting.present, other.meeting.present)
     assert torch.equal(one.top.nu, other.top.nu)
+
+
+def test_a_private_intersection_is_not_circumvented_by_asking_for_looser_forms():
+    settings = config(align={"how": "psi"})
+    data = load_parties(settings, planted())
+    party = Passive(settings, data["shop"], "salt")
+    for form in FORMS:
+        with pytest.raises(ProtocolError, match="shop matches ids by `psi` and sends no hashes"):
+            party.answer("join", 0, Payload(meta={"form": form}))
+    assert "`psi` does not tell" in str(nothing_in_common("shop", 3, "bank", 4, {}))
+
+
+def test_nobody_in_common_by_private_intersection():
+    pytest.importorskip("private_set_intersection", reason="the extra package openmined-psi is not installed")
+    settings = config(align={"how": "psi"})
+    strangers = changed("shop", lambda t: t.assign(id=[f"s{i}" for i in range(len(t))]))
+    with pytest.raises(AlignmentError, match="shop and bank have no id in common"):
+        fit(settings, load_parties(settings, strangers))
 
 
 def changed(name: str, edit) -> dict:

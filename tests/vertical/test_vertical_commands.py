@@ -77,7 +77,7 @@ def test_plan_finds_the_mistakes_that_a_run_would():
 
 def test_plan_reports_ids_that_nearly_match():
     assert near_ids(["A-1", "b2", "x9"], ["a1", "B2", "y8"]) == ("without punctuation", 1)
-    assert near_ids(["007"], ["7"]) == ("without leading zeros", 1)
+    assert near_ids(["007"], ["7"]) == ("by their digits without leading zeros", 1)
     assert near_ids(["ID 12"], ["12"]) == ("by their digits alone", 1)
     assert near_ids(["B-00001"], ["S-00001"]) is None  # other people, numbered alike
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from h2tune.errors import H2TuneError
 
-FORMS = ("without punctuation", "by their digits alone", "without leading zeros")
+FORMS = ("without punctuation", "by their digits alone", "by their digits without leading zeros")
 DIGEST = 16  # bytes; a collision among 10^9 ids has a chance of 10^-21
 
 
@@ -116,12 +116,13 @@ def nothing_in_common(party: str, rows: int, active: str, active_rows: int, near
     """The error for two parties without a common id; the likeliest cause first.
 
     Args:
-        near: for each looser form of ids, how many would be common in that form.
+        near: for each looser form of ids, how many would be common in that form; empty where that was not compared.
     """
-    found = "; ".join(f"{count:,} {form}" for form, count in near.items())
+    counts = "; ".join(f"{count:,} {form}" for form, count in near.items())
+    found = f"Compared as hashes of looser forms, these would be common: {counts}" if near else "`psi` does not tell"
     return AlignmentError(
         f"{party} and {active} have no id in common ({rows:,} and {active_rows:,} rows).\n"
         "  1. The salt may differ: all parties need the same one (`align.salt`, or the file in the kit).\n"
-        f"  2. The ids may be written differently. Compared as hashes of looser forms, these would be common: {found}.\n"
+        f"  2. The ids may be written differently. {found}.\n"
         "  3. `align.by` may name another column than the id."
     )

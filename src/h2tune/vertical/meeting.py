@@ -66,7 +66,7 @@ def meet(config: VerticalConfig, data: PartyData, salt: str, exchange: Exchange)
     test = {name: _keys(data.test, answers[name], requesters.get(name), "test_") for name in asked}
     sizes = [_rows_of(name, answers[name]) for name in asked]
     for name in asked:
-        _check_shared(name, data, train[name], answers[name], salt, exchange)
+        _check_shared(name, data, train[name], sizes[asked.index(name)], salt, exchange, config.align.how)
     classes = _classes(config, data, salt, {name: answers[name].tensors.get("labels") for name in asked})
     found = match(data.train.keys, train)
     rows = positions(data.train.keys, found.order)
@@ -128,16 +128,17 @@ def _keys(
 
 
 def _check_shared(
-    name: str, data: PartyData, keys: np.ndarray, answer: Payload, salt: str, exchange: Exchange
+    name: str, data: PartyData, keys: np.ndarray, rows: int, salt: str, exchange: Exchange, how: str
 ) -> None:
     if np.isin(as_keys(keys), as_keys(data.train.keys)).any():
         return
     near: dict[str, int] = {}
-    for form in FORMS:
+    # Where a private intersection was agreed, no hashes of ids are asked for.
+    for form in FORMS if how == "hmac" else ():
         theirs = exchange.ask_all("join", {name: Payload(meta={"form": form})})[name].tensors["keys"].numpy()
         mine = digests([looser(i, form) for i in data.train.ids], salt)
         near[form] = len(np.intersect1d(as_keys(theirs), as_keys(mine)))
-    raise nothing_in_common(name, int(answer.meta["rows"]), data.name, len(data.train), near)
+    raise nothing_in_common(name, rows, data.name, len(data.train), near)
 
 
 def _classes(config: VerticalConfig, data: PartyData, salt: str, spoken: dict[str, Tensor | None]) -> list[str]:

@@ -83,9 +83,15 @@ class Passive:
     # Who is here
 
     def _join(self, payload: Payload) -> Payload:
-        """Hashed ids and hashed label names; for a looser form of ids only those."""
+        """Hashed ids and hashed label names; for a looser form of ids only those.
+
+        Raises:
+            ProtocolError: if hashes are asked for where a private intersection was agreed.
+        """
         train, test = self.data.train, self.data.test
         if form := payload.meta.get("form"):
+            if self.config.align.how == "psi":
+                raise ProtocolError(f"{self.name} matches ids by `psi` and sends no hashes of them")
             return Payload({"keys": torch.from_numpy(digests([looser(i, form) for i in train.ids], self.salt).copy())})
         meta = {"rows": len(train), "test_rows": len(test) if test else 0}
         names = Counter(label for label in train.labels if label is not None)
