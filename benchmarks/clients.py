@@ -38,7 +38,7 @@ def main() -> None:
             data = {part: f"demo:{kind}?split={part}&n=20&seed={i}" for part in ("train", "validation", "test")}
             rows.append({"name": f"c{i}", "model": model, "task": f"demo-{kind}"} | data)
         experiment = parse_config(
-            {"rounds": 1, "rank": 16, "anchors": "demo", "clients": rows, "device": "cpu", "method": "h2tune",
+            {"rounds": 1, "rank": 16, "anchors": "demo", "clients": rows, "device": "cpu", "method": {"name": "h2tune", "frames": "anchor"},
              "training": {"steps": 2, "batch_size": 4}}
         )  # fmt: skip
         store = RunStore(folder)

@@ -42,7 +42,13 @@ def experiment_of(seed: int, rounds: int) -> Experiment:
     training = base.training.model_copy(update=rates | {"steps": 6, "schedule": "constant", "warmup": 0.0})
     clients = [client.model_copy(update={"practice": None}) for client in base.clients]
     evaluation = base.evaluation.model_copy(update={"every": rounds, "n_validation": 8})
-    changes = {"rounds": rounds, "rank": 16, "training": training, "method": "h2tune", "clients": clients}
+    changes = {
+        "rounds": rounds,
+        "rank": 16,
+        "training": training,
+        "method": {"name": "h2tune", "frames": "anchor"},
+        "clients": clients,
+    }
     return base.model_copy(update=changes | {"evaluation": evaluation, "baseline": "none"})
 
 

@@ -6,6 +6,7 @@ Run as: python scripts/generate_docs.py
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from h2tune.config import Experiment
+from h2tune.frames.registry import OWN
 from h2tune.methods.base import Method, Settings
+from h2tune.methods.h2tune_settings import AlternatingSettings, H2TuneSettings
 from h2tune.methods.registry import known_methods
 from h2tune.vertical.config import VerticalConfig
 
@@ -147,9 +150,20 @@ def _relative(name: str, settings: type[BaseModel]) -> tuple[str, str]:
         return " No settings.", ""
     for other, method in _known():
         parent = method.settings
-        if other != name and parent not in (settings, Settings) and parent in settings.__mro__:
+        above = AlternatingSettings if parent is H2TuneSettings else parent  # the same keys with other defaults
+        if other != name and parent not in (settings, Settings) and above in settings.__mro__:
             return f" The keys of [{other}](#{other}), except:", table(settings, parent)
-    return "", table(settings)
+    return _suited() if settings is H2TuneSettings else "", table(settings)
+
+
+def _suited() -> str:
+    """What holds with a kind of frames where a file says nothing else."""
+    told = [
+        f" Where the file says nothing else, `frames: {name}` means "
+        + ", ".join(f"`{key}: {json.dumps(value).strip(chr(34))}`" for key, value in kind.suited.items()) + "."
+        for name, kind in OWN.items() if kind.suited
+    ]  # fmt: skip
+    return "".join(told)
 
 
 def methods() -> str:

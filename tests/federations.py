@@ -41,7 +41,15 @@ def small(clients: int = 2, same_model: bool = False, **changes: Any) -> Experim
         )
     data = {"rounds": 3, "rank": 4, "anchors": ANCHORS, "clients": rows, "device": "cpu", "name": "small"}
     data["training"] = {"steps": 4, "batch_size": 4}
+    data["method"] = _moving(changes.pop("method", "h2tune"))
     return parse_config(data | changes)
+
+
+def _moving(method: Any) -> Any:
+    """H2Tune with a core that moves in every round and frames that are set up fast, unless the method says which."""
+    if isinstance(method, str):
+        return {"name": method, "frames": "anchor"} if method == "h2tune" else method
+    return {"frames": "anchor"} | method if method.get("name") == "h2tune" else method
 
 
 def outcome(run: Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from h2tune.config import ClientConfig, Experiment, Privacy
 from h2tune.core.masks import kept_rank
 from h2tune.core.slots import Layout
 from h2tune.frames.anchor_text import anchor_batch, words
+from h2tune.frames.registry import kind_of
 from h2tune.frames.sources import load_anchors, load_texts
 from h2tune.methods.base import ModelShape
 from h2tune.methods.leaving import as_lines, what_leaves
@@ -179,7 +180,8 @@ def _promise_rows(
 
 def _check_anchors(plan: Plan, settings: Any, client: ClientConfig, shape: LoadedModel, anchors: list[str]) -> None:
     """Models that are described on the anchors have to read each of them whole."""
-    if not anchors or not hasattr(settings, "directions") or getattr(settings, "frames", "anchor") != "anchor":
+    frames = getattr(settings, "frames", None)
+    if not anchors or not hasattr(settings, "directions") or (frames and not kind_of(frames).reads_anchors):
         return
     most = getattr(settings, "sentences", None)
     read = anchors[:: -(-len(anchors) // most)] if most else anchors
@@ -225,6 +227,7 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     if row.rank > smallest:
         plan.problems.append(f"{client.name}: rank {row.rank} is larger than its smallest map allows ({smallest})")
     private = getattr(inner, "private", 0)
+    private = experiment.rank if private is None else private
     row.adapter_parameters = sum((row.rank + private) * (i + o) + parts * row.rank**2 for i, o, parts in maps)
     row.training_memory = budget.adapter_bytes(maps, row.rank)
     row.lora_bytes = 4 * sum(experiment.rank * (i + o) for i, o, _ in maps)

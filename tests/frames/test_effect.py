@@ -14,11 +14,12 @@ from torch import Tensor
 from h2tune import federation
 from h2tune.client import Client
 from h2tune.config import Training
+from h2tune.errors import ProtocolError
 from h2tune.frames import effect
 from h2tune.frames.anchor_text import words as spans
 from h2tune.frames.effect import EffectServer
 from h2tune.frames.predictions import Predictions, common_words, single_tokens
-from h2tune.methods.registry import MethodError, method_of, resolve_method
+from h2tune.methods.registry import resolve_method
 from h2tune.participant.trainer import Group, NormalisedGradient
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import Payload
@@ -189,7 +190,65 @@ def test_plan_says_what_is_sent_before_the_first_round(tmp_path: Path) -> None:
     [{"secure_aggregation": {"threshold": 2}}, {"weights": "uniform", "privacy": {"clip": 1, "noise": 1}}],
     ids=["secure aggregation", "privacy"],
 )
-def test_promises_that_need_a_coverage_known_beforehand_are_refused(promise: dict[str, Any]) -> None:
-    with pytest.raises(MethodError, match="excludes frames: effect"):
-        method_of(small(3, method=METHOD, **promise))
-    method_of(small(3, method=METHOD | {"frames": "anchor"}, **promise))
+def test_a_model_whose_words_do_not_fit_is_no_obstacle_to_promises(
+    promise: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a client covers follows from its vocabulary, so the server knows it before the first round."""
+    speechless(monkeypatch, "c1")
+    server, clients = joined(tmp_path, clients=3, rounds=1, **promise)
+    assert [c.method.core.coverage.any().item() for c in clients.values()] == [True, False, True]
+    assert [server.method.covers(name).any().item() for name in clients] == [True, False, True]
+    assert server.round == 1 and server.method.S.any()
+
+
+def speechless(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A client whose model has none of the common words as one token."""
+    find = effect.Predictions
+
+    def found(context: Any) -> Predictions:
+        predictions = find(context)
+        if context.name == name:
+            predictions.known = torch.zeros_like(predictions.known)
+        return predictions
+
+    monkeypatch.setattr(effect, "Predictions", found)
+
+
+def test_two_families_share_when_a_third_has_other_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = torch.zeros(3, 5900).bool()
+    known[:2, :40], known[2, 38:80] = True, True
+    speakers = [{"words.known": row.to(torch.uint8)} for row in known]
+    assert [int(s["words.known"].sum()) for s in effect._speakers(speakers, 8)] == [40, 40]
+    assert len(effect._speakers(speakers, 2)) == 3
+    shared = effect._in_common(speakers[:2])
+    assert effect._fits(known[0], shared, 4) and not effect._fits(known[2], shared, 4)
+
+
+def test_words_are_packed_and_unpacked() -> None:
+    known = torch.rand(len(common_words())) < 0.5
+    assert torch.equal(effect._unpacked(effect._packed(known)), known)
+    for text in ("", "zz", effect._packed(known)[:-2], effect._packed(known)[:-1] + "g"):
+        with pytest.raises(ProtocolError, match="common words"):
+            effect._unpacked(text)
+
+
+def test_what_nobody_sets_suits_the_frames() -> None:
+    plain, anchored = resolve_method("h2tune")[1], resolve_method({"name": "h2tune", "frames": "anchor"})[1]
+    assert plain.frames == "effect" and plain.private is None
+    assert (plain.accept, plain.core_rule, plain.alternation) == ("validation", "gradient", "rounds")
+    assert (anchored.accept, anchored.core_rule, anchored.private, anchored.alternation) == (
+        "always",
+        "adamw",
+        0,
+        "step",
+    )
+    own = resolve_method({"name": "h2tune", "accept": "always", "private": 3})[1]
+    assert (own.accept, own.private, own.core_rule) == ("always", 3, "gradient")
+    assert resolve_method("h2tune-published")[1].alternation == "step"
+
+
+def test_the_core_has_the_first_rounds_or_a_part_of_the_only_one() -> None:
+    settings = resolve_method("h2tune")[1]
+    assert [settings.phases(2, number, 8)[0] for number in range(1, 9)] == ["shared"] * 2 + ["specific"] * 6
+    assert settings.phases(8, 1, 1) == ["shared"] * 2 + ["specific"] * 6
+    assert settings.phases(8, 1, 2) == ["shared"] * 4 + ["specific"] * 4 and "shared" not in settings.phases(8, 2, 2)

@@ -59,7 +59,7 @@ def test_a_client_accepts_what_its_validation_likes(tmp_path: Path) -> None:
     server.one_round()
     own = method.core.S.detach().clone()
     good = server.method.download("c0")
-    method._receive_what_fits(good)
+    method.receive_what_fits(good, ())
     losses = {}
     received = server.method.S
     for share in (0.0, 0.5, 1.0):
@@ -71,7 +71,7 @@ def test_a_client_accepts_what_its_validation_likes(tmp_path: Path) -> None:
     method.core.S.data.copy_(own)
     method.core.write(method.middles)
     server.method.S = torch.randn_like(server.method.S) * 50
-    method._receive_what_fits(server.method.download("c0"))
+    method.receive_what_fits(server.method.download("c0"), ())
     assert method.accepted == 0.0 and torch.equal(method.core.S.detach(), own)
 
 

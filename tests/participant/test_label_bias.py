@@ -16,8 +16,11 @@ from h2tune.config import parse_config
 from h2tune.exporting import export
 from h2tune.federation import run
 from h2tune.inference import predict
-from h2tune.participant.label_bias import LabelBias, label_tokens
+from h2tune.participant import label_bias
+from h2tune.participant.label_bias import LabelBias, label_tokens, telling_tokens
+from h2tune.participant.passes import Answered
 from h2tune.tasks.example import Example
+from h2tune.tasks.prompts import Encoded
 from h2tune.trained import load_trained
 
 BOUND = st.integers(0, 10_000)
@@ -62,6 +65,27 @@ def test_only_fixed_options_have_a_bias() -> None:
     different = [Example("a", " x", " x", (" x", " y")), Example("b", " z", " z", (" z", " y"))]
     assert label_tokens(different, tokenizer) == []
     assert label_tokens([Example("a", " x", " x", ())], tokenizer) == []
+
+
+def test_what_every_option_has_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encoded(examples: list[Example], *_: object, **__: object) -> list[list[Encoded]]:
+        return [[Encoded([1, *t], [-100, *t]) for t in ([9, 4, 0], [7, 4, 0])] for _ in examples]
+
+    monkeypatch.setattr(label_bias, "encode_options", encoded)
+    rows = [Example("a", " yes", " yes", (" yes", " no"))] * 2
+    assert label_tokens(rows, None) == [0, 4, 7, 9]
+    assert telling_tokens(rows, None) == [7, 9]
+
+
+def test_a_choice_among_tokens_hears_nothing_else() -> None:
+    logits = torch.randn(4, 12, requires_grad=True)
+    out = Answered(logits, torch.tensor([7, 0, 9, 0])).among([7, 9])
+    assert out.wanted.tolist() == [0, 1]
+    assert float(out.loss.detach()) == pytest.approx(
+        float(cross_entropy(logits.detach()[[0, 2]][:, [7, 9]], out.wanted))
+    )
+    (gradient,) = torch.autograd.grad(out.loss, logits)
+    assert not gradient[[1, 3]].any() and (gradient[[0, 2]] != 0).sum() == 4
 
 
 @pytest.fixture(scope="module")

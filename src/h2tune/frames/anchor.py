@@ -138,5 +138,9 @@ class AnchorKind(FrameKind):
 
 
 ANCHOR = AnchorKind(
-    "anchor", "regression on coordinates that all models share on public text", AnchorClient, AnchorServer
+    "anchor",
+    "regression on coordinates that all models share on public text",
+    AnchorClient,
+    AnchorServer,
+    reads_anchors=True,
 )

@@ -6,8 +6,8 @@ T's in unrelated bases is noise. A kind of frames gives all clients bases that f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
@@ -22,21 +22,25 @@ from h2tune.errors import ProtocolError
 from h2tune.participant.adapter_trainer import AdapterTrainer
 from h2tune.protocol.codec import Payload
 
+FRAMES = (
+    "`effect`: what a block does to predictions of common words; `anchor`: what it says of public text; `words`: practised"
+    " on public codes of words, for tasks that choose among labels; `glossary`: public terms and practice problems;"
+    " `weights` (singular vectors of the base) and `random`: no common frames (ablations); or a kind that another package"
+    " adds"
+)
+
 
 class FrameSettings(Settings):
     """The keys that say where A and B come from."""
 
-    frames: str = Field(
-        "anchor",
-        description="`anchor`: public text; `words`: practised on public codes of words, for tasks that choose among"
-        " labels; `glossary`: public terms and practice problems; `weights` (singular vectors of the base) and `random`:"
-        " no common frames (ablations); or a kind that another package adds",
-    )
+    frames: str = Field("anchor", description=FRAMES)
     slots: list[Literal["q", "k", "v", "o", "gate", "up", "down"]] | None = Field(
         None, description="slots that are adapted and shared; by default all (`frames: words`: o, up, down, tied)"
     )
-    private: int = Field(
-        0, ge=0, description="coordinates beside the frames: a LoRA of this rank that no core can disturb"
+    private: int | None = Field(
+        0,
+        ge=0,
+        description="coordinates beside the frames: a LoRA of this rank that no core can disturb; null: of the core's rank",
     )
     directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
     depth_frames: str = Field(
@@ -134,6 +138,10 @@ class ServerFrames:
     def agree(self, described: dict[str, Payload], shape: CoreShape) -> None:
         """Work out the frames, once."""
 
+    def fits(self, payload: Payload) -> bool:
+        """Whether a client with this introduction covers anything of the core; must follow from what is public."""
+        return True
+
     def found(self) -> str:
         """How well the clients' models fit together, in words; empty if that is not known."""
         return ""
@@ -155,7 +163,8 @@ class FrameKind:
         says: what they are, in a line.
         tied: whether one matrix of the core serves all of a client's maps.
         whole_adapter: whether all maps are adapted, whichever the core acts on.
-        sizes_tell: whether a model's sizes alone say which entries of the core it covers.
+        suited: settings that go well with them, where a config says nothing else.
+        reads_anchors: whether models are described on the anchors, and so have to read each of them whole.
     """
 
     name: str
@@ -164,11 +173,16 @@ class FrameKind:
     server: type[ServerFrames] = ServerFrames
     tied: bool = False
     whole_adapter: bool = False
-    sizes_tell: bool = True
+    reads_anchors: bool = False
+    suited: Mapping[str, Any] = field(default_factory=dict)
 
     def adapter_slots(self, settings: FrameSettings) -> Sequence[str] | None:
         """Slots that get an adapter; None is all."""
         return None if self.whole_adapter else settings.slots
+
+    def core_slots(self, settings: FrameSettings, slots: Collection[str]) -> list[str]:
+        """Slots of the core that a model with these slots reads."""
+        return sorted(slots)[:1] if self.tied else sorted(slots)
 
     def leaves(self, settings: FrameSettings) -> list[Sent]:
         """What leaves a client for the sake of the frames."""

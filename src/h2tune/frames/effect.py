@@ -11,9 +11,11 @@ base weights: factors of activations and of the output embedding, once for each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,39 +44,63 @@ class EffectClient(AnchorClient):
     def layout(self) -> Layout:
         return self.context.layout.only(self.settings.slots or WRITING)
 
+    predictions: Predictions | None = None
+
     def check(self) -> None:
         super().check()
         if strange := set(self.settings.slots or ()) - set(WRITING):
-            raise MethodError(f"method.slots: frames: effect act on {' and '.join(WRITING)}, not on {min(strange)}")
+            raise MethodError(
+                f"method.slots: frames: effect act on {' and '.join(WRITING)}, not on {min(strange)}; frames: anchor act on"
+                " all slots"
+            )
 
     def introduction(self, fresh: bool) -> dict[str, Any]:
-        return super().introduction(fresh) | {"slots": self.core_slots}
+        """With the words that its model knows: they say whether it fits, and so which entries of the core it covers."""
+        said = super().introduction(fresh) | {"slots": self.core_slots}
+        if fresh:
+            self.predictions = Predictions(self.context)
+            said["words"] = _packed(self.predictions.known)
+        return said
 
     def describe(self) -> Payload:
         """Left factors of what the blocks read and write on the anchors, and of the output embedding over words."""
-        said, predictions = super().describe().tensors, Predictions(self.context)
+        said, predictions = super().describe().tensors, self._predictions()
         said[_KNOWN] = predictions.known.to(torch.uint8)
         most = self.settings.directions * self.context.rank
-        known = int(predictions.known.sum())
-        factors = torch.zeros(len(predictions.known), min(most, known) if known else 0)
-        if known:
-            u = fr.factorise(predictions.scaled_rows(), most).u
+        factors = torch.zeros(len(predictions.known), 0)
+        if predictions.known.any():
+            u = self._once("words", most, make=lambda: fr.factorise(predictions.scaled_rows(), most).u)
             factors = torch.zeros(len(predictions.known), u.shape[1])
             factors[predictions.known] = u * len(u) ** 0.5
         said[_FACTORS] = factors.half()
         return Payload(said)
+
+    def _once(self, *what: Any, make: Callable[[], Any]) -> Any:
+        """What follows from the base model and the anchors alone; clients on one base share it."""
+        key = ("effect", *what, self.layout.first, tuple(self.layout.targets), hash(tuple(self.context.anchors)))
+        kept = self.context.base.cache
+        if key not in kept:
+            kept[key] = make()
+        return kept[key]
+
+    def _predictions(self) -> Predictions:
+        if self.predictions is None:
+            raise ProtocolError("the server asks for predictions that this client has not described")
+        return self.predictions
 
     def set_up(self, payload: Payload, shape: CoreShape, relation: Tensor) -> Tensor:
         common, shared = payload.tensors.get(_COMMON), payload.tensors.get(_SHARED)
         if common is None or shared is None or common.shape != (int(shared.sum()), shape.rank):
             raise ProtocolError("the server's frames lack the words' coordinates")
         relation = super().set_up(Payload(_without_words(payload.tensors), payload.meta), shape, relation)
-        predictions, places = Predictions(self.context), shared.bool()
+        predictions, places = self._predictions(), shared.bool()
         if places.shape != predictions.known.shape:
             raise ProtocolError("the server's words are not this client's: install the same version on both sides")
-        if int((places & predictions.known).sum()) < shape.rank:
+        self.predictions = None
+        if not _fits(predictions.known, places, shape.rank):
             return torch.zeros_like(relation)  # it covers nothing: it neither takes from the core nor gives to it
-        self._write(predictions.effect(self.layout, common.float(), places))
+        digest = hashlib.sha256(common.numpy().tobytes() + places.numpy().tobytes()).hexdigest()
+        self._write(self._once(digest, make=lambda: predictions.effect(self.layout, common.float(), places)))
         return relation
 
     def _write(self, effects: Sequence[Tensor]) -> None:
@@ -98,6 +124,14 @@ class EffectServer(AnchorServer):
     common: Tensor | None = None
     shared: Tensor
 
+    def check_introduction(self, payload: Payload) -> None:
+        super().check_introduction(payload)
+        _unpacked(payload.said("words", str))
+
+    def fits(self, payload: Payload) -> bool:
+        """Follows from vocabularies, which are public: a model has enough of the words that are common."""
+        return _fits(_unpacked(payload.meta["words"]), self.shared, self.experiment.rank)
+
     def misfits(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, str]:
         plain = {name: Payload(_without_words(payload.tensors)) for name, payload in described.items()}
         found = super().misfits(joined, plain)
@@ -112,12 +146,11 @@ class EffectServer(AnchorServer):
 
     def agree(self, described: dict[str, Payload], shape: CoreShape) -> None:
         super().agree({n: Payload(_without_words(p.tensors)) for n, p in described.items()}, shape)
-        speakers = [p.tensors for p in described.values() if bool(p.tensors[_KNOWN].any())]
-        self.shared = torch.stack([t[_KNOWN].bool() for t in speakers]).all(0) if speakers else torch.zeros(0).bool()
-        count, rank = int(self.shared.sum()), shape.rank
-        if count < max(2 * rank, 1):
-            self.shared, self.common = torch.zeros(len(common_words())).bool(), torch.zeros(0, rank)
-            agreement = 0.0
+        rank = shape.rank
+        speakers = _speakers([payload.tensors for payload in described.values()], 2 * rank)
+        self.shared = _in_common(speakers)
+        if (count := int(self.shared.sum())) < 2 * rank:
+            self.shared, self.common, agreement = torch.zeros_like(self.shared), torch.zeros(0, rank), 0.0
         else:
             factors = [torch.linalg.qr(_centred(t[_FACTORS].float()[self.shared]))[0] for t in speakers]
             self.common, agreement = fr.consensus(factors, rank), fr.agreement(factors, rank)
@@ -147,20 +180,60 @@ class EffectServer(AnchorServer):
         self.common, self.shared = tensors[_COMMON].float(), tensors[_SHARED].bool()
 
 
+def _packed(known: Tensor) -> str:
+    """Booleans as hexadecimal digits, eight in a byte."""
+    return np.packbits(known.numpy()).tobytes().hex()
+
+
+def _unpacked(text: str) -> Tensor:
+    """Inverse of `_packed`, for one bit a common word.
+
+    Raises:
+        ProtocolError: it is something else.
+    """
+    count = len(common_words())
+    if len(text) != 2 * -(-count // 8) or set(text) - set("0123456789abcdef"):
+        raise ProtocolError("its introduction does not say which of the common words its model has")
+    return torch.from_numpy(np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count)).bool()
+
+
+def _fits(known: Tensor, shared: Tensor, rank: int) -> bool:
+    return int((known & shared).sum()) >= rank
+
+
+def _in_common(speakers: Sequence[dict[str, Tensor]]) -> Tensor:
+    known = [tensors[_KNOWN].bool() for tensors in speakers]
+    return torch.stack(known).all(0) if known else torch.zeros(len(common_words())).bool()
+
+
+def _speakers(described: list[dict[str, Tensor]], enough: int) -> list[dict[str, Tensor]]:
+    """The models on whose words the others agree: without those that leave too few words in common."""
+    speakers = [tensors for tensors in described if bool(tensors[_KNOWN].any())]
+    while len(speakers) > 2 and int(_in_common(speakers).sum()) < enough:
+        without = [speakers[:i] + speakers[i + 1 :] for i in range(len(speakers))]
+        speakers = max(without, key=lambda rest: int(_in_common(rest).sum()))
+    return speakers
+
+
 def _centred(x: Tensor) -> Tensor:
     return x - x.mean(0)
 
 
 class EffectKind(FrameKind):
     def adapter_slots(self, settings: FrameSettings) -> Sequence[str] | None:
-        return None if settings.private else settings.slots or WRITING
+        return settings.slots or WRITING if settings.private == 0 else None
+
+    def core_slots(self, settings: FrameSettings, slots: Collection[str]) -> list[str]:
+        return [slot for slot in settings.slots or WRITING if slot in slots]
 
     def leaves(self, settings: FrameSettings) -> list[Sent]:
         says = (
             "left factors of the base model's activations on the public anchor text and of its output embedding over"
             " common words; they depend on no private row"
         )
-        digest = Sent("join", ("digest",), "a digest of them", "once")
+        digest = Sent(
+            "join", ("digest", "words"), "a digest of them, and which common words its tokenizer has", "once"
+        )
         return [
             Sent("describe", ("in.*", "out.*", "words.*"), says, "once, from one client of each base model"),
             digest,
@@ -168,7 +241,7 @@ class EffectKind(FrameKind):
 
     def setup_bytes(self, experiment: Experiment, settings: FrameSettings, shape: ModelShape) -> tuple[int, int]:
         """As of anchor frames for the maps that write, and the words' factors; how many words are common is not known yet."""
-        slots = [slot for slot in settings.slots or WRITING if slot in shape.slots]
+        slots = self.core_slots(settings, shape.slots)
         widths = dict(zip(dict.fromkeys(input_kind(slot) for slot in shape.slots), shape.inputs, strict=True))
         sizes = [widths[input_kind(slot)] for slot in slots]
         sizes += [size for slot, size in zip(shape.slots, shape.parts, strict=True) if slot in slots]
@@ -183,5 +256,15 @@ EFFECT = EffectKind(
     "aligned by what a block's output does to predictions of common words",
     EffectClient,
     EffectServer,
-    sizes_tell=False,  # a model whose words do not fit covers nothing
+    reads_anchors=True,
+    suited={
+        "private": None,
+        "alternation": "rounds",
+        "shared_part": 0.25,
+        "core_rule": "gradient",
+        "core_loss": "labels",
+        "accept": "validation",
+        "train_factors": False,
+        "train_relation": False,
+    },  # fmt: skip
 )

@@ -47,7 +47,7 @@ READING, FORMAT = 2.0, 0.3  # weights of the losses beside obeying
 def check_words(method: FramedAdapter) -> None:
     """Raise MethodError or AnchorError if the client's task or its public texts are nothing for these frames."""
     context = method.context
-    if not method.settings.private:
+    if method.adapter_rank == method.shared_rank:
         raise MethodError("frames: words needs `private:`, a LoRA that is practised along, for example 32")
     if context.task.kind != "choice":
         raise MethodError(
@@ -65,7 +65,7 @@ def practise_words(method: FramedAdapter) -> None:
     codes = load_codes(settings.codes, context.rank, pairs=len(columns) == 2)
     texts = practice_texts(public_texts(context), pairs=len(columns) == 2)
     question = question_of(method, texts[0])
-    what = (context.base.fingerprint, context.rank, settings.private, settings.practice_steps, settings.practice_rate,
+    what = (context.base.fingerprint, context.rank, method.adapter_rank - method.shared_rank, settings.practice_steps, settings.practice_rate,
             question, core_slots(settings), context.config.max_length, len(codes.words), float(codes.codes.sum()),
             ["\t".join(text) for text in texts])  # fmt: skip
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]

@@ -22,12 +22,12 @@ from h2tune.frames.registry import kind_of
 from h2tune.methods.base import Method, Sent, ServerMethod
 from h2tune.methods.core_updates import leaves
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer
-from h2tune.methods.h2tune_settings import H2TuneSettings
+from h2tune.methods.h2tune_settings import AlternatingSettings
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Reply
 
 
-class CeLoraSettings(H2TuneSettings):
+class CeLoraSettings(AlternatingSettings):
     alternation: Literal["joint"] = Field("joint", description="A, B and C in every update")
     aggregate: Literal["mean"] = Field("mean", description="the rule is the mixture")
     temperature: float = Field(0.5, gt=0, description="tau of the mixture's softmax")

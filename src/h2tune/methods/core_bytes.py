@@ -21,12 +21,12 @@ def planned_core_bytes(experiment: Experiment, settings: CoreSettings, shape: Mo
     rank = kept_rank(shape.keep, experiment.rank) if dims else experiment.rank
     start = nearest_relation if settings.relation == "nearest" else depth_relation
     covered = int((start(depth, shape.blocks) > 0).any(1).sum())
-    pairs = covered * (1 if kind.tied else len(shape.slots))
-    received = depth * (1 if kind.tied else len(shape.slots))
+    own, everybody = (len(kind.core_slots(settings, slots)) for slots in (shape.slots, shape.all_slots))
+    pairs, received = covered * own, depth * own
     entries = rank**2 if dims else round(shape.keep * experiment.rank**2)
     mask = 0 if dims or shape.keep == 1 else -(-pairs * experiment.rank**2 // 8)
     up = Code(experiment.wire.dtype, experiment.wire.top_k).size(pairs, pairs * entries) + mask
     if experiment.secure_aggregation:
-        up = 8 * depth * (1 if kind.tied else len(shape.all_slots)) * experiment.rank**2
+        up = 8 * depth * everybody * experiment.rank**2
     down = DOWNLOADS[experiment.wire.download].itemsize * received * rank**2
     return PlannedBytes(up, down, *kind.setup_bytes(experiment, settings, shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,12 @@ class CoreClient(AdapterClient):
 
     Attributes:
         shape: the shared core. core: this client's S, P and M. core_leaves: T of the maps that the core acts on.
+        accepted: share of the received core in the one that was taken last; -1 is none.
     """
 
     actions: tuple[str, ...] = ("keys", "shares", "train", "unmask")  # all but `train` belong to secure aggregation
     shape: CoreShape
+    accepted = 1.0
 
     def __init__(self, context: ClientContext, settings: Any) -> None:
         super().__init__(context, settings)
@@ -50,6 +52,27 @@ class CoreClient(AdapterClient):
         with torch.no_grad():
             own.copy_(torch.where(coverage.to(own.device), core.to(own.device), own))
         self.core.write(self.core_leaves)
+
+    def receive_what_fits(self, payload: Payload, among: Sequence[int]) -> None:
+        """Take the own core, the received one, their mean or none, whichever has the least loss on validation rows.
+
+        Args:
+            among: tokens of the choice whose loss counts; none for the loss of whole answers.
+        """
+        own = self.core.S.detach().clone()
+        self.receive(payload)
+        received = self.core.S.detach().clone()
+        if torch.equal(own, received):
+            return
+        choices = {share: torch.lerp(own, received, share) for share in (1.0, 0.5, 0.0)}
+        choices[-1.0] = torch.zeros_like(own)
+        losses = {}
+        for share, core in choices.items():
+            self._take(core)
+            losses[share] = self.context.validation_loss(among)
+        self.accepted = min(losses, key=lambda share: (losses[share], -share))
+        self._take(choices[self.accepted])
+        self.activate()
 
     def _take(self, core: Tensor) -> None:
         self.core.S.data.copy_(core)

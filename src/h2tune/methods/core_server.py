@@ -26,7 +26,6 @@ from h2tune.core.compress import Code, decode_update
 from h2tune.core.packing import pack_core, unpack_core
 from h2tune.core.relation import depth_relation, nearest_relation
 from h2tune.errors import ProtocolError
-from h2tune.frames.registry import kind_of
 from h2tune.methods.base import MethodError, OneExchange
 from h2tune.methods.h2tune_settings import CoreSettings
 from h2tune.protocol.codec import Payload
@@ -81,10 +80,6 @@ def _learned_masks(experiment: Experiment, settings: CoreSettings) -> bool:
     return settings.mask == "entries" and any(c.keep != 1 for c in experiment.clients)
 
 
-def _frames_tell(settings: CoreSettings) -> str:
-    return f"excludes frames: {settings.frames} (which entries a client covers must be known from sizes alone)"
-
-
 def _against_privacy(experiment: Experiment, settings: CoreSettings) -> list[str]:
     """What would break the proof in `h2tune.aggregation.private`."""
     privacy = experiment.privacy
@@ -98,7 +93,6 @@ def _against_privacy(experiment: Experiment, settings: CoreSettings) -> list[str
         "excludes relation: similarity (coverage must be known from sizes alone)": settings.relation == "similarity",
         "excludes patience (early stopping would leak unprotected scores)": experiment.patience is not None,
         f"delta must be below 1 / {len(experiment.clients)} clients": privacy.delta * len(experiment.clients) >= 1,
-        _frames_tell(settings): not kind_of(settings.frames).sizes_tell,
         INSTALL: not has_accountant(),
     }
     problems = [text for text, wrong in found.items() if wrong]
@@ -123,7 +117,6 @@ def _against_secrecy(experiment: Experiment, settings: CoreSettings) -> list[str
             experiment, settings
         ),
         "excludes relation: similarity (coverage must be known from sizes alone)": settings.relation == "similarity",
-        _frames_tell(settings): not kind_of(settings.frames).sizes_tell,
         INSTALL_SECURE: not is_available(),
     }
     return [text for text, wrong in found.items() if wrong]
@@ -153,6 +146,7 @@ class CoreServer(OneExchange):
         self.masked: dict[str, bool] = {}
         self.held: dict[str, list[str]] = {}
         self.blocks: dict[str, int] = {}
+        self.fits: dict[str, bool] = {}
         self.spent: list[float] = []
         self.excluded = 0
 
@@ -190,9 +184,9 @@ class CoreServer(OneExchange):
         return whole
 
     def covers(self, client: str) -> Tensor:
-        """Entries that a client sends, from what is public: its slots, its rank, and how many blocks it has."""
+        """Entries that a client sends, from what is public: its slots, its rank, its blocks, and whether frames fit it."""
         start = nearest_relation if self.settings.relation == "nearest" else depth_relation
-        reads = (start(self.shape.depth, self.blocks[client]) > 0).any(1)
+        reads = (start(self.shape.depth, self.blocks[client]) > 0).any(1) & self.fits.get(client, True)
         return self.reached(client) & reads[:, None, None, None]
 
     def download(self, client: str) -> Payload:
@@ -260,14 +254,15 @@ class CoreServer(OneExchange):
 
     def plain_state(self) -> dict[str, Any]:
         shape = {"depth": self.shape.depth, "rank": self.shape.rank, "slots": list(self.shape.slots)}
-        clients = {"ranks": self.ranks, "masked": self.masked, "held": self.held, "blocks": self.blocks}
+        clients = {"ranks": self.ranks, "masked": self.masked, "held": self.held, "blocks": self.blocks,
+                   "fits": self.fits}  # fmt: skip
         return {"shape": shape, "spent": self.spent} | clients
 
     def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
         shape = plain["shape"]
         self.shape, self.S = CoreShape(shape["depth"], shape["rank"], tuple(shape["slots"])), tensors["S"].clone()
         self.ranks, self.masked, self.held = plain["ranks"], plain["masked"], plain["held"]
-        self.blocks, self.spent = plain["blocks"], plain["spent"]
+        self.blocks, self.spent, self.fits = plain["blocks"], plain["spent"], plain["fits"]
 
     def rejoin(self, client: str) -> Payload:
         return Payload(meta={"depth": self.shape.depth, "slots": list(self.shape.slots)})

@@ -25,11 +25,11 @@ from h2tune.errors import ProtocolError
 from h2tune.methods.base import Method, MethodError, Sent
 from h2tune.methods.core_updates import leaves
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer
-from h2tune.methods.h2tune_settings import H2TuneSettings
+from h2tune.methods.h2tune_settings import AlternatingSettings
 from h2tune.protocol.codec import Payload
 
 
-class FedSbSettings(H2TuneSettings):
+class FedSbSettings(AlternatingSettings):
     frames: Literal["random"] = Field("random", description="A and B come from gradients")
     alternation: Literal["joint"] = Field("joint", description="only R is trained")
     relation: Literal["nearest"] = Field("nearest", description="each block reads its nearest depth")

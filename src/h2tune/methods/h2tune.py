@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from h2tune.config import Experiment
@@ -36,21 +35,20 @@ from h2tune.methods.core_client import CoreClient
 from h2tune.methods.core_server import CoreServer
 from h2tune.methods.core_updates import leaves
 from h2tune.methods.distill import Distillation
-from h2tune.methods.h2tune_settings import H2TuneSettings
+from h2tune.methods.h2tune_settings import AlternatingSettings, H2TuneSettings
 from h2tune.participant.context import ClientContext
-from h2tune.participant.trainer import LocalTraining, Update, with_penalty
+from h2tune.participant.trainer import LocalTraining, Update, among, with_penalty
 from h2tune.protocol.codec import Payload, Size
 
 
 class H2TuneClient(FramedAdapter, CoreClient):
-    settings: H2TuneSettings
+    settings: AlternatingSettings
     hosts = True
     protects_rows = True  # frames and relation are made from public text
     residual = False
     gives_way = "specific"  # phase whose updates are left out where another method needs room
-    accepted = 1.0  # share of the received core in the one that was taken last
 
-    def __init__(self, context: ClientContext, settings: H2TuneSettings) -> None:
+    def __init__(self, context: ClientContext, settings: AlternatingSettings) -> None:
         super().__init__(context, settings)
         self.frames = kind_of(settings.frames).client(self)
 
@@ -70,7 +68,12 @@ class H2TuneClient(FramedAdapter, CoreClient):
 
     @property
     def adapter_rank(self) -> int:
-        return self.shared_rank + self.settings.private
+        return self.shared_rank + self.private_rank
+
+    @property
+    def private_rank(self) -> int:
+        private = self.settings.private
+        return self.context.rank if private is None else private
 
     def check(self) -> None:
         super().check()
@@ -79,7 +82,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
     # ---- before round 1: the adapter, its frames, the core
 
     def join(self, fresh: bool = True) -> Payload:
-        private = self.settings.private > 0
+        private = self.private_rank > 0
         self.attach(self.adapter_rank, residual=self.residual or private, framed=self.shared_rank if private else 0)
         return Payload(meta=self.introduction() | {"keep": self.context.keep} | self.frames.introduction(fresh))
 
@@ -130,7 +133,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
     def train(self, round: int, payload: Payload) -> Payload:
         model = self.activate()
         self.secure.take(payload)
-        self.receive(payload) if self.settings.accept == "always" else self._receive_what_fits(payload)
+        self.receive(payload) if self.settings.accept == "always" else self.receive_what_fits(payload, self.listens)
         self.start = self.core.S.detach().clone()
         self.pull = Distillation(self, self.settings.distill) if self.settings.distill else None
         training = LocalTraining(model, self._own_phases(round), self._updates(), self.context.batches(round))
@@ -161,7 +164,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
         return self.left_out
 
     @classmethod
-    def phases_of(cls, settings: H2TuneSettings) -> tuple[str, ...]:
+    def phases_of(cls, settings: AlternatingSettings) -> tuple[str, ...]:
         return ("shared", "specific") if settings.learns_factors else ("shared",)
 
     def update_of(self, phase: str) -> Update:
@@ -170,13 +173,22 @@ class H2TuneClient(FramedAdapter, CoreClient):
     def _updates(self) -> dict[str, Update]:
         """What each phase trains; a round that trains both at once makes them from one backward pass."""
         shared, specific = self.groups["shared"], self.groups.get("specific")
-        found = {"shared": Update([shared], before=self._listen(True, False), after=self._core_gradient)}
+        found = {
+            "shared": Update(
+                [shared], among(self.listens), before=self._listen(True, False), after=self._core_gradient
+            )
+        }
         if specific:
             found["specific"] = Update(
                 [specific], with_penalty(self.pull), before=self._listen(False, True), after=self._factor_gradient
             )
             found["joint"] = Update([shared, specific], before=self._listen(True, True), after=self._both_gradients)
         return found
+
+    @property
+    def listens(self) -> list[int]:
+        """Tokens among which the core learns to choose; none for whole answers."""
+        return self.context.telling if self.settings.core_loss == "labels" else []
 
     def _listen(self, core: bool, factors: bool) -> Callable[[], None]:
         """Before an update: who gets gradients; and T follows from S."""
@@ -218,32 +230,15 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self._core_gradient()
         self._factor_gradient()
 
-    def _receive_what_fits(self, payload: Payload) -> None:
-        """Of the own core, the received one, their mean and none the one with the least validation loss."""
-        own = self.core.S.detach().clone()
-        self.receive(payload)
-        received = self.core.S.detach().clone()
-        if torch.equal(own, received):
-            return
-        choices = {share: torch.lerp(own, received, share) for share in (1.0, 0.5, 0.0)}
-        choices[-1.0] = torch.zeros_like(own)
-        losses = {}
-        for share, core in choices.items():
-            self._take(core)
-            losses[share] = self.context.validation_loss()
-        self.accepted = min(losses, key=lambda share: (losses[share], -share))
-        self._take(choices[self.accepted])
-        self.activate()
-
     def report(self) -> dict[str, Any]:
         return {"relation": self.core.relation().detach().cpu().tolist(), "accepted": self.accepted}
 
 
 class H2TuneServer(CoreServer):
-    settings: H2TuneSettings
+    settings: AlternatingSettings
     needs: ClassVar[tuple[str, ...]] = ("depth", "slots", "rank", "keep")
 
-    def __init__(self, experiment: Experiment, settings: H2TuneSettings) -> None:
+    def __init__(self, experiment: Experiment, settings: AlternatingSettings) -> None:
         super().__init__(experiment, settings)
         self.frames = kind_of(settings.frames).server(experiment, settings)
         self.is_open = False
@@ -271,6 +266,7 @@ class H2TuneServer(CoreServer):
                 raise MethodError(f"{name} joins late with slots that the core lacks: {', '.join(strange)}")
             self.ranks[name], self.held[name], self.blocks[name] = meta["rank"], meta["slots"], meta["depth"]
             self.masked[name] = self.settings.mask == "entries" and meta["keep"] < 1
+            self.fits[name] = self.frames.fits(payload)
         tensors = self.frames.tensors()
         return {name: Payload(dict(tensors), self.rejoin(name).meta) for name in joined}
 

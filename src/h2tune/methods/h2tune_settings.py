@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from h2tune.errors import MethodError
-from h2tune.frames.base import FrameSettings
+from h2tune.frames.base import FRAMES, FrameSettings
 from h2tune.frames.registry import kind_of
 
 
@@ -48,7 +48,9 @@ class CoreSettings(FrameSettings):
     )
 
 
-class H2TuneSettings(CoreSettings):
+class AlternatingSettings(CoreSettings):
+    """How a client trains a core and its own factors in turns, with the paper's choices where nothing is said."""
+
     alternation: Literal["step", "part", "rounds", "joint"] = Field(
         "step", description="phases by update, by part of a round, by rounds (the core in the first ones), or none"
     )
@@ -58,6 +60,11 @@ class H2TuneSettings(CoreSettings):
     core_rule: Literal["adamw", "gradient"] = Field(
         "adamw",
         description="how the core is stepped: AdamW, or steps of length `core_learning_rate` along its gradient (P stays)",
+    )
+    core_loss: Literal["answers", "labels"] = Field(
+        "answers",
+        description="what the shared phase (and `accept`) listen to: all of an answer, or, where all rows offer the same"
+        " options, what tells them apart; how an answer ends is then left to the private part",
     )
     ridge: float = Field(0.0, ge=0, description="pull of the core towards 0, divided by the client's examples")
     proximal: float = Field(0.0, ge=0, description="mu, pull of the core towards the server's")
@@ -76,20 +83,37 @@ class H2TuneSettings(CoreSettings):
     @property
     def learns_factors(self) -> bool:
         """Whether anything of A and B is trained."""
-        return self.train_factors or (self.private > 0 and self.train_private)
+        return self.train_factors or (self.private != 0 and self.train_private)
 
     def phases(self, steps: int, number: int, rounds: int) -> list[str]:
         """The phase of each update of a round: ``shared``, ``specific`` or, at once, ``joint``."""
         if self.alternation == "joint":
             return ["joint"] * steps
         share = self.shared_part
-        if self.alternation == "rounds":
-            return ["shared" if number <= max(1, int(share * rounds)) else "specific"] * steps
-        if self.alternation == "part":
-            cut = max(1, round(share * steps))
+        if self.alternation == "rounds" and share * rounds >= 1:
+            return ["shared" if number <= int(share * rounds) else "specific"] * steps
+        if self.alternation in ("rounds", "part"):
+            # Where its share of the rounds is less than one, the core gets as many updates of the first.
+            part = share * rounds if self.alternation == "rounds" else share
+            cut = max(1, round(part * steps)) if number == 1 or self.alternation == "part" else 0
             return ["shared"] * cut + ["specific"] * (steps - cut)
         # Spread evenly: update n is shared whenever the count of shared updates falls behind its share.
         return [
             "shared" if int((n + 1) * share + 1 - share) > int(n * share + 1 - share) else "specific"
             for n in range(steps)
         ]
+
+
+class H2TuneSettings(AlternatingSettings):
+    """What nobody sets is as suits the frames: each kind of frames says what was measured to go well with it."""
+
+    frames: str = Field("effect", description=FRAMES)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_suits_the_frames(cls, said: Any) -> Any:
+        name = said.get("frames", cls.model_fields["frames"].default) if isinstance(said, dict) else None
+        try:
+            return {**kind_of(name).suited, **said} if isinstance(name, str) else said
+        except MethodError:
+            return said  # `frames` itself is refused, with the reason

@@ -23,11 +23,11 @@ from h2tune.core.client_core import ClientCore
 from h2tune.methods.base import Method, Sent
 from h2tune.methods.core_updates import leaves
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer
-from h2tune.methods.h2tune_settings import H2TuneSettings
+from h2tune.methods.h2tune_settings import AlternatingSettings
 from h2tune.protocol.codec import Payload
 
 
-class PublishedSettings(H2TuneSettings):
+class PublishedSettings(AlternatingSettings):
     frames: Literal["random"] = Field("random", description="A random, B = 0")
     mask: Literal["entries"] = Field("entries", description="learned entries")
     private: Literal[0] = Field(0, description="the whole adapter has a residual")

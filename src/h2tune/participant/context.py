@@ -19,7 +19,7 @@ from h2tune.core.slots import Layout
 from h2tune.participant.affordable import affordable_keep, step_milliseconds
 from h2tune.participant.base_models import ModelPool, adapter_name
 from h2tune.participant.batches import stream
-from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, label_tokens
+from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, label_tokens, telling_tokens
 from h2tune.participant.passes import Passes
 from h2tune.participant.prefix import Prefix, prefix_of
 from h2tune.participant.prepare import Split, client_base, load_data, max_length
@@ -185,11 +185,18 @@ class ClientContext:
             self._store.write_json(LABEL_BIAS, found.plain())
         return found
 
-    def validation_loss(self) -> float:
-        """Nats per answer token of the client's model, as it stands, on its validation rows."""
-        return self.score(self.data.validation, loss_only=True).nats
+    @cached_property
+    def telling(self) -> list[int]:
+        """Tokens that tell the options apart, where all rows offer the same ones; none otherwise."""
+        return telling_tokens(self.data.train.examples, self.tokenizer)
 
-    def score(self, part: Split, *, untouched: bool = False, loss_only: bool = False) -> Score:
+    def validation_loss(self, among: Sequence[int] = ()) -> float:
+        """Nats per answer token (or of the choice among some) of the client's model, as it stands, on validation rows."""
+        return self.score(self.data.validation, loss_only=True, among=among).nats
+
+    def score(
+        self, part: Split, *, untouched: bool = False, loss_only: bool = False, among: Sequence[int] = ()
+    ) -> Score:
         """Score the client's model on some rows, or with ``untouched`` the base model without an adapter.
 
         Raises:
@@ -202,10 +209,10 @@ class ClientContext:
             with self.base.untouched() as model:
                 found = score(model, *arguments, Passes(self.prefix))
         elif self.has_adapter:
-            found = score(self.base.activate(self.adapter), *arguments, self.passes)
+            found = score(self.base.activate(self.adapter), *arguments, self.passes, among)
         else:
             with self.base.untouched() as model:
-                found = score(model, *arguments, self.passes)
+                found = score(model, *arguments, self.passes, among)
         if not math.isfinite(found.nats):
             raise NanLossError("the loss on held-out rows is not a number")
         return found

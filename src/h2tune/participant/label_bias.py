@@ -34,6 +34,14 @@ def label_tokens(examples: Sequence[Example], tokenizer: Any) -> list[int]:
     return tokens if len(tokens) <= MOST else []
 
 
+def telling_tokens(examples: Sequence[Example], tokenizer: Any) -> list[int]:
+    """Of `label_tokens` those that tell the options apart: not every option has them, as it has the end of text."""
+    if not (tokens := label_tokens(examples, tokenizer)):
+        return []
+    rows = encode_options([examples[0]], tokenizer, max_length=1 << 30)[0]
+    return [token for token in tokens if not all(token in row.labels for row in rows)]
+
+
 class LabelBias:
     """Numbers for some tokens.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -31,6 +32,12 @@ class Answered:
     def loss(self) -> Tensor:
         """Mean cross-entropy."""
         return cross_entropy(self.logits, self.wanted)
+
+    def among(self, tokens: Sequence[int]) -> Answered:
+        """The same as a choice among some tokens, sorted, at the places that ask for one of them."""
+        few = torch.tensor(tokens, device=self.wanted.device)
+        asked = torch.isin(self.wanted, few)
+        return Answered(self.logits[asked][:, few], torch.searchsorted(few, self.wanted[asked]))
 
 
 @dataclass(frozen=True)

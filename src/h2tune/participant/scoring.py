@@ -51,15 +51,17 @@ def score(
     loss_only: bool = False,
     length: int | None = None,
     passes: Passes = PLAIN,
+    among: Sequence[int] = (),
 ) -> Score:
     """Score a model (with whatever adapter is active) on examples and their encodings, whatever the batch size.
 
     ``loss_only`` writes nothing and leaves the metric at 0 (for classes it comes with the loss): much faster.
     ``length`` is the longest input that the client allows itself, by default the model's context. ``passes`` says how
-    the model is run; what it writes (``generate`` tasks) always goes through all blocks.
+    the model is run; what it writes (``generate`` tasks) always goes through all blocks. With ``among``, nats are those of the
+    choice among some tokens.
     """
     with evaluating(model):
-        nats, predicted = _nats(model, encoded, tokenizer.pad_token_id, batch_size, passes)
+        nats, predicted = _nats(model, encoded, tokenizer.pad_token_id, batch_size, passes, among)
         if task.kind == "classify":
             right = [p == row.label for p, row in zip(predicted, encoded, strict=True)]
         elif loss_only:
@@ -143,12 +145,16 @@ def all_answered(
     return torch.cat([f.logits for f in found]), torch.cat([f.wanted for f in found])
 
 
-def _nats(model: Model, encoded: Sequence[Encoded], pad: int, size: int, passes: Passes) -> tuple[float, list[int]]:
+def _nats(
+    model: Model, encoded: Sequence[Encoded], pad: int, size: int, passes: Passes, among: Sequence[int] = ()
+) -> tuple[float, list[int]]:
     """Mean cross-entropy over all asked positions of all rows, and for classes the likeliest of each row."""
     total, count, predicted = 0.0, 0, [0] * len(encoded)
     for picked in _by_length([row.input_ids for row in encoded], size):
         batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
         found = passes.answered(model, batch)
+        if among:
+            found = found.among(among)
         total += float(cross_entropy(found.logits, found.wanted, reduction="sum"))
         count += len(found.wanted)
         if batch["labels"].ndim == 1:

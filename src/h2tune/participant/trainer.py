@@ -57,6 +57,18 @@ def with_penalty(penalty: Penalty | None) -> Loss:
     return loss
 
 
+def among(tokens: Sequence[int]) -> Loss:
+    """Mean cross-entropy of the choice among some tokens, where a batch asks for one; `answer_loss` without any."""
+    if not tokens:
+        return answer_loss
+
+    def loss(forward: Forward, batch: Batch) -> Tensor:
+        out: Answered = forward(batch)
+        return out.among(tokens).loss
+
+    return loss
+
+
 def answers(batch: Batch) -> int:
     """How many terms the mean in `answer_loss` has: answer tokens, or rows for classes."""
     labels = batch["labels"]
@@ -105,11 +117,12 @@ class Group:
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.optimiser: torch.optim.Optimizer
+        warmup = math.ceil(settings.warmup * updates)
         if rule == "gradient":
             self.optimiser = NormalisedGradient(self.parameters, lr=rate)
+            warmup = 0  # a step has a fixed length: there are no moments to wait for, and the updates are few
         else:
             self.optimiser = self._adamw(rate, settings, decayed)
-        warmup = math.ceil(settings.warmup * updates)
         self.scheduler = get_scheduler(settings.schedule, self.optimiser, warmup, max(updates, warmup + 1))
 
     def _adamw(self, rate: float, settings: Training, decayed: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

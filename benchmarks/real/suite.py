@@ -1,0 +1,223 @@
+"""Every method on settings of real pretrained models: one JSON for each run, to be stopped and continued at will.
+
+    python benchmarks/real/suite.py run --models MODELS --data DATA --out runs/suite --settings sst2-32 --seeds 5
+    python benchmarks/real/suite.py table --out runs/suite --settings sst2-32 --write benchmarks/results/real/suite.json
+
+A setting is a task (or `different`: one task a family) and the number of training rows of a client; 20 more rows of its own
+are for validation. Rows differ by seed and no two clients of a seed share one; the test rows are the same for all. `pooled`
+is local training on everybody's rows of a task, with as many updates: an upper bound that breaks privacy. Every method has
+the same rates and the same number of updates, and starts from the same label bias. Intervals are Student's t over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import circumstances
+from prepare import ANCHORS, FAMILIES, TASKS, anchors
+
+from h2tune.comparison.statistics import interval
+from h2tune.config import Experiment
+from h2tune.utils.files import write_atomic
+
+VALIDATION = 20
+DIFFERENT = ("sst2", "qqp", "mrpc")
+METHODS: dict[str, dict[str, Any]] = {
+    "local": {"name": "local"},
+    "bias": {"name": "bias"},
+    "pooled": {"name": "local"},
+    "h2tune": {"name": "h2tune"},
+    "h2tune-unshared": {"name": "h2tune-unshared"},
+    "h2tune-published": {"name": "h2tune-published"},
+    "colora": {"name": "colora"},
+    "fedmkt": {"name": "fedmkt"},
+}
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def written(path: Path, rows: list[dict[str, str]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path.resolve())
+
+
+def split(args: argparse.Namespace, setting: str, seed: int) -> list[dict[str, Any]]:
+    """For every client its task, and files of its training, validation, test and pooled rows."""
+    name, count = setting.rsplit("-", 1)
+    tasks = [DIFFERENT[i % len(DIFFERENT)] if name == "different" else name for i in range(len(args.families))]
+    drawn: dict[str, list[dict[str, str]]] = {}
+    clients: list[dict[str, Any]] = []
+    for i, (family, task) in enumerate(zip(args.families, tasks, strict=True)):
+        source, folder = args.data / TASKS[task][0], args.out / "rows" / setting
+        if task not in drawn:
+            drawn[task] = read(source / "train.tsv")[:-ANCHORS]
+            random.Random(f"{task} {seed}").shuffle(drawn[task])
+        train, valid = (drawn[task][:int(count)], drawn[task][int(count):int(count) + VALIDATION])  # fmt: skip
+        drawn[task] = drawn[task][int(count) + VALIDATION :]
+        test = read(source / "dev.tsv")
+        random.Random(task).shuffle(test)
+        place = f"{seed}-{i}-{family}"
+        clients.append({
+            "family": family, "task": task, "rows": train,
+            "train": written(folder / f"{place}-train.tsv", train),
+            "validation": written(folder / f"{place}-validation.tsv", valid),
+            "test": written(args.out / "rows" / f"test-{task}.tsv", test[: args.test_rows]),
+        })  # fmt: skip
+    for client in clients:
+        whole = [row for other in clients if other["task"] == client["task"] for row in other["rows"]]
+        client["pooled"] = written(args.out / "rows" / setting / f"{seed}-pooled-{client['task']}.tsv", whole)
+    return clients
+
+
+def experiment(args: argparse.Namespace, setting: str, method: str, seed: int) -> Experiment:
+    """The federation of a run."""
+    made = split(args, setting, seed)
+    clients = [{
+        "name": f"{c['family']}-{c['task']}", "model": str((args.models / FAMILIES[c["family"]]).resolve()),
+        "task": {"preset": c["task"], "kind": "choice"}, "max_length": 160, "truncate": True,
+        "train": c["pooled" if method == "pooled" else "train"], "validation": c["validation"], "test": c["test"],
+    } for c in made]  # fmt: skip
+    return Experiment.model_validate({
+        "name": setting, "seed": seed, "rounds": args.rounds, "rank": 16, "depth": 3, "blocks": 0.34, "device": "cpu",
+        "anchors": str(anchors(args.data, made[0]["task"], args.out).resolve()), "clients": clients,
+        "training": {"steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate, "core_learning_rate": args.core_rate,
+                     "precision": "bf16"},
+        "evaluation": {"every": args.rounds}, "method": METHODS[method] | args.set.get(method, {}),
+    })  # fmt: skip
+
+
+def cell(args: argparse.Namespace, setting: str, method: str, seed: int) -> Path:
+    return Path(args.out / "cells" / setting / method / f"{seed}.json")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what is not there yet; the first line says how much that is."""
+    from h2tune.federation import run as federate
+    from h2tune.participant.base_models import ModelPool
+    from h2tune.utils.logging import quiet_libraries
+
+    quiet_libraries()
+    args.out.mkdir(parents=True, exist_ok=True)
+    wanted = [(s, m, n) for s in args.settings for n in range(args.first, args.seeds) for m in args.methods]
+    todo = [key for key in wanted if not cell(args, *key).is_file()]
+    known = [json.loads(p.read_text())["seconds"] for p in (args.out / "cells").rglob("*.json")]
+    each = sum(known) / len(known) if known else 180.0
+    print(f"{len(wanted)} runs, {len(todo)} to go: about {len(todo) * each / 60:.0f} minutes", flush=True)
+    pool: ModelPool | None = None
+    for setting, method, seed in todo:
+        federation, begin = experiment(args, setting, method, seed), time.perf_counter()
+        pool = pool or ModelPool.of(federation, args.out / "frames")
+        pool.release()
+        folder = args.out / "runs" / setting / method / str(seed)
+        shutil.rmtree(folder, ignore_errors=True)
+        metrics = federate(federation, folder, models=pool)
+        kept = {name: c["final"] | {"accepted": c["accepted"], "agreement": c["agreement"]}
+                for name, c in metrics["clients"].items()}  # fmt: skip
+        found = {"clients": kept, "base": {n: c["base"] for n, c in metrics["clients"].items()},
+                 "seconds": round(time.perf_counter() - begin, 1), "method": federation.method} | circumstances()  # fmt: skip
+        path = cell(args, setting, method, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+        shutil.rmtree(folder)
+        told = ", ".join(f"{n} {100 * c['metric']:.1f}" for n, c in kept.items())
+        print(f"{setting} {method} {seed}: {told}  {found['seconds']:.0f} s", flush=True)
+
+
+def values(args: argparse.Namespace, setting: str, method: str, key: str) -> dict[int, float]:
+    """Mean over the clients, by seed."""
+    found = {}
+    for path in sorted((args.out / "cells" / setting / method).glob("*.json")):
+        clients = json.loads(path.read_text())["clients"].values()
+        found[int(path.stem)] = sum(c[key] for c in clients) / len(clients)
+    return found
+
+
+def gap(a: dict[int, float], b: dict[int, float]) -> list[float] | None:
+    """Mean of a - b over the seeds that both have, and its interval."""
+    both = sorted(a.keys() & b.keys())
+    return interval([a[s] - b[s] for s in both]) if both else None
+
+
+def share(pairs: Iterable[tuple[float, float, float]]) -> float | None:
+    """Share of the pooled gain: sum(federated - alone) / sum(pooled - alone), where pooling gains."""
+    held = [(f - a, p - a) for f, a, p in pairs if p > a]
+    return sum(f for f, _ in held) / sum(p for _, p in held) if held else None
+
+
+def table(args: argparse.Namespace) -> None:
+    """Means and paired differences of every setting."""
+    report: dict[str, Any] = {}
+    for setting in args.settings:
+        right = {m: values(args, setting, m, "metric") for m in args.methods}
+        nats = {m: values(args, setting, m, "nats") for m in args.methods}
+        report[setting] = {}
+        print(
+            f"\n{setting}\n{'method':18s} seeds  right   nats   over local            over bias             over unshared"
+        )
+        for method in (m for m in args.methods if right[m]):
+            row: dict[str, Any] = {"right": interval(list(right[method].values())), "by_seed": right[method],
+                                   "nats": interval(list(nats[method].values()))}  # fmt: skip
+            text = f"{method:18s} {len(right[method]):5d}  {100 * row['right'][0]:5.1f}  {row['nats'][0]:.3f}"
+            for rival in ("local", "bias", "h2tune-unshared"):
+                found = gap(right[method], right.get(rival, {})) if rival != method else None
+                row[f"over {rival}"] = found
+                told = "" if found is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in found))
+                text += f"  {told:20s}"
+            print(text)
+            report[setting][method] = row
+        of_each = [right.get(m, {}) for m in ("h2tune", "local", "pooled")]
+        both = sorted(set.intersection(*(set(x) for x in of_each)))
+        part = share([(of_each[0][s], of_each[1][s], of_each[2][s]) for s in both])
+        report[setting]["share of the pooled gain"] = part
+        print(f"share of the pooled gain: {'none to share' if part is None else f'{part:.2f}'} ({len(both)} seeds)")
+    if args.write:
+        write_atomic(args.write, (json.dumps(report | circumstances(), indent=1) + "\n").encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--models", type=Path, help="folder with the models' folders, as for prepare.py")
+    parser.add_argument("--data", type=Path, help="folder with GLUE's tasks")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=["sst2-32"], help="TASK-ROWS or different-ROWS")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=["local", "h2tune", "h2tune-unshared", "bias", "pooled"]
+    )
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=1, help="updates in a round")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--core-rate", type=float, default=2e-2)
+    parser.add_argument("--test-rows", type=int, default=150)
+    parser.add_argument(
+        "--set", type=json.loads, default={}, help='settings by method, as {"h2tune": {"shared_part": 0.5}}'
+    )
+    parser.add_argument("--write", type=Path, help="also keep the table as JSON")
+    args = parser.parse_args()
+    run(args) if args.what == "run" else table(args)
+
+
+if __name__ == "__main__":
+    main()
