@@ -28,11 +28,6 @@ TASKS = {
     "mrpc": ("MRPC", ("#1 String", "#2 String"), "First: {} Second: {} Same:"),
 }
 ANCHORS = 200
-# What differs from the defaults of `method: h2tune`; the same for every setting.
-CORE: dict[str, Any] = {
-    "frames": "effect", "private": 16, "alternation": "rounds", "core_rule": "gradient", "accept": "validation",
-    "train_factors": False, "train_relation": False,
-}  # fmt: skip
 
 
 def anchors(data: Path, task: str, out: Path) -> Path:
@@ -61,11 +56,9 @@ def federation(models: Path, data: Path, out: Path, tasks: list[str], args: argp
     return {
         "name": "-".join(tasks), "rounds": args.rounds, "rank": 16, "depth": 3, "blocks": 0.34, "device": "cpu",
         "anchors": str(anchors(data, tasks[0], out).resolve()), "clients": clients,
-        "training": {"steps": args.steps, "batch_size": 16, "learning_rate": 3e-4, "core_learning_rate": 1e-2,
-                     "precision": "bf16"},
+        "training": {"steps": args.steps, "batch_size": 16, "learning_rate": 3e-4, "precision": "bf16"},
         "evaluation": {"every": args.rounds},
-        "method": {"name": "h2tune"} | CORE, "baseline": ["local"] if args.baseline else "none",
-        "methods": {"h2tune": CORE, "h2tune-unshared": CORE},
+        "method": "h2tune", "baseline": ["local"] if args.baseline else "none",
     }  # fmt: skip
 
 

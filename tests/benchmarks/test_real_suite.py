@@ -1,0 +1,60 @@
+"""The suite on real models: whose rows are whose, and the share of the pooled gain."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REAL = Path(__file__).parents[2] / "benchmarks" / "real"
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(REAL))
+    monkeypatch.syspath_prepend(str(REAL.parent))
+    import suite
+
+    yield suite
+    for name in ("suite", "prepare", "common"):
+        sys.modules.pop(name, None)
+
+
+def arguments(folder: Path) -> argparse.Namespace:
+    for task in ("SST-2", "QQP", "MRPC"):
+        (folder / task).mkdir()
+        for part, count in (("train", 400), ("dev", 30)):
+            lines = [f"{task} {part} {i}\t{i % 2}" for i in range(count)]
+            (folder / task / f"{part}.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return argparse.Namespace(data=folder, out=folder / "out", families=["smollm", "gemma", "qwen"], test_rows=10)
+
+
+def rows(path: str) -> set[str]:
+    with open(path, encoding="utf-8") as file:
+        return {row["sentence"] for row in csv.DictReader(file, delimiter="\t")}
+
+
+def test_no_row_has_two_owners_and_pooled_holds_them_all(suite: Any, tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    clients = suite.split(args, "sst2-32", 0)
+    parts = [rows(client[part]) for client in clients for part in ("train", "validation")]
+    assert [len(part) for part in parts] == [32, 20] * 3 and len(set().union(*parts)) == 3 * 52
+    assert rows(clients[0]["pooled"]) == set().union(*(rows(client["train"]) for client in clients))
+    anchors = {f"SST-2 train {i}" for i in range(200, 400)}
+    assert not anchors & set().union(*parts)
+    assert suite.split(args, "sst2-32", 1)[0]["train"] != clients[0]["train"]
+    assert rows(suite.split(args, "sst2-32", 1)[0]["train"]) != rows(clients[0]["train"])
+
+
+def test_clients_of_different_tasks_pool_nothing(suite: Any, tmp_path: Path) -> None:
+    for client in suite.split(arguments(tmp_path), "different-32", 0):
+        assert rows(client["pooled"]) == rows(client["train"])
+
+
+def test_the_share_of_the_pooled_gain_leaves_out_what_pooling_does_not_help(suite: Any) -> None:
+    assert suite.share([(0.8, 0.7, 0.9), (0.7, 0.7, 0.7), (0.9, 0.8, 0.7)]) == pytest.approx(0.5)
+    assert suite.share([(0.8, 0.7, 0.6)]) is None
