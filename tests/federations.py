@@ -35,12 +35,12 @@ def small(clients: int = 2, same_model: bool = False, **changes: Any) -> Experim
                 "model": MODELS[0 if same_model else i % 3],
                 "task": f"demo-{kind}",
                 "train": f"demo:{kind}?split=train&n=16&seed={i}",
-                "validation": f"demo:{kind}?split=validation&n=8&seed={i}",
-                "test": f"demo:{kind}?split=test&n=8&seed={i}",
+                "validation": f"demo:{kind}?split=validation&n=4&seed={i}",
+                "test": f"demo:{kind}?split=test&n=4&seed={i}",
             }
         )
     data = {"rounds": 3, "rank": 4, "anchors": ANCHORS, "clients": rows, "device": "cpu", "name": "small"}
-    data["training"] = {"steps": 4, "batch_size": 4}
+    data["training"] = {"steps": 2, "batch_size": 4}
     data["method"] = _moving(changes.pop("method", "h2tune"))
     return parse_config(data | changes)
 
