@@ -31,6 +31,7 @@ def allocated(planted: Any, folder: Path, rounds: int, **changes: Any) -> list[l
     return found
 
 
+@pytest.mark.slow
 def test_what_is_allocated_first_is_learnable_and_of_random_paths_a_quarter(suites: Any, tmp_path: Path) -> None:
     planted, _ = suites
     ((known, learnable, wrong, code),) = allocated(planted, tmp_path / "gap", 1)

@@ -47,6 +47,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     return folder, found
 
 
+@pytest.mark.slow
 def test_the_demo_compares_four_ways_for_every_client(demo: Any) -> None:
     folder, found = demo
     assert list(found) == ["teacher", "clinic", "shop"]

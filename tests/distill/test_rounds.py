@@ -28,7 +28,11 @@ def events(folder: Path, kind: str = "warning") -> list[str]:
     return [event["text"] for event in found if event["event"] == kind]
 
 
-@pytest.mark.parametrize("host", ["local", "fedit", "fedmkt", "h2tune"])
+# On every host paths flow both ways (below); that nothing else changes is quick to see on two of them.
+SLOW_FEDIT, SLOW_FEDMKT = (pytest.param(name, marks=pytest.mark.slow) for name in ("fedit", "fedmkt"))
+
+
+@pytest.mark.parametrize("host", ["local", SLOW_FEDIT, SLOW_FEDMKT, "h2tune"])
 def test_without_directions_it_is_the_host_bit_for_bit(host: str, tmp_path: Path) -> None:
     plain, clients = build(lada(changes={"directions": "none"}).model_copy(update={"method": host}), tmp_path / "a")
     plain.run()
@@ -182,8 +186,15 @@ def test_equal_students_end_equal_and_a_missing_teacher_stops_nobody(tmp_path: P
     assert [row["round"] for row in table(server, "s1")] == [2] and server.members["big"].final
 
 
-@pytest.mark.parametrize("name", ["lada", "lada-published"])
-@pytest.mark.parametrize("round", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "round"),
+    [
+        ("lada", 2),
+        ("lada-published", 1),
+        pytest.param("lada", 1, marks=pytest.mark.slow),
+        pytest.param("lada-published", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_after_a_round_and_resumed_it_is_the_same_run(name: str, round: int, tmp_path: Path) -> None:
     def play(folder: Path, stop: int | None) -> Any:
         changes = {"name": name, "slice": 8} | ({"samples": 2} if name == "lada" else {})
@@ -339,7 +350,15 @@ def test_sampling_is_seeded_and_the_samples_are_counted(tmp_path: Path) -> None:
     assert 0 < int(first.tensors["right"].max()) <= 4 and torch.equal(torch_state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("filter", ["random", "teacher-loss", "student-loss", "all", "gold", "band"])
+@pytest.mark.parametrize(
+    "filter",
+    [
+        "random",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("teacher-loss", "student-loss", "gold")),
+        "all",
+        "band",
+    ],
+)
 def test_every_filter_runs_and_those_for_comparison_spend_what_gap_would(filter: str, tmp_path: Path) -> None:
     def spent(filter: str) -> list[int]:
         changes = {"filter": filter, "samples": 2 if filter == "band" else 1, "budget": "100B", "explore": 0.0}

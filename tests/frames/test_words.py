@@ -102,6 +102,7 @@ def test_runs_resumes_and_sends_one_small_matrix(tmp_path: Path) -> None:
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 4
 
 
+@pytest.mark.slow
 def test_practice_that_diverged_is_not_kept(tmp_path: Path) -> None:
     reckless = experiment(tmp_path, method={"practice_rate": 1e30})
     server, _ = build(reckless, tmp_path / "run", models=ModelPool("cpu", tmp_path / "kept"))
@@ -110,6 +111,7 @@ def test_practice_that_diverged_is_not_kept(tmp_path: Path) -> None:
     assert not list((tmp_path / "kept").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_practice_is_the_same_for_every_seed_and_private_data(tmp_path: Path) -> None:
     """Frames are a function of public text and the base alone: other seeds and other private rows change no bit."""
     found = []
@@ -167,6 +169,7 @@ def with_pairs(tmp_path: Path, **changes: Any) -> Any:
     return parse_config(base | {"clients": [base["clients"][0], *(row | changes for row in rows)]})
 
 
+@pytest.mark.slow
 def test_tasks_about_pairs_share_a_slot_of_their_own(tmp_path: Path) -> None:
     server, clients = build(with_pairs(tmp_path), tmp_path / "run")
     clients["llama"].anchors = [text for text, _ in sentences(40, 5)]

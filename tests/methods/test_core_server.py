@@ -57,7 +57,13 @@ def test_closest_refuses_to_compare_too_many_sets() -> None:
     assert any("lower `faulty`" in problem for problem in make_plan(config).problems)
 
 
-@pytest.mark.parametrize("aggregate", ["median", "trimmed", "closest", "agreeing", "bounded"])
+@pytest.mark.parametrize(
+    "aggregate",
+    [
+        "median",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("trimmed", "closest", "agreeing", "bounded")),
+    ],
+)
 def test_a_poisoned_client_moves_robust_cores_little(aggregate: str, tmp_path: Path) -> None:
     method = {"name": "h2tune", "aggregate": aggregate}
     clean = shared_after_a_round(tmp_path / "clean", None, method=method).method.S
