@@ -249,6 +249,6 @@ def test_what_nobody_sets_suits_the_frames() -> None:
 
 def test_the_core_has_the_first_rounds_or_a_part_of_the_only_one() -> None:
     settings = resolve_method("h2tune")[1]
-    assert [settings.phases(2, number, 8)[0] for number in range(1, 9)] == ["shared"] * 2 + ["specific"] * 6
-    assert settings.phases(8, 1, 1) == ["shared"] * 2 + ["specific"] * 6
-    assert settings.phases(8, 1, 2) == ["shared"] * 4 + ["specific"] * 4 and "shared" not in settings.phases(8, 2, 2)
+    assert [settings.phases(2, number, 8)[0] for number in range(1, 9)] == ["joint"] * 2 + ["specific"] * 6
+    assert settings.phases(8, 1, 1) == ["joint"] * 2 + ["specific"] * 6
+    assert settings.phases(8, 1, 2) == ["joint"] * 4 + ["specific"] * 4 and "joint" not in settings.phases(8, 2, 2)

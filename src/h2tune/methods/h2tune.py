@@ -4,14 +4,14 @@
                      + B' A', private coordinates beside the frames, where `private` asks for some
     layer alignment  T[l, j] = sum_g P[g, l] (C[g, j] * S[g, j])          (relation-guided)
     download         S_i <- S, or with `accept: validation` whichever of S_i, (S_i + S) / 2, S fits the client best
-    shared phase     A, B, head frozen; S, P, M on CE + mu/2 ||S - S0||^2
+    shared phase     A, B, head frozen; S, P, M on CE (or that of the choice between labels) + mu/2 ||S - S0||^2
     specific phase   S, P, M frozen; A, B, head on CE + lambda KL(z_shared || z)
     aggregation      S <- sum_i w_i C_i S_i / sum_i w_i C_i, over the clients that cover an entry
                      (or with `aggregate` a robust rule: `h2tune.aggregation.robust`)
 
-What the paper leaves open, and what makes the mean of S mean something, are the frames: before round 0 every client
-regresses its A and B on latent coordinates that all models share on public anchor text (`h2tune.frames.consensus`).
-Only covered entries of S ever leave a client, and once what its kind of frames needs.
+What the paper leaves open, and what makes the mean of S mean something, are the frames: before round 1 every client sets
+its A and B so that they read and write coordinates that all models share (`h2tune.frames`). Only covered entries of S
+ever leave a client, and once what its kind of frames needs.
 """
 
 from __future__ import annotations
@@ -173,16 +173,12 @@ class H2TuneClient(FramedAdapter, CoreClient):
     def _updates(self) -> dict[str, Update]:
         """What each phase trains; a round that trains both at once makes them from one backward pass."""
         shared, specific = self.groups["shared"], self.groups.get("specific")
-        found = {
-            "shared": Update(
-                [shared], among(self.listens), before=self._listen(True, False), after=self._core_gradient
-            )
-        }
+        heard, listen = among(self.listens), self._listen
+        found = {"shared": Update([shared], heard, listen(True, False), self._core_gradient)}
         if specific:
-            found["specific"] = Update(
-                [specific], with_penalty(self.pull), before=self._listen(False, True), after=self._factor_gradient
-            )
-            found["joint"] = Update([shared, specific], before=self._listen(True, True), after=self._both_gradients)
+            answers = with_penalty(self.pull)
+            found["specific"] = Update([specific], answers, listen(False, True), self._factor_gradient)
+            found["joint"] = Update([shared, specific], heard, listen(True, True), self._both_gradients)
         return found
 
     @property

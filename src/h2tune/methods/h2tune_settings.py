@@ -52,7 +52,9 @@ class AlternatingSettings(CoreSettings):
     """How a client trains a core and its own factors in turns, with the paper's choices where nothing is said."""
 
     alternation: Literal["step", "part", "rounds", "joint"] = Field(
-        "step", description="phases by update, by part of a round, by rounds (the core in the first ones), or none"
+        "step",
+        description="phases by update, by part of a round, by rounds (the core learns in the first ones, beside the rest), or"
+        " none",
     )
     shared_part: float = Field(
         0.5, gt=0, lt=1, description="share of a round's updates (of the rounds) that the shared phase gets"
@@ -63,8 +65,8 @@ class AlternatingSettings(CoreSettings):
     )
     core_loss: Literal["answers", "labels"] = Field(
         "answers",
-        description="what the shared phase (and `accept`) listen to: all of an answer, or, where all rows offer the same"
-        " options, what tells them apart; how an answer ends is then left to the private part",
+        description="what updates of the core (and `accept`) listen to: all of an answer, or, where all rows offer the same"
+        " options, what tells them apart",
     )
     ridge: float = Field(0.0, ge=0, description="pull of the core towards 0, divided by the client's examples")
     proximal: float = Field(0.0, ge=0, description="mu, pull of the core towards the server's")
@@ -90,12 +92,12 @@ class AlternatingSettings(CoreSettings):
         if self.alternation == "joint":
             return ["joint"] * steps
         share = self.shared_part
-        if self.alternation == "rounds" and share * rounds >= 1:
-            return ["shared" if number <= int(share * rounds) else "specific"] * steps
-        if self.alternation in ("rounds", "part"):
-            # Where its share of the rounds is less than one, the core gets as many updates of the first.
-            part = share * rounds if self.alternation == "rounds" else share
-            cut = max(1, round(part * steps)) if number == 1 or self.alternation == "part" else 0
+        if self.alternation == "rounds":
+            # Both learn from one backward pass there: an update that the core has is none that the rest lacks.
+            first = max(1, round(share * rounds * steps)) if share * rounds < 1 else int(share * rounds) * steps
+            return ["joint" if (number - 1) * steps + step < first else "specific" for step in range(steps)]
+        if self.alternation == "part":
+            cut = max(1, round(share * steps))
             return ["shared"] * cut + ["specific"] * (steps - cut)
         # Spread evenly: update n is shared whenever the count of shared updates falls behind its share.
         return [
