@@ -2,38 +2,46 @@
 
 python benchmarks/vertical/options.py --out CELLS
 
-Two tuning problems of each table, with 100 aligned rows and tails of ratio 20, and with tails of ratio 100. No test row of
-any other benchmark is in them. Differences are paired by problem; the interval is over problems.
+One tuning problem of each table, with 100 aligned rows and tails of ratio 20. No test row of any other benchmark is in them.
+Differences are paired by problem; the interval is over problems, and wide with four of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from grid import AVERAGE, MAIN, SKEWED, about, built, cell, scored
+from grid import AVERAGE, MAIN, TUNING_SEEDS, about, built, cell, scored
 
 from h2tune.vertical.compare import interval
-from h2tune.vertical.methods.proto_evfl import MANY
 
-SEEDS = (100, 101)
-BASE = MANY | AVERAGE
 OPTIONS: dict[str, dict[str, Any]] = {
-    "gate: coverage": {"method.gate": "coverage"},
     "gate: learned": {"method.gate": "learned"},
     "select: soft": {"method.select": "soft"},
-    "select: all": {"method.select": "all"},
     "top: mlp": {"method.top": "mlp"},
     "ct: 0.5": {"method.ct": 0.5},
     "ct: 0.5, hypergradient: exact": {"method.ct": 0.5, "method.hypergradient": "exact"},
     "stale: 2, half the steps": {"training.stale": 2, "training.steps": 5},
-    "warmup: 30": {"method.warmup": 30},
-    "dropout: 0.3": {"training.dropout": 0.3},
-    "last weights": {"training.average": 0.0},
+    "average: 0.9": AVERAGE,
 }
+
+
+def found(folder: Path, name: str, changes: dict[str, Any]) -> dict[str, list[float]]:
+    """Balanced accuracy by table."""
+    place = "".join(c if c.isalnum() else "_" for c in name)
+
+    def run(table: str, seed: int) -> float:
+        problem = lambda: built(MAIN[table], seed, tuning=True)  # noqa: E731
+        result = cell(
+            folder, f"options/{table}/{place}-{seed}", lambda: scored("proto-evfl", problem(), seed, changes)
+        )
+        return 100 * float(result["result"]["balanced"])
+
+    return {table: [run(table, seed) for seed in TUNING_SEEDS] for table in MAIN}
 
 
 def main() -> None:
@@ -42,39 +50,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     folder: Path = parser.parse_args().out
     torch.set_num_threads(1)
-    values: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for group, settings in (("main", MAIN), ("skewed", SKEWED)):
-        for table, setting in settings.items():
-            for seed in SEEDS:
-                for name, changes in {"default": {}, **OPTIONS}.items():
-                    place = "".join(c if c.isalnum() else "_" for c in name)
-
-                    def work(setting: Any = setting, seed: int = seed, changes: Any = changes) -> dict[str, Any]:
-                        return scored("proto-evfl", built(setting, seed, tuning=True), seed, BASE | changes)
-
-                    found = cell(folder, f"options/{group}/{table}/{place}-{seed}", work)["result"]
-                    values.setdefault(group, {}).setdefault(name, {}).setdefault(table, []).append(
-                        100 * found["balanced"]
-                    )
-    result = {
-        group: {name: _over(found, rows["default"]) for name, found in rows.items()} for group, rows in values.items()
-    }
+    default = found(folder, "default", {})
+    rows = {}
+    for name, changes in OPTIONS.items():
+        values = found(folder, name, changes)
+        over = {t: [a - b for a, b in zip(values[t], default[t], strict=True)] for t in values}
+        rows[name] = {
+            "over_default": interval([v for run in over.values() for v in run]),
+            "tables": {table: statistics.fmean(run) for table, run in over.items()},
+        }
+        print(
+            name,
+            {t: round(v, 1) for t, v in rows[name]["tables"].items()},
+            [round(v, 1) for v in rows[name]["over_default"]],
+        )
     path = Path(__file__).parents[1] / "results" / "vertical-options.json"
-    path.write_text(
-        json.dumps(about("python benchmarks/vertical/options.py --out CELLS") | {"groups": result}, indent=1) + "\n"
-    )
-    for group, rows in result.items():
-        for name, row in rows.items():
-            print(f"{group:<8} {name:<32} {row['balanced']:.1f}  {[round(v, 1) for v in row['over default']]}")
-
-
-def _over(found: dict[str, list[float]], default: dict[str, list[float]]) -> dict[str, Any]:
-    pairs = [(a, b) for table, run in found.items() for a, b in zip(run, default[table], strict=True)]
-    return {
-        "balanced": sum(a for a, _ in pairs) / len(pairs),
-        "over default": interval([a - b for a, b in pairs]),
-        "tables": {t: sum(a - b for a, b in zip(run, default[t], strict=True)) / len(run) for t, run in found.items()},
-    }
+    about_it = about("python benchmarks/vertical/options.py --out CELLS")
+    path.write_text(json.dumps(about_it | {"default": default, "options": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
