@@ -15,6 +15,13 @@ from h2tune.config import Experiment
 from h2tune.deployment.serve import serve
 
 WAITS = {"deadline": 60, "silence": 5, "gather": 30, "patience": 300}
+# Faults are of the rounds, not of the training: as little of it as shows in the bits.
+QUICK: dict[str, Any] = {"training": {"steps": 2, "batch_size": 4}, "evaluation": {"every": 9}, "rank": 2}
+
+
+def quick(**changes: Any) -> Experiment:
+    """The federation of a scenario."""
+    return small(network=WAITS, **(QUICK | changes))
 
 
 class FaultScenario:
@@ -23,7 +30,7 @@ class FaultScenario:
     def __init__(
         self, folder: Path, experiment: Experiment | None = None, federation: str = FEDERATION, **changes: Any
     ) -> None:
-        self.experiment = experiment or small(network=WAITS, **changes)
+        self.experiment = experiment or quick(**changes)
         self.folder, self.network = folder, SimulatedNetwork()
         self.network.federation = federation
         self.kits = kits(self.experiment, folder, federation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,14 @@ class Tap:
 
     Attributes:
         idle: seconds without a byte after which a connection is closed; None never closes one.
+        away: whether nobody gets through; set by `shut`.
     """
 
     def __init__(self, port: int) -> None:
         self.port, self.seen, self.cuts = port, bytearray(), 0
         self.cut_after: int | None = None
         self.idle: float | None = None
+        self.away, self._ends = False, list[socket.socket]()
         self._door = socket.create_server(("127.0.0.1", 0))
         self.door = self._door.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
@@ -68,10 +71,13 @@ class Tap:
             except OSError:
                 return
             try:
-                far = socket.create_connection(("127.0.0.1", self.port))
+                far = None if self.away else socket.create_connection(("127.0.0.1", self.port))
             except OSError:  # the server is away
+                far = None
+            if far is None:
                 near.close()
                 continue
+            self._ends += [near, far]
             near.settimeout(self.idle)
             for source, target in ((near, far), (far, near)):
                 threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
@@ -91,8 +97,24 @@ class Tap:
         for end in (source, target):
             end.close()
 
+    def shut(self, away: bool) -> None:
+        """Cut every connection and refuse new ones, or let them through again."""
+        self.away = away
+        while away and self._ends:
+            end = self._ends.pop()
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._door.close()
+
+
+def through(folder: Path, port: int) -> None:
+    """Let the client of a kit connect to another port than the server's."""
+    path = folder / "engine" / "startup" / "fed_client.json"
+    settings = json.loads(path.read_text())
+    settings["servers"][0]["service"]["target"] = f"localhost:{port}"
+    path.write_text(json.dumps(settings))
 
 
 class Session:
@@ -101,6 +123,8 @@ class Session:
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self.experiment, self.folder = experiment, folder
         self.processes: dict[str, subprocess.Popen] = {}
+        self.environment: dict[str, str] = {}
+        self.tap: Tap | None = None
 
     def start(self, name: str) -> None:
         first = not (self.folder / name / "own.yaml").is_file()
@@ -110,7 +134,8 @@ class Session:
             client = next(c for c in self.experiment.clients if c.name == name)
             options = ["--model", client.model, "--train", client.train, "--test", client.test, "--validation",
                        client.validation, "--device", "cpu"]  # fmt: skip
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        path = {"PYTHONPATH": os.pathsep.join(sys.path), "H2TUNE_TEST_NAME": name}
+        environment = os.environ | path | self.environment
         log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115 - the child keeps it
         self.processes[name] = subprocess.Popen([sys.executable, "-m", "h2tune", role, str(self.folder / name), *options],
                                                 env=environment, stdout=log, stderr=log)  # fmt: skip
@@ -118,6 +143,11 @@ class Session:
     def committed(self, round: int) -> bool:
         path = self.folder / "server" / "run" / "events.jsonl"
         return path.is_file() and f'"round_committed", "round": {round}' in path.read_text()
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The server's events of one kind."""
+        lines = (self.folder / "server" / "run" / "events.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
 
     def engine_of(self, name: str) -> psutil.Process:
         return psutil.Process(self.processes[name].pid).children()[0]
@@ -133,12 +163,21 @@ class Session:
 
 
 @contextmanager
-def begun(folder: Path, **changes: Any) -> Iterator[Session]:
-    """A federation of two clients under ``folder``/kits, after its first round; in the end no process of it is left."""
-    network = {"port": free_port(), "gather": SECONDS, "silence": 30}
+def begun(
+    folder: Path, silence: float = 30, tap: bool = False, environment: dict[str, str] | None = None, **changes: Any
+) -> Iterator[Session]:
+    """A federation of two clients under ``folder``/kits, after its first round; in the end no process of it is left.
+
+    Args:
+        tap: whether c1 connects through a `Tap` (`Session.tap`).
+    """
+    network = {"port": free_port(), "gather": SECONDS, "silence": silence}
     experiment = small(clients=2, network=network, training={"steps": 10, "batch_size": 4}, **changes)
     provision(experiment, folder / "kits")
     session = Session(experiment, folder / "kits")
+    session.environment, session.tap = environment or {}, Tap(network["port"]) if tap else None
+    if session.tap:
+        through(folder / "kits" / "c1", session.tap.door)
     try:
         for name in ("server", "c0", "c1"):
             session.start(name)
@@ -146,4 +185,6 @@ def begun(folder: Path, **changes: Any) -> Iterator[Session]:
         yield session
     finally:
         session.close()
+        if session.tap:
+            session.tap.close()
     until(lambda: not engines(folder), "no process is left")

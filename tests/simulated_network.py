@@ -12,11 +12,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from h2tune.config import Experiment
 from h2tune.deployment.join import Participant
 from h2tune.deployment.kits import PUBLIC, SCHEMA, About, Kit, write_kit
 from h2tune.deployment.provision import concerns, with_public_files
+from h2tune.participant.base_models import ModelPool
 from h2tune.protocol.codec import Message, decode
 from h2tune.transport.channel import Done
 from h2tune.transport.client_loop import Conversation
@@ -181,6 +183,15 @@ class SimulatedClient:
         self.hello()
 
 
+POOLS: dict[str, ModelPool] = {}
+
+
 def participant(kit: Kit, own: dict[str, Any]) -> Callable[[], Callable[[bytes], bytes]]:
-    """What a client's process answers with."""
-    return lambda: Participant(kit, own).answer
+    """What a client's process answers with. Frozen weights, and what follows from them alone, are read once a session."""
+
+    def make() -> Callable[[bytes], bytes]:
+        pool = POOLS.setdefault(kit.about.name, ModelPool("cpu"))
+        with mock.patch.object(ModelPool, "of", return_value=pool):
+            return Participant(kit, own).answer
+
+    return make

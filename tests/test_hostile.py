@@ -8,11 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from federations import build, small
+from federations import build as build_federation
+from federations import small
 
-from h2tune.client import LostStateError
+from h2tune.client import Client, LostStateError
+from h2tune.config import Experiment
 from h2tune.core.slots import SLOTS
+from h2tune.participant.base_models import ModelPool
 from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
+from h2tune.protocol.schemas import ClientFacts, FinalScores, RoundReport, Scores, read
+from h2tune.server import Server
+
+TRAINING = {"steps": 1, "batch_size": 2, "warmup": 0}
+QUICK: dict[str, Any] = {"rounds": 1, "training": TRAINING, "evaluation": {"every": 9}, "rank": 4}
+POOL = ModelPool("cpu")  # frozen weights are read once
+
+
+def build(experiment: Experiment, folder: Path, change: Any = None) -> tuple[Server, dict[str, Client]]:
+    """As in `federations`, on models that are in memory already."""
+    POOL.release()
+    return build_federation(experiment, folder, change, POOL)
 
 
 def of_c0(change: Callable[[Message], None]) -> Callable[[list[tuple[str, Any]]], Iterator[tuple[str, Any]]]:
@@ -49,7 +64,7 @@ def test_a_bad_update_excludes_its_client_and_the_others_go_on(damage: str, tmp_
             out.append((name, data))
         return out
 
-    server, _ = build(small(rounds=2), tmp_path / "run", spoil)
+    server, _ = build(small(**QUICK | {"rounds": 2}), tmp_path / "run", spoil)
     server.run()
     assert server.round == 2
     assert server.members["c1"].standing.startswith("stopped: ")
@@ -71,18 +86,29 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "key"), [("join", "facts"), ("join", "base"), ("train", "report"), ("finish", "final")]
-)
+SAID_OF_ITSELF = [("join", "facts", ClientFacts), ("join", "base", Scores), ("train", "report", RoundReport),
+                  ("finish", "final", FinalScores)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "key", "schema"), SAID_OF_ITSELF, ids=str)
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=str)
+def test_what_a_client_says_of_itself_must_be_what_the_server_reads(
+    kind: str, key: str, schema: Any, nonsense: Any
+) -> None:
+    with pytest.raises(ProtocolError, match=f"its {NAMED.get(key, key)} cannot be read"):
+        read(schema, nonsense)
+
+
+@pytest.mark.parametrize(("kind", "key", "schema"), SAID_OF_ITSELF, ids=str)
+@pytest.mark.parametrize("nonsense", [None, {"loss": {"shared": "low"}}], ids=str)
 def test_what_a_client_says_of_itself_cannot_stop_the_server(
-    kind: str, key: str, nonsense: Any, tmp_path: Path
+    kind: str, key: str, schema: Any, nonsense: Any, tmp_path: Path
 ) -> None:
     def change(message: Message) -> None:
         if message.kind == kind:
             message.payload.meta[key] = nonsense
 
-    server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
+    server, _ = build(small(**QUICK), tmp_path, of_c0(change))
     server.run()
     assert server.members["c0"].standing.startswith(f"stopped: its {NAMED.get(key, key)} cannot be read")
     assert server.members["c1"].final and server.round == 1
@@ -117,7 +143,7 @@ def test_an_introduction_that_cannot_be_excludes_its_client_and_the_others_begin
         if message.kind == "join":
             message.payload.meta[key] = value
 
-    experiment = small(rounds=1, training={"steps": 1, "batch_size": 2}, method={"name": method})
+    experiment = small(**QUICK, method={"name": method})
     server, _ = build(experiment, tmp_path, of_c0(change))
     server.run()
     assert says in server.members["c0"].standing, server.members["c0"].standing
@@ -129,7 +155,7 @@ def test_an_introduction_without_what_the_method_needs_is_no_introduction(tmp_pa
         if message.kind == "join":
             del message.payload.meta["depth"], message.payload.meta["slots"]
 
-    server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
+    server, _ = build(small(**QUICK), tmp_path, of_c0(change))
     server.run()
     assert server.members["c0"].standing == "stopped: its introduction lacks depth, slots"
     assert server.members["c1"].final
@@ -167,7 +193,7 @@ def test_bases_that_cannot_be_exclude_their_client_and_the_others_begin(
             else:
                 sent["in.0.attention"] = sent["in.0.attention"] * 10
 
-    server, _ = build(small(clients=3, rounds=1), tmp_path, of_c0(change))
+    server, _ = build(small(clients=3, **QUICK), tmp_path, of_c0(change))
     server.run()
     assert says in server.members["c0"].standing, server.members["c0"].standing
     assert all(server.members[name].final for name in ("c1", "c2")) and server.method.S.abs().sum() > 0
@@ -178,7 +204,7 @@ def test_who_says_another_number_of_examples_than_before_is_excluded(tmp_path: P
         if message.kind == "train":
             message.examples = 10_000_000
 
-    server, _ = build(small(rounds=1, training={"steps": 1, "batch_size": 2}), tmp_path, of_c0(change))
+    server, _ = build(small(**QUICK), tmp_path, of_c0(change))
     server.run()
     assert (
         "it reports 10000000 training examples but reported 16 when it joined" in server.members["c0"].standing
@@ -193,7 +219,7 @@ def test_another_describes_the_anchors_where_the_first_cannot(tmp_path: Path) ->
         if message.kind == "describe":
             message.payload.tensors = {"x": torch.zeros(2, 1)}
 
-    server, _ = build(small(clients=2, same_model=True, rounds=1), tmp_path, of_c0(change))
+    server, _ = build(small(clients=2, same_model=True, **QUICK), tmp_path, of_c0(change))
     server.run()
     assert "bases cannot be read" in server.members["c0"].standing
     assert server.members["c1"].final and server.method.S.abs().sum() > 0
@@ -208,7 +234,7 @@ def test_colora_goes_on_with_another_pivot(damage: str, tmp_path: Path) -> None:
             sent = {k: t[:, :3].contiguous() for k, t in message.payload.tensors.items()}
             message.payload.tensors = sent if damage == "rank" else {}
 
-    server, _ = build(small(clients=3, rounds=1, method={"name": "colora"}), tmp_path, of_c0(change))
+    server, _ = build(small(clients=3, method={"name": "colora"}, **QUICK), tmp_path, of_c0(change))
     server.run()
     assert "its guide" in server.members["c0"].standing
     assert server.method.pivot != "c0" and all(server.members[name].final for name in ("c1", "c2"))
@@ -221,7 +247,7 @@ def test_a_key_that_is_none_excludes_its_sender_and_nobody_else(tmp_path: Path) 
         if message.kind == "keys":
             message.payload.meta["mask"] = "00" * 32
 
-    server, _ = build(small(clients=4, rounds=1, secure_aggregation={"threshold": 3}), tmp_path, of_c0(change))
+    server, _ = build(small(clients=4, secure_aggregation={"threshold": 3}, **QUICK), tmp_path, of_c0(change))
     server.run()
     assert "public key" in server.members["c0"].standing
     assert all(server.members[name].final for name in ("c1", "c2", "c3"))
@@ -280,7 +306,10 @@ def test_what_the_server_passes_on_cannot_end_the_others(method: str, tmp_path: 
             message.payload.tensors["losses"] = torch.zeros(1)
 
     same = method == "fedsb"  # bases are passed on to clients with the same model
-    experiment = small(clients=3, same_model=same, rounds=2, method={"name": method}, anchors="demo")
+    asked: dict[str, Any] = {"name": method} | ({} if same else {"sentences": 4})
+    experiment = small(
+        clients=3, same_model=same, method=asked, **QUICK | {"rounds": 2, "training": TRAINING | {"steps": 2}}
+    )
     server, _ = build(experiment, tmp_path, of_c0(change))
     server.run()
     assert server.round == 2 and all(server.members[name].final for name in ("c1", "c2"))

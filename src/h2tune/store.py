@@ -85,7 +85,7 @@ class RunStore:
         stored = parse_config(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
         if experiment is None:
             return about["run"], stored
-        changed = sorted(_differences(stored.model_dump(mode="json"), experiment.model_dump(mode="json")))
+        changed = sorted(differences(stored.model_dump(mode="json"), experiment.model_dump(mode="json")))
         refused = [c for c in changed if not any(c == a or c.startswith(a + ".") for a in allow)]
         if refused:
             raise StoreError(
@@ -192,10 +192,11 @@ def _ready(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Keys, with dots between them, in which two trees of plain values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in _differences(a, b, f"{path}.{i}")]
+        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in differences(a, b, f"{path}.{i}")]
     return [] if old == new else [path]

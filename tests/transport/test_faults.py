@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fault_scenario import WAITS, FaultScenario
-from federations import small
+from fault_scenario import WAITS, FaultScenario, quick
 from safetensors.torch import load_file
 from simulated_network import FEDERATION, SimulatedClient
 from typer.testing import CliRunner
@@ -26,21 +25,13 @@ from h2tune.transport.envelope import Envelope
 from h2tune.version import __version__
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    scenario = FaultScenario(tmp_path_factory.mktemp("quiet"))
-    metrics = scenario.serve()
-    assert metrics["finished"] and metrics["rounds"] == 3
-    return scenario.outcome()
-
-
 def same(scenario: FaultScenario, wanted: dict[str, torch.Tensor]) -> bool:
     found = scenario.outcome()
     return found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
 
 
 def test_over_the_network_is_in_process_bit_for_bit(undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    federation.run(small(network=WAITS), tmp_path / "run")
+    federation.run(quick(), tmp_path / "run")
     core = load_file(tmp_path / "run" / "server" / "core.safetensors")
     assert core and all(torch.equal(core[k], undisturbed[k]) for k in core)
     for name in ("c0", "c1"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from federations import small
-from loopback import SECONDS, Session, Tap, begun, engines, free_port, until
+from loopback import SECONDS, Session, Tap, begun, engines, free_port, through, until
 from safetensors.torch import load_file
 
 pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
@@ -122,7 +122,7 @@ def test_three_families_over_the_real_engine_are_in_process_bit_for_bit(
 def test_letters_travel_encrypted_and_outlive_a_cut(made: tuple[Experiment, Path], server: Flare) -> None:
     experiment, folder = made
     kit, tap = Kit(folder / "c0"), Tap(experiment.network.port)
-    through_the_tap(kit, tap.door)
+    through(kit.folder, tap.door)
     client = Flare(kit.engine, "client", "c0")
     try:
         canary = b"a sentence that must not be readable on the way " * 1000
@@ -139,7 +139,7 @@ def test_letters_travel_encrypted_and_outlive_a_cut(made: tuple[Experiment, Path
     finally:
         client.close()
         tap.close()
-        through_the_tap(kit, experiment.network.port)
+        through(kit.folder, experiment.network.port)
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_a_proxy_that_closes_idle_connections_closes_none(made: tuple[Experiment
     experiment, folder = made
     kit, tap = Kit(folder / "c0"), Tap(experiment.network.port)
     tap.idle = 4.0
-    through_the_tap(kit, tap.door)
+    through(kit.folder, tap.door)
     client = Flare(kit.engine, "client", "c0")
     loop = ClientLoop(client, kit.about.federation)
     try:
@@ -161,14 +161,7 @@ def test_a_proxy_that_closes_idle_connections_closes_none(made: tuple[Experiment
         server.send("c0", Envelope("stop", {"reason": "over", "finished": True, "process": ""}).pack())
         client.close()
         tap.close()
-        through_the_tap(kit, experiment.network.port)
-
-
-def through_the_tap(kit: Kit, port: int) -> None:
-    path = kit.engine / "startup" / "fed_client.json"
-    settings = json.loads(path.read_text())
-    settings["servers"][0]["service"]["target"] = f"localhost:{port}"
-    path.write_text(json.dumps(settings))
+        through(kit.folder, experiment.network.port)
 
 
 def test_who_has_no_certificate_of_the_federation_is_not_let_in(

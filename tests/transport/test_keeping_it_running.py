@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fault_scenario import FaultScenario
+from loopback import begun, until
 from simulated_network import SimulatedClient, SimulatedNetwork
 
 from h2tune.deployment.process import connection
@@ -23,13 +25,6 @@ from h2tune.transport.client_loop import DismissedError
 
 class Stopped(BaseException):
     """As if a person had stopped the server."""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    scenario = FaultScenario(tmp_path_factory.mktemp("quiet"))
-    scenario.serve()
-    return scenario.outcome()
 
 
 def same(scenario: FaultScenario, wanted: dict[str, torch.Tensor]) -> bool:
@@ -157,3 +152,41 @@ def test_a_clock_that_jumps_an_hour_changes_nothing(
     scenario.clients["c1"].faults = {"train": ("before", set_the_clock)}
     scenario.serve()
     assert same(scenario, undisturbed) and not scenario.events("client_away")
+
+
+CLOCK = """
+import os, time
+real, place = time.time, os.path.join(os.environ["H2TUNE_TEST_CLOCKS"], os.environ["H2TUNE_TEST_NAME"])
+def jumped():
+    try:
+        with open(place) as file:
+            return real() + float(file.read())
+    except (OSError, ValueError):
+        return real()
+time.time = jumped
+"""
+
+
+@pytest.mark.slow
+def test_clocks_of_the_engine_that_jump_an_hour_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVFlare counts its own signs of life by the machine's clock: at the server forward, at a client back."""
+    pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
+    clocks = tmp_path / "clocks"
+    clocks.mkdir()
+    (clocks / "sitecustomize.py").write_text(CLOCK)
+    monkeypatch.syspath_prepend(str(clocks))
+    with begun(tmp_path, environment={"H2TUNE_TEST_CLOCKS": str(clocks)}, rounds=5000) as session:
+        for name, seconds in (("server", 3600), ("c1", -3600)):
+            (clocks / name).write_text(str(seconds))
+            begin = time.monotonic()
+            last = max(e["round"] for e in session.events("round_committed"))
+            # Longer than NVFlare's own patience with a site, which is a minute.
+            until(lambda b=begin: time.monotonic() - b > 75, "a while")
+            finished = [e["client"] for e in session.events("client_finished") if e["round"] > last]
+            assert finished.count("c1") > 5 and finished.count("c0") > 5
+            said = json.loads((tmp_path / "kits" / name / "status.json").read_text())["time"]
+            assert abs(said - time.time() - seconds) < 60  # its clock has jumped
+        for kind in ("client_away", "client_back", "refused", "round_interrupted"):
+            assert not session.events(kind), session.events(kind)

@@ -24,13 +24,6 @@ class Killed(BaseException):
     """Nothing may catch it, as nothing catches a kill."""
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    scenario = FaultScenario(tmp_path_factory.mktemp("quiet"))
-    scenario.serve()
-    return scenario.outcome()
-
-
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     """How often each client trained each round."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from distill.lada_federation import client as student
 from distill.lada_federation import lada, question_file
 from federations import small
-from loopback import SECONDS, Session, Tap, engines, free_port, until
+from loopback import SECONDS, Session, Tap, engines, free_port, through, until
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,14 +38,6 @@ def experiment(kind: str, folder: Path) -> Experiment:
     if kind == "secure":
         common |= {"secure_aggregation": {"threshold": 3}, "clients": 3}  # fewer would go on without the killed one
     return small(same_model=kind == "rolora", method=methods.get(kind, kind), rank=2, **common)
-
-
-def through(folder: Path, port: int) -> None:
-    """Let a client connect to another port than the server's."""
-    path = folder / "engine" / "startup" / "fed_client.json"
-    settings = json.loads(path.read_text())
-    settings["servers"][0]["service"]["target"] = f"localhost:{port}"
-    path.write_text(json.dumps(settings))
 
 
 def adapters(folders: dict[str, Path]) -> dict[str, Tensor]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -143,23 +141,33 @@ def ended(session: Session, name: str, says: str) -> float:
     return seconds
 
 
-def events(session: Session, kind: str) -> list[dict[str, Any]]:
-    lines = (session.folder / "server" / "run" / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
-
-
 @pytest.mark.slow
 def test_a_connected_client_that_is_revoked_is_out_within_ten_seconds_and_stays_out(tmp_path: Path) -> None:
     with begun(tmp_path, rounds=60) as session:
         revoke(session.folder, ["c1"])
         assert ended(session, "c1", PUT_OUT) < 10
-        assert until(lambda: [e["client"] for e in events(session, "revoked")] == ["c1"], "the server says so")
-        last = max(e["round"] for e in events(session, "round_committed"))
+        assert until(lambda: [e["client"] for e in session.events("revoked")] == ["c1"], "the server says so")
+        last = max(e["round"] for e in session.events("round_committed"))
         assert f"stopped: {PUT_OUT}" == describe(Kit(session.folder / "server"))["clients"]["c1"]["status"]
         session.start("c1")  # again: it is told again
         assert ended(session, "c1", "revoked") < 45
         until(lambda: session.committed(last + 2), "the others go on")
-        assert all(e["round"] <= last + 1 for e in events(session, "client_finished") if e["client"] == "c1")
+        assert all(e["round"] <= last + 1 for e in session.events("client_finished") if e["client"] == "c1")
+        assert session.processes["c0"].poll() is None
+
+
+@pytest.mark.slow
+def test_a_client_that_is_revoked_while_it_reconnects_is_told_when_it_is_back(tmp_path: Path) -> None:
+    with begun(tmp_path, silence=5, tap=True, rounds=1000) as session:
+        session.tap.shut(True)
+        until(lambda: [e for e in session.events("client_away") if e["client"] == "c1"], "c1 is away")
+        revoke(session.folder, ["c1"])
+        until(lambda: [e["client"] for e in session.events("revoked")] == ["c1"], "the server says so")
+        last = max(e["round"] for e in session.events("round_committed"))
+        session.tap.shut(False)
+        assert ended(session, "c1", PUT_OUT) < 60
+        until(lambda: session.committed(last + 2), "the others go on")
+        assert not [e for e in session.events("client_finished") if e["client"] == "c1" and e["round"] > last]
         assert session.processes["c0"].poll() is None
 
 
@@ -172,7 +180,7 @@ def test_a_renewed_certificate_cuts_off_the_old_one_and_the_new_kit_takes_part(t
         shutil.copy(made / "server" / "engine" / CERTIFICATES, session.folder / "server" / "engine")
         assert ended(session, "c1", REPLACED) < 10
         session.start("c1")  # the old kit again: it is not let in
-        until(lambda: any(f"c1 at 127.0.0.1 was refused: {REPLACED}" in e["text"] for e in events(session, "engine")),
+        until(lambda: any(f"c1 at 127.0.0.1 was refused: {REPLACED}" in e["text"] for e in session.events("engine")),
               "the server says so")  # fmt: skip
         ended(session, "c1", "it may have been renewed or revoked; ask the coordinator for the newest kit")
         for name in ("own.yaml", "state"):
@@ -181,7 +189,7 @@ def test_a_renewed_certificate_cuts_off_the_old_one_and_the_new_kit_takes_part(t
         (session.folder / "c1").rename(tmp_path / "old")
         (made / "c1").rename(session.folder / "c1")
         session.start("c1")
-        until(lambda: [e for e in events(session, "client_back") if e["client"] == "c1"], "the new kit takes part")
+        until(lambda: [e for e in session.events("client_back") if e["client"] == "c1"], "the new kit takes part")
 
 
 def test_a_kit_made_again_because_it_was_missing_leaves_the_old_one_in_force(tmp_path: Path) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from h2tune.config import Experiment
 from h2tune.deployment.farewell import STAY, open_farewell, say_farewell, unaware
-from h2tune.deployment.kits import Kit
+from h2tune.deployment.kits import PUBLIC, Kit
 from h2tune.deployment.process import Engine, connection, teller
 from h2tune.deployment.status import StatusFile
 from h2tune.federation import WatchedStore, Watcher, collect
 from h2tune.server import Server
 from h2tune.session import Status
-from h2tune.store import RunStore
+from h2tune.store import RunStore, differences
 from h2tune.transport.access import PUT_OUT, AccessList
 from h2tune.transport.network import Network
 from h2tune.transport.nvflare.flare import Flare
@@ -39,7 +40,7 @@ def serve(
     experiment, status = kit.experiment(), StatusFile(kit)
     begin = time.perf_counter()
     store = WatchedStore(kit.folder / "run", watcher)
-    identity = store.open(experiment)[0] if store.exists else store.create(experiment)
+    identity = store.open(experiment, moved(store, experiment))[0] if store.exists else store.create(experiment)
     tell, metrics = teller(store, watcher), store.metrics()
     if metrics is not None and not unaware(store, metrics["clients"]):
         return metrics
@@ -60,6 +61,22 @@ def serve(
         store.event("run_finished", "finished")
         say_farewell(network, store, metrics["clients"], STAY)
     return metrics
+
+
+def moved(store: RunStore, experiment: Experiment) -> tuple[str, ...]:
+    """Keys of the run's settings that differ only because the kit, with its public files, lies in another folder now."""
+    old, new = (each.model_dump(mode="json") for each in (store.open()[1], experiment))
+    return tuple(set(differences(old, new)) - set(differences(_in_the_kit(old), _in_the_kit(new))))
+
+
+def _in_the_kit(value: Any) -> Any:
+    """Paths of public files as seen from the kit's folder."""
+    if isinstance(value, dict):
+        return {key: _in_the_kit(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_in_the_kit(inner) for inner in value]
+    public = isinstance(value, str) and Path(value).parent.name == PUBLIC
+    return f"{PUBLIC}/{Path(value).name}" if public else value
 
 
 def _run(experiment: Experiment, server: Server, store: RunStore, watcher: Watcher | None) -> None:
