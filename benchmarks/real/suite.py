@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import turned  # noqa: F401  (a kind of frames that is registered)
 from common import circumstances
 from prepare import ANCHORS, FAMILIES, TASKS, anchors
 
@@ -39,6 +40,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "pooled": {"name": "local"},
     "h2tune": {"name": "h2tune"},
     "h2tune-unshared": {"name": "h2tune-unshared"},
+    "h2tune-no-core": {"name": "h2tune-unshared"},  # its order and losses, and a core that stays at 0
+    "h2tune-turned": {"name": "h2tune", "frames": "turned"},  # an attempt to break it
     "h2tune-published": {"name": "h2tune-published"},
     "colora": {"name": "colora"},
     "fedmkt": {"name": "fedmkt"},
@@ -98,7 +101,7 @@ def experiment(args: argparse.Namespace, setting: str, method: str, seed: int) -
     return Experiment.model_validate({
         "name": setting, "seed": seed, "rounds": args.rounds, "rank": 16, "depth": 3, "blocks": 0.34, "device": "cpu",
         "anchors": str(anchors(args.data, made[0]["task"], args.out).resolve()), "clients": clients,
-        "training": {"steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate, "core_learning_rate": args.core_rate,
+        "training": {"steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate, "core_learning_rate": 1e-12 if method == "h2tune-no-core" else args.core_rate,
                      "precision": "bf16"},
         "evaluation": {"every": args.rounds}, "method": METHODS[method] | args.set.get(method, {}),
     })  # fmt: skip

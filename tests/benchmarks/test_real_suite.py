@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from h2tune.frames.registry import OWN
+
 REAL = Path(__file__).parents[2] / "benchmarks" / "real"
 
 
@@ -20,8 +22,9 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> Any:
     import suite
 
     yield suite
-    for name in ("suite", "prepare", "common"):
+    for name in ("suite", "prepare", "common", "turned"):
         sys.modules.pop(name, None)
+    OWN.pop("turned")
 
 
 def arguments(folder: Path) -> argparse.Namespace:
