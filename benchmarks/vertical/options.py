@@ -25,6 +25,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top: mlp": {"method.top": "mlp"},
     "ct: 0.5": {"method.ct": 0.5},
     "ct: 0.5, hypergradient: exact": {"method.ct": 0.5, "method.hypergradient": "exact"},
+    "prior: global": {"method.prior": "global"},
+    "prior: local": {"method.prior": "local"},
     "stale: 2, half the steps": {"training.stale": 2, "training.steps": 5},
     "average: 0.9": AVERAGE,
 }
