@@ -124,8 +124,10 @@ def test_a_folder_that_is_no_kit_and_a_kit_of_the_other_role(tmp_path: Path) -> 
         Kit(tmp_path / "c0")
 
 
-def test_a_kit_from_a_newer_version_says_update(tmp_path: Path) -> None:
+def test_a_kit_from_a_newer_version_says_update_and_an_older_one_works(tmp_path: Path) -> None:
     path = kits(small(), tmp_path)["c0"].folder / "kit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "0.1.0"}))
+    assert Kit(path.parent, "client").experiment().clients[0].name == "c0"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99, "version": "9.0"}))
     with pytest.raises(KitError, match=r"made by h2tune 9\.0, which is newer"):
         Kit(path.parent)

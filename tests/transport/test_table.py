@@ -69,6 +69,11 @@ ROWS = {
     "a finished client is started again": [
         "transport/test_kept_answers.py::test_a_finished_client_started_again_says_so"
     ],
+    "a client returns after the end": [
+        "transport/test_farewell.py::test_a_client_that_returns_after_the_end_is_told_so",
+        "transport/test_farewell.py::test_a_server_started_again_tells_who_was_away_at_the_end",
+    ],
+    "a client does not reach the server": ["transport/test_client_loop.py::test_a_client_does_not_wait_for_ever"],
     "a certificate expires": [
         "transport/test_flare.py::test_an_expired_certificate_says_when_and_what_to_do",
         "transport/test_keeping_it_running.py::test_an_end_that_is_near_is_said_at_every_start",
@@ -76,6 +81,7 @@ ROWS = {
     "an organisation must leave": [
         "transport/test_revocation.py::test_an_update_of_the_round_in_which_its_client_is_revoked_does_not_count",
         "transport/test_revocation.py::test_a_connected_client_that_is_revoked_is_out_within_ten_seconds_and_stays_out",
+        "transport/test_revocation.py::test_a_client_that_is_revoked_while_it_reconnects_is_told_when_it_is_back",
     ],
     "`--revoke` names nobody": ["transport/test_revocation.py::test_an_unknown_name_is_refused_with_the_nearest_one"],
     "a kit was renewed": [
@@ -85,9 +91,12 @@ ROWS = {
         "deployment/test_kits.py::test_one_process_at_a_time_works_on_a_kit",
         "transport/test_flare.py::test_a_taken_port_is_said_to_be_taken",
     ],
-    "a kit is older or newer": ["deployment/test_kits.py::test_a_kit_from_a_newer_version_says_update"],
+    "a kit is older or newer": [
+        "deployment/test_kits.py::test_a_kit_from_a_newer_version_says_update_and_an_older_one_works"
+    ],
     "a machine's clock jumps": [
-        "transport/test_keeping_it_running.py::test_a_clock_that_jumps_an_hour_changes_nothing"
+        "transport/test_keeping_it_running.py::test_a_clock_that_jumps_an_hour_changes_nothing",
+        "transport/test_keeping_it_running.py::test_clocks_of_the_engine_that_jump_an_hour_change_nothing",
     ],
     "a proxy or firewall closes": ["transport/test_flare.py::test_a_proxy_that_closes_idle_connections_closes_none"],
 }  # fmt: skip
