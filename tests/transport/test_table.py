@@ -89,7 +89,7 @@ ROWS = {
     ],
     "two servers use one kit": [
         "deployment/test_kits.py::test_one_process_at_a_time_works_on_a_kit",
-        "transport/test_flare.py::test_a_taken_port_is_said_to_be_taken",
+        "transport/test_flare.py::test_a_second_server_with_the_same_kit_finds_the_port_taken",
     ],
     "a kit is older or newer": [
         "deployment/test_kits.py::test_a_kit_from_a_newer_version_says_update_and_an_older_one_works"
