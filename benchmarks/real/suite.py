@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import labels  # noqa: F401  (a kind of frames that is registered)
 import turned  # noqa: F401  (a kind of frames that is registered)
 from common import circumstances
 from prepare import ANCHORS, FAMILIES, TASKS, anchors
@@ -41,6 +42,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "h2tune": {"name": "h2tune"},
     "h2tune-unshared": {"name": "h2tune-unshared"},
     "h2tune-no-core": {"name": "h2tune-unshared"},  # its order and losses, and a core that stays at 0
+    "h2tune-labels": {"name": "h2tune", "frames": "labels"},  # an experiment
+    "h2tune-labels-unshared": {"name": "h2tune-unshared", "frames": "labels"},
     "h2tune-turned": {"name": "h2tune", "frames": "turned"},  # an attempt to break it
     "h2tune-published": {"name": "h2tune-published"},
     "colora": {"name": "colora"},

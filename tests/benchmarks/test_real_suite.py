@@ -22,9 +22,9 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> Any:
     import suite
 
     yield suite
-    for name in ("suite", "prepare", "common", "turned"):
+    for name in ("suite", "prepare", "common", "turned", "labels"):
         sys.modules.pop(name, None)
-    OWN.pop("turned")
+    del OWN["turned"], OWN["labels"]
 
 
 def arguments(folder: Path) -> argparse.Namespace:

@@ -99,9 +99,14 @@ class EffectClient(AnchorClient):
         self.predictions = None
         if not _fits(predictions.known, places, shape.rank):
             return torch.zeros_like(relation)  # it covers nothing: it neither takes from the core nor gives to it
-        digest = hashlib.sha256(common.numpy().tobytes() + places.numpy().tobytes()).hexdigest()
-        self._write(self._once(digest, make=lambda: predictions.effect(self.layout, common.float(), places)))
+        self._write(self.effects(predictions, common.float(), places))
         return relation
+
+    def effects(self, predictions: Predictions, common: Tensor, shared: Tensor) -> list[Tensor]:
+        """J of every map: how what it writes moves the coordinates, R x d_out."""
+        digest = hashlib.sha256(common.numpy().tobytes() + shared.numpy().tobytes()).hexdigest()
+        found: list[Tensor] = self._once(digest, make=lambda: predictions.effect(self.layout, common, shared))
+        return found
 
     def _write(self, effects: Sequence[Tensor]) -> None:
         """The leading r_i coordinates of B, for the maps on which the core acts."""

@@ -71,7 +71,10 @@ class Predictions:
             coordinates: G, words x R. shared: the words that it is about, as booleans over all words.
         """
         of = shared & self.known
-        matrix = coordinates[of[shared]].T @ self.rows(of) / int(of.sum())
+        return self.moved(layout, coordinates[of[shared]].T @ self.rows(of) / int(of.sum()))
+
+    def moved(self, layout: Layout, matrix: Tensor) -> list[Tensor]:
+        """The mean over anchors of d(matrix x) / d(output of a map), R x d_out; x is what the output embedding reads."""
         outputs: list[Tensor] = []
         places = [
             block.get_submodule(m) for block in layout.blocks_of(self.context.base.model) for m in layout.modules
