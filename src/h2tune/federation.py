@@ -21,7 +21,7 @@ from h2tune.methods.registry import MethodError, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
 from h2tune.server import Server
-from h2tune.simulation.clients import build_clients
+from h2tune.simulation.clients import in_process
 from h2tune.simulation.ray_workers import Remote, Workers
 from h2tune.store import RunStore
 from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
@@ -108,9 +108,8 @@ def run(
     if workers:
         gather: Gather = lambda e, s: Workers(e, s.folder, workers)  # noqa: E731
     else:
-        build = partial(build_clients, models=models, accelerator=accelerator,
-                        watch=watcher.step if watcher else None)  # fmt: skip
-        gather = lambda e, s: InProcess(build(e, s))  # noqa: E731
+        watch = watcher.step if watcher else None
+        gather = partial(in_process, models=models, accelerator=accelerator, watch=watch)
     if resume and store.exists:
         differ = check_fingerprint(store.folder, data_fingerprint(experiment), changed)
         identity, _ = store.open(experiment, tuple(key for key in changed if key != "data"))

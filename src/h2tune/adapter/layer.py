@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from h2tune.adapter.config import RowLayout, TriLoraConfig
+
+
+class Beside(Protocol):
+    """Lets the rows of a batch go through several adapters (`h2tune.adapter.side_by_side`)."""
+
+    def added(self, layer: TriLoraLinear, x: Tensor, result: Tensor) -> Tensor: ...
 
 
 class Rows:
@@ -74,6 +81,7 @@ class TriLoraLayer(BaseTunerLayer):
         self.trilora_framed: dict[str, int] = {}
         self.trilora_rows: dict[str, Rows] = {}
         self._listening: set[str] = set()  # adapters whose parameters may ask for gradients
+        self._zero: dict[str, tuple[tuple[int, int], bool]] = {}  # whether T was 0 when it was looked at last
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -95,8 +103,10 @@ class TriLoraLayer(BaseTunerLayer):
         self.trilora_rho[adapter_name] = float(config.residual)
         self.trilora_framed[adapter_name] = config.framed if config.residual else 0
         self.trilora_rows[adapter_name] = Rows(**layout)
-        if config.dropout:
+        if config.dropout:  # no module where there is nothing to do: every walk over the model would visit it
             self.trilora_dropout[adapter_name] = nn.Dropout(config.dropout)
+        elif adapter_name in self.trilora_dropout:
+            del self.trilora_dropout[adapter_name]
         self.trilora_A[adapter_name] = nn.Parameter(torch.empty(r, self.in_features))
         self.trilora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, r))
         self.trilora_T[adapter_name] = nn.Parameter(torch.zeros(len(layout["sizes"]), r, r))
@@ -135,6 +145,11 @@ class TriLoraLayer(BaseTunerLayer):
                     held[name].requires_grad_(name in names)
         self._listening = names
 
+    def parameters_of(self, names: Iterable[str]) -> list[nn.Parameter]:
+        """A, B, T and q of some adapters, as far as this module has them."""
+        held = (self.trilora_A, self.trilora_B, self.trilora_T, self.trilora_q)
+        return [parameters[name] for name in names for parameters in held if name in parameters]
+
     def reset_parameters(self, adapter_name: str) -> None:
         """A model starts unchanged: B = 0 with the residual (then T moves nothing yet), T = 0 without it."""
         nn.init.kaiming_uniform_(self.trilora_A[adapter_name], a=math.sqrt(5))
@@ -147,16 +162,35 @@ class TriLoraLayer(BaseTunerLayer):
 
     def left_factor(self, adapter_name: str) -> Tensor:
         """``s B (T + rho I)``, d_out x r: the B of the standard LoRA that equals this adapter exactly."""
-        b, t = self.trilora_B[adapter_name], self.trilora_T[adapter_name]
-        rho, scaling = self.trilora_rho[adapter_name], self.trilora_scaling[adapter_name]
         rows = self.trilora_rows[adapter_name]
+        b: Tensor = self.trilora_B[adapter_name]
+        if self.is_plain(adapter_name):
+            return b
+        t = self.with_residual(adapter_name, self.trilora_T[adapter_name])
+        return rows.join([part @ middle for part, middle in zip(rows.split(b), t.unbind(), strict=True)])
+
+    def with_residual(self, adapter_name: str, t: Tensor) -> Tensor:
+        """``s (T + rho I)`` for T of this adapter or of others like it, ... x r x r."""
+        rho, scaling = self.trilora_rho[adapter_name], self.trilora_scaling[adapter_name]
         if rho:
             eye = torch.eye(t.shape[-1], dtype=t.dtype, device=t.device)
             eye[: self.trilora_framed[adapter_name]] = 0
             t = t + rho * eye
         if scaling != 1.0:
             t = t * scaling
-        return rows.join([part @ middle for part, middle in zip(rows.split(b), t.unbind(), strict=True)])
+        return t
+
+    def is_plain(self, adapter_name: str) -> bool:
+        """Whether B is the left factor itself: a plain LoRA, whose T is 0 and not trained."""
+        t = self.trilora_T[adapter_name]
+        if t.requires_grad or not self.trilora_rho[adapter_name] or self.trilora_framed[adapter_name]:
+            return False
+        if self.trilora_scaling[adapter_name] != 1.0:
+            return False
+        seen = (id(t), t._version)  # reading all of T in every pass would take longer than the product
+        if adapter_name not in self._zero or self._zero[adapter_name][0] != seen:
+            self._zero[adapter_name] = (seen, not bool(t.any()))
+        return self._zero[adapter_name][1]
 
     def constant(self, adapter_name: str) -> Tensor:
         """``s B q``, d_out: what the shift adds to every output."""
@@ -185,7 +219,13 @@ class TriLoraLayer(BaseTunerLayer):
 
 
 class TriLoraLinear(nn.Module, TriLoraLayer):
-    """A linear map (``nn.Linear``, ``Conv1D`` or a quantised one) with TriLoRA adapters."""
+    """A linear map (``nn.Linear``, ``Conv1D`` or a quantised one) with TriLoRA adapters.
+
+    Attributes:
+        beside: lets rows go through several adapters, each its own, in place of the active one.
+    """
+
+    beside: Beside | None = None
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: TriLoraConfig, **kwargs: Any) -> None:
         super().__init__()
@@ -233,20 +273,27 @@ class TriLoraLinear(nn.Module, TriLoraLayer):
             return result
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
+        if self.beside is not None:
+            return self.beside.added(self, x, result)
         dtype = result.dtype
         for name in self.active_adapters:
-            if name not in self.trilora_A:
-                continue
-            a = self.trilora_A[name]
-            inputs = self._cast_input_dtype(x, a.dtype)
-            u = F.linear(self.trilora_dropout[name](inputs) if name in self.trilora_dropout else inputs, a)
-            # T is folded into B: the same factor as in merge and export, and no activation to keep for it.
-            result = result + F.linear(u, self.left_factor(name))
-            if name in self.trilora_q:
-                result = result + self.constant(name)
-            if name in self.trilora_offset:
-                result = result + F.linear(x, self.trilora_offset[name].to(x.dtype))
+            if name in self.trilora_A:
+                result = self.added(name, x, result)
         return result.to(dtype)
+
+    def added(self, name: str, x: Tensor, result: Tensor) -> Tensor:
+        """The base's result with what an adapter adds to it."""
+        a = self.trilora_A[name]
+        read = self._cast_input_dtype(x, a.dtype)
+        if name in self.trilora_dropout:
+            read = self.trilora_dropout[name](read)
+        # T is folded into B: the same factor as in merge and export, and no activation to keep for it.
+        result = result + F.linear(F.linear(read, a), self.left_factor(name))
+        if name in self.trilora_q:
+            result = result + self.constant(name)
+        if name in self.trilora_offset:
+            result = result + F.linear(x, self.trilora_offset[name].to(x.dtype))
+        return result
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

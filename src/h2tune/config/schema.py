@@ -276,8 +276,20 @@ class Experiment(_Strict):
     select: Literal["federated", "best"] = Field(
         "federated", description="`best` keeps whichever adapter validates better: federated or trained alone"
     )
+    parallel: int | Literal["auto"] = Field(
+        1,
+        description="clients on one base model that train side by side in one pass of it, where clients share a process"
+        " (docs/scale.md); `auto` takes as many as fill a pass; equal to one after the other up to rounding",
+    )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")
     tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="also log metrics there")
+
+    @field_validator("parallel")
+    @classmethod
+    def _parallel(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"parallel must be 1 or more, or auto; got {value}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -75,7 +75,9 @@ def resolve_method(spec: str | Mapping[str, Any]) -> tuple[Method, Settings]:
 
 
 def _named(name: str) -> Method:
-    known = known_methods()
+    _load_own()
+    # What is known already comes first in any case; looking for entry points reads all installed packages' files.
+    known = Method.registry if name in Method.registry else known_methods()
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, 1, 0.4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from h2tune.participant.batches import Batch
 from h2tune.participant.label_bias import LabelBias
@@ -59,10 +59,14 @@ class Passes:
 
     def answered(self, model: nn.Module, batch: Batch) -> Answered:
         """The model's logits where a batch's labels ask for something."""
+        return self._own(batch, *self._read(model, batch))
+
+    def _read(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits where something is asked, without the bias, and what is wanted there."""
         labels = batch["labels"]
         asking = {name: value for name, value in batch.items() if name != "labels"}
         if labels.ndim == 1:
-            return Answered(self.whole(model, asking).logits.float(), labels)
+            return self.whole(model, asking).logits.float(), labels
         asked = labels[:, 1:] != -100
         head = _output_embedding(model)
         if head is None:
@@ -70,9 +74,43 @@ class Passes:
         else:
             with _only_at(head, asked):
                 logits = self.whole(model, asking).logits[0].float()
-        if self.bias is not None:
+        return logits, labels[:, 1:][asked]
+
+    def _own(self, batch: Batch, logits: Tensor, wanted: Tensor) -> Answered:
+        """With the client's own bias of its labels' tokens."""
+        if self.bias is not None and batch["labels"].ndim > 1:
             logits = self.bias.added_to(logits)
-        return Answered(logits, labels[:, 1:][asked])
+        return Answered(logits, wanted)
+
+
+def answered_each(model: nn.Module, passes: Sequence[Passes], batches: Sequence[Batch], filler: int) -> list[Answered]:
+    """One pass over the batches of several clients on one model, and what it says to each of them.
+
+    Args:
+        passes: of each client; all start from the same prefix. filler: id of the token that fills rows up.
+    """
+    joint = {name: _below_one_another([b[name] for b in batches], _FILL.get(name, filler)) for name in batches[0]}
+    logits, wanted = passes[0]._read(model, joint)
+    counts = [answers(batch) for batch in batches]
+    parts = zip(passes, batches, logits.split(counts), wanted.split(counts), strict=True)
+    return [own._own(*part) for own, *part in parts]
+
+
+_FILL = {"attention_mask": 0, "labels": -100}
+
+
+def _below_one_another(parts: Sequence[Tensor], fill: int) -> Tensor:
+    """Rows of all parts in one tensor, filled up on the right to the longest."""
+    if parts[0].ndim == 1:
+        return torch.cat(list(parts))
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, longest - part.shape[1]), value=fill) for part in parts])
+
+
+def answers(batch: Batch) -> int:
+    """How many terms the mean loss of a batch has: answer tokens, or rows for classes."""
+    labels = batch["labels"]
+    return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
 
 
 PLAIN = Passes()

@@ -21,7 +21,7 @@ from transformers import get_scheduler
 from h2tune.config import Training
 from h2tune.errors import ClientError
 from h2tune.participant.batches import Batch
-from h2tune.participant.passes import PLAIN, Answered, Passes
+from h2tune.participant.passes import PLAIN, Answered, Passes, answers
 
 Batches = Iterator[tuple[Batch, list[int]]]
 """Batches with the numbers of their rows in the training data."""
@@ -67,12 +67,6 @@ def among(tokens: Sequence[int]) -> Loss:
         return out.among(tokens).loss
 
     return loss
-
-
-def answers(batch: Batch) -> int:
-    """How many terms the mean in `answer_loss` has: answer tokens, or rows for classes."""
-    labels = batch["labels"]
-    return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
 
 
 class NormalisedGradient(torch.optim.Optimizer):

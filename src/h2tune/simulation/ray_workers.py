@@ -47,20 +47,24 @@ class Worker:
         import torch
 
         from h2tune.participant.base_models import ModelPool
-        from h2tune.simulation.clients import build_clients
+        from h2tune.simulation.clients import in_process
         from h2tune.store import RunStore
         from h2tune.utils.logging import quiet_libraries
 
         torch.set_num_threads(threads)
         quiet_libraries()
         experiment, store = parse_config(plain), RunStore(run)
-        self.clients = build_clients(experiment, store, ModelPool.of(experiment, Path(run) / "frames"), names=names)
+        self.party = in_process(experiment, store, ModelPool.of(experiment, Path(run) / "frames"), names=names)
 
     def introduce(self) -> dict[str, tuple[int, dict[str, Any]]]:
-        return {name: (client.leaked, client.introduction()) for name, client in self.clients.items()}
+        return {name: (client.leaked, client.introduction()) for name, client in self.party.clients.items()}
 
-    def handle(self, name: str, data: bytes) -> bytes:
-        return self.clients[name].handle(data)
+    def groups(self, names: list[str]) -> list[list[str]]:
+        """Clients that act together (``parallel``)."""
+        return self.party.groups(names)
+
+    def handle(self, requests: dict[str, bytes]) -> dict[str, bytes]:
+        return dict(self.party.exchange(requests))
 
 
 class Workers:
@@ -100,10 +104,18 @@ class Workers:
 
     def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[tuple[str, bytes]]:
         self.known |= requests.keys()
-        waiting = {self.place[name].handle.remote(name, data): name for name, data in requests.items()}
+        on_actor: dict[Any, list[str]] = {}
+        for name in requests:
+            on_actor.setdefault(self.place[name], []).append(name)
+        asked = [(actor, actor.groups.remote(names)) for actor, names in on_actor.items()]
+        waiting = [
+            actor.handle.remote({name: requests[name] for name in group})
+            for actor, groups in asked
+            for group in self._result(groups)
+        ]
         while waiting:
-            (done,), _ = self.ray.wait(list(waiting), num_returns=1)
-            yield waiting.pop(done), self._result(done)
+            (done,), waiting = self.ray.wait(waiting, num_returns=1)
+            yield from self._result(done).items()
 
     def returned(self) -> list[str]:
         return [name for name in self.place if name not in self.known]

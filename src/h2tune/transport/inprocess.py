@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -25,6 +25,10 @@ class InProcess(Generic[C]):
         self.known |= requests.keys()
         for name, data in requests.items():
             yield name, self.clients[name].handle(data)
+
+    def groups(self, names: Iterable[str]) -> list[list[str]]:
+        """Clients that act together: each by itself."""
+        return [[name] for name in names]
 
     def returned(self) -> list[str]:
         """Clients that nobody has asked yet: late joiners."""

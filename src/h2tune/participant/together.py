@@ -1,0 +1,263 @@
+"""Local training of several clients in one pass of the base model that they share.
+
+Every client's action runs as it always does until it has declared its local training (`LocalTraining`); then it waits. When
+all clients of a group wait, their updates are made side by side: one pass over the rows of all, each through its own
+adapter, one backward pass from the sum of their losses. All else is each client's own: its mean loss, penalty, clipping,
+optimiser, schedule and random state. A client's gradients depend on its own loss alone, so the sum couples nothing.
+
+The figures are those of training one after the other up to rounding: a product over more rows may add up in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor, nn
+
+from h2tune.adapter.side_by_side import SideBySide, parameters_of, shape_of, switch_to
+from h2tune.config import Training
+from h2tune.participant.batches import Batch
+from h2tune.participant.passes import Answered, answered_each, answers
+from h2tune.participant.trainer import LocalTraining, NanLossError, OnStep, Trainer, Update, answer_loss
+from h2tune.utils.turns import Turn, hand_over, takes_turns
+
+WASTE = 0.25  # share of a pass that may be padding between clients; above it they get passes of their own
+
+
+@dataclass
+class Declared:
+    """A client's local training that waits for others.
+
+    Attributes:
+        adapter: the client's. listening: its parameters, and whether they get gradients.
+        alone: whether the client is to carry it out itself. losses: of each phase. error: why it came to nothing.
+    """
+
+    training: LocalTraining
+    on_step: OnStep | None
+    adapter: str
+    listening: list[tuple[nn.Parameter, bool]]
+    alone: bool = False
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    error: NanLossError | None = None
+
+    @property
+    def model(self) -> Any:
+        return self.training.model
+
+    def listen(self, whole: bool = True) -> None:
+        """Let gradients flow to the parameters as the client had it, or to none."""
+        for parameter, flag in self.listening:
+            parameter.requires_grad_(flag and whole)
+
+    def enter(self) -> None:
+        """Make the client's adapter the active one, with gradients as the client had it."""
+        switch_to(self.model, self.adapter)
+        self.listen()
+
+
+@dataclass
+class Part:
+    """A client's share of a pass: its batch, the rows' numbers, and the weight of its loss in the update's."""
+
+    declared: Declared
+    update: Update
+    batch: Batch
+    rows: list[int]
+    weight: float
+
+
+class TogetherTrainer(Trainer):
+    """Carries out the local training of clients that take turns side by side, that of others as `Trainer` does.
+
+    Args:
+        tell: told once if a pass did not fit into memory and was halved.
+
+    Attributes:
+        most: most clients in a pass.
+    """
+
+    def __init__(
+        self, settings: Training, accelerator: Accelerator, most: int, tell: Callable[[str], None] | None = None
+    ) -> None:
+        super().__init__(settings, accelerator)
+        self.most, self.tell = most, tell
+
+    def run(self, training: LocalTraining, on_step: OnStep | None = None) -> dict[str, float]:
+        model: Any = training.model
+        if not takes_turns() or not isinstance(model, PeftModel):
+            return super().run(training, on_step)
+        adapter = str(model.active_adapter)
+        declared = Declared(training, on_step, adapter, [(p, p.requires_grad) for p in parameters_of(model, adapter)])
+        hand_over(declared)
+        declared.enter()
+        if declared.error:
+            raise declared.error
+        if declared.alone:
+            return super().run(training, on_step)
+        return {phase: sum(values) / len(values) for phase, values in declared.losses.items()}
+
+    def together(self, acts: Sequence[Callable[[], Any]]) -> list[Any]:
+        """What several clients' actions return, with their local training side by side.
+
+        PyTorch's generators are the process's: each action goes on with those that it stopped with.
+        """
+        turns = [Turn(act) for act in acts]
+        begun = torch.get_rng_state()
+        states = [begun] * len(turns)
+        try:
+            while waiting := [i for i, turn in enumerate(turns) if not turn.ended]:
+                for i in waiting:
+                    torch.set_rng_state(states[i])
+                    turns[i].go_on()
+                    states[i] = torch.get_rng_state()
+                self.carry_out([turns[i].handed for i in waiting if not turns[i].ended])
+        finally:
+            for turn in turns:
+                turn.close()
+            torch.set_rng_state(begun)
+        return [turn.answer for turn in turns]
+
+    def carry_out(self, all_declared: Sequence[Declared]) -> None:
+        """Train those side by side that can be; the others are told to do it alone."""
+        alike: dict[Any, list[Declared]] = {}
+        for declared in all_declared:
+            model = declared.model
+            lonely = self.accelerator.scaler is not None or draws(model)
+            key = (id(model), id(declared if lonely else None), shape_of(model, declared.adapter))
+            alike.setdefault(key, []).append(declared)
+        for group in alike.values():
+            if len(group) == 1:
+                group[0].alone = True
+                continue
+            for declared in group:
+                declared.listen()
+            for number in range(max(len(declared.training.phases) for declared in group)):
+                self._update_all([d for d in group if not d.error and number < len(d.training.phases)], number)
+            for declared in group:
+                declared.listen(False)
+
+    def _update_all(self, group: list[Declared], number: int) -> None:
+        """One update of every client that has one left."""
+        updates = [declared.training.updates[declared.training.phases[number]] for declared in group]
+        for update in updates:
+            update.before()
+        totals = self._gradients(group, updates)
+        for declared, update, total in zip(group, updates, totals, strict=True):
+            phases = declared.training.phases
+            if declared.error:
+                for parameter, _ in declared.listening:
+                    parameter.grad = None
+                continue
+            update.after()
+            self.apply(update.groups)
+            declared.losses.setdefault(phases[number], []).append(total)
+            if declared.on_step:
+                declared.on_step(phases[number], number + 1, len(phases), total)
+
+    def _gradients(self, group: list[Declared], updates: list[Update]) -> list[float]:
+        """As `Trainer.gradients`, for all at once; returns the loss of each."""
+        totals = dict.fromkeys(range(len(group)), 0.0)
+        taken = [[next(d.training.batches) for _ in range(self.settings.accumulation)] for d in group]
+        for micro in range(self.settings.accumulation):
+            parts = {}
+            for i, (declared, update) in enumerate(zip(group, updates, strict=True)):
+                whole = max(1, sum(answers(batch) for batch, _ in taken[i]))
+                batch, rows = taken[i][micro]
+                batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+                parts[i] = Part(declared, update, batch, rows, answers(batch) / whole if len(taken[i]) > 1 else 1.0)
+            for numbers in packs({i: p.batch["input_ids"].shape for i, p in parts.items() if not p.declared.error}):
+                for i, loss in zip(numbers, self._fitting([parts[i] for i in numbers]), strict=True):
+                    totals[i] += loss
+        return list(totals.values())
+
+    def _fitting(self, parts: list[Part]) -> list[float]:
+        """A pass, or where it does not fit into memory two of half the size."""
+        if len(parts) > self.most:
+            return self._fitting(parts[: self.most]) + self._fitting(parts[self.most :])
+        held = [
+            (p, p.grad if p.grad is None else p.grad.clone()) for part in parts for p, _ in part.declared.listening
+        ]
+        try:
+            return self._pass(parts)
+        except RuntimeError as error:
+            if len(parts) == 1 or not _says_no_memory(error):
+                raise
+        for parameter, gradient in held:
+            parameter.grad = gradient
+        self.most = -(-len(parts) // 2)
+        if self.tell:
+            self.tell(f"{len(parts)} clients side by side do not fit into memory; from now on {self.most} at a time")
+            self.tell = None
+        return self._fitting(parts)
+
+    def _pass(self, parts: list[Part]) -> list[float]:
+        """Forward and backward over the rows of some clients; returns their losses."""
+        model: Any = parts[0].declared.model
+        beside = SideBySide([p.declared.adapter for p in parts], [len(p.rows) for p in parts])
+        runs, filler = [p.declared.training.passes for p in parts], model.config.get_text_config().pad_token_id or 0
+        with beside.on(model), self.accelerator.autocast():
+            found = answered_each(model, runs, [p.batch for p in parts], filler)
+        losses, shares = [], []
+        for part, answered in zip(parts, found, strict=True):
+            value = self._loss(part, answered)
+            if torch.isfinite(value):
+                shares.append(value if part.weight == 1 else value * part.weight)
+                losses.append(float(shares[-1].detach()))
+            else:
+                losses.append(0.0)
+                text = f"the loss is not a number on the training rows {part.rows[:8]}"
+                part.declared.error = NanLossError(text)
+        if shares:
+            again = model.get_base_model().is_gradient_checkpointing  # then blocks run once more for their gradients
+            with beside.on(model) if again else nullcontext():
+                self.accelerator.backward(torch.stack(shares).sum())
+        return losses
+
+    def _loss(self, part: Part, answered: Answered) -> Tensor:
+        """A client's own loss; what else it asks its model goes through its own adapter."""
+        if part.update.loss is answer_loss:
+            return answered.loss
+        declared = part.declared
+        alone = partial(self.forward, declared.model, rows=part.rows, passes=declared.training.passes)
+        switch_to(declared.model, declared.adapter)
+        with self.accelerator.autocast():
+            return part.update.loss(lambda batch: answered if batch is part.batch else alone(batch), part.batch)
+
+
+def packs(shapes: dict[int, tuple[int, ...]]) -> list[list[int]]:
+    """Clients for each pass, by the shape (rows x tokens) of their batches: little of a pass is padding."""
+    found: list[list[int]] = []
+    for number in sorted(shapes, key=lambda i: (-shapes[i][1], i)):
+        if found:
+            together = [*found[-1], number]
+            used, length = sum(shapes[i][0] * shapes[i][1] for i in together), shapes[together[0]][1]
+            if used >= (1 - WASTE) * length * sum(shapes[i][0] for i in together):
+                found[-1].append(number)
+                continue
+        found.append([number])
+    return [sorted(pack) for pack in found]
+
+
+def draws(model: nn.Module) -> bool:
+    """Whether training the model draws random numbers: rows side by side would draw them in another order."""
+    return any(
+        isinstance(value, float) and value > 0 and ("drop" in name or (name == "p" and isinstance(module, nn.Dropout)))
+        for module in model.modules()
+        for name, value in vars(module).items()
+    )
+
+
+def _says_no_memory(error: RuntimeError) -> bool:
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    )
