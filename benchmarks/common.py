@@ -69,7 +69,7 @@ def circumstances() -> dict[str, Any]:
 def write(name: str, result: dict[str, Any]) -> None:
     """Keep a result under benchmarks/results/, with the command and the circumstances that it was made in."""
     path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     command = "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     path.write_text(json.dumps({"command": command} | circumstances() | result, indent=1) + "\n")
     print(f"wrote {path}")

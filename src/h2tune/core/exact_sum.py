@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +30,25 @@ class CoreSum:
         Args:
             weight: a whole number; n_i, or 1.
         """
+        # Block by block: what a block needs stays in the processor's cache.
+        blocks = range(core.shape[0]) if core.ndim > 2 else [...]
+        for block in blocks:
+            self._add(block, core[block], coverage[block], weight)
+
+    def _add(self, block: Any, core: Tensor, coverage: Tensor, weight: int) -> None:
         r = core.shape[-1]
-        rest = torch.where(coverage, core.double(), 0.0).clamp(-(2.0**31), 2.0**31)
+        rest = core.double().masked_fill_(~coverage, 0.0).clamp_(-(2.0**31), 2.0**31)
         for k, limb in enumerate(self.limbs):
             scale = 2.0 ** (_LIMB_BITS * k)
+            largest = float(rest.abs().max()) if rest.numel() else 0.0
+            if largest == 0:
+                break
+            if largest * scale < 1:  # entries are mostly small and have 24 bits: they lie in one or two of the limbs
+                continue
             digits = torch.trunc(rest * scale)
-            rest = rest - digits / scale
-            limb[..., :r, :r] += weight * digits.long()
-        self.weight[..., :r, :r] += weight * coverage.long()
+            rest.sub_(digits, alpha=1 / scale)
+            limb[block][..., :r, :r].add_(digits.long(), alpha=weight)
+        self.weight[block][..., :r, :r].add_(coverage, alpha=weight)
 
     def mean(self, before: Tensor) -> Tensor:
         """``sum w C S / sum w C``; entries that nobody covers keep their value ``before``."""

@@ -17,7 +17,7 @@ from h2tune.participant.together import TogetherTrainer
 from h2tune.store import RunStore
 from h2tune.transport.inprocess import InProcess
 
-# Tokens of a pass from which more clients made an update no cheaper (docs/scale.md): on one core of a CPU, and on a GPU.
+# Tokens that fill a pass. More made an update no cheaper on one core of a CPU (docs/scale.md); on a GPU none was at hand to try.
 FULL, FULL_GPU = 2048, 65536
 
 

@@ -1,0 +1,103 @@
+"""Rounds of one process against a bare PEFT loop: the same updates on the same rows, one thread, interleaved.
+
+    python benchmarks/speed/work.py WORK --clients 8 --rounds 6
+    OMP_NUM_THREADS=1 python benchmarks/speed/loop.py WORK
+
+Whole rounds are measured on both sides: for h2tune messages, training, the clients' saved states and the commit. The clock
+is processor time, so that other programs on the machine matter little. The first round of each is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from bare import Bare
+
+from h2tune.config import parse_config
+from h2tune.participant.base_models import ModelPool
+from h2tune.server import Server
+from h2tune.simulation.clients import in_process
+from h2tune.store import RunStore
+from h2tune.utils.logging import quiet_libraries
+from h2tune.zoo import zoo_folder
+
+sys.path.append(str(Path(__file__).parents[1]))
+from common import median_interval, write
+
+
+def ours(folder: Path, work: Path, parallel: int | str) -> tuple[Callable[[], float], Server]:
+    """A federation that is set up, and a function that runs its next round and returns the mean loss."""
+    plain = yaml.safe_load((work / "federation.yaml").read_text()) | {"parallel": parallel}
+    plain["rounds"] = 999  # no round is the last, which would be scored
+    plain["evaluation"] = {"every": 999}
+    experiment, store = parse_config(plain), RunStore(folder / str(parallel))
+    party = in_process(experiment, store, ModelPool("cpu"))
+    server = Server(experiment, store.create(experiment), list(party.clients), party, store)
+    server.open()
+
+    def one_round() -> float:
+        assert not server.one_round()
+        last = [member.rounds[-1]["loss"]["local"] for member in server.members.values()]
+        return float(sum(last) / len(last))
+
+    return one_round, server
+
+
+def summary(seconds: dict[str, list[float]], losses: dict[str, list[float]], updates: int) -> dict[str, Any]:
+    """Medians with intervals over the rounds after the first."""
+    bare = seconds["bare"][1:]
+    return {
+        "updates_per_round": updates,
+        "clock": "processor seconds",
+        "load": os.getloadavg()[0],  # processes that wanted a core
+        "losses": losses,
+        "all_seconds": seconds,
+        "updates_per_second": {n: median_interval([updates / s for s in v[1:]]) for n, v in seconds.items()},
+        "ratio_to_bare": {
+            n: median_interval([b / s for b, s in zip(bare, v[1:], strict=True)])
+            for n, v in seconds.items()
+            if n != "bare"
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--parallel", type=int, nargs="+", default=[1, 2, 4, 8])
+    args = parser.parse_args()
+    quiet_libraries()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Bare(args.work, str(zoo_folder("llama")))
+        runs: dict[str, Callable[[], float]] = {
+            f"parallel {p}": ours(Path(folder), args.work, p)[0] for p in args.parallel
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ("bare", *runs)}
+        losses: dict[str, list[float]] = {name: [] for name in seconds}
+        for number in range(bare.ids.shape[1]):
+            for name in seconds:
+                begin = time.process_time()
+                losses[name].append(bare.round(number) if name == "bare" else runs[name]())
+                seconds[name].append(time.process_time() - begin)
+            print({name: round(values[-1], 2) for name, values in seconds.items()}, flush=True)
+            if number > 1:
+                result = summary(seconds, losses, bare.ids.shape[0] * bare.ids.shape[2])
+                write("speed/loop", {"clients": bare.ids.shape[0], "rounds": number + 1} | result)
+    for name, (median, low, high) in result["ratio_to_bare"].items():
+        print(f"{name}: {median:.2f} ({low:.2f} to {high:.2f}) times the bare loop's updates per second")
+
+
+if __name__ == "__main__":
+    main()
