@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from h2tune.cli.app import app
+from h2tune.config import Experiment
+from h2tune.config.reading import OF_THE_METHOD
+from h2tune.methods.h2tune_settings import H2TuneSettings
 
 RUNNER = CliRunner()
 
@@ -157,6 +160,18 @@ def test_plan_shows_figures_and_every_mistake_at_once(file: Path, tmp_path: Path
         assert expected in stderr
 
 
+def test_a_plan_promises_nothing_of_a_method_that_it_could_not_read(file: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"method": "h2tun"}))
+    code, stdout, _ = call("plan", str(bad))
+    assert code == 1 and "Nothing else leaves" not in stdout and "not known: the method has a mistake" in stdout
+
+
+def test_settings_told_to_stand_under_the_method_are_some_of_it() -> None:
+    assert set(OF_THE_METHOD) <= set(H2TuneSettings.model_fields)
+    assert not set(OF_THE_METHOD) & set(Experiment.model_fields)
+
+
 def test_planned_set_up_bytes_are_those_that_travel(file: Path, finished: Path) -> None:
     plan = json.loads(call("plan", str(file), "--json")[1])
     metrics = json.loads((finished / "metrics.json").read_text())
@@ -168,6 +183,7 @@ def test_planned_set_up_bytes_are_those_that_travel(file: Path, finished: Path) 
 
 MISTAKES = {
     "unknown key": (lambda d: d.update(learnig=1), "learnig: unknown key"),
+    "key of the method": (lambda d: d.update(frames="anchor"), "write it there: method: {name: h2tune, frames: ...}"),
     "near key": (lambda d: d.update(round=3), "Did you mean `rounds`?"),
     "near client key": (lambda d: d["clients"][0].update(kep=0.5), "Did you mean `keep`?"),
     "near training key": (lambda d: d["training"].update(step=3), "Did you mean `steps`?"),

@@ -118,6 +118,7 @@ def test_a_preset_with_changes() -> None:
         ({"kind": "classify", "labels": ["a", "b"]}, "needs prompt: and answer:"),
         ({"kind": "classify", "prompt": "{x}", "answer": "{y}", "labels": [False, True]}, "in quotes"),
         ({"kind": "classify", "prompt": "{x}", "answer": "{y}", "labels": ["a"]}, "two or more"),
+        ({"kind": "choice", "prompt": "{x}", "answer": "{y}", "options": [False, True]}, "options: YAML .* in quotes"),
         ({"kind": "generate", "columns": ["a"]}, "columns should map"),
         ({"prompt": "{x}"}, "needs a preset or a kind"),
         (3, "name of a preset or a mapping"),

@@ -80,7 +80,8 @@ def print_plan(plan: Plan) -> None:
     _print(table)
     typer.echo("\nadapter  parameters to train\nmemory   for adapter, gradients and optimiser, beside the model")
     typer.echo("LoRA up  what a whole LoRA of the same rank would send in a round")
-    _print_list("leaves the machine", [*plan.leaves, STAYS])
+    unknown = "not known: the method has a mistake, and which one it is decides what leaves"
+    _print_list("leaves the machine", [*plan.leaves, STAYS] if plan.leaves else [unknown])
     _print_list("privacy", plan.privacy)
 
 

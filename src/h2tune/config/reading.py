@@ -24,6 +24,9 @@ from h2tune.config.schema import (
 )
 from h2tune.errors import H2TuneError
 
+OF_THE_METHOD = ("accept", "aggregate", "alternation", "core_loss", "core_rule", "frames", "private", "train_factors")
+"""Settings of H2Tune that the pages speak of beside the file's own keys, so that they are easily written there."""
+
 PROMISES = ("secure_aggregation", "privacy")  # whoever writes the key wants it; an empty value would mean none
 
 
@@ -175,6 +178,8 @@ def _explain(error: Any) -> str:
         owner: type[BaseModel] = Experiment
         for step in place[:-1]:
             owner = _SECTIONS.get(str(step), ClientConfig if step == "clients" else owner)
+        if owner is Experiment and place[0] in OF_THE_METHOD:
+            return f"{where}: is a setting of the method; write it there: method: {{name: h2tune, {where}: ...}}"
         near = difflib.get_close_matches(str(place[-1]), list(owner.model_fields), 1, 0.5)
         hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(owner.model_fields)}."
         return f"{where}: unknown key.{hint}"

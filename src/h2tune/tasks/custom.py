@@ -18,6 +18,7 @@ from h2tune.tasks.rows import asker, fields
 _COMMON = ("kind", "columns", "max_new_tokens", "name", "description")
 _PRESET_KEYS = ("preset", *_COMMON)
 _OWN_KEYS = (*_COMMON, "prompt", "answer", "join", "options", "labels", "ignore_case", "score")
+_QUOTE = 'YAML reads yes, no, on and off as true and false; write them in quotes, as "yes"'
 _SCORES: dict[str, Callable[[Example, str], bool]] = {
     "number": scoring.score_number,
     "text": scoring.score_text,
@@ -110,6 +111,8 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
         raise TaskError(
             "options: belongs to kind choice" if "options" in spec else "a task of kind choice needs options:"
         )
+    if isinstance(spec.get("options"), list | tuple) and any(isinstance(option, bool) for option in spec["options"]):
+        raise TaskError(f"options: {_QUOTE}")
     labels, written = _labels(spec, kind)
     name = str(spec.get("name", "own task"))
     solve = _solver(spec, kind, name, labels, written)
@@ -135,7 +138,7 @@ def _labels(spec: Mapping[str, Any], kind: Kind) -> tuple[tuple[str, ...], tuple
     if isinstance(given, str) or len(pairs) < 2:
         raise TaskError(f"labels: needs two or more, not {given!r}")
     if any(isinstance(label, bool) for pair in pairs for label in pair):
-        raise TaskError('labels: YAML reads yes, no, on and off as true and false; write them in quotes, as "yes"')
+        raise TaskError(f"labels: {_QUOTE}")
     texts = [(plain_text(value, "labels:"), composed(plain_text(label, "labels:"))) for value, label in pairs]
     names = list(dict.fromkeys(label for _, label in texts))
     if len(names) < 2 or not all(text for pair in texts for text in pair):
