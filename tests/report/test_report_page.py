@@ -176,3 +176,14 @@ def test_a_task_scored_in_nats_alone(write_run: WriteRun) -> None:
         score["metric"] = None
     entry["rounds"] = [one | {"test": None} for one in entry["rounds"]]
     assert "nats per answer token" in written(write_run, metrics({"maths": entry})).text
+
+
+def test_the_legend_names_the_phases_that_are_drawn_and_no_other(write_run: WriteRun) -> None:
+    data = three()
+    assert "core and private part at once" not in written(write_run, data).text
+    for entry in data["clients"].values():
+        for number, row in enumerate(entry["rounds"]):
+            row["loss"] = {"specific": 1.0} if number else {"joint": 2.0}
+    text = written(write_run, data).text
+    assert "loss, core and private part at once" in text and "loss, specific phase" in text
+    assert "loss, shared phase" not in text

@@ -19,6 +19,7 @@ from h2tune.report.verdict import comparison, measure, missing, verdict
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+SAID = {"joint": "core and private part at once"}
 SHOWN = 12  # clients with pictures; the tables always hold all
 EVENTS = 200  # notices on the page; the log holds all
 
@@ -55,6 +56,7 @@ def render(run: Run) -> str:
     """The page as text."""
     over = comparison(run)
     shown = _shown(run, over)
+    phases = {phase for client in shown for entry in client.rounds for phase in entry.loss}
     return fill(
         "template.html",
         name=run.name,
@@ -69,6 +71,8 @@ def render(run: Run) -> str:
         average=_average(run, over),
         shown=shown,
         curves=_curves(run, shown),
+        phases=phases,
+        others=[SAID.get(phase, phase) for phase in sorted(phases - {"shared", "specific"})],
         pictures=[panel for panel in (_pictures(client) for client in shown) if panel.figures or panel.note],
         core=_core(run),
         traffic=_traffic(run),

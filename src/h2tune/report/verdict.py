@@ -170,7 +170,7 @@ def _accepted(run: Run) -> str:
     counts = {
         "took the shared core": sum(share == 1 for share in chosen),
         "its mean with their own": sum(0 < share < 1 for share in chosen),
-        "kept their own": sum(share == 0 for share in chosen),
+        "kept their own core": sum(share == 0 for share in chosen),
         "took none": sum(share < 0 for share in chosen),
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
