@@ -5,8 +5,8 @@
 
 **Reconstruction.** The abstract says that the mixture weighs by similarity of data and of parameters; the measures could not
 be read. Here it is the cosine of the C's alone, and nothing about the data leaves a client. The paper's clients have
-equal models; for different ones C is read along depth as H2Tune's core is, and A and B start from the same
-frames, so that the only difference to H2Tune (joint) is the aggregation.
+equal models; for different ones C is read along depth as H2Tune's core is, and A and B start from anchor frames, so
+that the only difference to H2Tune with `frames: anchor, alternation: joint` is the aggregation.
 """
 
 from __future__ import annotations

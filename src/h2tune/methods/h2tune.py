@@ -3,9 +3,11 @@
     adapter          delta W = B T A, T written from the core             (triple matrix decomposition)
                      + B' A', private coordinates beside the frames, where `private` asks for some
     layer alignment  T[l, j] = sum_g P[g, l] (C[g, j] * S[g, j])          (relation-guided)
-    download         S_i <- S, or with `accept: validation` whichever of S_i, (S_i + S) / 2, S fits the client best
+    download         S_i <- S, or with `accept: validation` whichever of S_i, (S_i + S) / 2, S, 0 fits the client best
     shared phase     A, B, head frozen; S, P, M on CE (or that of the choice between labels) + mu/2 ||S - S0||^2
     specific phase   S, P, M frozen; A, B, head on CE + lambda KL(z_shared || z)
+    alternation      the phases in turns, or with `rounds` (the default, with frames by effect) in the first quarter of
+                     the rounds S beside A', B', head from one backward pass, then A', B', head; A, B and P stay
     aggregation      S <- sum_i w_i C_i S_i / sum_i w_i C_i, over the clients that cover an entry
                      (or with `aggregate` a robust rule: `h2tune.aggregation.robust`)
 
@@ -128,7 +130,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
         for parameter in (*self.factors, *self.head):
             parameter.requires_grad_(parameter in set(specific))
 
-    # ---- a round: download, two phases in turns, upload
+    # ---- a round: download, training in phases, upload
 
     def train(self, round: int, payload: Payload) -> Payload:
         model = self.activate()
@@ -291,6 +293,6 @@ Method(
     H2TuneSettings,
     H2TuneClient,
     H2TuneServer,
-    "frames from public text, a shared core, two phases",
+    "frames from public text, a shared core beside a private LoRA",
     source="Guo et al., arXiv 2507.22633; the frames are this project's",
 )
