@@ -68,7 +68,7 @@ def measure(clients: int, clip: float | None, seed: int, work: Path | None = Non
     spent = metrics["privacy"]["epsilon"] if metrics["privacy"] else None
     noise = None if clip is None else NOISE * clip * math.sqrt(4 * core.numel()) / clients  # of four rounds
     return figures | {"clients": clients, "clip": clip, "seed": seed, "epsilon": spent, "core_norm": float(core.norm()),
-                      "noise_norm": noise, "seconds": round(time.perf_counter() - begin, 1)}  # fmt: skip
+                      "entries": core.numel(), "noise_norm": noise, "seconds": round(time.perf_counter() - begin, 1)}  # fmt: skip
 
 
 def measure_rows(clip: float | None, noise: float, seed: int) -> dict[str, Any]:
