@@ -157,9 +157,9 @@ def values(args: argparse.Namespace, setting: str, method: str, key: str) -> dic
 
 
 def gap(a: dict[int, float], b: dict[int, float]) -> list[float] | None:
-    """Mean of a - b over the seeds that both have, and its interval."""
+    """Mean of a - b over the seeds that both have, and its interval; None below two of them."""
     both = sorted(a.keys() & b.keys())
-    return interval([a[s] - b[s] for s in both]) if both else None
+    return interval([a[s] - b[s] for s in both]) if len(both) > 1 else None
 
 
 def share(pairs: Iterable[tuple[float, float, float]]) -> float | None:
