@@ -54,6 +54,9 @@ def test_what_clients_took_of_the_core_is_said_where_they_chose(judge: Judge) ->
     said = "By their validation rows, of 3 clients 1 took the shared core, 1 its mean with their own, 1 took none."
     assert said in notes
     for entry in run["clients"].values():
+        entry["accepted"] = 0.0
+    assert any("nobody took what was shared" in note and "not from sharing" in note for note in judge(run).notes)
+    for entry in run["clients"].values():
         entry["accepted"] = 1.0
     assert not any("validation rows" in note for note in judge(run).notes)
 

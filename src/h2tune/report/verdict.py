@@ -174,7 +174,11 @@ def _accepted(run: Run) -> str:
         "took none": sum(share < 0 for share in chosen),
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return f"By their validation rows, of {len(chosen)} clients {said}."
+    nobody = (
+        " In the last round nobody took what was shared: a difference from training alone may come from the way of"
+        " training, not from sharing."
+    )
+    return f"By their validation rows, of {len(chosen)} clients {said}.{nobody if max(chosen) <= 0 else ''}"
 
 
 def _nats(run: Run) -> str:
