@@ -262,7 +262,7 @@ class CoreServer(OneExchange):
         shape = plain["shape"]
         self.shape, self.S = CoreShape(shape["depth"], shape["rank"], tuple(shape["slots"])), tensors["S"].clone()
         self.ranks, self.masked, self.held = plain["ranks"], plain["masked"], plain["held"]
-        self.blocks, self.spent, self.fits = plain["blocks"], plain["spent"], plain["fits"]
+        self.blocks, self.spent, self.fits = plain["blocks"], plain["spent"], plain.get("fits", {})
 
     def rejoin(self, client: str) -> Payload:
         return Payload(meta={"depth": self.shape.depth, "slots": list(self.shape.slots)})
