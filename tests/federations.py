@@ -24,8 +24,8 @@ MODELS = ("zoo:llama", "zoo:gpt2", "zoo:qwen")
 ANCHORS = str(Path(__file__).parent / "anchors.txt")  # fewer than the demo has: frames are made faster
 
 
-def small(clients: int = 2, same_model: bool = False, **changes: Any) -> Experiment:
-    """A federation of zoo models on a few generated problems; seconds to run."""
+def small(clients: int = 2, same_model: bool = False, scored: int = 4, **changes: Any) -> Experiment:
+    """A federation of zoo models on a few generated problems, so many of them to be scored; seconds to run."""
     rows = []
     for i in range(clients):
         kind = FORMATS[i % 3]
@@ -35,12 +35,16 @@ def small(clients: int = 2, same_model: bool = False, **changes: Any) -> Experim
                 "model": MODELS[0 if same_model else i % 3],
                 "task": f"demo-{kind}",
                 "train": f"demo:{kind}?split=train&n=16&seed={i}",
-                "validation": f"demo:{kind}?split=validation&n=4&seed={i}",
-                "test": f"demo:{kind}?split=test&n=4&seed={i}",
+                "validation": f"demo:{kind}?split=validation&n={scored}&seed={i}",
+                "test": f"demo:{kind}?split=test&n={scored}&seed={i}",
             }
         )
     data = {"rounds": 3, "rank": 4, "anchors": ANCHORS, "clients": rows, "device": "cpu", "name": "small"}
-    data["training"] = {"steps": 2, "batch_size": 4}
+    data["training"] = {
+        "steps": 2,
+        "batch_size": 4,
+        "warmup": 0,
+    }  # two updates: with a warm-up the first would be lost
     data["method"] = _moving(changes.pop("method", "h2tune"))
     return parse_config(data | changes)
 

@@ -228,7 +228,9 @@ def test_every_schedule_ends_with_the_last_round(tmp_path: Path) -> None:
     ids=str,
 )
 def test_training_options_train(changes: dict[str, Any], tmp_path: Path) -> None:
-    server, clients = build(small(rounds=2, training={"steps": 6, "batch_size": 4} | changes), tmp_path / "run")
+    server, clients = build(
+        small(rounds=2, scored=8, training={"steps": 6, "batch_size": 4} | changes), tmp_path / "run"
+    )
     server.run()
     for client in clients.values():
         first, last = (server.members[client.name].rounds[i]["validation"]["nats"] for i in (0, 1))

@@ -43,7 +43,7 @@ BARE = {"kind": "generate", "prompt": "{prompt}", "answer": "{answer}", "join": 
         ({"changes": {"paths": 3, "samples": 2}}, "chosen among 2 samples"),
         ({"changes": {"anchor": 0, "contrast": 0}}, "nothing would be learnt"),
         ({"changes": {"phase": "shared"}}, "local trains nothing in it; phases there: specific"),
-        ({"changes": {"host": {"name": "h2tune", "train_factors": False}}}, "phases there: shared"),
+        ({"changes": {"host": {"name": "h2tune", "frames": "anchor", "train_factors": False}}}, "phases there: shared"),
         ({"changes": {"filter": "gup"}}, "Input should be"),
     ],
 )  # fmt: skip
