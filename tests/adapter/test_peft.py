@@ -111,6 +111,17 @@ def test_adapters_that_are_not_in_use_cost_nothing_and_ask_for_no_gradients() ->
     assert {n.split(".")[-1] for n, p in model.named_parameters() if p.requires_grad} == {"b"}
 
 
+def test_a_middle_matrix_that_was_0_is_looked_at_again_when_its_data_is_replaced() -> None:
+    """`torch.nn.utils.vector_to_parameters` replaces the data and leaves the version as it was."""
+    model = adapted("llama")
+    layer = next(module for module in model.modules() if isinstance(module, TriLoraLayer))
+    t = layer.trilora_T["default"].requires_grad_(False)
+    t.zero_()
+    assert layer.is_plain("default")
+    t.data = torch.ones_like(t)
+    assert not layer.is_plain("default")
+
+
 def test_two_active_adapters_add_up() -> None:
     """Both deltas on the weight; merged one by one and together."""
     model = adapted("gpt_neox")

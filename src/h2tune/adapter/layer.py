@@ -187,7 +187,7 @@ class TriLoraLayer(BaseTunerLayer):
             return False
         if self.trilora_scaling[adapter_name] != 1.0:
             return False
-        seen = (id(t), t._version)  # reading all of T in every pass would take longer than the product
+        seen = (t.data_ptr(), t._version)  # reading all of T in every pass would take longer than the product
         if adapter_name not in self._zero or self._zero[adapter_name][0] != seen:
             self._zero[adapter_name] = (seen, not bool(t.any()))
         return self._zero[adapter_name][1]
