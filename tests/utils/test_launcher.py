@@ -37,3 +37,8 @@ def test_the_accelerator_sees_one_process(monkeypatch: pytest.MonkeyPatch) -> No
     for name, value in LAUNCHERS[1].items():
         monkeypatch.setenv(name, value)
     assert make_accelerator(small(1), "cpu").num_processes == 1
+
+
+def test_a_later_run_in_the_process_gets_its_own_device() -> None:
+    for device in ("cpu", "meta", "cpu"):
+        assert str(make_accelerator(small(1), device).device) == device

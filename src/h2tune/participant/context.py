@@ -223,10 +223,10 @@ def make_accelerator(experiment: Experiment, device: str, folder: Path | None = 
     precision = {"fp32": "no"}.get(experiment.training.precision, experiment.training.precision)
     trackers = list(experiment.tracking) if folder else None
     state = AcceleratorState._shared_state
-    if state and state.get("_mixed_precision") != precision:
-        # Accelerate keeps one precision per process; a second run with another one is nothing unusual for us.
+    if state and (state.get("_mixed_precision"), str(state.get("device"))) != (precision, device):
+        # Accelerate keeps one precision and one device per process; a second run with others is nothing unusual for us.
         AcceleratorState._reset_state(reset_partial_state=True)
-    with no_launcher():
+    with no_launcher(ACCELERATE_TORCH_DEVICE=device):  # by itself it takes the first GPU that it finds
         return Accelerator(
             mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder
         )

@@ -17,12 +17,16 @@ _PREFIXES = ("PMI_", "PMIX_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "CCL_", "TO
 
 
 @contextmanager
-def no_launcher() -> Iterator[None]:
-    """The environment without them for a while; afterwards it is as it was."""
+def no_launcher(**instead: str) -> Iterator[None]:
+    """The environment without them, and with some others, for a while; afterwards it is as it was."""
     held = {name: value for name, value in os.environ.items() if name in _NAMES or name.startswith(_PREFIXES)}
     for name in held:
         del os.environ[name]
+    held |= {name: os.environ[name] for name in instead if name in os.environ}
+    os.environ.update(instead)
     try:
         yield
     finally:
+        for name in instead:
+            del os.environ[name]
         os.environ.update(held)
