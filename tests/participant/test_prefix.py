@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,32 @@ def test_a_cache_that_is_full_goes_on_and_says_so_once(tmp_path: Path) -> None:
         first, second = said(model, passes), said(model, passes)
     assert torch.equal(first, second)
     assert [str(w.message).split(";")[0] for w in told] == ["the cache of hidden states is full"]
+
+
+def test_two_processes_may_keep_the_same_state_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, replace, own = torch.ones(2, 3), os.replace, os.getpid()
+
+    def after_another(partial: Path, path: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os, "getpid", lambda: own + 1)
+        StateCache(PLENTY, PLENTY, tmp_path).put("key", states)
+        replace(partial, path)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    StateCache(PLENTY, PLENTY, tmp_path).put("key", states)
+    found = StateCache(PLENTY, PLENTY, tmp_path).get("key", (2, 3), torch.float32)
+    assert found is not None and torch.equal(found, states)
+    assert [path.name for path in tmp_path.iterdir()] == ["key.states"]
+
+
+def test_a_full_disk_stops_the_cache_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(partial: Path, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    cache = StateCache(PLENTY, PLENTY, tmp_path)
+    cache.put("key", torch.ones(2, 3))
+    assert cache.get("key", (2, 3), torch.float32) is not None and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", ["h2tune", "local"])

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from h2tune.utils.files import write_atomic
+from h2tune.utils.files import StoreError, write_atomic
 
 
 class StateCache:
@@ -44,9 +44,11 @@ class StateCache:
     def put(self, key: str, states: Tensor) -> None:
         path, size = self._path(key), states.numel() * states.dtype.itemsize
         if path is not None and not path.exists() and self._on_disk + size <= self.disk:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, states.contiguous().view(torch.uint8).numpy().tobytes())
-            self._on_disk += size
+            try:
+                write_atomic(path, states.contiguous().view(torch.uint8).numpy().tobytes(), several=True)
+                self._on_disk += size
+            except StoreError:  # a full disk: what is kept only saves time
+                self.disk = self._on_disk
         self._hold(key, states)
 
     def _hold(self, key: str, states: Tensor) -> None:

@@ -12,10 +12,14 @@ class StoreError(H2TuneError, RuntimeError):
     """A run directory cannot be used as asked; the text says what to do."""
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file by new contents, or leave the old ones."""
+def write_atomic(path: Path, data: bytes, several: bool = False) -> None:
+    """Replace a file by new contents, or leave the old ones.
+
+    Args:
+        several: other processes may write the same file at this moment.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if several else path.name + ".partial")
     try:
         with open(partial, "wb") as file:
             file.write(data)
