@@ -19,7 +19,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
+from multiprocessing import get_context
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -102,7 +104,7 @@ def experiment(args: argparse.Namespace, setting: str, method: str, seed: int) -
         "train": c["pooled" if method == "pooled" else "train"], "validation": c["validation"], "test": c["test"],
     } for c in made]  # fmt: skip
     return Experiment.model_validate({
-        "name": setting, "seed": seed, "rounds": args.rounds, "rank": 16, "depth": 3, "blocks": 0.34, "device": "cpu",
+        "name": setting, "seed": seed, "rounds": args.rounds, "rank": 16, "depth": 3, "blocks": 0.34, "device": args.device,
         "anchors": str(anchors(args.data, made[0]["task"], args.out).resolve()), "clients": clients,
         "training": {"steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate, "core_learning_rate": 1e-12 if method == "h2tune-no-core" else args.core_rate,
                      "precision": "bf16"},
@@ -114,37 +116,63 @@ def cell(args: argparse.Namespace, setting: str, method: str, seed: int) -> Path
     return Path(args.out / "cells" / setting / method / f"{seed}.json")
 
 
+Key = tuple[str, str, int]
+"""Setting, method, seed."""
+
+
 def run(args: argparse.Namespace) -> None:
-    """Run what is not there yet; the first line says how much that is."""
-    from h2tune.federation import run as federate
+    """Run what is not there yet, in several processes if asked; the first line says how much that is."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    wanted = [(s, m, n) for m in args.methods for s in args.settings for n in range(args.first, args.seeds)]
+    todo = [key for key in wanted if not cell(args, *key).is_file()]
+    known = [json.loads(p.read_text())["seconds"] for p in (args.out / "cells").rglob("*.json")]
+    each = sum(known) / len(known) / args.jobs if known else 180.0
+    print(f"{len(wanted)} runs, {len(todo)} to go: about {len(todo) * each / 60:.0f} minutes", flush=True)
+    queue: Queue[Key | None] = get_context("spawn").Queue() if args.jobs > 1 else Queue()
+    for key in [*todo, *[None] * args.jobs]:
+        queue.put(key)
+    if args.jobs == 1:
+        work(args, queue)
+        return
+    workers = [get_context("spawn").Process(target=work, args=(args, queue)) for _ in range(args.jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def work(args: argparse.Namespace, queue: Queue[Key | None]) -> None:
+    """Make one run after the other on the same bases, until there are no more."""
     from h2tune.participant.base_models import ModelPool
     from h2tune.utils.logging import quiet_libraries
 
     quiet_libraries()
-    args.out.mkdir(parents=True, exist_ok=True)
-    wanted = [(s, m, n) for s in args.settings for n in range(args.first, args.seeds) for m in args.methods]
-    todo = [key for key in wanted if not cell(args, *key).is_file()]
-    known = [json.loads(p.read_text())["seconds"] for p in (args.out / "cells").rglob("*.json")]
-    each = sum(known) / len(known) if known else 180.0
-    print(f"{len(wanted)} runs, {len(todo)} to go: about {len(todo) * each / 60:.0f} minutes", flush=True)
     pool: ModelPool | None = None
-    for setting, method, seed in todo:
-        federation, begin = experiment(args, setting, method, seed), time.perf_counter()
+    while (key := queue.get()) is not None:
+        federation = experiment(args, *key)
         pool = pool or ModelPool.of(federation, args.out / "frames")
         pool.release()
-        folder = args.out / "runs" / setting / method / str(seed)
-        shutil.rmtree(folder, ignore_errors=True)
-        metrics = federate(federation, folder, models=pool)
-        kept = {name: c["final"] | {"accepted": c["accepted"], "agreement": c["agreement"]}
-                for name, c in metrics["clients"].items()}  # fmt: skip
-        found = {"clients": kept, "base": {n: c["base"] for n, c in metrics["clients"].items()},
-                 "seconds": round(time.perf_counter() - begin, 1), "method": federation.method} | circumstances()  # fmt: skip
-        path = cell(args, setting, method, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
-        shutil.rmtree(folder)
-        told = ", ".join(f"{n} {100 * c['metric']:.1f}" for n, c in kept.items())
-        print(f"{setting} {method} {seed}: {told}  {found['seconds']:.0f} s", flush=True)
+        one(args, pool, federation, *key)
+
+
+def one(args: argparse.Namespace, pool: Any, federation: Experiment, setting: str, method: str, seed: int) -> None:
+    """A run, kept as a cell."""
+    from h2tune.federation import run as federate
+
+    begin = time.perf_counter()
+    folder = args.out / "runs" / setting / method / str(seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    metrics = federate(federation, folder, models=pool)
+    kept = {name: c["final"] | {"accepted": c["accepted"], "agreement": c["agreement"]}
+            for name, c in metrics["clients"].items()}  # fmt: skip
+    found = {"clients": kept, "base": {n: c["base"] for n, c in metrics["clients"].items()},
+             "seconds": round(time.perf_counter() - begin, 1), "method": federation.method} | circumstances()  # fmt: skip
+    path = cell(args, setting, method, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+    shutil.rmtree(folder)
+    told = ", ".join(f"{n} {100 * c['metric']:.1f}" for n, c in kept.items())
+    print(f"{setting} {method} {seed}: {told}  {found['seconds']:.0f} s", flush=True)
 
 
 def values(args: argparse.Namespace, setting: str, method: str, key: str) -> dict[int, float]:
@@ -217,6 +245,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--core-rate", type=float, default=2e-2)
     parser.add_argument("--test-rows", type=int, default=150)
+    parser.add_argument("--jobs", type=int, default=1, help="processes; each holds the models of all families")
+    parser.add_argument("--device", default="cpu", help="`auto`, `cpu`, `cuda`, ...")
     parser.add_argument(
         "--set", type=json.loads, default={}, help='settings by method, as {"h2tune": {"shared_part": 0.5}}'
     )

@@ -4,7 +4,11 @@ The teacher is one model, the clients are others; each client has 100 problems o
 600 other problems with a rationale made from their equation, the test has 300 in other wordings. Models and data are named on
 the command line; where one is missing, the suite says so and ends.
 
-Run as: python benchmarks/reasoning/svamp.py --svamp FOLDER --teacher MODEL --students MODEL MODEL --measure
+    python benchmarks/reasoning/svamp.py --svamp FOLDER --teacher MODEL --students MODEL MODEL --tune 100 --out TUNED
+    python benchmarks/reasoning/svamp.py --svamp FOLDER --teacher TUNED --students MODEL MODEL --measure
+    python benchmarks/reasoning/svamp.py --svamp FOLDER --teacher TUNED --students MODEL MODEL
+
+`--tune` trains the teacher on 400 problems of its own first, as the server of LaDa may: nobody else has them.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Any
 from suite import in_folder, kept, table
 
 from h2tune.config import parse_config
+from h2tune.exporting import export
 from h2tune.federation import run
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.prepare import Split
@@ -45,6 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "public-gold": {"filter": "gold", "contrast": 0.0},
     "fedmkt": {},
 }
+OWN = 400  # problems of the teacher, the same for all seeds
 
 
 def infix(equation: str, numbers: str) -> str:
@@ -74,13 +80,22 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return found
 
 
+def teachers_rows(svamp: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The teacher's own problems, and those that are left for all others; no question is in both."""
+    rows = list({row["question"]: row for row in rows_of(svamp / "train.jsonl")}.values())
+    random.Random("teacher").shuffle(rows)
+    return rows[:OWN], rows[OWN:]
+
+
 def write_data(svamp: Path, folder: Path, seed: int, clients: int) -> None:
     """Files of a seed: each client's rows come from one kind of problem for two thirds."""
     rng = random.Random(f"real/{seed}")
-    rows, test = rows_of(svamp / "train.jsonl"), rows_of(svamp / "test.jsonl")
+    (own, rows), test = teachers_rows(svamp), rows_of(svamp / "test.jsonl")
     rng.shuffle(rows)
     kinds = sorted({row["kind"] for row in rows})
-    for number in range(clients):
+    _write(folder / "0-train.jsonl", own[20:])
+    _write(folder / "0-validation.jsonl", own[:20])
+    for number in range(1, clients):
         own = kinds[number % len(kinds)]
         mostly = [row for row in rows if row["kind"] == own][:80]
         others = [row for row in rows if row["kind"] != own][:40]
@@ -105,7 +120,7 @@ def experiment(folder: Path, models: list[str], seed: int, method: dict[str, Any
     ]  # fmt: skip
     lada = {"name": "lada", "teacher": "teacher", "slice": args.slice, "budget": "8KB"}
     data = {
-        "name": "real", "seed": seed, "rounds": args.rounds, "rank": 8, "clients": clients, "device": "cpu",
+        "name": "real", "seed": seed, "rounds": args.rounds, "rank": 8, "clients": clients, "device": args.device,
         "public": {"source": str(folder / "public.jsonl"), "task": TASK, "limit": args.public},
         "training": {"steps": args.steps, "batch_size": 8, "learning_rate": args.rate, "checkpointing": args.checkpointing},
         "evaluation": {"every": 99, "n_validation": 20, "batch_size": 16}, "method": lada | method,
@@ -115,12 +130,24 @@ def experiment(folder: Path, models: list[str], seed: int, method: dict[str, Any
     return parse_config(data)
 
 
-def measure(folder: Path, models: list[str], tests: int) -> dict[str, Any]:
+def tune(folder: Path, model: str, args: argparse.Namespace) -> None:
+    """Train the teacher alone on its own problems and write it as a model's folder, with its LoRA merged."""
+    write_data(args.svamp, folder, 0, 1)
+    parts = {part: str(folder / f"0-{part}.jsonl") for part in ("train", "validation")}
+    client = {"name": "teacher", "model": model, "task": TASK, "n_test": 8, "test": str(folder / "test.jsonl")} | parts
+    run(parse_config({
+        "name": "teacher", "rounds": 1, "rank": 16, "clients": [client], "device": args.device, "method": "local",
+        "training": {"steps": args.tune, "batch_size": 8, "learning_rate": args.rate}, "evaluation": {"n_validation": 20},
+    }), folder / "run")  # fmt: skip
+    export(folder / "run", "teacher", args.out, to="merged")
+
+
+def measure(folder: Path, models: list[str], tests: int, device: str) -> dict[str, Any]:
     """What every untouched model gets right on the public questions, and how many tokens a second it writes."""
     task, found = build_task(TASK), {}
     examples = load_examples(str(folder / "public.jsonl"), task, limit=tests)
     for model in dict.fromkeys(models):
-        base = ModelPool("cpu").get(model)
+        base = ModelPool(device).get(model)
         part = Split(examples, encode(examples, base.tokenizer, max_length=512))
         begin = time.perf_counter()
         result = score(base.model, base.tokenizer, task, part.examples, part.encoded, 16)
@@ -137,7 +164,12 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--students", nargs="+", required=True)
     parser.add_argument("--measure", action="store_true", help="only measure the untouched models")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tune", type=int, default=0, help="only tune the teacher, with so many updates, into --out")
+    parser.add_argument("--out", type=Path, help="folder of the tuned teacher")
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds")
+    parser.add_argument("--device", default="cpu", help="`auto`, `cpu`, `cuda`, ...")
+    parser.add_argument("--name", default=NAME, help="name of the result")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     for name, default in (("rounds", 3), ("steps", 20), ("slice", 60), ("public", 180), ("tests", 100)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -149,15 +181,19 @@ def main() -> None:
     if missing:
         sys.exit(f"skipped: not on this machine: {', '.join(map(str, missing))}")
     quiet_libraries()
+    if args.tune:
+        in_folder(lambda folder: tune(folder, args.teacher, args) or {})
+        return
     if args.measure:
 
         def base(folder: Path) -> dict[str, Any]:
             write_data(args.svamp, folder, 0, len(models))
-            return measure(folder, models, args.tests)
+            return measure(folder, models, args.tests, args.device)
 
-        kept(NAME, "untouched", lambda: in_folder(base))
+        kept(args.name, "untouched", lambda: in_folder(base))
         return
-    for seed in range(args.seeds):
+    seeds = range(args.first, args.first + args.seeds)
+    for seed in seeds:
         for method in args.methods:
 
             def one(folder: Path, seed: int = seed, method: str = method) -> dict[str, Any]:
@@ -172,9 +208,9 @@ def main() -> None:
                         "flows": metrics["flows"] and [{k: r[k] for k in ("student", "right", "learnt", "bytes", "kept")}
                                                        for r in metrics["flows"]["table"]]}  # fmt: skip
 
-            kept(NAME, f"{method}/{seed}", lambda one=one: in_folder(one))
+            kept(args.name, f"{method}/{seed}", lambda one=one: in_folder(one))
     pairs = {f"lada over {other}": f"lada - {other}" for other in METHODS if other != "lada"}
-    table(NAME, pairs, range(args.seeds), ("accuracy", "nats", "teacher", "teacher_nats"))
+    table(args.name, pairs, seeds, ("accuracy", "nats", "teacher", "teacher_nats"))
 
 
 if __name__ == "__main__":

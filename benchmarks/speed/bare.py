@@ -23,10 +23,11 @@ from work import RANK, RATE
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def peft_model(folder: Path, source: str) -> Any:
-    """The base with a LoRA on all its maps, A as all contestants begin and B at 0."""
+def peft_model(folder: Path, source: str, device: str = "cpu") -> Any:
+    """The base with a LoRA on all its maps, A as all contestants begin and B at 0; on a GPU the base is in bfloat16."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device),
         LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, task_type="CAUSAL_LM"),
     )
     start = np.load(folder / "start.npz")
@@ -64,10 +65,10 @@ class Bare:
         clients: take part; by default all of the work's.
     """
 
-    def __init__(self, folder: Path, source: str, clients: int | None = None) -> None:
+    def __init__(self, folder: Path, source: str, clients: int | None = None, device: str = "cpu") -> None:
         batches = np.load(folder / "batches.npz")
-        self.ids, self.labels = (torch.from_numpy(batches[name][:clients]) for name in ("ids", "labels"))
-        self.model = peft_model(folder, source)
+        self.ids, self.labels = (torch.from_numpy(batches[name][:clients]).to(device) for name in ("ids", "labels"))
+        self.model = peft_model(folder, source, device)
         self.parameters = list(trained(self.model).values())
         self.shared = [p.detach().clone() for p in self.parameters]
         self.moments = [Moments(self.parameters) for _ in range(len(self.ids))]

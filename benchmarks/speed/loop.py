@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/speed/loop.py WORK
 
 Whole rounds are measured on both sides: for h2tune messages, training, the clients' saved states and the commit. The clock
-is processor time, so that other programs on the machine matter little. The first round of each is not counted.
+is processor time, so that other programs on the machine matter little; with `--device cuda` it is the clock on the wall.
+The first round of each is not counted.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ sys.path.append(str(Path(__file__).parents[1]))
 from common import median_interval, write
 
 
-def ours(folder: Path, work: Path, parallel: int | str) -> tuple[Callable[[], float], Server]:
+def ours(folder: Path, work: Path, parallel: int | str, device: str = "cpu") -> tuple[Callable[[], float], Server]:
     """A federation that is set up, and a function that runs its next round and returns the mean loss."""
     plain = yaml.safe_load((work / "federation.yaml").read_text()) | {"parallel": parallel}
     plain["rounds"] = 999  # no round is the last, which would be scored
-    plain["evaluation"] = {"every": 999}
+    plain["evaluation"], plain["device"] = {"every": 999}, device
     experiment, store = parse_config(plain), RunStore(folder / str(parallel))
-    party = in_process(experiment, store, ModelPool("cpu"))
+    party = in_process(experiment, store, ModelPool(device))
     server = Server(experiment, store.create(experiment), list(party.clients), party, store)
     server.open()
 
@@ -53,12 +54,14 @@ def ours(folder: Path, work: Path, parallel: int | str) -> tuple[Callable[[], fl
     return one_round, server
 
 
-def summary(seconds: dict[str, list[float]], losses: dict[str, list[float]], updates: int) -> dict[str, Any]:
+def summary(
+    seconds: dict[str, list[float]], losses: dict[str, list[float]], updates: int, clock: str
+) -> dict[str, Any]:
     """Medians with intervals over the rounds after the first."""
     bare = seconds["bare"][1:]
     return {
         "updates_per_round": updates,
-        "clock": "processor seconds",
+        "clock": clock,
         "load": os.getloadavg()[0],  # processes that wanted a core
         "losses": losses,
         "all_seconds": seconds,
@@ -75,26 +78,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--parallel", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--device", default="cpu", help="`cpu` or `cuda`")
+    parser.add_argument("--name", default="loop", help="name of the result")
     args = parser.parse_args()
+    on_gpu = args.device != "cpu"
+    now, clock = (time.perf_counter, "wall seconds") if on_gpu else (time.process_time, "processor seconds")
+    source = yaml.safe_load((args.work / "federation.yaml").read_text())["clients"][0]["model"]
     quiet_libraries()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        bare = Bare(args.work, str(zoo_folder("llama")))
+        folder_of_model = str(zoo_folder(source[4:])) if source.startswith("zoo:") else source
+        bare = Bare(args.work, folder_of_model, device=args.device)
         runs: dict[str, Callable[[], float]] = {
-            f"parallel {p}": ours(Path(folder), args.work, p)[0] for p in args.parallel
+            f"parallel {p}": ours(Path(folder), args.work, p, args.device)[0] for p in args.parallel
         }
         seconds: dict[str, list[float]] = {name: [] for name in ("bare", *runs)}
         losses: dict[str, list[float]] = {name: [] for name in seconds}
         for number in range(bare.ids.shape[1]):
             for name in seconds:
-                begin = time.process_time()
+                begin = now()
                 losses[name].append(bare.round(number) if name == "bare" else runs[name]())
-                seconds[name].append(time.process_time() - begin)
+                seconds[name].append(now() - begin)
             print({name: round(values[-1], 2) for name, values in seconds.items()}, flush=True)
             if number > 1:
-                result = summary(seconds, losses, bare.ids.shape[0] * bare.ids.shape[2])
-                write("speed/loop", {"clients": bare.ids.shape[0], "rounds": number + 1} | result)
+                result = summary(seconds, losses, bare.ids.shape[0] * bare.ids.shape[2], clock)
+                write(
+                    f"speed/{args.name}",
+                    {"model": Path(source).name, "clients": bare.ids.shape[0], "rounds": number + 1} | result,
+                )
     for name, (median, low, high) in result["ratio_to_bare"].items():
         print(f"{name}: {median:.2f} ({low:.2f} to {high:.2f}) times the bare loop's updates per second")
 
