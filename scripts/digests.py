@@ -31,6 +31,7 @@ EQUAL = ("fedex", "fedit", "fedprox", "fedsa", "ffa", "flexlora", "flora", "hetl
 DIFFERENT = (
     "celora",
     "colora",
+    "crosslora",
     "fedmkt",
     "fedsb",
     "h2tune",

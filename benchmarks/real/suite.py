@@ -49,6 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "h2tune-turned": {"name": "h2tune", "frames": "turned"},  # an attempt to break it
     "h2tune-published": {"name": "h2tune-published"},
     "colora": {"name": "colora"},
+    "crosslora": {"name": "crosslora"},
     "fedmkt": {"name": "fedmkt"},
 }
 

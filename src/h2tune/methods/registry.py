@@ -25,7 +25,7 @@ from h2tune.methods.base import Method, Settings
 __all__ = ["Method", "MethodError", "known_methods", "method_of", "resolve_method"]
 
 OWN = (
-    "bias", "celora", "colora", "fedex", "fedit", "fedmkt", "fedprox", "fedsa", "fedsb", "ffa", "flexlora", "flora", "h2tune", "hetlora",
+    "bias", "celora", "colora", "crosslora", "fedex", "fedit", "fedmkt", "fedprox", "fedsa", "fedsb", "ffa", "flexlora", "flora", "h2tune", "hetlora",
     "local", "lora_fair", "pfedlora", "published", "rolora", "unshared",
 )  # fmt: skip
 
