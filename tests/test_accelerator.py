@@ -16,6 +16,7 @@ from h2tune.config import Experiment
 from h2tune.config.schema import RowPrivacy
 from h2tune.federation import run
 from h2tune.methods.registry import known_methods
+from h2tune.participant.base_models import ModelPool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -39,7 +40,13 @@ def finals(experiment: Experiment, folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS)
-def test_a_method_comes_to_the_same_on_a_gpu(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_method_comes_to_the_same_on_a_gpu(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "secure_aggregation" in changes:
+        pytest.importorskip("cryptography")
+    # A GPU holds bases in bfloat16. That alone moves what frames from anchors come to by .04 after two rounds, on a CPU, too.
+    monkeypatch.setattr(ModelPool, "_dtype", lambda self: torch.float32)
     here, there = (
         finals(
             small(**({"rounds": 2, "same_model": True} | changes)).model_copy(update={"device": device}),
@@ -57,11 +64,13 @@ def on_a_gpu(experiment: Experiment) -> Experiment:
 
 
 def test_noise_for_clients_on_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
     experiment = small(rounds=2, weights="uniform", privacy={"clip": 1, "noise": 1})
     assert all(math.isfinite(nats) for nats in finals(on_a_gpu(experiment), tmp_path).values())
 
 
 def test_noise_for_rows_on_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
     experiment = small(rounds=2)
     clients = [c.model_copy(update={"row_privacy": RowPrivacy(clip=1, noise=1)}) for c in experiment.clients]
     experiment = experiment.model_copy(update={"clients": clients})

@@ -112,13 +112,13 @@ class CoLoraClient(AdapterClient):
         return min(self.settings.blocks, self.context.layout.depth)
 
     def _factors_of(self, block: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """A and the slot's rows of B, for every slot of a block."""
+        """A and the slot's rows of B, for every slot of a block, on the CPU, where anchors are described."""
         layout, name = self.context.layout, self.context.adapter
         found = {}
         for slot, ref in layout.slots.items():
             layer = self.layers[block * len(layout.modules) + layout.modules.index(ref.module)]
             parts = layer.trilora_rows[name].split(layer.trilora_B[name].detach())
-            found[slot] = layer.trilora_A[name].detach(), parts[ref.part]
+            found[slot] = layer.trilora_A[name].detach().cpu(), parts[ref.part].cpu()
         return found
 
     def welcome(self, payload: Payload, fresh: bool = True) -> Payload:
@@ -155,9 +155,8 @@ class CoLoraClient(AdapterClient):
                     for part, slot in slots:
                         if slot in known:
                             y, key = bases.outputs[block][slot], f"{place}.{slot}"
-                            parts[part] = align_writer(
-                                y, pivot[f"rows.{key}"], pivot[f"write.{key}"], self.settings.gamma
-                            )
+                            b = align_writer(y, pivot[f"rows.{key}"], pivot[f"write.{key}"], self.settings.gamma)
+                            parts[part] = b.to(parts[part])
                     layer.trilora_B[name].copy_(layer.trilora_rows[name].join(parts))
 
     def train(self, round: int, payload: Payload) -> Payload:
