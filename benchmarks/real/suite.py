@@ -52,6 +52,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "crosslora": {"name": "crosslora"},
     "fedmkt": {"name": "fedmkt"},
 }
+TOGETHER = {"h2tune-published": 2, "fedmkt": 5}
+"""Least updates in a round, where a round has several phases; the updates of the whole run stay the same."""
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -104,12 +106,14 @@ def experiment(args: argparse.Namespace, setting: str, method: str, seed: int) -
         "task": {"preset": c["task"], "kind": "choice"}, "max_length": 160, "truncate": True,
         "train": c["pooled" if method == "pooled" else "train"], "validation": c["validation"], "test": c["test"],
     } for c in made]  # fmt: skip
+    steps = max(args.steps, TOGETHER.get(method, 1))
+    rounds = args.rounds * args.steps // steps
     return Experiment.model_validate({
-        "name": setting, "seed": seed, "rounds": args.rounds, "rank": 16, "depth": 3, "blocks": 0.34, "device": args.device,
+        "name": setting, "seed": seed, "rounds": rounds, "rank": 16, "depth": 3, "blocks": 0.34, "device": args.device,
         "anchors": str(anchors(args.data, made[0]["task"], args.out).resolve()), "clients": clients,
-        "training": {"steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate, "core_learning_rate": 1e-12 if method == "h2tune-no-core" else args.core_rate,
+        "training": {"steps": steps, "batch_size": args.batch, "learning_rate": args.rate, "core_learning_rate": 1e-12 if method == "h2tune-no-core" else args.core_rate,
                      "precision": "bf16"},
-        "evaluation": {"every": args.rounds}, "method": METHODS[method] | args.set.get(method, {}),
+        "evaluation": {"every": rounds}, "method": METHODS[method] | args.set.get(method, {}),
     })  # fmt: skip
 
 
@@ -197,6 +201,17 @@ def share(pairs: Iterable[tuple[float, float, float]]) -> float | None:
     return sum(f for f, _ in held) / sum(p for _, p in held) if held else None
 
 
+def origins(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """With what code and on what machines the cells of the table were made, and when the last one was."""
+    folders = [args.out / "cells" / setting / method for setting in args.settings for method in args.methods]
+    found: dict[str, dict[str, Any]] = {}
+    for cell in (json.loads(path.read_text()) for folder in folders for path in sorted(folder.glob("*.json"))):
+        made = {"commit": cell["commit"], "machine": cell["machine"]}
+        entry = found.setdefault(json.dumps(made), made | {"cells": 0, "last": ""})
+        entry["cells"], entry["last"] = entry["cells"] + 1, max(entry["last"], cell["date"])
+    return list(found.values())
+
+
 def table(args: argparse.Namespace) -> None:
     """Means and paired differences of every setting."""
     report: dict[str, Any] = {}
@@ -224,7 +239,8 @@ def table(args: argparse.Namespace) -> None:
         report[setting]["share of the pooled gain"] = part
         print(f"share of the pooled gain: {'none to share' if part is None else f'{part:.2f}'} ({len(both)} seeds)")
     if args.write:
-        write_atomic(args.write, (json.dumps(report | circumstances(), indent=1) + "\n").encode())
+        report["made"] = origins(args)
+        write_atomic(args.write, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,26 @@ def test_clients_of_different_tasks_pool_nothing(suite: Any, tmp_path: Path) -> 
 def test_the_share_of_the_pooled_gain_leaves_out_what_pooling_does_not_help(suite: Any) -> None:
     assert suite.share([(0.8, 0.7, 0.9), (0.7, 0.7, 0.7), (0.9, 0.8, 0.7)]) == pytest.approx(0.5)
     assert suite.share([(0.8, 0.7, 0.6)]) is None
+
+
+def test_every_method_has_as_many_updates(suite: Any, tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    vars(args).update(models=tmp_path, rounds=30, steps=1, batch=8, rate=3e-4, core_rate=2e-2, device="cpu", set={})
+    made = {method: suite.experiment(args, "sst2-32", method, 0) for method in suite.METHODS}
+    assert {m: e.rounds * e.training.steps for m, e in made.items()} == dict.fromkeys(suite.METHODS, 30)
+    assert made["fedmkt"].training.steps > 1  # a round learns from public and from own text
+
+
+def test_a_table_says_where_its_cells_come_from(suite: Any, tmp_path: Path) -> None:
+    args = argparse.Namespace(
+        out=tmp_path, settings=["sst2-32"], methods=["local", "bias"], write=tmp_path / "table.json"
+    )
+    for seed, (method, gpu) in enumerate([("local", None), ("bias", None), ("local", "one")]):
+        client = {"metric": 0.5, "nats": 0.7}
+        made = {"commit": "c", "machine": {"gpu": gpu}, "date": f"day {seed}", "clients": {"a": client}}
+        path = suite.cell(args, "sst2-32", method, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(made))
+    suite.table(args)
+    written = json.loads(args.write.read_text())["made"]
+    assert {(o["machine"]["gpu"], o["cells"], o["last"]) for o in written} == {(None, 2, "day 1"), ("one", 1, "day 2")}

@@ -190,6 +190,28 @@ def test_fedmkt_target_of_an_equal_tokenizer_is_the_teachers_distribution(tmp_pa
         torch.testing.assert_close(target, want, atol=2e-3, rtol=0)
 
 
+def test_fedmkt_leaves_out_logits_that_no_token_has(tmp_path: Path) -> None:
+    """As of models whose output is wider than their tokenizer, so that its size is a round number."""
+    _, clients = build(small(clients=2, same_model=True, method=spec("fedmkt"), rounds=1), tmp_path / "run")
+    client = clients["c0"]
+    client.method.join()
+    method, count = client.method, len(client.context.tokenizer)
+    sentence = method.public(1)[0]
+    model = client.context.base.activate(client.context.adapter)
+
+    class Wide:
+        def __init__(self, logits: Tensor) -> None:
+            self.logits = torch.cat([logits, torch.full((*logits.shape[:2], 7), 1e3)], dim=-1)
+
+    plain, wide = (
+        method._public_loss(
+            lambda batch, kind=kind: kind(model(**batch).logits), sentence, {1: torch.ones(count) / count}
+        )
+        for kind in (lambda logits: type("Plain", (), {"logits": logits}), Wide)
+    )
+    assert torch.equal(plain, wide)
+
+
 # ---- whole federations
 
 

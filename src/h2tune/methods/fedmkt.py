@@ -127,7 +127,7 @@ class FedMktClient(AdapterClient):
         values, ids, places, losses = [], [], [], []
         for number, sentence in enumerate(self.public(round)):
             tokens = torch.tensor([sentence["ids"]], device=self.context.accelerator.device)
-            logits = model(input_ids=tokens).logits[0].float().cpu()
+            logits = self._of_tokens(model(input_ids=tokens).logits[0]).cpu()
             top = logits.topk(min(self.settings.top, logits.shape[-1]))
             values.append(top.values.half())
             ids.append(top.indices.int())
@@ -179,14 +179,18 @@ class FedMktClient(AdapterClient):
     def _public_loss(self, forward: Forward, sentence: dict[str, Any], target: dict[int, Tensor]) -> Tensor:
         """0.9 LM + 0.1 KL(target || own) of one sentence."""
         tokens = torch.tensor([sentence["ids"]], device=self.context.accelerator.device)
-        logits = forward({"input_ids": tokens}).logits[0].float()
+        logits = self._of_tokens(forward({"input_ids": tokens}).logits[0])
         loss = (1 - self.settings.distill) * cross_entropy(logits[:-1], tokens[0, 1:])
         if target:
-            wanted = torch.stack(list(target.values())).to(logits)
+            wanted = torch.stack(list(target.values())).to(logits)[:, : logits.shape[-1]]
             said = logits[list(target)].log_softmax(-1)
             kl = (wanted * (wanted.clamp_min(1e-12).log() - said)).sum(-1).mean()
             loss = loss + self.settings.distill * kl
         return loss
+
+    def _of_tokens(self, logits: Tensor) -> Tensor:
+        """Without columns that no token has; many models have some, so that their number is a round one."""
+        return logits[:, : len(self.context.tokenizer)].float()
 
     def _target(
         self, teacher: str, number: int, sentence: dict[str, Any], tensors: dict[str, Tensor]
