@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from suite import RESULTS, in_folder, kept, table
+from suite import RESULTS, in_folder, kept, leave_unless_here, table
 from svamp import TASK, rows_of
 
 from h2tune.client import Client
@@ -199,9 +198,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="only record the teacher's answers")
     args = parser.parse_args()
     models = [args.teacher, *args.students]
-    missing = [p for p in (args.svamp, *map(Path, models)) if not str(p).startswith("zoo:") and not Path(p).exists()]
-    if missing:
-        sys.exit(f"skipped: not on this machine: {', '.join(map(str, missing))}")
+    leave_unless_here(args.svamp, *models)
     quiet_libraries()
     recorded = kept(f"{args.name}-teacher", "answers", lambda: in_folder(lambda folder: record(folder, args)))
     if args.record:

@@ -39,6 +39,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def leave_unless_here(*paths: str | Path) -> None:
+    """End the process, and say why, where a model or a data folder is not on this machine; models of the zoo always are."""
+    missing = [str(path) for path in paths if not str(path).startswith("zoo:") and not Path(path).exists()]
+    if missing:
+        sys.exit(f"skipped: not on this machine: {', '.join(missing)}")
+
+
 def kept(name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The result under a key of ``results/NAME.json``, made now if it is not there yet: a stopped benchmark goes on."""
     path = RESULTS / f"{name}.json"

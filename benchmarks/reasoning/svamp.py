@@ -17,12 +17,11 @@ import argparse
 import json
 import random
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from suite import in_folder, kept, table
+from suite import in_folder, kept, leave_unless_here, table
 
 from h2tune.config import parse_config
 from h2tune.exporting import export
@@ -177,9 +176,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
     models = [args.teacher, *args.students]
-    missing = [p for p in (args.svamp, *map(Path, models)) if not str(p).startswith("zoo:") and not Path(p).exists()]
-    if missing:
-        sys.exit(f"skipped: not on this machine: {', '.join(map(str, missing))}")
+    leave_unless_here(args.svamp, *models)
     quiet_libraries()
     if args.tune:
         in_folder(lambda folder: tune(folder, args.teacher, args) or {})
