@@ -199,6 +199,7 @@ def test_a_model_whose_words_do_not_fit_is_no_obstacle_to_promises(
     assert [c.method.core.coverage.any().item() for c in clients.values()] == [True, False, True]
     assert [server.method.covers(name).any().item() for name in clients] == [True, False, True]
     assert server.round == 1 and server.method.S.any()
+    assert [c.method.report()["accepted"] is None for c in clients.values()] == [False, True, False]
 
 
 def speechless(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

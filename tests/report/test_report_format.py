@@ -55,7 +55,10 @@ def test_what_clients_took_of_the_core_is_said_where_they_chose(judge: Judge) ->
     assert said in notes
     for entry in run["clients"].values():
         entry["accepted"] = 0.0
-    assert any("nobody took what was shared" in note and "not from sharing" in note for note in judge(run).notes)
+    found = judge(run)
+    assert any("nobody took what was shared" in note and "not from sharing" in note for note in found.notes)
+    assert found.sentence.startswith("Training with h2tune raised") and "Federation" not in found.sentence
+    assert found.sentence.endswith("for 3 of 3 clients; in the last round nobody took the shared core.")
     for entry in run["clients"].values():
         entry["accepted"] = 1.0
     assert not any("validation rows" in note for note in judge(run).notes)

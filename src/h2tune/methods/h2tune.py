@@ -229,7 +229,8 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self._factor_gradient()
 
     def report(self) -> dict[str, Any]:
-        return {"relation": self.core.relation().detach().cpu().tolist(), "accepted": self.accepted}
+        chosen = self.accepted if self.core.coverage.any() else None  # a client that covers nothing has no choice
+        return {"relation": self.core.relation().detach().cpu().tolist(), "accepted": chosen}
 
 
 class H2TuneServer(CoreServer):

@@ -32,6 +32,8 @@ def verdict(run: Run) -> Verdict:
     compared = [client for client in run.complete if client.gain(over) is not None]
     gain = mean(client.gain(over) for client in compared)
     sentence = _compare(run, compared, over) if compared else _alone(run)
+    if compared and over == "local" and _nobody(run):
+        sentence = f"{sentence.removesuffix('.')}; in the last round nobody took the shared core."
     if not run.finished:
         sentence = f"Unfinished, {run.rounds_done} of {run.rounds} rounds: {sentence[0].lower()}{sentence[1:]}"
     notes = (
@@ -62,7 +64,8 @@ def _compare(run: Run, compared: list[Client], over: str) -> str:
     before = percent(mean(client.score(over).metric for client in compared))
     after = percent(mean(client.score("final").metric for client in compared))
     what = measure(compared) if len(compared) == 1 else f"mean {measure(compared)}"
-    cause, alone = ("Federation", "trained alone") if over == "local" else ("Fine-tuning", "untouched base model")
+    federation = f"Training with {run.method}" if _nobody(run) else "Federation"
+    cause, alone = (federation, "trained alone") if over == "local" else ("Fine-tuning", "untouched base model")
     direction = tone(mean(client.gain(over) for client in compared))
     gained = sum(tone(client.gain(over)) == "better" for client in compared)
     some = f"{gained} of {len(compared)} clients" + (" with all results" if len(compared) < len(run.clients) else "")
@@ -76,6 +79,16 @@ def _compare(run: Run, compared: list[Client], over: str) -> str:
     if direction == "better":
         return f"{cause} raised the {what} from {before} ({alone}) to {after}{tail}."
     return f"{cause} did not help: the {what} fell from {before} ({alone}) to {after}{tail}."
+
+
+def _nobody(run: Run) -> bool:
+    """Whether clients chose what to take of the shared core, and in the last round none of them took any."""
+    chosen = _choices(run)
+    return bool(chosen) and max(chosen) <= 0
+
+
+def _choices(run: Run) -> list[float]:
+    return [client.accepted for client in run.clients if client.accepted is not None]
 
 
 def _alone(run: Run) -> str:
@@ -164,7 +177,7 @@ def _kept(run: Run) -> str:
 
 def _accepted(run: Run) -> str:
     """What the clients chose to take of the shared core, where they had the choice."""
-    chosen = [client.accepted for client in run.clients if client.accepted is not None]
+    chosen = _choices(run)
     if all(share == 1 for share in chosen):
         return ""
     counts = {
@@ -178,7 +191,7 @@ def _accepted(run: Run) -> str:
         " In the last round nobody took what was shared: a difference from training alone may come from the way of"
         " training, not from sharing."
     )
-    return f"By their validation rows, of {len(chosen)} clients {said}.{nobody if max(chosen) <= 0 else ''}"
+    return f"By their validation rows, of {len(chosen)} clients {said}.{nobody if _nobody(run) else ''}"
 
 
 def _nats(run: Run) -> str:
