@@ -18,7 +18,7 @@ from h2tune.adapter.card import CardFacts, card_text, licence_of
 from h2tune.participant.checkpoints import Checkpoint, open_checkpoint
 from h2tune.participant.prepare import encode_rows, read_part
 from h2tune.participant.scoring import score
-from h2tune.tasks.example import RowError, Task
+from h2tune.tasks.example import UNNAMED, RowError, Task
 from h2tune.trained import Trained, load_trained
 from h2tune.utils.files import StoreError
 from h2tune.utils.seeds import derive
@@ -123,7 +123,7 @@ def _describe(trained: Trained, checkpoint: Checkpoint, base: str, out: Path, me
     (out / "task.json").write_text(text, encoding="utf-8")
     card = CardFacts(
         title=f"{trained.experiment.name}: {trained.client.name}", base=base, licence=_licence(checkpoint),
-        revision=trained.client.revision, task=task.name, kind=task.kind, prompt=prompt, answer=answer,
+        revision=trained.client.revision, task=None if task.name == UNNAMED else task.name, kind=task.kind, prompt=prompt, answer=answer,
         labels=task.labels, merged=merged, dtype=dtype, label_bias=bias,
     )  # fmt: skip
     (out / "README.md").write_text(card_text(card), encoding="utf-8")

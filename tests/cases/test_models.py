@@ -172,6 +172,7 @@ def test_an_export_says_what_it_is_and_all_may_read_it(half: tuple[Path, Path], 
     _, header, text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     assert yaml.safe_load(header)["license"] == "mit" and yaml.safe_load(header)["base_model"] == str(half[1])
     assert "{text}:" in text and "Licence of the base model: MIT" in text
+    assert "trained with h2tune for a task of kind generate" in text
     facts = json.loads((tmp_path / "out" / "task.json").read_text(encoding="utf-8"))
     assert (facts["prompt"], facts["answer"]) == ("{text}:", " {word}")
     if to == "peft":

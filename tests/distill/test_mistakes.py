@@ -32,9 +32,9 @@ BARE = {"kind": "generate", "prompt": "{prompt}", "answer": "{answer}", "join": 
         ({"privacy": {"clip": 1, "noise": 1}}, "privacy: lada sends single texts"),
         ({"secure_aggregation": {"threshold": 2}}, "secure_aggregation: lada sends single texts"),
         ({"clients": [client("big"), HEAD]}, "s1: its model has a classification head"),
-        ({"clients": [client("big", task="demo-choice"), client("s1")]}, "big is the teacher, but its task demo-choice"),
+        ({"clients": [client("big", task="demo-choice"), client("s1")]}, "big is the teacher, but task demo-choice"),
         ({"public": PUBLIC | {"task": "aqua"}}, "must be of kind generate"),
-        ({"public": PUBLIC | {"source": "no-such-file.jsonl"}}, "no file or folder"),
+        ({"public": PUBLIC | {"source": "no-such-file.jsonl"}}, "public.source: no file or folder"),
         ({"changes": {"host": {"name": "rolora"}}}, "rolora cannot be a host"),
         ({"changes": {"host": {"name": "fedit", "mu": 1}}}, "fedit has no such setting"),
         ({"changes": {"host": {"name": "lada", "teacher": "big"}}}, "lada cannot be a host"),
@@ -44,7 +44,7 @@ BARE = {"kind": "generate", "prompt": "{prompt}", "answer": "{answer}", "join": 
         ({"changes": {"anchor": 0, "contrast": 0}}, "nothing would be learnt"),
         ({"changes": {"phase": "shared"}}, "local trains nothing in it; phases there: specific"),
         ({"changes": {"host": {"name": "h2tune", "frames": "anchor", "train_factors": False}}}, "phases there: shared"),
-        ({"changes": {"filter": "gup"}}, "Input should be"),
+        ({"changes": {"filter": "gup"}}, "Did you mean `gap`?"),
     ],
 )  # fmt: skip
 def test_mistakes_are_refused_and_plan_shows_them(keys: dict[str, Any], says: str) -> None:

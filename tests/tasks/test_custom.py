@@ -33,6 +33,9 @@ def test_classify() -> None:
     assert (example.label, example.gold, example.answer) == (1, "high", "")
     with pytest.raises(RowError, match="label 'mid' is not known to task risk, which knows low, high"):
         task.read({"text": "fire", "y": "mid"})
+    unnamed = build_task({"kind": "classify", "prompt": "{text}", "answer": "{y}", "labels": ["low", "high"]})
+    with pytest.raises(RowError, match="label 'mid' is not known to the task, which knows low, high"):
+        unnamed.read({"text": "fire", "y": "mid"})
 
 
 @pytest.mark.parametrize("answer", ["blue", "B", "b", "(B)"])

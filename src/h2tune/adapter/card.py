@@ -17,6 +17,7 @@ class CardFacts:
     """What the card says.
 
     Attributes:
+        task: its name; None where its writer gave none.
         base: name or folder of the base model. licence: as the base's own card has it; None where it says none.
         prompt: what the model reads, columns in braces. answer: what follows it.
         labels: names of the classes, in the order of the head's outputs.
@@ -27,7 +28,7 @@ class CardFacts:
     base: str
     licence: str | None
     revision: str | None
-    task: str
+    task: str | None
     kind: str
     prompt: str
     answer: str
@@ -66,8 +67,7 @@ def card_text(facts: CardFacts) -> str:
     revision = f" at revision {facts.revision}" if facts.revision else ""
     lines = [
         "---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {facts.title}", "",
-        f"{'A model' if facts.merged else 'A LoRA adapter'} trained with h2tune for the task {facts.task} ({facts.kind}),"
-        f" in {facts.dtype}.", "",
+        f"{'A model' if facts.merged else 'A LoRA adapter'} trained with h2tune for {_task(facts)}, in {facts.dtype}.", "",
         f"- Base model: {facts.base}{revision}", f"- Licence of the base model: {licence}", "",
         "## Prompt", "", "It was trained on exactly this text, spaces included:", "", _fenced(facts.prompt), "",
     ]  # fmt: skip
@@ -84,6 +84,10 @@ def card_text(facts: CardFacts) -> str:
         ]  # fmt: skip
     lines += ["## Use", "", "```python", *_use(facts), "```", ""]
     return "\n".join(lines)
+
+
+def _task(facts: CardFacts) -> str:
+    return f"a task of kind {facts.kind}" if facts.task is None else f"the task {facts.task} ({facts.kind})"
 
 
 def _fenced(text: str) -> str:

@@ -25,7 +25,7 @@ from h2tune.methods.registry import resolve_method
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Ask, Reply, payload_of
 from h2tune.tasks.custom import build_task
-from h2tune.tasks.example import TaskError
+from h2tune.tasks.example import TaskError, called
 from h2tune.tasks.public import Questions, load_questions
 
 
@@ -171,7 +171,7 @@ def check_tasks(experiment: Experiment, settings: LadaSettings) -> None:
             )
         if client.name == settings.teacher and task.kind != "generate":
             raise MethodError(
-                f"{client.name} is the teacher, but its task {task.name} is of kind {task.kind}; a teacher needs a task"
+                f"{client.name} is the teacher, but {called(task.name)} is of kind {task.kind}; a teacher needs a task"
                 " of kind generate"
             )
 

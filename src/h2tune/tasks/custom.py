@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from h2tune.tasks import scoring
 from h2tune.tasks.cells import plain_text
-from h2tune.tasks.example import Example, Kind, Row, RowError, Task, TaskError
+from h2tune.tasks.example import UNNAMED, Example, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.labels import composed, label_finder, label_scorer, solve_label
 from h2tune.tasks.own_forms import own_forms, pick_option
 from h2tune.tasks.presets import PRESETS, preset_task, run_gold_programs
@@ -114,7 +114,7 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
     if isinstance(spec.get("options"), list | tuple) and any(isinstance(option, bool) for option in spec["options"]):
         raise TaskError(f"options: {_QUOTE}")
     labels, written = _labels(spec, kind)
-    name = str(spec.get("name", "own task"))
+    name = str(spec.get("name", UNNAMED))
     solve = _solver(spec, kind, name, labels, written)
     forms = own_forms(spec, solve)
     return Task(

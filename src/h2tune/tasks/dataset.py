@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from h2tune.tasks.cells import whole_text
 from h2tune.tasks.custom import with_columns
-from h2tune.tasks.example import Example, Row, RowError, Task, TaskError
+from h2tune.tasks.example import Example, Row, RowError, Task, TaskError, called
 from h2tune.tasks.rows import fold
 from h2tune.tasks.sources import read_rows
 
@@ -43,7 +43,7 @@ def load_examples(
         raise TaskError(f"{source}: no rows")
     numbered = [(number, row) for number, row in enumerate(rows, 1) if task.accepts(row)]
     if not numbered:
-        raise TaskError(f"{source}: none of its {len(rows)} rows belongs to task {task.name}")
+        raise TaskError(f"{source}: none of its {len(rows)} rows belongs to {called(task.name)}")
     if part is not None:
         number, count = map(int, part.split("/"))
         numbered = numbered[number - 1 :: count]
@@ -71,7 +71,7 @@ def read_questions(source: str, task: Task, columns: Mapping[str, str] | None = 
     belong = [(number, row) for number, row in enumerate(rows, 1) if task.accepts(row)]
     if not belong:
         raise TaskError(
-            f"{source}: " + (f"none of its {len(rows)} rows belongs to task {task.name}" if rows else "no rows")
+            f"{source}: " + (f"none of its {len(rows)} rows belongs to {called(task.name)}" if rows else "no rows")
         )
     for number, row in belong:
         yield row, _read(source, number, row, task, answered=False)
@@ -80,7 +80,7 @@ def read_questions(source: str, task: Task, columns: Mapping[str, str] | None = 
 def _require_classes(source: str, examples: Iterable[Example], task: Task) -> None:
     found = {example.gold for example in examples}
     if len(found) < 2:
-        raise TaskError(f"{source}: every row has the label {found.pop()!r}; {task.name} needs two or more")
+        raise TaskError(f"{source}: every row has the label {found.pop()!r}; {called(task.name)} needs two or more")
 
 
 def _sample(rows: list[tuple[int, Row]], limit: int | None, seed: int) -> list[tuple[int, Row]]:

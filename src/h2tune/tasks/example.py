@@ -20,6 +20,14 @@ class RowError(TaskError):
     """One row cannot be read. Says why; whoever reads the file adds the file, the row and its columns."""
 
 
+UNNAMED = "own task"  # the name, in tables, of a task that its writer gave none
+
+
+def called(name: str) -> str:
+    """A task in a sentence."""
+    return "the task" if name == UNNAMED else f"task {name}"
+
+
 @dataclass(frozen=True)
 class Example:
     """One question and its answer.

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from h2tune.tasks.example import Example, Kind, RowError, TaskError
+from h2tune.tasks.example import Example, Kind, RowError, TaskError, called
 from h2tune.tasks.rows import fold
 from h2tune.tasks.scoring import score_choice, score_label
 
@@ -53,7 +53,7 @@ def label_finder(
 def _unknown(value: str, name: str, labels: Sequence[str], known: dict[str, int], folded: dict[str, int]) -> str:
     others = [text for text in known if text not in labels]
     shown = ", ".join(labels) + (f" (also written {', '.join(others)})" if others else "")
-    text = f"label {value!r} is not known to task {name}, which knows {shown}"
+    text = f"label {value!r} is not known to {called(name)}, which knows {shown}"
     near = [other for other in known if fold(other) == fold(composed(value))]
     if not near:
         return text

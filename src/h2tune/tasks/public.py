@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from h2tune.config import PublicQuestions
 from h2tune.tasks.custom import build_task
 from h2tune.tasks.dataset import load_examples
-from h2tune.tasks.example import Example, Task, TaskError
+from h2tune.tasks.example import Example, Task, TaskError, called
 from h2tune.tasks.sources import read_rows
 from h2tune.utils.seeds import derive
 
@@ -67,16 +67,19 @@ def load_questions(config: PublicQuestions) -> Questions:
     Raises:
         TaskError: the source cannot be read, the task generates nothing, or only some rows have answers.
     """
-    task = build_task(config.task)
+    try:
+        task = build_task(config.task)
+    except TaskError as error:
+        raise TaskError(f"public.task: {error}") from None
     if task.kind != "generate":
         raise TaskError(
-            f"public: task {task.name} is of kind {task.kind}; reasoning paths are written, so the task of public"
+            f"public.task: {called(task.name)} is of kind {task.kind}; reasoning paths are written, so the task of public"
             " questions must be of kind generate"
         )
     try:
-        examples = load_examples(config.source, task, columns=config.columns)
+        examples = _read(config, task)
     except TaskError as error:
-        examples = _without_answers(config, task, error)
+        raise TaskError(f"public.source: {error}") from None
     first: dict[str, Example] = {}
     for example in examples:
         first.setdefault(question_key(example.prompt), replace(example, place=""))
@@ -85,6 +88,13 @@ def load_questions(config: PublicQuestions) -> Questions:
     for key in keys:
         digest.update(f"{key}\0{first[key].answer}\0{first[key].gold}\0".encode())
     return Questions(task, tuple(first[key] for key in keys), digest.hexdigest()[:32])
+
+
+def _read(config: PublicQuestions, task: Task) -> list[Example]:
+    try:
+        return load_examples(config.source, task, columns=config.columns)
+    except TaskError as error:
+        return _without_answers(config, task, error)
 
 
 def _without_answers(config: PublicQuestions, task: Task, error: TaskError) -> list[Example]:
