@@ -22,7 +22,7 @@ from h2tune.frames.registry import kind_of
 from h2tune.frames.sources import load_anchors, load_texts
 from h2tune.methods.base import ModelShape
 from h2tune.methods.leaving import as_lines, what_leaves
-from h2tune.methods.registry import method_of, resolve_method
+from h2tune.methods.registry import check_baselines, method_of, resolve_method
 from h2tune.participant import budget
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.errors import ModelAwayError
@@ -83,6 +83,7 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.privacy = [SECRET]
     if settings:
         plan.leaves = as_lines(what_leaves(experiment))
+    _attempt(plan, lambda: check_baselines(experiment))
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     models = ModelPool("meta", offline=True)
     known = [_attempt(plan, partial(tasks.build_task, c.task), f"{c.name}: ") for c in experiment.clients]
@@ -192,7 +193,8 @@ def _check_client(plan: Plan, settings: Any, client: ClientConfig) -> None:
     where = f"{client.name}: "
     if client.practice and settings is not None and getattr(settings, "frames", "") == "words":
         _attempt(plan, lambda: load_texts(client.practice or ""), where)
-    if "/" in client.model and not Path(client.model).exists() and client.revision is None:
+    away = "/" in client.model and not Path(client.model).is_absolute() and not Path(client.model).exists()
+    if away and client.revision is None:
         plan.warnings.append(f"{where}{client.model} has no pinned revision; it may change under you")
     if client.budget:
         for key in ("upload", "memory"):

@@ -130,7 +130,7 @@ def test_missing_files_and_other_mistakes(tmp_path: Path) -> None:
     path = write(tmp_path / "train.tsv")
     with pytest.raises(TaskError, match=r"no file or folder .*tran\.tsv; did you mean .*train\.tsv"):
         load_examples(str(tmp_path / "tran.tsv"), SST2)
-    with pytest.raises(TaskError, match="nor the folder"):
+    with pytest.raises(TaskError, match=r"there is no folder .* either"):
         load_examples(str(tmp_path / "no" / "train.tsv"), SST2)
     with pytest.raises(TaskError, match="no splits"):
         load_examples(path, SST2, split="dev")

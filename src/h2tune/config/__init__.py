@@ -1,5 +1,6 @@
 """What a YAML file may say, and how it is read."""
 
+from h2tune.config.mistakes import in_lines, in_words
 from h2tune.config.reading import ConfigError, load_config, parse_config, read_yaml
 from h2tune.config.schema import (
     Budget,
@@ -32,6 +33,8 @@ __all__ = [
     "SecureAggregation",
     "Training",
     "Wire",
+    "in_lines",
+    "in_words",
     "load_config",
     "parse_config",
     "read_yaml",

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from h2tune.config.mistakes import in_lines, in_words
 from h2tune.config.schema import (
     Budget,
     Cache,
@@ -46,10 +47,15 @@ def read_yaml(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError([f"There is no config file {path}."])
+        what = (
+            f"{path} is a folder; name the YAML file in it." if path.is_dir() else f"There is no config file {path}."
+        )
+        raise ConfigError([what])
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"]) from None
+    except yaml.YAMLError as error:
         raise ConfigError([f"{path} is not valid YAML: {error}"]) from None
 
 
@@ -73,7 +79,7 @@ def load_config(path: str | Path, seed: int | None = None) -> Experiment:
 
 def _empty(path: Path) -> list[str]:
     """Promises with nothing after the colon; whoever means none writes `null`, as files written by h2tune do."""
-    node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    node = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     return [key.value for key, value in pairs if key.value in PROMISES and value.value == ""]
 
@@ -93,7 +99,7 @@ def parse_config(data: Any, folder: Path | None = None, seed: int | None = None)
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        raise ConfigError([_explain(e) for e in error.errors()]) from None
+        raise ConfigError(in_lines(error.errors(), data, _explain)) from None
 
 
 _SOURCES = ("train", "test", "validation", "practice")
@@ -170,24 +176,19 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, where: str) -> str:
     """One line for one pydantic error, in the words of the YAML file."""
     place = list(error["loc"])
-    where = ".".join(str(p) for p in place) or "config"
     if error["type"] == "extra_forbidden":
         owner: type[BaseModel] = Experiment
         for step in place[:-1]:
             owner = _SECTIONS.get(str(step), ClientConfig if step == "clients" else owner)
         if owner is Experiment and place[0] in OF_THE_METHOD:
             return f"{where}: is a setting of the method; write it there: method: {{name: h2tune, {where}: ...}}"
-        near = difflib.get_close_matches(str(place[-1]), list(owner.model_fields), 1, 0.5)
+        key = str(place[-1])
+        if section := [name for name, kind in _SECTIONS.items() if key in kind.model_fields and kind is not owner]:
+            return f"{where}: unknown key here; it belongs to `{section[0]}`: {section[0]}: {{{key}: ...}}"
+        near = difflib.get_close_matches(key, list(owner.model_fields), 1, 0.5)
         hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(owner.model_fields)}."
         return f"{where}: unknown key.{hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        message = "is missing"
-    if error["type"] == "literal_error" and isinstance(error.get("input"), str):
-        choices = [c.strip(" '") for c in error["ctx"]["expected"].replace(" or ", ",").split(",")]
-        near = difflib.get_close_matches(error["input"], choices, 1, 0.5)
-        message += f", got {error['input']!r}." + (f" Did you mean `{near[0]}`?" if near else "")
-    return f"{where}: {message}"
+    return f"{where}: {in_words(error)}"

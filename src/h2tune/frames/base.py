@@ -40,7 +40,7 @@ class FrameSettings(Settings):
     private: int | None = Field(
         0,
         ge=0,
-        description="coordinates beside the frames: a LoRA of this rank that no core can disturb; null: of the core's rank",
+        description="coordinates beside the frames: a LoRA of this rank that no core can disturb; null: the core's rank",
     )
     directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
     depth_frames: str = Field(

@@ -25,12 +25,9 @@ def load_anchors(source: str, words_file: str | None = None) -> list[str]:
 
         sentences = demo_anchors()
     else:
-        path = Path(source)
-        if not path.is_file():
-            raise AnchorError(f"anchors: there is no file {source}; use `builtin`, `demo`, or one sentence a line.")
-        sentences = _lines(path.read_text(encoding="utf-8"))
+        sentences = _file("anchors", source, "use `builtin`, `demo`, or a file with one sentence a line")
     if words_file:
-        sentences += word_sentences(_lines(Path(words_file).read_text(encoding="utf-8")))
+        sentences += word_sentences(_file("anchor_words", words_file, "it should hold the domain's words, one a line"))
     if len(sentences) < 20:
         raise AnchorError(f"anchors: {source} holds {len(sentences)} sentences; frames need at least 20, better 300.")
     return sentences
@@ -42,12 +39,21 @@ def load_texts(source: str) -> list[str]:
     Raises:
         AnchorError: if the file is missing or holds too little.
     """
-    if not Path(source).is_file():
-        raise AnchorError(f"practice: there is no file {source}; frames: words needs public texts, one a line.")
-    texts = _lines(Path(source).read_text(encoding="utf-8"))
+    texts = _file("practice", source, "frames: words needs public texts, one a line")
     if len(texts) < 20:
         raise AnchorError(f"practice: {source} holds {len(texts)} texts; frames: words needs some thousand.")
     return texts
+
+
+def _file(key: str, source: str, wanted: str) -> list[str]:
+    path = Path(source)
+    if not path.is_file():
+        what = f"{source} is a folder" if path.is_dir() else f"there is no file {source}"
+        raise AnchorError(f"{key}: {what}; {wanted}.")
+    try:
+        return _lines(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise AnchorError(f"{key}: {source} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
 
 
 def _lines(text: str) -> list[str]:

@@ -11,18 +11,18 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from h2tune.config import Experiment
+from h2tune.config import Experiment, in_lines, in_words
 from h2tune.errors import MethodError
 from h2tune.methods.base import Method, Settings
 
-__all__ = ["Method", "MethodError", "known_methods", "method_of", "resolve_method"]
+__all__ = ["Method", "MethodError", "check_baselines", "known_methods", "method_of", "resolve_method"]
 
 OWN = (
     "bias", "celora", "colora", "crosslora", "fedex", "fedit", "fedmkt", "fedprox", "fedsa", "fedsb", "ffa", "flexlora", "flora", "h2tune", "hetlora",
@@ -59,6 +59,15 @@ def method_of(experiment: Experiment) -> tuple[Method, Settings]:
     return method, settings
 
 
+def check_baselines(experiment: Experiment) -> None:
+    """Raise MethodError if ``baseline:`` names a method that there is not."""
+    for name in experiment.baselines:
+        try:
+            resolve_method(name)
+        except MethodError as error:
+            raise MethodError(f"baseline: {str(error).removeprefix('method: ')}") from None
+
+
 def resolve_method(spec: str | Mapping[str, Any]) -> tuple[Method, Settings]:
     """The method that ``method:`` in a config names, with its settings.
 
@@ -71,7 +80,8 @@ def resolve_method(spec: str | Mapping[str, Any]) -> tuple[Method, Settings]:
     try:
         return method, method.settings(**options)
     except ValidationError as error:
-        raise MethodError("\n".join(_explain(method, e) for e in error.errors())) from None
+        lines = in_lines(error.errors(), options, partial(_explain, method))
+        raise MethodError("\n".join(lines)) from None
 
 
 def _named(name: str) -> Method:
@@ -139,11 +149,10 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def _explain(method: Method, error: Any) -> str:
-    key = ".".join(map(str, error["loc"]))
+def _explain(method: Method, error: Any, key: str) -> str:
     if error["type"] == "extra_forbidden":
         known = method.settings.model_fields
         near = difflib.get_close_matches(key, known, 1, 0.5)
         hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known) or 'none'}."
         return f"method.{key}: {method.name} has no such setting. {hint}"
-    return f"method.{key}: {error['msg'].removeprefix('Value error, ')}"
+    return f"method{f'.{key}' if error['loc'] else ''}: {in_words(error, method.settings.model_fields.get(key))}"

@@ -39,7 +39,7 @@ def read_rows(source: str, split: str | None = None) -> Rows:
     try:
         return reader(path)
     except UnicodeDecodeError as error:
-        raise TaskError(f"{source}: not UTF-8 text (byte {error.start})") from None
+        raise TaskError(f"{source}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise TaskError(f"{source}: {error.strerror or error}") from None
 
@@ -54,7 +54,7 @@ def source_path(source: str) -> tuple[Path, str | None]:
 
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
-        return f" (nor the folder {path.parent})"
+        return f"; there is no folder {path.parent} either"
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from h2tune.config import ConfigError, Name, NetworkConfig, read_yaml
+from h2tune.config import ConfigError, Name, NetworkConfig, in_lines, in_words, read_yaml
 
 
 class _Strict(BaseModel):
@@ -263,7 +263,7 @@ def parse_vertical(data: Any, folder: Path | None = None, seed: int | None = Non
     try:
         return VerticalConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError([_explain(e) for e in error.errors()]) from None
+        raise ConfigError(in_lines(error.errors(), data, _explain)) from None
 
 
 _FILES = {"train", "test", "model", "vectors"}
@@ -286,10 +286,9 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 }  # fmt: skip
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, where: str) -> str:
     """One line for one mistake, in the words of the YAML file."""
     place = [str(step) for step in error["loc"]]
-    where = ".".join(place) or "config"
     if error["type"] == "extra_forbidden":
         owner: type[BaseModel] = VerticalConfig
         for step in place[:-1]:
@@ -297,5 +296,4 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(place[-1], list(owner.model_fields), 1, 0.5)
         hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(owner.model_fields)}."
         return f"{where}: unknown key.{hint}"
-    message = "is missing" if error["type"] == "missing" else error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}"
+    return f"{where}: {in_words(error)}"

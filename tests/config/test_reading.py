@@ -1,0 +1,78 @@
+"""A mistake in a YAML file is told in plain words: which key of which client, what was expected, what stands there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from federations import small
+
+from h2tune.config import ConfigError, load_config, parse_config
+from h2tune.frames.sources import load_anchors
+from h2tune.methods.registry import MethodError, check_baselines, resolve_method
+from h2tune.plan import make_plan
+from h2tune.vertical.config import parse_vertical
+
+CLIENT = {"name": "shop", "model": "zoo:gpt2", "task": "sst2", "train": "a.tsv", "test": "b.tsv"}
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        ({"clients": [CLIENT], "rank": "eight"}, ["rank: should be a whole number, not 'eight'"]),
+        ({"clients": [CLIENT], "rank": 0}, ["rank: should be 1 or more, not 0"]),
+        ({"clients": [CLIENT], "parallel": "many"}, ["parallel: should be a whole number or 'auto', not 'many'"]),
+        ({"clients": [CLIENT], "select": "bst"},
+         ["select: should be 'federated' or 'best', not 'bst'. Did you mean `best`?"]),
+        ({"clients": [CLIENT], "evaluation": 7}, ["evaluation: should be a mapping, `key: value`, not 7"]),
+        ({"clients": [CLIENT], "learning_rate": 1},
+         ["learning_rate: unknown key here; it belongs to `training`: training: {learning_rate: ...}"]),
+        ({"clients": []}, ["clients: needs 1 or more entries"]),
+        ({"clients": [CLIENT, CLIENT]}, ["two clients have the name 'shop'; names must be unique"]),
+        ({"clients": [CLIENT | {"keep": "half"}]}, ["shop: keep: should be a number or 'auto', not 'half'"]),
+        ({"clients": [CLIENT | {"tran": "x"}]}, ["shop: tran: unknown key. Did you mean `train`?"]),
+        ({"clients": [CLIENT, {k: CLIENT[k] for k in ("model", "task", "train")}]},
+         ["client 2: name: is missing", "client 2: test: is missing"]),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_a_line_in_plain_words(data: dict[str, Any], lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config(data)
+    assert error.value.problems == lines
+
+
+def test_parties_are_named_too() -> None:
+    with pytest.raises(ConfigError, match="bank: train: is missing"):
+        parse_vertical({"label": {"party": "bank", "column": "y"}, "parties": [{"name": "bank"}, {"name": "b"}]})
+
+
+def test_nothing_is_written_as_the_key_wants_it() -> None:
+    with pytest.raises(MethodError, match="not 'none'; write 0 for none; null is the core's rank"):
+        resolve_method({"name": "h2tune", "private": "none"})
+    with pytest.raises(ConfigError, match="not 'none'; YAML's word for nothing is `null`"):
+        parse_config({"clients": [CLIENT], "depth": "none"})
+
+
+def test_a_baseline_that_is_no_method_is_found_by_plan_and_before_a_run() -> None:
+    experiment = small(baseline="locl")
+    with pytest.raises(MethodError, match=r"baseline: there is no method 'locl'. Did you mean `local`"):
+        check_baselines(experiment)
+    assert any(problem.startswith("baseline: there is no") for problem in make_plan(experiment).problems)
+
+
+@pytest.mark.parametrize(("key", "place"), [("anchors", "first"), ("anchor_words", "second")])
+def test_texts_that_cannot_be_read_name_their_key(key: str, place: str, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("größe\n".encode("latin-1") * 30)
+    for source, words in (("latin.txt", "is not UTF-8 text"), ("none.txt", "there is no file"), ("", "is a folder")):
+        path = str(tmp_path / source)
+        with pytest.raises(ValueError, match=f"{key}: .*{words}"):
+            load_anchors(*((path, None) if place == "first" else ("builtin", path)))
+
+
+def test_a_config_that_is_no_text_or_a_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("clients: []", encoding="utf-16")
+    with pytest.raises(ConfigError, match=r"not UTF-8 text .* save it as UTF-8"):
+        load_config(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match="is a folder; name the YAML file in it"):
+        load_config(tmp_path)
