@@ -14,21 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from h2tune.client import Client
 from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods.leaving import STAYS, as_lines, what_leaves
 from h2tune.methods.registry import MethodError, check_baselines, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
 from h2tune.server import Server
-from h2tune.simulation.clients import in_process
+from h2tune.simulation.clients import Simulated, in_process
 from h2tune.simulation.ray_workers import Remote, Workers
 from h2tune.store import RunStore
 from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
 from h2tune.transport.inprocess import InProcess
 from h2tune.version import __version__
 
-Gather = Callable[[Experiment, RunStore], "InProcess[Client] | Workers"]
+Gather = Callable[[Experiment, RunStore], "InProcess[Simulated] | Workers"]
 """Makes the clients of an experiment, and the way to them."""
 
 
@@ -138,7 +137,7 @@ def run(
     return metrics
 
 
-def check_method(experiment: Experiment, clients: Mapping[str, Client | Remote]) -> None:
+def check_method(experiment: Experiment, clients: Mapping[str, Simulated | Remote]) -> None:
     """Raise MethodError if the experiment's method cannot run on these clients, or a baseline is no method."""
     check_baselines(experiment)
     method, _ = resolve_method(experiment.method)
@@ -150,7 +149,11 @@ def check_method(experiment: Experiment, clients: Mapping[str, Client | Remote])
 
 
 def _federate(
-    experiment: Experiment, identity: str, store: RunStore, party: InProcess[Client] | Workers, watcher: Watcher | None
+    experiment: Experiment,
+    identity: str,
+    store: RunStore,
+    party: InProcess[Simulated] | Workers,
+    watcher: Watcher | None,
 ) -> Server:
     """Go on from the last commit if there is one, and run to the end."""
     if watcher:
@@ -246,7 +249,7 @@ def _task_name(task: Any) -> str:
     return task if isinstance(task, str) else str(task.get("preset") or task.get("kind"))
 
 
-def _warn(store: RunStore, experiment: Experiment, clients: Mapping[str, Client | Remote]) -> None:
+def _warn(store: RunStore, experiment: Experiment, clients: Mapping[str, Simulated | Remote]) -> None:
     """What deserves attention before training starts."""
     for name, client in clients.items():
         if client.leaked:

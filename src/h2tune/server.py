@@ -129,7 +129,7 @@ class Server:
         """The clients of a round: all that take part, or a seeded sample of them."""
         active = self.session.with_status(Status.ACTIVE)
         count = min(self.experiment.clients_per_round, len(active))
-        chosen = random.Random(derive(self.experiment.seed, "select", number)).sample(active, count)
+        chosen = set(random.Random(derive(self.experiment.seed, "select", number)).sample(active, count))
         return [name for name in active if name in chosen]
 
     def _begin(self, number: int, patient: bool) -> Exchanges:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
@@ -74,7 +74,9 @@ class Member:
         return f"{self.status}: {self.reason}" if self.reason else str(self.status)
 
     def plain(self) -> dict[str, Any]:
-        return asdict(self) | {"status": str(self.status)}
+        """As plain values to write down; the reports of its rounds are the member's own, so nobody may change them."""
+        own = {"facts": dict(self.facts), "rounds": list(self.rounds), "setup_bytes": dict(self.setup_bytes)}
+        return vars(self) | own | {"status": str(self.status)}  # `asdict` would copy every report in every round
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Member:

@@ -121,12 +121,32 @@ class TriLoraLayer(BaseTunerLayer):
         self._listening.add(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=kwargs.get("inference_mode", False))
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """As PEFT's, but without a look at every other adapter of the layer."""
+        of_base: Any = self._get_base_layer_device_and_dtype  # PEFT has no types for it
+        found, dtype = of_base(self.get_base_layer())
+        target = device or found
+        if target is None:
+            return
+        for kind in (*self.adapter_layer_names, "trilora_offset"):
+            held = getattr(self, kind)
+            if adapter_name not in held or held[adapter_name].device.type == "meta":
+                continue
+            floating = dtype is not None and dtype.is_floating_point
+            held[adapter_name] = held[adapter_name].to(target, dtype=dtype if floating else None)
+
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """As PEFT's, but only adapters that were in use are looked at: hundreds may lie beside them."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         self._let_listen({name for name in names if not inference_mode})
         self._freeze_non_trainable_peft_weights(names)
         self._active_adapter = names
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As PEFT's; nothing that was known of the adapter may be taken for one that gets its name later."""
+        super().delete_adapter(adapter_name)
+        self._listening.discard(adapter_name)
+        self._zero.pop(adapter_name, None)
 
     def enable_adapters(self, enabled: bool) -> None:
         """As PEFT's, with the same shortcut."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import regex
@@ -43,9 +44,14 @@ def vocabulary(texts: Iterable[str]) -> Counter[str]:
     return counts
 
 
+@lru_cache(maxsize=2)  # every client of a run asks for the same anchors
+def _known(anchors: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(vocabulary(anchors))
+
+
 def coverage(anchors: Sequence[str], texts: Iterable[str]) -> tuple[float, list[str]]:
     """Share of the word occurrences in ``texts`` that the anchors hold, and the commonest words they lack."""
-    known, wanted = vocabulary(anchors), vocabulary(texts)
+    known, wanted = _known(tuple(anchors)), vocabulary(texts)
     missing = Counter({w: n for w, n in wanted.items() if w not in known})
     total = sum(wanted.values())
     return (1 - sum(missing.values()) / total if total else 0.0), [w for w, _ in missing.most_common(20)]

@@ -9,16 +9,19 @@ from itertools import pairwise
 from accelerate import Accelerator
 
 from h2tune.client import Client
-from h2tune.config import Experiment
+from h2tune.config import ClientConfig, Experiment
 from h2tune.frames.sources import load_anchors
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import Watch, make_accelerator
 from h2tune.participant.together import TogetherTrainer
+from h2tune.simulation.paging import Memory, PagedClient
 from h2tune.store import RunStore
 from h2tune.transport.inprocess import InProcess
 
 # Tokens that fill a pass. More made an update no cheaper on one core of a CPU (docs/scale.md); on a GPU none was at hand to try.
 FULL, FULL_GPU = 2048, 65536
+FEW = 64  # clients that stay in memory in any case
+Simulated = Client | PagedClient
 
 
 def build_clients(
@@ -29,23 +32,28 @@ def build_clients(
     watch: Watch | None = None,
     names: Sequence[str] | None = None,
     trainer: TogetherTrainer | None = None,
-) -> dict[str, Client]:
-    """The clients of a run in this process; ``names`` picks some of them, ``trainer`` trains those that can be trained together."""
+) -> dict[str, Simulated]:
+    """The clients of a run in this process; ``names`` picks some of them, ``trainer`` trains those that can be trained together.
+
+    Of more than `FEW` clients, those that were not used lately lie on disk, unless a round selects all.
+    """
     anchors = load_anchors(experiment.anchors, experiment.anchor_words)
-    return {
-        c.name: Client(
-            c,
-            experiment,
-            models,
-            anchors,
-            store.client(c.name),
-            watch,
-            accelerator,
-            None if c.row_privacy else trainer,
-        )
-        for c in experiment.clients
-        if names is None or c.name in names
-    }
+    wanted = None if names is None else set(names)
+    configs = [c for c in experiment.clients if wanted is None or c.name in wanted]
+
+    def build(c: ClientConfig) -> Client:
+        own = None if c.row_privacy else trainer
+        return Client(c, experiment, models, anchors, store.client(c.name), watch, accelerator, own)
+
+    if len(configs) <= most_in_memory(experiment):
+        return {c.name: build(c) for c in configs}
+    memory = Memory(most_in_memory(experiment))
+    return {c.name: PagedClient(c, partial(build, c), store.client(c.name), memory) for c in configs}
+
+
+def most_in_memory(experiment: Experiment) -> int:
+    """Clients that are in memory at a time, if there are so many."""
+    return max(FEW, experiment.clients_per_round)
 
 
 def in_process(
@@ -55,35 +63,49 @@ def in_process(
     accelerator: Accelerator | None = None,
     watch: Watch | None = None,
     names: Sequence[str] | None = None,
-) -> InProcess[Client]:
+) -> InProcess[Simulated]:
     """Clients of a run, and the way to them: with ``parallel`` other than 1 those of one base model act side by side."""
     if experiment.parallel == 1:
         return InProcess(build_clients(experiment, store, models, accelerator, watch, names))
     accelerator = accelerator or make_accelerator(experiment, models.device)
     trainer = TogetherTrainer(experiment.training, accelerator, len(experiment.clients), partial(_warn, store))
-    return Groups(build_clients(experiment, store, models, accelerator, watch, names, trainer), trainer)
+    room = most_in_memory(experiment)
+    return Groups(build_clients(experiment, store, models, accelerator, watch, names, trainer), trainer, room)
 
 
 def _warn(store: RunStore, text: str) -> None:
     store.event("warning", text)
 
 
-class Groups(InProcess[Client]):
-    """Lets clients of one base model act in groups, whose local training is carried out side by side."""
+class Groups(InProcess[Simulated]):
+    """Lets clients of one base model act in groups, whose local training is carried out side by side.
 
-    def __init__(self, clients: dict[str, Client], trainer: TogetherTrainer) -> None:
+    Args:
+        room: clients that can be in memory at a time.
+    """
+
+    def __init__(self, clients: dict[str, Simulated], trainer: TogetherTrainer, room: int) -> None:
         super().__init__(clients)
-        self.trainer = trainer
+        self.trainer, self.room = trainer, room
 
     def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[tuple[str, bytes]]:
         self.known |= requests.keys()
-        for names in self.groups(requests):
+        for names in self._groups(requests):
             acts: list[Callable[[], bytes]] = [partial(self.clients[n].handle, requests[n]) for n in names]
             answers = self.trainer.together(acts) if len(acts) > 1 else [acts[0]()]
             yield from zip(names, answers, strict=True)
 
     def groups(self, names: Iterable[str]) -> list[list[str]]:
         """Clients of one base model, as many at a time as train side by side, in groups of about the same size."""
+        return list(self._groups(names))
+
+    def _groups(self, names: Iterable[str]) -> Iterator[list[str]]:
+        left = list(names)
+        while left:  # as many as are in memory together
+            some, left = left[: self.room], left[self.room :]
+            yield from self._on_bases(some)
+
+    def _on_bases(self, names: list[str]) -> list[list[str]]:
         on_base: dict[int, list[str]] = {}
         for name in names:
             on_base.setdefault(id(self.clients[name].context.base), []).append(name)
