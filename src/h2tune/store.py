@@ -27,6 +27,7 @@ from torch import Tensor
 
 from h2tune.config import Experiment, parse_config
 from h2tune.utils.files import StoreError, write_atomic
+from h2tune.utils.tensors import on_cpu
 from h2tune.version import __version__
 
 SCHEMA = 2
@@ -189,7 +190,7 @@ class ClientStore:
 
 
 def _ready(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    return {name: t.contiguous().clone() for name, t in on_cpu(tensors).items()}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

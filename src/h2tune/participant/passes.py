@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def answered_each(model: nn.Module, passes: Sequence[Passes], batches: Sequence[
     """
     joint = {name: _below_one_another([b[name] for b in batches], _FILL.get(name, filler)) for name in batches[0]}
     logits, wanted = passes[0]._read(model, joint)
-    counts = [answers(batch) for batch in batches]
+    counts = _answers_of_each(joint["labels"], [len(batch["labels"]) for batch in batches])
     parts = zip(passes, batches, logits.split(counts), wanted.split(counts), strict=True)
     return [own._own(*part) for own, *part in parts]
 
@@ -111,6 +112,15 @@ def answers(batch: Batch) -> int:
     """How many terms the mean loss of a batch has: answer tokens, or rows for classes."""
     labels = batch["labels"]
     return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
+
+
+def _answers_of_each(labels: Tensor, rows: Sequence[int]) -> list[int]:
+    """`answers` of batches that lie below one another, so many rows each; a GPU is waited for once."""
+    if labels.ndim == 1:
+        return list(rows)
+    of_rows: list[int] = (labels[:, 1:] != -100).sum(1).tolist()
+    ends = list(accumulate(rows, initial=0))
+    return [sum(of_rows[a:b]) for a, b in pairwise(ends)]
 
 
 PLAIN = Passes()

@@ -10,6 +10,7 @@ The figures are those of training one after the other up to rounding: a product 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -205,14 +206,15 @@ class TogetherTrainer(Trainer):
         runs, filler = [p.declared.training.passes for p in parts], model.config.get_text_config().pad_token_id or 0
         with beside.on(model), self.accelerator.autocast():
             found = answered_each(model, runs, [p.batch for p in parts], filler)
-        losses, shares = [], []
-        for part, answered in zip(parts, found, strict=True):
-            value = self._loss(part, answered)
-            if torch.isfinite(value):
-                shares.append(value if part.weight == 1 else value * part.weight)
-                losses.append(float(shares[-1].detach()))
+        values = [self._loss(part, answered) for part, answered in zip(parts, found, strict=True)]
+        weighed = [v if part.weight == 1 else v * part.weight for v, part in zip(values, parts, strict=True)]
+        losses = torch.stack([v.detach() for v in weighed]).tolist()  # a GPU is waited for once, not once a client
+        shares = []
+        for i, part in enumerate(parts):
+            if math.isfinite(losses[i]):
+                shares.append(weighed[i])
             else:
-                losses.append(0.0)
+                losses[i] = 0.0
                 text = f"the loss is not a number on the training rows {part.rows[:8]}"
                 part.declared.error = NanLossError(text)
         if shares:

@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from h2tune.errors import ProtocolError
+from h2tune.utils.tensors import on_cpu
 
 SCHEMA = 2
 HEADER_LIMIT = 1 << 20
@@ -203,8 +204,8 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the CPU, no two in the same memory (the format refuses that)."""
     found: dict[str, Tensor] = {}
     held: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
+    for name, tensor in on_cpu(tensors).items():
+        tensor = tensor.contiguous()
         memory = tensor.untyped_storage().data_ptr()
         found[name] = tensor.clone() if memory in held else tensor
         held.add(memory)
