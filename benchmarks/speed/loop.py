@@ -90,9 +90,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder_of_model = str(zoo_folder(source[4:])) if source.startswith("zoo:") else source
         bare = Bare(args.work, folder_of_model, device=args.device)
-        runs: dict[str, Callable[[], float]] = {
-            f"parallel {p}": ours(Path(folder), args.work, p, args.device)[0] for p in args.parallel
-        }
+        runs: dict[str, Callable[[], float]] = {}
+        for p in args.parallel:
+            begin = now()
+            runs[f"parallel {p}"] = ours(Path(folder), args.work, p, args.device)[0]
+            print(f"parallel {p}: {now() - begin:.1f} s to load, join and score the untouched model", flush=True)
         seconds: dict[str, list[float]] = {name: [] for name in ("bare", *runs)}
         losses: dict[str, list[float]] = {name: [] for name in seconds}
         for number in range(bare.ids.shape[1]):

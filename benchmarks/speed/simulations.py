@@ -3,7 +3,7 @@
     python benchmarks/speed/work.py WORK --clients 32 --rounds 3
     OMP_NUM_THREADS=1 python benchmarks/speed/simulations.py WORK --flower VENV/bin/python
 
-Every contestant is a command of its own. The clock is the one on the wall, so the machine has to be quiet. Each call goes once
+Every contestant is a command of its own. Each call goes once
 through all contestants and adds to the result: several calls are several interleaved runs. `VENV` holds Flower, Ray and what
 h2tune needs; Ray's workers of h2tune run there, too.
 """
@@ -16,7 +16,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +35,97 @@ HERE = Path(__file__).parent
 PACKAGES = ("h2tune", "flwr", "nvflare", "ray", "torch", "transformers", "peft", "numpy")
 
 
+class Processor:
+    """Processor seconds of a command and all its descendants over time, also of those that outlive their parents.
+
+    A machine is seldom quiet; what other programs take of it is not counted here.
+    """
+
+    def __init__(self, root: int) -> None:
+        self.known, self.used = {root}, {root: 0.0}
+        self.times: list[float] = []
+        self.totals: list[float] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        tick = os.sysconf("SC_CLK_TCK")
+        while not self._ended.wait(0.2):
+            lines = [text for path in Path("/proc").glob("[0-9]*/stat") if (text := _text(path))]
+            fields = [(int(text.split(" ", 1)[0]), text.rpartition(")")[2].split()) for text in lines]
+            for pid, rest in sorted(fields):  # parents first, as long as numbers grow
+                if pid in self.known or int(rest[1]) in self.known:
+                    self.known.add(pid)
+                    self.used[pid] = (int(rest[11]) + int(rest[12])) / tick
+            self.times.append(time.time())
+            self.totals.append(sum(self.used.values()))
+
+    def end(self) -> float:
+        """Stop watching; returns all that was used."""
+        self._ended.set()
+        self._thread.join()
+        return self.totals[-1]
+
+    def between(self, begin: float, end: float) -> float:
+        """Seconds used between two times."""
+        first, last = np.interp([begin, end], self.times, self.totals)
+        return float(last - first)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # the process has ended
+        return ""
+
+
 def ours(work: Path, parallel: int | str, python: str, *options: str) -> dict[str, Any]:
-    """A run of h2tune: seconds of its rounds and their losses from what it wrote."""
+    """A run of h2tune: the ends of its rounds and their losses from what it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         plain = yaml.safe_load((work / "federation.yaml").read_text()) | {"parallel": parallel}
         config, out = Path(folder) / "federation.yaml", Path(folder) / "run"
         config.write_text(yaml.safe_dump(plain, sort_keys=False))
-        run([python, "-m", "h2tune", "run", str(config), "--out", str(out), *options])
+        found = run([python, "-m", "h2tune", "run", str(config), "--out", str(out), *options])
         events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
         metrics = json.loads((out / "metrics.json").read_text())
     rounds = [[r["loss"]["local"] for r in c["rounds"]] for c in metrics["clients"].values()]
-    return {
-        "round_seconds": [e["seconds"] for e in events if e["event"] == "round_committed"],
-        "losses": [sum(values) / len(values) for values in zip(*rounds, strict=True)],
-    }
+    at = [(e["event"], datetime.fromisoformat(e["time"]).timestamp()) for e in events]
+    begin = next(when for event, when in at if event == "round_started")
+    ends = [begin, *(when for event, when in at if event == "round_committed")]
+    return figures(found, ends, [sum(values) / len(values) for values in zip(*rounds, strict=True)])
 
 
 def theirs(*command: str) -> dict[str, Any]:
     """A peer's app; it prints its figures as the last line."""
-    found: dict[str, Any] = json.loads(run(list(command)).strip().splitlines()[-1])
-    return found
+    found = run(list(command))
+    said = json.loads(found[0].strip().splitlines()[-1])
+    return figures(found, said["ends"], said["losses"])
 
 
-def run(command: list[str]) -> str:
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return done.stdout
+def figures(found: tuple[str, float, Processor], ends: list[float], losses: list[float]) -> dict[str, Any]:
+    _, seconds, processor = found
+    return {
+        "losses": losses,
+        "seconds": seconds,
+        "processor_seconds": processor.end(),
+        "round_seconds": [b - a for a, b in pairwise(ends)],
+        "round_processor_seconds": [processor.between(a, b) for a, b in pairwise(ends)],
+    }
+
+
+def run(command: list[str]) -> tuple[str, float, Processor]:
+    """What a command prints, its seconds, and the processor that it used."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as said:
+        started = subprocess.Popen(command, cwd=HERE, stdout=said, stderr=errors, text=True)
+        processor = Processor(started.pid)
+        if started.wait():
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-2000:]}")
+        seconds = time.perf_counter() - begin
+        said.seek(0)
+        return said.read(), seconds, processor
 
 
 def versions(python: str) -> dict[str, str]:
@@ -68,31 +135,39 @@ def versions(python: str) -> dict[str, str]:
         f"for name in {PACKAGES!r}:\n    try: found[name] = m.version(name)\n    except m.PackageNotFoundError: pass\n"
         "print(json.dumps(found))"
     )
-    found: dict[str, str] = json.loads(run([python, "-c", ask]))
+    found: dict[str, str] = json.loads(
+        subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout
+    )
     return found
 
 
 def summary(runs: dict[str, list[dict[str, Any]]], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Medians with intervals: whole commands, and updates per second in the rounds after the first, where models are loaded."""
+    """Medians with intervals: whole commands, and the rounds after the first, in which models are loaded."""
     clients, _, steps = shape[:3]
-    rates = {
-        name: [clients * steps * (len(r["round_seconds"]) - 1) / sum(r["round_seconds"][1:]) for r in some]
-        for name, some in runs.items()
-    }
-    found = {}
-    for name, some in runs.items():
-        outside = [r["seconds"] - sum(r["round_seconds"]) for r in some]
-        found[name] = {
+
+    def rates(some: list[dict[str, Any]], key: str) -> list[float]:
+        return [clients * steps * (len(r[key]) - 1) / sum(r[key][1:]) for r in some]
+
+    def ratio(name: str) -> Any:  # runs of one call stand beside each other
+        pairs = zip(ours, rates(runs[name], "round_processor_seconds"), strict=False)
+        return median_interval([a / b for a, b in pairs])
+
+    ours = rates(runs["h2tune, 2 workers"], "round_processor_seconds")
+    return {
+        name: {
             "runs": len(some),
             "losses": some[-1]["losses"],
             "command_seconds": median_interval([r["seconds"] for r in some]),
-            "outside_rounds_seconds": median_interval(outside),
-            "updates_per_second": median_interval(rates[name]),
-            "rounds_of_ours_to_this": median_interval(
-                [a / b for a, b in zip(rates["h2tune, 2 workers"], rates[name], strict=False)]
-            ),  # runs of one call stand beside each other
+            "command_processor_seconds": median_interval([r["processor_seconds"] for r in some]),
+            "outside_rounds_processor_seconds": median_interval(
+                [r["processor_seconds"] - sum(r["round_processor_seconds"]) for r in some]
+            ),
+            "updates_per_second": median_interval(rates(some, "round_seconds")),
+            "updates_per_processor_second": median_interval(rates(some, "round_processor_seconds")),
+            "h2tune_with_2_workers_to_this": ratio(name),
         }
-    return found
+        for name, some in runs.items()
+    }
 
 
 def main() -> None:
@@ -105,6 +180,7 @@ def main() -> None:
     args = parser.parse_args()
     work, source = args.work.resolve(), str(zoo_folder("llama"))
     os.environ |= {"SPEED_WORK": str(work), "SPEED_BASE": source, "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray lets its workers give way to all other programs
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE)])
     contestants = {
         "h2tune, 2 workers": lambda: ours(work, 1, args.flower, "--workers", "2"),
@@ -118,13 +194,13 @@ def main() -> None:
     path = RESULTS / "speed" / f"{args.name}.json"
     runs = json.loads(path.read_text())["all_runs"] if path.is_file() else {}
     for name in args.only or contestants:  # ours with workers first: the others are compared with it
-        begin, load = time.perf_counter(), os.getloadavg()[0]
-        found = contestants[name]() | {"seconds": time.perf_counter() - begin, "load_before": load}
+        load = os.getloadavg()[0]
+        found = contestants[name]() | {"load_before": load}
         runs.setdefault(name, []).append(found)
         print(name, json.dumps(found), flush=True)
         about = {
             "clients": shape[0], "rounds": shape[1], "updates_per_round": shape[2], "rows": shape[3], "tokens": shape[4],
-            "clock": "wall seconds",
+            "clock": "the one on the wall, and processor seconds of all processes of a command",
             "versions": {
                 "Flower, and h2tune with workers": versions(args.flower), "NVFlare": versions(args.nvflare),
                 "one process": versions(sys.executable),
