@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from federations import build, equal, outcome, small
+from model_folders import ROWS, TASKS, model_folder, write_rows
 from torch import Tensor
 
 from h2tune import federation
@@ -200,6 +201,45 @@ def test_a_model_whose_words_do_not_fit_is_no_obstacle_to_promises(
     assert [server.method.covers(name).any().item() for name in clients] == [True, False, True]
     assert server.round == 1 and server.method.S.any()
     assert [c.method.report()["accepted"] is None for c in clients.values()] == [False, True, False]
+
+
+def beside_an_encoder(folder: Path, encoder: bool) -> Any:
+    """Two families of decoders, and an encoder with a head."""
+    config = small(2, method={"name": "h2tune", "frames": "effect"}, rounds=2)
+    if not encoder:
+        return config
+    folder.mkdir()
+    rows = str(write_rows(folder / "rows.jsonl", ROWS))
+    model = str(model_folder(folder / "encoder", "bert-cls"))
+    client = config.clients[0].model_copy(
+        update={
+            "name": "head",
+            "model": model,
+            "task": TASKS["classify"],
+            "train": rows,
+            "validation": rows,
+            "test": rows,
+        }
+    )
+    return config.model_copy(update={"clients": [*config.clients, client]})
+
+
+def test_an_encoder_keeps_to_its_private_part_and_is_no_part_of_what_the_others_agree_on(tmp_path: Path) -> None:
+    alone, _ = build(beside_an_encoder(tmp_path / "data", False), tmp_path / "two")
+    alone.open()
+    server, clients = build(beside_an_encoder(tmp_path / "data", True), tmp_path / "three")
+    server.open()
+    assert server.method.frames.agreement == alone.method.frames.agreement
+    assert "models that predict no words share nothing: head" in server.method.found()
+    head = clients["head"].method
+    before = {key: value for key, value in head.state().items() if key.startswith("adapter.")}
+    server.one_round()
+    assert not head.core.coverage.any() and not head.core.middle().any() and server.method.S.any()
+    assert head.report()["accepted"] is None
+    assert all(member.standing == "ok" for member in server.members.values())
+    after = head.state()
+    moved = [key for key, value in before.items() if key.endswith((".A", ".B")) and not torch.equal(value, after[key])]
+    assert moved  # its private LoRA has learnt in every round
 
 
 def speechless(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

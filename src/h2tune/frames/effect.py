@@ -27,6 +27,7 @@ from h2tune.errors import MethodError, ProtocolError
 from h2tune.frames import consensus as fr
 from h2tune.frames.anchor import AnchorClient, AnchorServer
 from h2tune.frames.base import FrameKind, FrameSettings
+from h2tune.frames.bases import Frames
 from h2tune.frames.predictions import Predictions, common_words
 from h2tune.protocol.codec import Payload
 
@@ -56,11 +57,13 @@ class EffectClient(AnchorClient):
 
     def introduction(self, fresh: bool) -> dict[str, Any]:
         """With the words that its model knows: they say whether it fits, and so which entries of the core it covers."""
-        said = super().introduction(fresh) | {"slots": self.core_slots}
-        if fresh:
-            self.predictions = Predictions(self.context)
-            said["words"] = _packed(self.predictions.known)
-        return said
+        if not fresh:
+            return {"slots": self.core_slots}
+        self.predictions = Predictions(self.context)
+        known = self.predictions.known
+        # A model that predicts no words has nothing in common to read either: its anchors would cost and say nothing.
+        said = super().introduction(fresh) if known.any() else {"digest": ""}
+        return said | {"slots": self.core_slots, "words": _packed(known)}
 
     def describe(self) -> Payload:
         """Left factors of what the blocks read and write on the anchors, and of the output embedding over words."""
@@ -89,6 +92,8 @@ class EffectClient(AnchorClient):
         return self.predictions
 
     def set_up(self, payload: Payload, shape: CoreShape, relation: Tensor) -> Tensor:
+        if not self._predictions().known.any():
+            return torch.zeros_like(relation)
         common, shared = payload.tensors.get(_COMMON), payload.tensors.get(_SHARED)
         if common is None or shared is None or common.shape != (int(shared.sum()), shape.rank):
             raise ProtocolError("the server's frames lack the words' coordinates")
@@ -126,12 +131,23 @@ def _writing(effect: Tensor) -> Tensor:
 
 
 class EffectServer(AnchorServer):
+    """Attributes:
+    common: coordinates of the common words. shared: which words these are. silent: clients whose models predict none.
+    """
+
     common: Tensor | None = None
     shared: Tensor
+    silent: Sequence[str] = ()
 
     def check_introduction(self, payload: Payload) -> None:
         super().check_introduction(payload)
         _unpacked(payload.said("words", str))
+
+    def describers(self, joined: dict[str, Payload]) -> list[str]:
+        """Those whose models predict words: an encoder with a head must not bend what the others read alike."""
+        speaking = {name: payload for name, payload in joined.items() if _unpacked(payload.meta["words"]).any()}
+        self.silent = sorted(joined.keys() - speaking)
+        return super().describers(speaking)
 
     def fits(self, payload: Payload) -> bool:
         """Follows from vocabularies, which are public: a model has enough of the words that are common."""
@@ -150,7 +166,10 @@ class EffectServer(AnchorServer):
         return found
 
     def agree(self, described: dict[str, Payload], shape: CoreShape) -> None:
-        super().agree({n: Payload(_without_words(p.tensors)) for n, p in described.items()}, shape)
+        if described:
+            super().agree({n: Payload(_without_words(p.tensors)) for n, p in described.items()}, shape)
+        else:
+            self.frames, self.agreement = Frames({}, {}), {"in": [], "out": [], "inputs": [], "slots": []}
         rank = shape.rank
         speakers = _speakers([payload.tensors for payload in described.values()], 2 * rank)
         self.shared = _in_common(speakers)
@@ -170,9 +189,10 @@ class EffectServer(AnchorServer):
             return (
                 f"the vocabularies have {said['common']:,} words in common, too few to share a core; all stay private"
             )
+        alone = f"; models that predict no words share nothing: {', '.join(self.silent)}" if self.silent else ""
         return (
             f"{said['common']:,} common words, whose predictions agree by {said['agreement']:.2f}; what the blocks read"
-            f" agrees by {sum(reads) / len(reads):.2f}"
+            f" agrees by {sum(reads) / len(reads):.2f}{alone}"
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -135,7 +135,9 @@ class H2TuneClient(FramedAdapter, CoreClient):
     def train(self, round: int, payload: Payload) -> Payload:
         model = self.activate()
         self.secure.take(payload)
-        self.receive(payload) if self.settings.accept == "always" else self.receive_what_fits(payload, self.listens)
+        # Where nothing of a core acts on the model there is nothing to choose, and validation passes would be wasted.
+        chooses = self.settings.accept == "validation" and bool(self.core.relation.covered.any())
+        self.receive_what_fits(payload, self.listens) if chooses else self.receive(payload)
         self.start = self.core.S.detach().clone()
         self.pull = Distillation(self, self.settings.distill) if self.settings.distill else None
         training = LocalTraining(model, self._own_phases(round), self._updates(), self.context.batches(round))
