@@ -142,3 +142,11 @@ def test_heads_are_scored_by_the_name_of_the_label(name: str) -> None:
     task = build_task(name)
     example = Example("q", "", task.labels[1], label=1)
     assert task.score(example, task.labels[1]) and not task.score(example, task.labels[0])
+
+
+def test_programs_scored_together_are_judged_as_alone() -> None:
+    texts = ["answer = 12", "raise SystemExit", "while True:\n    pass", "", "answer = 12", "answer = 13"]
+    examples = [Example("q", " answer = 8 + 4", "") for _ in texts[:-1]] + [Example("q", " answer = 8 + 4", "13")]
+    together = scoring.score_all(scoring.score_program, examples, texts)
+    assert together == [True, False, False, False, True, True]
+    assert scoring.score_all(scoring.score_number, [Example("q", " 4", "4")], ["4"]) == [True]

@@ -19,6 +19,7 @@ from h2tune.participant.checkpoints import context_of
 from h2tune.participant.passes import PLAIN, Passes
 from h2tune.tasks.chat_template import stop_tokens
 from h2tune.tasks.prompts import IGNORED, Encoded, encode, encode_options, encode_prompts, fit_prompts
+from h2tune.tasks.scoring import score_all
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,7 +69,7 @@ def score(
             right = [False]
         else:
             texts = answers(model, tokenizer, task, examples, batch_size, length, passes)
-            right = [task.score(e, text) for e, text in zip(examples, texts, strict=True)]
+            right = score_all(task.score, examples, texts)
         return Score(sum(right) / len(right), nats)
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from h2tune.tasks.example import Example
 from h2tune.tasks.rows import LETTERS, fold
-from h2tune.tasks.sandbox import run_program
+from h2tune.tasks.sandbox import run_programs
 
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 # A minus belongs to the number only where it cannot be a subtraction: "16-3" ends in 3, "= -3" in -3.
@@ -160,9 +160,27 @@ def program_text(text: str, *, one_line: bool = False) -> str:
 
 def score_program(example: Example, text: str) -> bool:
     """Whether the program in the text, run in the sandbox, comes to the gold value."""
-    source = program_text(text, one_line="\n" not in example.answer.strip())
-    value = run_program(source) if source.strip() else None
-    gold = example.gold or run_program(example.answer.strip())
+    return score_programs([example], [text])[0]
+
+
+def score_programs(examples: Sequence[Example], texts: Sequence[str]) -> list[bool]:
+    """`score_program` of many; programs share a child process, whose start takes longer than most programs."""
+    sources = [program_text(t, one_line="\n" not in e.answer.strip()) for e, t in zip(examples, texts, strict=True)]
+    answers = [example.answer.strip() for example in examples if not example.gold]
+    wanted = list(dict.fromkeys(source for source in (*sources, *answers) if source.strip()))
+    values = dict(zip(wanted, run_programs(wanted), strict=True))
+    golds = [example.gold or values.get(example.answer.strip()) for example in examples]
+    return [_same_value(values.get(source), gold) for source, gold in zip(sources, golds, strict=True)]
+
+
+def score_all(score: Callable[[Example, str], bool], examples: Sequence[Example], texts: Sequence[str]) -> list[bool]:
+    """A task's ``score`` of many examples and texts."""
+    if score is score_program:
+        return score_programs(examples, texts)
+    return [score(example, text) for example, text in zip(examples, texts, strict=True)]
+
+
+def _same_value(value: str | None, gold: str | None) -> bool:
     if value is None or gold is None:
         return False
     found, wanted = parse_number(value), parse_number(gold)
