@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _LIMBS, _LIMB_BITS = 6, 32
+_MOST = 2.0**31
 
 
 class CoreSum:
@@ -36,19 +37,23 @@ class CoreSum:
             self._add(block, core[block], coverage[block], weight)
 
     def _add(self, block: Any, core: Tensor, coverage: Tensor, weight: int) -> None:
-        r = core.shape[-1]
-        rest = core.double().masked_fill_(~coverage, 0.0).clamp_(-(2.0**31), 2.0**31)
+        r, whole = core.shape[-1], bool(coverage.all())
+        rest = core.double() if whole else core.double().masked_fill_(~coverage, 0.0)
+        largest = _largest(rest)
+        if not largest <= _MOST:
+            largest = _largest(rest.clamp_(-_MOST, _MOST))
         for k, limb in enumerate(self.limbs):
             scale = 2.0 ** (_LIMB_BITS * k)
-            largest = float(rest.abs().max()) if rest.numel() else 0.0
             if largest == 0:
                 break
             if largest * scale < 1:  # entries are mostly small and have 24 bits: they lie in one or two of the limbs
                 continue
-            digits = torch.trunc(rest * scale)
-            rest.sub_(digits, alpha=1 / scale)
-            limb[block][..., :r, :r].add_(digits.long(), alpha=weight)
-        self.weight[block][..., :r, :r].add_(coverage, alpha=weight)
+            digits = (rest * scale).long()  # cut off towards 0
+            limb[block][..., :r, :r].add_(digits, alpha=weight)
+            rest.sub_(digits.double(), alpha=1 / scale)
+            largest = _largest(rest)
+        covered = self.weight[block][..., :r, :r]
+        covered.add_(weight) if whole else covered.add_(coverage, alpha=weight)
 
     def mean(self, before: Tensor) -> Tensor:
         """``sum w C S / sum w C``; entries that nobody covers keep their value ``before``."""
@@ -59,3 +64,11 @@ class CoreSum:
             part = (limb - whole * weight).double() / weight.double()
             mean += (whole.double() + part) * 2.0 ** (-_LIMB_BITS * k)
         return torch.where(self.weight > 0, mean, before.double()).to(before.dtype)
+
+
+def _largest(values: Tensor) -> float:
+    """The largest absolute value; 0 of none."""
+    if not values.numel():
+        return 0.0
+    low, high = values.aminmax()
+    return max(-float(low), float(high))
