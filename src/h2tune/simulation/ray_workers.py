@@ -8,6 +8,7 @@ run directory must be reachable from every worker (one machine, or a shared file
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,10 @@ class Worker:
         experiment, store = parse_config(plain), RunStore(run)
         self.party = in_process(experiment, store, ModelPool.of(experiment, Path(run) / "frames"), names=names)
 
+    def sees(self, path: str) -> bool:
+        """Whether a file of the process that runs the federation is here, too."""
+        return Path(path).is_file()
+
     def introduce(self) -> dict[str, tuple[int, dict[str, Any]]]:
         return {name: (client.leaked, client.introduction()) for name, client in self.party.clients.items()}
 
@@ -95,6 +100,8 @@ class Workers:
             .remote(experiment.model_dump(mode="json"), str(run.resolve()), names, cpus)
             for names in shares
         ]
+        if sum(node["Alive"] for node in ray.nodes()) > 1:
+            self._check_shared(run.resolve())
         met: dict[str, tuple[int, dict[str, Any]]] = {}
         for actor in self.actors:  # every mistake in models and data is raised here
             met |= self._result(actor.introduce.remote())
@@ -132,6 +139,17 @@ class Workers:
 
     def close(self) -> None:
         self.ray.shutdown()
+
+    def _check_shared(self, run: Path) -> None:
+        """Raise WorkersError if a worker on another machine does not see the run directory's place."""
+        run.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=run.parent, prefix=".h2tune-") as probe:
+            seen = [self._result(actor.sees.remote(probe.name)) for actor in self.actors]
+        if not all(seen):
+            raise WorkersError(
+                f"{seen.count(False)} of {len(seen)} workers do not see {run.parent}: with workers on several machines,"
+                " --out must lie on a file system that all of them share."
+            )
 
     def _result(self, promise: Any) -> Any:
         """What a worker gave, or its own error in place of Ray's."""
