@@ -114,6 +114,12 @@ def test_the_missing_package_is_named(tmp_path: Path, cache: Path, monkeypatch: 
         ModelPool("cpu").get(str(tmp_path / "a.gguf"))
 
 
+def test_an_empty_file_is_one_that_was_not_fetched(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    with pytest.raises(ModelError, match="is empty, as after a download that failed; get it again"):
+        ModelPool("meta").get(str(tmp_path / "m.gguf"))
+
+
 def test_of_several_files_one_must_be_named(tmp_path: Path, cache: Path) -> None:
     for name in ("a-Q4.gguf", "b-Q8.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")

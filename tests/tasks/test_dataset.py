@@ -115,6 +115,7 @@ def test_questions_without_answers(tmp_path: Path) -> None:
         ("a.tsv", "sentence\tlabel\nx\t1\ny\t7\n", "row 2: label '7' is not known to task sst2"),
         ("a.tsv", "text\tlabel\nx\t1\n", "row 1: needs the columns .*; columns there: text, label"),
         ("a.csv", 'sentence,label\n"x,1\n', "not CSV"),
+        ("a.csv", 'sentence;label\n"x";1\n', "not CSV: .* separated by commas, not by semicolons"),
         ("a.parquet", "x", "not a Parquet file"),
         ("a.docx", "x", "cannot read .docx; known: .jsonl"),
     ],

@@ -50,6 +50,8 @@ def unpacked(path: Path) -> Path:
     """
     if find_spec("gguf") is None:
         raise ModelError(f"{path} is a GGUF file; reading it needs the package gguf (pip install h2tune[gguf]).")
+    if not path.stat().st_size:
+        raise ModelError(f"{path} is empty, as after a download that failed; get it again.")
     folder = cache_folder() / "gguf" / f"{path.stem}-{_digest(path)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

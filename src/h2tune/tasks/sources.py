@@ -124,7 +124,13 @@ def _csv(path: Path) -> Rows:
         try:
             return _table(path, [cells for cells in csv.reader(file, strict=True) if cells])
         except csv.Error as error:
-            raise TaskError(f"{path}: not CSV: {error}") from None
+            hint = "; cells should be separated by commas, not by semicolons" if ";" in _first_line(path) else ""
+            raise TaskError(f"{path}: not CSV: {error}{hint}") from None
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.readline()
 
 
 def _table(path: Path, lines: list[list[str]]) -> Rows:
@@ -172,7 +178,10 @@ def _folder(path: Path, split: str | None) -> Rows:
     try:
         data = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
     except Exception as error:  # noqa: BLE001 - of many kinds, all of them the user's to read
-        raise TaskError(f"{path}: not a data set that can be read: {str(error).splitlines()[0]}") from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise TaskError(
+            f"{path} is a folder, and not a data set that can be read ({why}); if you meant a file in it, name that"
+        ) from None
     return _one_split(data, split, str(path))
 
 
