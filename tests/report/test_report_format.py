@@ -53,6 +53,8 @@ def test_what_clients_took_of_the_core_is_said_where_they_chose(judge: Judge) ->
     notes = judge(run).notes
     said = "By their validation rows, of 3 clients 1 took the shared core, 1 its mean with their own, 1 took none."
     assert said in notes
+    run["clients"]["bank"]["accepted"] = None
+    assert any("of 2 clients that share a core, 1 took the shared core" in note for note in judge(run).notes)
     for entry in run["clients"].values():
         entry["accepted"] = 0.0
     found = judge(run)

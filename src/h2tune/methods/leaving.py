@@ -20,7 +20,7 @@ ENGINE = [
     Sent(
         "*",
         ("report",),
-        "mean losses and seconds of the round, scores on validation rows (with `curves` on test rows)",
+        "mean losses and seconds of the round, scores on validation rows (with evaluation.curves on test rows, too)",
     ),
     Sent("finish", ("final",), "scores on validation and test rows", "at the end"),
     Sent("failure", ("reason", "rejoin"), "why a request could not be answered", "when it happens"),

@@ -191,7 +191,8 @@ def _accepted(run: Run) -> str:
         " In the last round nobody took what was shared: a difference from training alone may come from the way of"
         " training, not from sharing."
     )
-    return f"By their validation rows, of {len(chosen)} clients {said}.{nobody if _nobody(run) else ''}"
+    who = "clients" if len(chosen) == len(run.clients) else "clients that share a core,"
+    return f"By their validation rows, of {len(chosen)} {who} {said}.{nobody if _nobody(run) else ''}"
 
 
 def _nats(run: Run) -> str:
