@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -16,6 +17,12 @@ app = typer.Typer(
     help="Federated fine-tuning for organisations whose models, tasks and machines all differ.\n\n"
     "Start with `h2tune demo`; then `h2tune init`, `h2tune plan FILE`, `h2tune run FILE` on your own models and data.",
 )
+
+
+def _first_sentence(text: str | None) -> str:
+    """What the list of commands says of one: whole, where click would cut it off after 45 characters."""
+    return re.split(r"(?<=[.?]) ", " ".join((text or "").split()))[0]
+
 
 for command in (
     run.run,
@@ -34,7 +41,7 @@ for command in (
     network.client,
     network.status,
 ):
-    app.command()(command)
+    app.command(short_help=_first_sentence(command.__doc__))(command)
 
 
 def _version(value: bool) -> None:

@@ -18,14 +18,16 @@ LOCALHOST = (
 )
 NO_ADAPTER = "no adapter was written: this client was away when the federation ended"
 KitFolder = Annotated[Path, typer.Argument(metavar="KIT", help="A kit, as `h2tune provision` makes them.")]
-Names = Annotated[list[str] | None, typer.Option(help="A participant; may be given more than once.")]
+_AGAIN = "may be given more than once."
+Renewed = Annotated[list[str] | None, typer.Option(help=f"A participant that gets a new kit; {_AGAIN}")]
+Revoked = Annotated[list[str] | None, typer.Option(help=f"A participant to put out; {_AGAIN}")]
 
 
 def provision(
     file: File,
     out: Annotated[Path, typer.Option("--out", help="Folder for the kits.")] = Path("kits"),
-    renew: Names = None,
-    revoke: Names = None,
+    renew: Renewed = None,
+    revoke: Revoked = None,
     days: Annotated[int, typer.Option(min=1, help="Validity of the authority, when it is made.")] = 360,
 ) -> None:
     """Make a kit for the server and for every client: certificate, key, address, and what concerns it of FILE.

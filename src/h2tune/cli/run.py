@@ -69,7 +69,11 @@ def run(
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last committed round.")] = False,
     changed: Annotated[
-        list[str] | None, typer.Option("--changed", help="A key that may differ from the run's when resuming.")
+        list[str] | None,
+        typer.Option(
+            "--changed",
+            help="A key that may differ from the run's when resuming, or `data`; may be given more than once.",
+        ),
     ] = None,
     baseline: Annotated[
         bool | None, typer.Option("--baseline/--no-baseline", help="Also train every client alone.")
