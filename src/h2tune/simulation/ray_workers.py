@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ class Worker:
     """Lives in a worker's process: some of a run's clients."""
 
     def __init__(self, plain: dict[str, Any], run: str, names: list[str], threads: int) -> None:
+        self.plain, self.run, self.names, self.threads = plain, run, names, threads
+
+    @cached_property
+    def party(self) -> Any:
+        """The clients, loaded when they are asked for first."""
         import torch
 
         from h2tune.participant.base_models import ModelPool
@@ -52,10 +58,11 @@ class Worker:
         from h2tune.store import RunStore
         from h2tune.utils.logging import quiet_libraries
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self.threads)
         quiet_libraries()
-        experiment, store = parse_config(plain), RunStore(run)
-        self.party = in_process(experiment, store, ModelPool.of(experiment, Path(run) / "frames"), names=names)
+        experiment, store = parse_config(self.plain), RunStore(self.run)
+        models = ModelPool.of(experiment, Path(self.run) / "frames")
+        return in_process(experiment, store, models, names=self.names)
 
     def sees(self, path: str) -> bool:
         """Whether a file of the process that runs the federation is here, too."""
@@ -66,7 +73,8 @@ class Worker:
 
     def groups(self, names: list[str]) -> list[list[str]]:
         """Clients that act together (``parallel``)."""
-        return self.party.groups(names)
+        found: list[list[str]] = self.party.groups(names)
+        return found
 
     def handle(self, requests: dict[str, bytes]) -> dict[str, bytes]:
         return dict(self.party.exchange(requests))
@@ -103,8 +111,8 @@ class Workers:
         if sum(node["Alive"] for node in ray.nodes()) > 1:
             self._check_shared(run.resolve())
         met: dict[str, tuple[int, dict[str, Any]]] = {}
-        for actor in self.actors:  # every mistake in models and data is raised here
-            met |= self._result(actor.introduce.remote())
+        for promise in [actor.introduce.remote() for actor in self.actors]:  # all load at the same time
+            met |= self._result(promise)  # every mistake in models and data is raised here
         self.clients = {c.name: Remote(c, *met[c.name]) for c in experiment.clients}
         self.place = {name: actor for names, actor in zip(shares, self.actors, strict=True) for name in names}
         self.known: set[str] = set()
