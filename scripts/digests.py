@@ -66,7 +66,10 @@ def runs() -> dict[str, Any]:
         "slots": {"slots": ["q", "v", "down"]}, "distill": {"distill": 0.1}, "proximal": {"proximal": 0.1, "ridge": 1.0},
         "median": {"aggregate": "median"}, "agreeing": {"aggregate": "agreeing"},
     }  # fmt: skip
-    found |= {f"h2tune: {k}": experiment(False, method={"name": "h2tune", "frames": "anchor"} | v) for k, v in options.items()}
+    found |= {
+        f"h2tune: {k}": experiment(False, method={"name": "h2tune", "frames": "anchor"} | v)
+        for k, v in options.items()
+    }
     half = {"c1": {"keep": 0.5}}
     found["h2tune: dims"] = experiment(False, **half)
     found["h2tune: entries"] = experiment(False, method={"name": "h2tune", "mask": "entries"}, **half)
