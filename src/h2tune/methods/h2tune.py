@@ -180,8 +180,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
         heard, listen = among(self.listens), self._listen
         found = {"shared": Update([shared], heard, listen(True, False), self._core_gradient)}
         if specific:
-            answers = with_penalty(self.pull)
-            found["specific"] = Update([specific], answers, listen(False, True), self._factor_gradient)
+            found["specific"] = Update([specific], with_penalty(self.pull), listen(False, True), self._factor_gradient)
             found["joint"] = Update([shared, specific], heard, listen(True, True), self._both_gradients)
         return found
 
