@@ -47,8 +47,9 @@ class StateCache:
             try:
                 write_atomic(path, states.contiguous().view(torch.uint8).numpy().tobytes(), several=True)
                 self._on_disk += size
-            except StoreError:  # a full disk: what is kept only saves time
+            except StoreError as error:  # what is kept only saves time
                 self.disk = self._on_disk
+                warnings.warn(f"hidden states are kept in memory alone from here on: {error}", stacklevel=2)
         self._hold(key, states)
 
     def _hold(self, key: str, states: Tensor) -> None:
