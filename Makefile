@@ -44,7 +44,7 @@ docs: install
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The floor is for the rooms that everything stands on. Measured in November 2026: 99.2 % of their lines.
 FLOOR := 98
@@ -62,11 +62,11 @@ digests: install
 # The suite with the lowest versions that pyproject.toml allows, and with the newest that the package index has.
 test-oldest:
 	PYTHON="$(PYTHON)" VENV=.venv-oldest sh scripts/install_unlocked.sh oldest
-	.venv-oldest/bin/python -m pytest -n 2
+	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal
 
 test-newest:
 	PYTHON="$(PYTHON)" VENV=.venv-newest sh scripts/install_unlocked.sh newest
-	.venv-newest/bin/python -m pytest -n 2
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal
 
 install: $(VENV)/.installed
 
