@@ -61,7 +61,7 @@ def runs() -> dict[str, Any]:
     options: dict[str, dict[str, Any]] = {
         "alternation part": {"alternation": "part"}, "alternation joint": {"alternation": "joint"},
         "frames random": {"frames": "random"}, "frames weights": {"frames": "weights"},
-        "relation similarity": {"relation": "similarity"}, "relation nearest": {"relation": "nearest"},
+        "relation nearest": {"relation": "nearest"},
         "private and validation": {"private": 4, "accept": "validation", "train_factors": False},
         "slots": {"slots": ["q", "v", "down"]}, "distill": {"distill": 0.1}, "proximal": {"proximal": 0.1, "ridge": 1.0},
         "median": {"aggregate": "median"}, "agreeing": {"aggregate": "agreeing"},

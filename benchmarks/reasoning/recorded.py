@@ -195,12 +195,13 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, default=value)
     parser.add_argument("--budget", default="2KB", help="bytes of paths for a student in a round")
     parser.add_argument("--name", default=NAME, help="name of the result")
+    parser.add_argument("--recorded", default=NAME, help="name of the result whose recorded teacher is replayed")
     parser.add_argument("--record", action="store_true", help="only record the teacher's answers")
     args = parser.parse_args()
     models = [args.teacher, *args.students]
     leave_unless_here(args.svamp, *models)
     quiet_libraries()
-    recorded = kept(f"{args.name}-teacher", "answers", lambda: in_folder(lambda folder: record(folder, args)))
+    recorded = kept(f"{args.recorded}-teacher", "answers", lambda: in_folder(lambda folder: record(folder, args)))
     if args.record:
         return
     pool = ModelPool("cpu")

@@ -16,7 +16,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -165,8 +165,9 @@ def tune(folder: Path, name: str, setting: Setting) -> dict[str, Any]:
 
 
 def tune_with(
-    folder: Path, table: str, name: str, work: Callable[[int, dict[str, Any]], dict[str, Any]]
-) -> dict[str, Any]:
+    folder: Path, table: str, name: str, work: Callable[[int, dict[str, Any]], dict[str, Any]],
+    seeds: Iterable[int] = TUNING_SEEDS,
+) -> dict[str, Any]:  # fmt: skip
     """The best of a method's candidates, then the better of its last weights and their average, by balanced accuracy.
 
     Args:
@@ -175,8 +176,7 @@ def tune_with(
 
     def mean(index: int, candidate: dict[str, Any], kind: str = "") -> float:
         found = [
-            cell(folder, f"tuning/{table}/{name}-{index}{kind}-{s}", lambda s=s: work(s, candidate))
-            for s in TUNING_SEEDS
+            cell(folder, f"tuning/{table}/{name}-{index}{kind}-{s}", lambda s=s: work(s, candidate)) for s in seeds
         ]
         return statistics.fmean(f["result"]["balanced"] for f in found)
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from h2tune.adapter import TriLoraLayer
 from h2tune.core.client_core import ClientCore, CoreShape
 from h2tune.core.exact_sum import CoreSum
-from h2tune.core.relation import depth_relation, similarity_relation
+from h2tune.core.relation import depth_relation
 from h2tune.core.slots import SLOTS, Layout, layout_of
 
 DEPTH, RANK = 5, 4
@@ -28,7 +28,10 @@ FAMILIES = pytest.mark.parametrize("family", ["llama-tied", "phi3", "gpt2", "gpt
 
 def start(blocks: int) -> Tensor:
     """A relation in which every block reads several depths, in different shares: from equal ones P learns nothing."""
-    return similarity_relation(torch.arange(DEPTH * blocks).view(DEPTH, blocks) % 3 * 0.05)
+    near = depth_relation(DEPTH, blocks) + depth_relation(DEPTH, blocks).roll(1, 0)
+    return torch.softmax(
+        (torch.arange(DEPTH * blocks).view(DEPTH, blocks) % 3 * 0.5).masked_fill(near == 0, -torch.inf), 0
+    )
 
 
 def set_up(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from h2tune.core.relation import Relation, depth_relation, nearest_relation, similarity_relation
+from h2tune.core.relation import Relation, depth_relation, nearest_relation
 
 SIZES = st.integers(1, 60)
 
@@ -42,19 +42,6 @@ def test_nearest_takes_one_depth(depth: int, blocks: int) -> None:
     for block in range(blocks):
         place = block * (depth - 1) / (blocks - 1) if blocks > 1 else (depth - 1) / 2
         assert abs(int(relation[:, block].argmax()) - place) <= 0.5 + 1e-9
-
-
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
-def test_similarity_chooses_among_the_depths_in_reach(depth: int, blocks: int, seed: int) -> None:
-    similarity = torch.rand(depth, blocks, generator=torch.Generator().manual_seed(seed))
-    relation = similarity_relation(similarity, reach=1.5, temperature=0.1)
-    torch.testing.assert_close(relation.sum(0), torch.ones(blocks))
-    for block in range(blocks):
-        place = block * (depth - 1) / (blocks - 1) if blocks > 1 else (depth - 1) / 2
-        near = [g for g in range(depth) if abs(g - place) <= 1.5]
-        weights = torch.tensor([float(torch.exp(similarity[g, block] / 0.1)) for g in near])
-        torch.testing.assert_close(relation[near, block], weights / weights.sum(), atol=1e-5, rtol=1e-4)
-        assert not relation[[g for g in range(depth) if g not in near], block].any()
 
 
 @given(SIZES, SIZES)

@@ -133,19 +133,6 @@ def test_frames_along_depth_are_turned_together_and_span_what_they_did(seed: int
         torch.testing.assert_close(two @ two.T, before @ before.T, atol=1e-3, rtol=0)
 
 
-@given(SEEDS, st.integers(2, 5))
-def test_similarity_is_linear_cka(seed: int, depths: int) -> None:
-    x = gaussian(70, 9, seed=seed) + 3.0
-    frames = torch.stack([coordinates(70, 4, seed + i) for i in range(depths)])
-    got = fr.similarity(fr.factorise(x, 9), frames).numpy()
-    k = x.double().numpy()
-    k = (k - k.mean(0)) @ (k - k.mean(0)).T
-    for g, value in zip(frames.double().numpy(), got, strict=True):
-        other = (g - g.mean(0)) @ (g - g.mean(0)).T
-        wanted = (k * other).sum() / np.linalg.norm(k) / np.linalg.norm(other)
-        np.testing.assert_allclose(value, wanted, rtol=1e-3, atol=1e-5)
-
-
 @given(SEEDS, st.booleans())
 def test_reading_and_writing_recover_an_exact_low_rank_truth(seed: int, wide: bool) -> None:
     """X = G W^T, Y = G V^T: B is V, and A X^T is G^T."""

@@ -82,10 +82,3 @@ def test_the_relation_is_trained_only_where_it_is_asked_for(trained: bool, tmp_p
     assert any(held) == trained
     server.one_round()
     assert method.core.relation.logits.requires_grad == trained
-
-
-def test_a_relation_from_similarity_needs_no_attention_input(tmp_path: Path) -> None:
-    server, method = client_of(tmp_path, relation="similarity", slots=["o", "up", "down"])
-    columns = method.core.relation().sum(dim=0)
-    torch.testing.assert_close(columns, torch.ones_like(columns))
-    server.one_round()

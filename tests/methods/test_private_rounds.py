@@ -155,7 +155,6 @@ REFUSED = {
     "weights": {"weights": "examples"},
     "aggregate": {"method": {"name": "h2tune", "aggregate": "median"}},
     "share": {"method": "h2tune-unshared"},
-    "similarity": {"method": {"name": "h2tune", "relation": "similarity"}},
     "patience": {"patience": 2},
     "delta": {"privacy": {**PRIVACY, "delta": 0.5}},
     "one round": {"privacy": {**PRIVACY, "epsilon": 0.1}},

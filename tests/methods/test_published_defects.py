@@ -32,12 +32,16 @@ from h2tune.protocol.exchange import Reply
 
 ALONE = ("bias", "local", "h2tune-unshared")
 METHODS = known_methods()
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fedmkt": {"sentences": 4},
+    "crosslora": {"after": 0.3},  # its one exchange in round 1, so that a copy from before holds nothing learnt
+}
 SHARING = sorted(n for n in METHODS if n not in ALONE and not n.startswith(("toy", "lada")))
 
 
 def twins(name: str, folder: Path, other: int = 1, **changes: Any) -> tuple[Any, dict[str, Client]]:
     """Two clients on one model; the second has the data of seed ``other``."""
-    spec = {"name": name, "sentences": 4} if name == "fedmkt" else {"name": name}
+    spec = {"name": name} | OPTIONS.get(name, {})
     settings = {"rounds": 3, "evaluation": {"every": 9}, "anchors": ANCHORS}
     training = {"steps": 2, "batch_size": 4, "learning_rate": 0.01, "core_learning_rate": 0.01, "warmup": 0.0}
     experiment = small(2, same_model=True, method=spec | changes, training=training, **settings)

@@ -25,14 +25,6 @@ def nearest_relation(depth: int, blocks: int) -> Tensor:
     return torch.nn.functional.one_hot(relation.argmax(0), depth).T.to(relation.dtype)
 
 
-def similarity_relation(similarity: Tensor, reach: float = 1.5, temperature: float = 0.1) -> Tensor:
-    """Relation from measured similarity (linear CKA, L x L_i) among the depths within ``reach`` of a block's own."""
-    depth, blocks = similarity.shape
-    places = torch.linspace(0, depth - 1, blocks) if blocks > 1 else torch.tensor([(depth - 1) / 2])
-    near = (torch.arange(depth)[:, None] - places[None]).abs() <= reach
-    return torch.softmax((similarity / temperature).masked_fill(~near, -torch.inf), dim=0)
-
-
 class Relation(nn.Module):
     """P as trainable logits; the softmax down each column runs over the support that P started with.
 

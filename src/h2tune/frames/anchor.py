@@ -73,8 +73,6 @@ class AnchorClient(ClientFrames):
             raise ProtocolError(f"the server's frames cannot be read: {error}") from None
         if missing := described.lacks(frames):
             raise ProtocolError(f"the server's frames lack {', '.join(missing)}")
-        if getattr(self.settings, "relation", "") == "similarity":
-            relation = described.relation(frames)
         self._take(described.regress(frames, relation))
         self.described = None  # it is large, and was of use once
         return relation
@@ -110,7 +108,7 @@ class AnchorServer(ServerFrames):
 
     def agree(self, described: dict[str, Payload], shape: CoreShape) -> None:
         sent = {name: payload.tensors for name, payload in described.items()}
-        self.frames = bases.agree(sent, shape, self.settings.depth_frames == "procrustes")
+        self.frames = bases.agree(sent, shape)
         self.agreement = self.frames.agreement
 
     def tensors(self) -> dict[str, Tensor]:

@@ -43,11 +43,6 @@ class FrameSettings(Settings):
         description="coordinates beside the frames: a LoRA of this rank that no core can disturb; null: the core's rank",
     )
     directions: int = Field(4, ge=1, description="directions kept of each input and output, in multiples of the rank")
-    depth_frames: str = Field(
-        "procrustes",
-        pattern="^(procrustes|none)$",
-        description="common coordinates along depth: `procrustes` or `none`",
-    )
     codes: str = Field("builtin", description="word vectors for `frames: words`: `builtin`, or a text file")
     text_column: str | None = Field(
         None, description="the task's column that holds the text (`frames: words`); by default what its prompt reads"

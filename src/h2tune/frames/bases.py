@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from h2tune.adapter.layer import Rows
 from h2tune.core.client_core import CoreShape
-from h2tune.core.relation import similarity_relation
 from h2tune.core.slots import INPUTS, Layout, input_kind
 from h2tune.frames import consensus as fr
 from h2tune.frames.activations import record
@@ -79,15 +78,6 @@ class Bases:
 
     def _join(self, module: str, parts: list[Tensor]) -> Tensor:
         return Rows(**self.layout.parts[module]).join(parts) if module in self.layout.parts else parts[0]
-
-    def relation(self, frames: Frames) -> Tensor:
-        """Start of P from linear CKA of every block's attention input with each depth's coordinates.
-
-        Where no adapted slot reads that input, another kind that all have stands in.
-        """
-        kind = "attention" if "attention" in frames.inputs else next(k for k in frames.inputs if k in self.inputs[0])
-        columns = [fr.similarity(block[kind], frames.inputs[kind]) for block in self.inputs]
-        return similarity_relation(torch.stack(columns, dim=1))
 
 
 def _mixture(frames: Tensor, weights: Tensor) -> Tensor:
@@ -184,12 +174,13 @@ def _check_shapes(parsed: dict[tuple[str, str, int], Tensor], depth: int, slots:
         raise ValueError(f"a basis has no column, or more than {most}")
 
 
-def agree(described: Mapping[str, Mapping[str, Tensor]], shape: CoreShape, rotate: bool = True) -> Frames:
+def agree(described: Mapping[str, Mapping[str, Tensor]], shape: CoreShape) -> Frames:
     """Frames from the left factors of several models (the server's part).
+
+    Neighbouring depths' coordinates are turned onto each other, since P mixes them.
 
     Args:
         described: for each model `Bases.tensors`.
-        rotate: bring the coordinates of neighbouring depths together, since P mixes them.
 
     Raises:
         ValueError: if the models do not have the same anchor rows, or span too few directions.
@@ -208,7 +199,7 @@ def agree(described: Mapping[str, Mapping[str, Tensor]], shape: CoreShape, rotat
         for key in keys:
             per_depth = [_matching(models, side, key, depth, shape.depth) for depth in range(shape.depth)]
             frames = torch.stack([fr.consensus(bases, shape.rank) for bases in per_depth])
-            sides[side][key] = fr.along_depth(frames) if rotate else frames
+            sides[side][key] = fr.along_depth(frames)
             scores[side].append([fr.agreement(bases, shape.rank) for bases in per_depth])
     agreement = {side: torch.tensor(values).T.tolist() for side, values in scores.items()}
     return Frames(sides["in"], sides["out"], agreement | {"inputs": names["in"], "slots": names["out"]})

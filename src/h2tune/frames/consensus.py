@@ -121,14 +121,6 @@ def agreement(bases: Sequence[Tensor], rank: int) -> float:
     return float(torch.stack(pairs).mean())
 
 
-def similarity(factor: Factor, frames: Tensor) -> Tensor:
-    """Linear CKA (Kornblith et al., arXiv 1905.00414) of one block's rows with each depth's G; a value per depth."""
-    x = factor.u * factor.s
-    own: Tensor = (x.T @ x).norm()
-    cross = torch.stack([(x.T @ g).square().sum() / (g.T @ g).norm() for g in frames])
-    return cross / own
-
-
 def read_matrix(factor: Factor, target: Tensor) -> Tensor:
     """A, r x d_in: ridge regression X -> G with a heavily weighted row that sends the mean of X to 0.
 

@@ -90,7 +90,6 @@ def _against_privacy(experiment: Experiment, settings: CoreSettings) -> list[str
         "excludes mask: entries with keep below 1 (which entries are kept is learnt from private data)": _learned_masks(
             experiment, settings
         ),
-        "excludes relation: similarity (coverage must be known from sizes alone)": settings.relation == "similarity",
         "excludes patience (early stopping would leak unprotected scores)": experiment.patience is not None,
         f"delta must be below 1 / {len(experiment.clients)} clients": privacy.delta * len(experiment.clients) >= 1,
         INSTALL: not has_accountant(),
@@ -116,7 +115,6 @@ def _against_secrecy(experiment: Experiment, settings: CoreSettings) -> list[str
         "excludes mask: entries with keep below 1 (which entries are kept would have to be told)": _learned_masks(
             experiment, settings
         ),
-        "excludes relation: similarity (coverage must be known from sizes alone)": settings.relation == "similarity",
         INSTALL_SECURE: not is_available(),
     }
     return [text for text, wrong in found.items() if wrong]

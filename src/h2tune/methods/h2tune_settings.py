@@ -28,7 +28,7 @@ class CoreSettings(FrameSettings):
     def adapter_slots(self) -> Sequence[str] | None:
         return kind_of(self.frames).adapter_slots(self)
 
-    relation: Literal["depth", "nearest", "similarity"] = Field("depth", description="start of P")
+    relation: Literal["depth", "nearest"] = Field("depth", description="start of P")
     train_relation: bool = Field(True, description="train P with S")
     mask: Literal["dims", "entries"] = Field(
         "dims", description="what `keep` keeps: `dims` the leading coordinates, `entries` a learned choice"
