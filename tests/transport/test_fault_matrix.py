@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from distill.lada_federation import PUBLIC
 from fault_scenario import FaultScenario
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,11 +24,16 @@ MATRIX = [pytest.param(m, marks=[] if m in KINDS else pytest.mark.slow) for m in
 WHOLE_ROUNDS = ("fedex", "flora")  # a client that missed a round cannot go on: its base weights are others
 
 
+TEXTS = {"teacher": "c0", "slice": 8, "filter": "all", "gate": False, "accept": False}  # paths flow in every round
+OPTIONS: dict[str, dict[str, Any]] = {"fedmkt": {"sentences": 4}, "lada": TEXTS, "lada-published": TEXTS}
+
+
 def scenario(method: str, folder: Path, **changes: Any) -> FaultScenario:
-    spec = {"name": method, "sentences": 4} if method == "fedmkt" else method
     training = {"steps": 2, "batch_size": 2, "learning_rate": 0.01, "warmup": 0}
     common = {"same_model": True, "rounds": 3, "rank": 2, "training": training, "evaluation": {"every": 9}}
-    return FaultScenario(folder, **(common | {"method": spec} | changes))
+    if method.startswith("lada"):
+        common["public"] = PUBLIC
+    return FaultScenario(folder, **(common | {"method": {"name": method} | OPTIONS.get(method, {})} | changes))
 
 
 def adapters(run: FaultScenario) -> dict[str, Tensor]:
