@@ -58,7 +58,7 @@ class Client:
             config,
             experiment,
             models,
-            slots=settings.adapter_slots,
+            settings=settings,
             anchors=anchors,
             store=store,
             watch=watch,

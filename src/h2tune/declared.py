@@ -28,6 +28,20 @@ class Settings(BaseModel):
         """Slots that get an adapter; None is all."""
         return None
 
+    @property
+    def has_core(self) -> bool:
+        """Whether clients share a core S, of a depth that all agree on."""
+        return False
+
+    def adapter_numbers(self, maps: Sequence[tuple[int, int, int]], rank: int, whole: int) -> tuple[int, int]:
+        """How many numbers of a client's adapter are trained, and how many stand still.
+
+        Args:
+            maps: (d_in, d_out, parts) of every adapted map.
+            rank: the client's own rank. whole: the federation's.
+        """
+        return rank * sum(d_in + d_out for d_in, d_out, _ in maps), 0
+
 
 @dataclass(frozen=True)
 class Sent:

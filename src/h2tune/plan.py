@@ -17,6 +17,7 @@ from h2tune.aggregation.private import epsilon, noise_in_words, rounds_within
 from h2tune.config import ClientConfig, Experiment, Privacy
 from h2tune.core.masks import kept_rank
 from h2tune.core.slots import Layout
+from h2tune.declared import Settings
 from h2tune.frames.anchor_text import anchor_batch, words
 from h2tune.frames.registry import kind_of
 from h2tune.frames.sources import load_anchors, load_texts
@@ -103,6 +104,8 @@ def make_plan(experiment: Experiment) -> Plan:
         if shape is not None and plan.depth:
             _figures(plan, experiment, settings, client, shape, row, anchors, slots)
         plan.clients.append(row)
+    if settings and not settings.inner.has_core:
+        plan.depth = None
     largest = max((row.bytes_down or 0 for row in plan.clients), default=0)
     if plan.privacy and (asked := experiment.privacy) and largest:
         entries = largest // (4 if experiment.wire.download == "float32" else 2)
@@ -228,10 +231,8 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     row.rank = kept_rank(keep, experiment.rank) if dims else experiment.rank
     if row.rank > smallest:
         plan.problems.append(f"{client.name}: rank {row.rank} is larger than its smallest map allows ({smallest})")
-    private = getattr(inner, "private", 0)
-    private = experiment.rank if private is None else private
-    row.adapter_parameters = sum((row.rank + private) * (i + o) + parts * row.rank**2 for i, o, parts in maps)
-    row.training_memory = budget.adapter_bytes(maps, row.rank)
+    trained, still = (inner or Settings()).adapter_numbers(maps, row.rank, experiment.rank)
+    row.adapter_parameters, row.training_memory = trained, budget.adapter_bytes(trained, still)
     row.lora_bytes = 4 * sum(experiment.rank * (i + o) for i, o, _ in maps)
     if settings is None or plan.depth is None:
         return

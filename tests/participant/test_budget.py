@@ -10,6 +10,8 @@ from federations import build, small
 
 from h2tune.client import Client
 from h2tune.config import ClientConfig, ConfigError
+from h2tune.declared import Settings
+from h2tune.methods.registry import resolve_method
 from h2tune.participant.budget import adapter_bytes, kept_share, upload_bytes
 from h2tune.utils.sizes import parse_size
 
@@ -23,7 +25,11 @@ def test_sizes() -> None:
 
 def test_arithmetic() -> None:
     assert upload_bytes(35, 16) == 35 * 256 * 4
-    assert adapter_bytes([(96, 32, 1)], 8) == 16 * (8 * 96 + 8 * 32 + 64)
+    assert adapter_bytes(*Settings().adapter_numbers([(96, 32, 1)], 8, 16)) == 16 * 8 * (96 + 32)
+    framed = resolve_method("h2tune")[1]  # A and B stay at the frames, beside a private LoRA of the federation's rank
+    trained, still = 16 * (96 + 32) + 8 * 8, 8 * (96 + 32)
+    assert framed.adapter_numbers([(96, 32, 1)], 8, 16) == (trained, still)
+    assert adapter_bytes(trained, still) == 16 * trained + 4 * still
     assert kept_share(16, lambda r: r <= 5, "") == 5 / 16
     assert kept_share(16, lambda r: True, "") == 1
     with pytest.raises(ValueError, match="too small"):

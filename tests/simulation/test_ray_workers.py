@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from federations import outcome, small
 
 from h2tune import federation
+from h2tune.config import Experiment
+from h2tune.errors import QuorumError
 from h2tune.simulation.ray_workers import Worker, Workers, WorkersError, spread
 
 
@@ -40,6 +46,142 @@ def test_workers_that_do_not_see_the_run_directory_are_told_before_anything_is_l
     workers.actors = [Far(True), Far(False)]
     with pytest.raises(WorkersError, match="1 of 2 workers do not see"):
         workers._check_shared(run)
+
+
+class Promise:
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+
+class Actor:
+    """A worker of `InProcessRay`; `ends_after` answers of its clients it is no more."""
+
+    def __init__(self, ray: InProcessRay, *args: Any) -> None:
+        self._ray, self._worker, self._alive, self._left = ray, Worker(*args), True, ray.lives.pop(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *args: Promise(lambda: self._call(name, *args)))
+
+    def _call(self, name: str, *args: Any) -> Any:
+        if name == "handle":
+            self._left -= 1
+        if not self._alive or self._left < 0:
+            self._alive = False
+            raise self._ray.exceptions.RayActorError("killed")
+        return getattr(self._worker, name)(*args)
+
+
+class InProcessRay:
+    """Ray, as far as `Workers` uses it, with all actors in this process.
+
+    Args:
+        lives: for each worker in the order of their starts, after how many answers it ends.
+    """
+
+    class exceptions:
+        class RayTaskError(Exception):
+            cause = None
+
+        class RayActorError(Exception): ...
+
+        class GetTimeoutError(Exception): ...
+
+    def __init__(self, *lives: float) -> None:
+        self.lives, self.shares = list(lives), []
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def nodes(self) -> list[dict[str, bool]]:
+        return [{"Alive": True}]
+
+    def remote(self, kind: type) -> Any:
+        def options(num_cpus: float, num_gpus: float) -> Any:
+            self.shares.append(num_cpus)
+            return SimpleNamespace(remote=lambda *args: Actor(self, *args))
+
+        return SimpleNamespace(options=options)
+
+    def get(self, promise: Promise, timeout: float | None = None) -> Any:
+        return promise.make()
+
+    def wait(self, promises: list[Promise], num_returns: int) -> tuple[list[Promise], list[Promise]]:
+        return promises[:1], promises[1:]
+
+    def shutdown(self) -> None: ...
+
+
+FOREVER = float("inf")
+
+
+def run_with(ray: InProcessRay, experiment: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ray", ray)
+        federation.run(experiment, folder, workers=2)
+    return outcome(folder)
+
+
+# The second worker has two clients: each answers twice in the set-up, then once in a round. So it ends in the set-up, at its
+# first or second answer of round 2, or after it has answered there.
+FAST = [("fedit", 7), ("h2tune", 8)]
+
+
+@pytest.mark.parametrize(
+    ("method", "answers"),
+    [
+        pytest.param(m, a, marks=[] if (m, a) in FAST else pytest.mark.slow)
+        for m in ("fedit", "h2tune", "fedmkt")
+        for a in (1, 2, 3, 4, 6, 7, 8)
+    ],
+)
+def test_a_worker_that_ends_is_replaced_and_its_round_held_again(
+    method: str, answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"name": method, "sentences": 4} if method == "fedmkt" else method
+    experiment = small(clients=4, rounds=3, same_model=True, method=spec, training={"steps": 2, "batch_size": 2})
+    whole = run_with(InProcessRay(FOREVER, FOREVER), experiment, tmp_path / "whole", monkeypatch)
+    ray = InProcessRay(FOREVER, answers, FOREVER)
+    found = run_with(ray, experiment, tmp_path / "replaced", monkeypatch)
+    assert ray.shares == [1, 1, 0] and not ray.lives
+    assert found.keys() == whole.keys() and all(torch.equal(found[k], whole[k]) for k in whole)
+
+
+def test_where_no_worker_lasts_the_run_ends_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = small(clients=4, rounds=3, quorum=4, same_model=True, method="fedit", training={"steps": 2})
+    with pytest.raises(QuorumError, match="Only 2 of 4 clients"):
+        run_with(InProcessRay(FOREVER, *[2.0] * 40), experiment, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["worker", "node"])
+def test_a_killed_worker_or_node_is_replaced(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'h2tune[workers]'")
+    from ray.cluster_utils import Cluster
+
+    experiment = small(clients=3, rounds=3)
+    federation.run(experiment, tmp_path / "whole")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    node = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address)
+    exchange, killed_at = Workers.exchange, []
+
+    def deadly(self: Workers, requests: dict[str, bytes], fresh: bool = False) -> Any:
+        if not killed_at and '"round_started", "round": 2' in (tmp_path / "killed" / "events.jsonl").read_text():
+            killed_at.append(fresh)
+            ray.kill(self.actors[0]) if what == "worker" else cluster.remove_node(node)
+        return exchange(self, requests, fresh)
+
+    monkeypatch.setattr(Workers, "exchange", deadly)
+    try:
+        federation.run(experiment, tmp_path / "killed", workers=2)
+    finally:
+        cluster.shutdown()
+    assert killed_at == [False]
+    whole, killed = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
+    assert whole.keys() == killed.keys() and all(torch.equal(whole[k], killed[k]) for k in whole)
 
 
 @pytest.mark.slow

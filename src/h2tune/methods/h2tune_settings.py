@@ -28,6 +28,10 @@ class CoreSettings(FrameSettings):
     def adapter_slots(self) -> Sequence[str] | None:
         return kind_of(self.frames).adapter_slots(self)
 
+    @property
+    def has_core(self) -> bool:
+        return True
+
     relation: Literal["depth", "nearest"] = Field("depth", description="start of P")
     train_relation: bool = Field(True, description="train P with S")
     mask: Literal["dims", "entries"] = Field(
@@ -86,6 +90,12 @@ class AlternatingSettings(CoreSettings):
     def learns_factors(self) -> bool:
         """Whether anything of A and B is trained."""
         return self.train_factors or (self.private != 0 and self.train_private)
+
+    def adapter_numbers(self, maps: Sequence[tuple[int, int, int]], rank: int, whole: int) -> tuple[int, int]:
+        sizes, core = sum(d_in + d_out for d_in, d_out, _ in maps), rank**2 * sum(parts for *_, parts in maps)
+        framed, private = rank * sizes, (whole if self.private is None else self.private) * sizes
+        still = (0 if self.train_factors else framed) + (0 if self.train_private else private)
+        return core + framed + private - still, still
 
     def phases(self, steps: int, number: int, rounds: int) -> list[str]:
         """The phase of each update of a round: ``shared``, ``specific`` or, at once, ``joint``."""

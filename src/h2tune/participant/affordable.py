@@ -8,6 +8,7 @@ from collections.abc import Callable
 from h2tune.adapter import TriLoraConfig
 from h2tune.config import ClientConfig, ConfigError, Experiment
 from h2tune.core.slots import Layout
+from h2tune.declared import Settings
 from h2tune.participant import budget
 from h2tune.participant.base_models import LoadedModel
 from h2tune.participant.passes import Passes
@@ -16,11 +17,17 @@ from h2tune.utils.sizes import parse_size
 
 
 def affordable_keep(
-    config: ClientConfig, experiment: Experiment, base: LoadedModel, layout: Layout, step_ms: Callable[[int], float]
+    config: ClientConfig,
+    experiment: Experiment,
+    base: LoadedModel,
+    layout: Layout,
+    settings: Settings,
+    step_ms: Callable[[int], float],
 ) -> float:
     """The largest share of the core within the client's budget.
 
     Args:
+        settings: those of what trains the adapter.
         step_ms: milliseconds of a training step, by rank; only called where the budget limits them.
 
     Raises:
@@ -31,14 +38,15 @@ def affordable_keep(
     maps = base.maps(layout)
     pairs = len(layout.slots) * min(experiment.depth or 2 * layout.depth, 2 * layout.depth)
 
+    def memory_of(rank: int) -> int:
+        return budget.adapter_bytes(*settings.adapter_numbers(maps, rank, experiment.rank))
+
     def fits(rank: int) -> bool:
         upload = limits.upload is None or budget.upload_bytes(pairs, rank) <= parse_size(limits.upload)
-        memory = limits.memory is None or budget.adapter_bytes(maps, rank) <= parse_size(limits.memory)
+        memory = limits.memory is None or memory_of(rank) <= parse_size(limits.memory)
         return upload and memory and (limits.step_ms is None or step_ms(rank) <= limits.step_ms)
 
-    least = (
-        f"rank 1 needs {budget.upload_bytes(pairs, 1)} bytes up and {budget.adapter_bytes(maps, 1):,} bytes of memory"
-    )
+    least = f"rank 1 needs {budget.upload_bytes(pairs, 1)} bytes up and {memory_of(1):,} bytes of memory"
     try:
         return budget.kept_share(experiment.rank, fits, least)
     except ValueError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 # fp32 parameter, gradient and Adam's two moments.
-TRAINED_BYTES = 16
+TRAINED_BYTES, STILL_BYTES = 16, 4
 
 
 def upload_bytes(pairs: int, rank: int, width: int = 4) -> int:
@@ -16,9 +16,9 @@ def upload_bytes(pairs: int, rank: int, width: int = 4) -> int:
     return pairs * rank * rank * width
 
 
-def adapter_bytes(maps: list[tuple[int, int, int]], rank: int) -> int:
-    """Memory to train A, B and T of maps given as (d_in, d_out, parts)."""
-    return TRAINED_BYTES * sum(rank * (d_in + d_out + parts * rank) for d_in, d_out, parts in maps)
+def adapter_bytes(trained: int, still: int) -> int:
+    """Memory of an adapter's numbers (`Settings.adapter_numbers`) in training."""
+    return TRAINED_BYTES * trained + STILL_BYTES * still
 
 
 def kept_share(rank: int, fits: Callable[[int], bool], what: str) -> float:

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from h2tune import tasks
 from h2tune.config import ClientConfig, Experiment
 from h2tune.core.slots import Layout
+from h2tune.declared import Settings
 from h2tune.participant.affordable import affordable_keep, step_milliseconds
 from h2tune.participant.base_models import ModelPool, adapter_name
 from h2tune.participant.batches import stream
@@ -59,7 +60,7 @@ class ClientContext:
         experiment: Experiment,
         models: ModelPool,
         *,
-        slots: Sequence[str] | None = None,
+        settings: Settings | None = None,
         anchors: Sequence[str] = (),
         store: ClientStore | None = None,
         watch: Watch | None = None,
@@ -73,12 +74,13 @@ class ClientContext:
             anchors,
             watch,
         )
+        settings = settings or Settings()
         self.name, self.seed, self.data_seed = config.name, experiment.seed, config.name
         self.training, self.rank, self.rounds = experiment.training, experiment.rank, experiment.rounds
         self.task = tasks.build_task(config.task)
         self.base = client_base(config, self.task, models)
         self.adapter = adapter_name(config.name)
-        self.layout: Layout = self.base.layout.only(slots).top(experiment.blocks)
+        self.layout: Layout = self.base.layout.only(settings.adapter_slots).top(experiment.blocks)
         self.tokenizer = self.base.tokenizer
         self.accelerator = accelerator or make_accelerator(experiment, models.device)
         seed, n_validation = derive(self.seed, self.data_seed, "data"), experiment.evaluation.n_validation
@@ -87,7 +89,7 @@ class ClientContext:
         plan = (rows, store, self.rounds, self.task.kind == "classify")
         self.trainer = trainer or trainer_of(config.row_privacy, self.training, self.accelerator, *plan)
         self._store = store
-        self.keep = self._affordable(store) if config.keep == "auto" else float(config.keep)
+        self.keep = self._affordable(store, settings.inner) if config.keep == "auto" else float(config.keep)
         self.run, self.round = "", 0
         self._losses: dict[str, float] = {}
 
@@ -101,12 +103,12 @@ class ClientContext:
         """PEFT's word for the kind of task."""
         return "SEQ_CLS" if self.task.kind == "classify" else "CAUSAL_LM"
 
-    def _affordable(self, store: ClientStore | None) -> float:
+    def _affordable(self, store: ClientStore | None, settings: Settings) -> float:
         """``keep: auto``; what was found once is kept, so that a resumed run has the same shapes."""
         known = store.read_json("budget.json") if store else None
         if known is None:
-            keep = affordable_keep(self.config, self.experiment, self.base, self.layout, self.step_milliseconds)
-            known = {"keep": keep}
+            about = (self.config, self.experiment, self.base, self.layout)
+            known = {"keep": affordable_keep(*about, settings, self.step_milliseconds)}
             if store:
                 store.write_json("budget.json", known)
         return float(known["keep"])

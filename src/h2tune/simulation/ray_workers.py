@@ -17,10 +17,17 @@ from typing import Any
 
 from h2tune.config import ClientConfig, Experiment, parse_config
 from h2tune.errors import H2TuneError
+from h2tune.transport.base import Absent, Reply
+
+PATIENCE = 300  # seconds for a worker to start and load its models, when one has ended
 
 
 class WorkersError(H2TuneError, RuntimeError):
     """Workers cannot be had; the text says what to do."""
+
+
+class WorkerEnded(WorkersError):
+    """A worker's process, or its machine, is no more."""
 
 
 @dataclass
@@ -100,14 +107,10 @@ class Workers:
         if not ray.is_initialized():  # a script that wants a cluster has said ray.init(address=...) before
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         whole, shares = ray.cluster_resources(), spread(experiment.clients, count)
-        cpus = max(1, int(whole["CPU"] // len(shares)))
-        gpus = whole.get("GPU", 0) / len(shares)
-        self.actors = [
-            ray.remote(Worker)
-            .options(num_cpus=min(cpus, whole["CPU"] / len(shares)), num_gpus=gpus)
-            .remote(experiment.model_dump(mode="json"), str(run.resolve()), names, cpus)
-            for names in shares
-        ]
+        self.cpus = max(1, int(whole["CPU"] // len(shares)))
+        self.gpus = whole.get("GPU", 0) / len(shares)
+        self.about = (experiment.model_dump(mode="json"), str(run.resolve()))
+        self.actors = [self._start(names, min(self.cpus, whole["CPU"] / len(shares))) for names in shares]
         if sum(node["Alive"] for node in ray.nodes()) > 1:
             self._check_shared(run.resolve())
         met: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -117,22 +120,59 @@ class Workers:
         self.place = {name: actor for names, actor in zip(shares, self.actors, strict=True) for name in names}
         self.known: set[str] = set()
 
-    def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[tuple[str, bytes]]:
-        self.known |= requests.keys()
+    def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[Reply]:
+        """Clients whose worker ends are absent, and `returned` in another one, as after a restart over a network."""
+        here = {name: data for name, data in requests.items() if fresh or name in self.known}
+        self.known |= here.keys()
         on_actor: dict[Any, list[str]] = {}
-        for name in requests:
+        for name in here:
             on_actor.setdefault(self.place[name], []).append(name)
-        asked = [(actor, actor.groups.remote(names)) for actor, names in on_actor.items()]
-        waiting = [
-            actor.handle.remote({name: requests[name] for name in group})
-            for actor, groups in asked
-            for group in self._result(groups)
-        ]
+        asked = [(actor.groups.remote(names), names) for actor, names in on_actor.items()]
+        waiting: dict[Any, list[str]] = {}
+        for promise, names in asked:
+            for group in self._given(promise, names) or []:
+                waiting[self.place[group[0]].handle.remote({name: here[name] for name in group})] = group
+        answered: set[str] = set()
         while waiting:
-            (done,), waiting = self.ray.wait(waiting, num_returns=1)
-            yield from self._result(done).items()
+            (done,), _ = self.ray.wait(list(waiting), num_returns=1)
+            answers = self._given(done, waiting.pop(done)) or {}
+            answered |= answers.keys()
+            yield from answers.items()
+        for name in requests:
+            if name not in answered:
+                yield name, Absent("its worker has ended")
+
+    def _given(self, promise: Any, names: list[str]) -> Any:
+        """What a worker gave for some of its clients, or None if it has ended; then another one takes its place."""
+        try:
+            return self._result(promise)
+        except WorkerEnded as error:
+            if names[0] in self.known:  # the first of its answers that is missed
+                self._replace(self.place[names[0]], error)
+            return None
+
+    def _replace(self, actor: Any, error: WorkerEnded) -> None:
+        """Start a worker for the clients of one that has ended, wherever there is room; they go on from their saved state.
+
+        Raises:
+            WorkersError: there is no room.
+        """
+        names = [name for name, place in self.place.items() if place is actor]
+        other = self._start(names, 0)  # a dead machine's cores are gone; it shares those that are left
+        try:
+            self.ray.get(other.introduce.remote(), timeout=PATIENCE)
+        except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
+            raise WorkersError(f"{error} No other could be started.") from None
+        self.actors[self.actors.index(actor)] = other
+        self.place |= dict.fromkeys(names, other)
+        self.known -= set(names)
+
+    def _start(self, names: list[str], cpus: float) -> Any:
+        made = self.ray.remote(Worker).options(num_cpus=cpus, num_gpus=self.gpus)
+        return made.remote(*self.about, names, self.cpus)
 
     def returned(self) -> list[str]:
+        """Clients that nobody has asked yet, and those that another worker has taken over."""
         return [name for name in self.place if name not in self.known]
 
     def wait(self, names: Collection[str], count: int, first: bool = False) -> bool:
@@ -166,7 +206,6 @@ class Workers:
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self.ray.exceptions.RayActorError as error:
-            cause = getattr(error, "__cause__", None)
-            raise WorkersError(
-                f"A worker has ended: {cause or error}. The last committed round is safe: --resume."
+            raise WorkerEnded(
+                f"A worker has ended: {error.__cause__ or error}. The last committed round is safe: --resume."
             ) from None
