@@ -154,12 +154,13 @@ def _federate(
     store: RunStore,
     party: InProcess[Simulated] | Workers,
     watcher: Watcher | None,
+    purpose: str = "",
 ) -> Server:
     """Go on from the last commit if there is one, and run to the end."""
     if watcher:
         rows = [{"name": c.name, "model": c.model, "task": _task_name(c.task)} for c in experiment.clients]
         watcher.start(rows, experiment.rounds)
-        watcher.message(f"method {_method_name(experiment)}")
+        watcher.message(f"{purpose}method {_method_name(experiment)}")
     last = store.committed()
     store.event(
         "run_started",
@@ -204,7 +205,8 @@ def _baseline(
     identity = store.open(beside)[0] if store.exists else store.create(beside)
     begin = time.perf_counter()
     party = gather(beside, store)
-    metrics = collect(beside, _federate(beside, identity, store, party, watcher), store, time.perf_counter() - begin)
+    server = _federate(beside, identity, store, party, watcher, "for comparison: ")
+    metrics = collect(beside, server, store, time.perf_counter() - begin)
     store.write_metrics(metrics)
     return metrics
 

@@ -219,7 +219,7 @@ def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
 def test_a_direction_learnt_in_one_family_works_in_another(tmp_path: Path) -> None:
     """The promise itself, with some minutes of practice: S trained in llama is put into gpt2."""
     config = experiment(tmp_path, rank=16, method={"private": 16, "practice_steps": 500, "practice_rate": 5e-3, "ridge": 1.0},
-                        rounds=6, training={"steps": 5, "batch_size": 16, "core_learning_rate": 0.05})  # fmt: skip
+                        rounds=1, training={"steps": 30, "batch_size": 16, "core_learning_rate": 0.05})  # fmt: skip
     public = [text for text, _ in sentences(2000, 2)]
     (tmp_path / "public.txt").write_text("\n".join(dict.fromkeys(public)) + "\n")
     server, clients = build(config, tmp_path / "run")
@@ -227,8 +227,7 @@ def test_a_direction_learnt_in_one_family_works_in_another(tmp_path: Path) -> No
         client.anchors = list(dict.fromkeys(public))
     server.open()
     llama, gpt2 = clients["llama"].method, clients["gpt2"].method
-    for number in range(1, 7):
-        llama.train(number, type(server.method.download("llama"))())
+    llama.train(1, server.method.download("llama"))
     before = clients["gpt2"].context.score(clients["gpt2"].context.data.test).metric
     gpt2.core.S.data.copy_(llama.core.S.data)
     gpt2.core.write(gpt2.core_leaves)
