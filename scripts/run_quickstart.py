@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "quickstart.md"
+OF_A_COMPARISON = re.compile(r" +\S+/seed-|\[\d+/")  # how far it is, many lines long
 PAIR = re.compile(r"```sh\n(?P<command>[^`]*)```\n\n```text\n(?P<output>.*?)```", re.DOTALL)
 
 
@@ -27,7 +28,8 @@ def output_of(command: str, folder: Path) -> str:
     done = subprocess.run(
         words, cwd=folder, env=surroundings, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    return "".join(line.rstrip() + "\n" for line in done.stdout.splitlines())
+    lines = [line.rstrip().replace(str(ROOT / "src"), "…") for line in done.stdout.splitlines()]
+    return "".join(f"{line}\n" for line in lines if not OF_A_COMPARISON.match(line))
 
 
 def refreshed(page: str, folder: Path) -> str:

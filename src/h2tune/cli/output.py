@@ -95,7 +95,9 @@ def print_comparison(result: Comparison) -> None:
         data = f", {found['n_train']} training rows" if found["n_train"] else ""
         typer.echo(f"{result['name']}{data}: {table_verdict(found)}\n")
         _print(_scores(found, result["clients"]))
+        typer.echo()
         _print(_costs(found))
+        typer.echo()
         for note in (quantity_of(found), averaging_of(found), missing_of(found)):
             if note:
                 typer.echo(note)
