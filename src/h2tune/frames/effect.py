@@ -287,7 +287,6 @@ EFFECT = EffectKind(
         "alternation": "rounds",
         "shared_part": 0.25,
         "core_rule": "gradient",
-        "core_loss": "labels",
         "accept": "validation",
         "train_factors": False,
         "train_relation": False,
