@@ -219,7 +219,7 @@ def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
 def test_a_direction_learnt_in_one_family_works_in_another(tmp_path: Path) -> None:
     """The promise itself, with some minutes of practice: S trained in llama is put into gpt2."""
     config = experiment(tmp_path, rank=16, method={"private": 16, "practice_steps": 500, "practice_rate": 5e-3, "ridge": 1.0},
-                        rounds=1, training={"steps": 30, "batch_size": 16, "core_learning_rate": 0.05})  # fmt: skip
+                        rounds=1, training={"label_bias": False, "steps": 30, "batch_size": 16, "core_learning_rate": 0.05})  # fmt: skip
     public = [text for text, _ in sentences(2000, 2)]
     (tmp_path / "public.txt").write_text("\n".join(dict.fromkeys(public)) + "\n")
     server, clients = build(config, tmp_path / "run")
