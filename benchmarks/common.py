@@ -66,10 +66,18 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def command() -> str:
+    """The command that runs, from the project's folder; other folders of this machine by their last names."""
+    root = Path(__file__).resolve().parents[1]
+    script = Path(sys.argv[0]).resolve()
+    shown = str(script.relative_to(root)) if script.is_relative_to(root) else f"benchmarks/{script.name}"
+    rest = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return " ".join(["python", shown, *rest])
+
+
 def write(name: str, result: dict[str, Any]) -> None:
     """Keep a result under benchmarks/results/, with the command and the circumstances that it was made in."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    path.write_text(json.dumps({"command": command} | circumstances() | result, indent=1) + "\n")
+    path.write_text(json.dumps({"command": command()} | circumstances() | result, indent=1) + "\n")
     print(f"wrote {path}")

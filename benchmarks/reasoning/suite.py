@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import RESULTS, circumstances
+from common import RESULTS, circumstances, command
 
 from h2tune.comparison.statistics import interval
 
@@ -57,7 +57,7 @@ def kept(name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, A
             json.loads(path.read_text()) if path.is_file() else {"cells": {}}
         )  # another process may have added some
         known["cells"][key] = found | {"seconds": round(time.perf_counter() - begin, 1)}
-        known |= {"command": " ".join(["python", *sys.argv])} | circumstances()
+        known |= {"command": command()} | circumstances()
         path.write_text(json.dumps(known, indent=1) + "\n")
         print(f"{key}: {found}", flush=True)
     return dict(known["cells"][key])

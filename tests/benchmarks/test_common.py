@@ -38,6 +38,12 @@ def test_results_carry_commit_date_processor_and_threads(
     assert found["machine"]["processor"] and found["machine"]["threads"] == torch.get_num_threads()
 
 
+def test_a_command_names_no_folder_of_the_machine(common: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = FILE.parent / "speed" / "many.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "/home/someone/svamp", "--models", "/data/smollm2", "--seeds", "5"])
+    assert common.command() == "python benchmarks/speed/many.py svamp --models smollm2 --seeds 5"
+
+
 def test_the_commit_is_none_outside_a_repository(
     common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
