@@ -9,17 +9,14 @@ Run as: python benchmarks/reasoning/demo.py --seeds 5
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from suite import ABLATIONS, SMALL, in_folder, kept, table
+from suite import ABLATIONS, SMALL, answered, in_folder, kept, table
 
 from h2tune.distill.demo import STUDENTS, TEACHER, lada_demo
 from h2tune.federation import run
-from h2tune.methods.fedmkt import FedMktClient
-from h2tune.tasks.public import load_questions
 from h2tune.utils.logging import quiet_libraries
 
 NAME = "reasoning-demo"
@@ -37,31 +34,13 @@ METHODS: dict[str, dict[str, Any]] = (
 )
 
 
-@contextmanager
-def answered(experiment: Any) -> Iterator[None]:
-    """FedMKT's public text is LaDa's: a round's questions with their right answers, not stories without."""
-    questions = load_questions(experiment.public)
-
-    def texts(self: FedMktClient, round: int) -> list[str]:
-        return [
-            questions.examples[i].prompt + questions.examples[i].answer
-            for i in questions.slice(round, 100, experiment.seed)
-        ]
-
-    FedMktClient.public_texts = texts  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        FedMktClient.public_texts = None
-
-
 def one(folder: Path, seed: int, method: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Accuracy and nats of the students and of the teacher, and bytes of a round and student."""
     quiet_libraries()
     experiment = lada_demo(seed, METHODS[method], **changes)
     if method.startswith("fedmkt"):  # on as many public texts as LaDa asks questions
         experiment = experiment.model_copy(update={"method": {"name": "fedmkt", "sentences": 100}})
-    with answered(experiment) if method == "fedmkt-answers" else nullcontext():
+    with answered(experiment, 100) if method == "fedmkt-answers" else nullcontext():
         metrics = run(experiment, folder / "run")
     finals = {name: client["final"] for name, client in metrics["clients"].items()}
     rounds = [entry for name in STUDENTS for entry in metrics["clients"][name]["rounds"]]

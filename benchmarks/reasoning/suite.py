@@ -6,7 +6,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import RESULTS, circumstances, command
 
 from h2tune.comparison.statistics import interval
+from h2tune.methods.fedmkt import FedMktClient
+from h2tune.tasks.public import load_questions
 
 SMALL: dict[str, dict[str, Any]] = {
     "lada": {},
@@ -73,6 +76,24 @@ def paired(
         if f"{a}/{seed}" in cells and f"{b}/{seed}" in cells
     ]
     return interval(gaps) if len(gaps) > 1 else None
+
+
+@contextmanager
+def answered(experiment: Any, count: int) -> Iterator[None]:
+    """FedMKT's public text is LaDa's: ``count`` questions a round with their right answers, not stories without."""
+    questions = load_questions(experiment.public)
+
+    def texts(self: FedMktClient, round: int) -> list[str]:
+        return [
+            questions.examples[i].prompt + questions.examples[i].answer
+            for i in questions.slice(round, count, experiment.seed)
+        ]
+
+    FedMktClient.public_texts = texts  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        FedMktClient.public_texts = None
 
 
 def in_folder(make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -18,10 +18,11 @@ import json
 import random
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from suite import in_folder, kept, leave_unless_here, table
+from suite import answered, in_folder, kept, leave_unless_here, table
 
 from h2tune.config import parse_config
 from h2tune.exporting import export
@@ -119,9 +120,9 @@ def experiment(folder: Path, models: list[str], seed: int, method: dict[str, Any
     ]  # fmt: skip
     lada = {"name": "lada", "teacher": "teacher", "slice": args.slice, "budget": "8KB"}
     data = {
-        "name": "real", "seed": seed, "rounds": args.rounds, "rank": 8, "clients": clients, "device": args.device,
+        "name": "real", "seed": seed, "rounds": args.rounds, "rank": 8, "blocks": args.blocks, "clients": clients, "device": args.device,
         "public": {"source": str(folder / "public.jsonl"), "task": TASK, "limit": args.public},
-        "training": {"steps": args.steps, "batch_size": 8, "learning_rate": args.rate, "checkpointing": args.checkpointing},
+        "training": {"steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate, "checkpointing": args.checkpointing},
         "evaluation": {"every": 99, "n_validation": 20, "batch_size": 16}, "method": lada | method,
     }  # fmt: skip
     if method.get("name") == "fedmkt":
@@ -170,9 +171,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="`auto`, `cpu`, `cuda`, ...")
     parser.add_argument("--name", default=NAME, help="name of the result")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    for name, default in (("rounds", 3), ("steps", 20), ("slice", 60), ("public", 180), ("tests", 100)):
+    for name, default in (("rounds", 3), ("steps", 20), ("slice", 60), ("public", 180), ("tests", 100), ("batch", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument(
+        "--blocks", type=float, default=1.0, help="share of the blocks, from the top, that are trained"
+    )
     parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
     models = [args.teacher, *args.students]
@@ -196,7 +200,9 @@ def main() -> None:
             def one(folder: Path, seed: int = seed, method: str = method) -> dict[str, Any]:
                 write_data(args.svamp, folder, seed, len(models))
                 changes = METHODS[method] | ({"name": "fedmkt"} if method == "fedmkt" else {})
-                metrics = run(experiment(folder, models, seed, changes, args), folder / "run")
+                federation = experiment(folder, models, seed, changes, args)
+                with answered(federation, args.slice) if method == "fedmkt" else nullcontext():
+                    metrics = run(federation, folder / "run")
                 finals = {name: client["final"] for name, client in metrics["clients"].items()}
                 students = [final for name, final in finals.items() if name != "teacher"]
                 return {"accuracy": sum(f["metric"] for f in students) / len(students),
