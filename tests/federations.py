@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,18 @@ class Tampering:
 
 
 def build(
-    experiment: Any, folder: Path, change: Any = None, models: ModelPool | None = None
+    experiment: Any,
+    folder: Path,
+    change: Any = None,
+    models: ModelPool | None = None,
+    anchors: Sequence[str] | None = None,
 ) -> tuple[Server, dict[str, Client]]:
-    """Server and clients as `federation.run` makes them, with a hand on the transport."""
+    """Server and clients as `federation.run` makes them, with a hand on the transport; anchors are a few of the demo's."""
     models = ModelPool("cpu") if models is None else models
     accelerator = make_accelerator(experiment, "cpu")
     store = RunStore(folder)
     identity = store.create(experiment)
-    anchors = demo_anchors(60)
+    anchors = demo_anchors(60) if anchors is None else anchors
     clients = {
         c.name: Client(c, experiment, models, anchors, store.client(c.name), None, accelerator)
         for c in experiment.clients

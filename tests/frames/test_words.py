@@ -35,11 +35,16 @@ def sentences(count: int, seed: int) -> list[tuple[str, int]]:
     return found
 
 
+def texts(count: int, seed: int) -> list[str]:
+    """The sentences alone, each once."""
+    return list(dict.fromkeys(text for text, _ in sentences(count, seed)))
+
+
 def experiment(tmp_path: Path, kind: str = "choice", **changes: Any) -> Any:
     for part, seed in (("train", 0), ("test", 1)):
         rows = "".join(f"{text}\t{label}\n" for text, label in sentences(60, seed))
         (tmp_path / f"{part}.tsv").write_text("sentence\tlabel\n" + rows)
-    (tmp_path / "public.txt").write_text("\n".join(text for text, _ in sentences(80, 2)) + "\n")
+    (tmp_path / "public.txt").write_text("\n".join(texts(80, 2)) + "\n")
     method = {"name": "h2tune", "frames": "words", "private": 4, "practice_steps": 3, "train_factors": False,
               "train_private": False} | changes.pop("method", {})  # fmt: skip
     rows = [{"name": name, "model": f"zoo:{name}", "task": {"preset": "sst2", "kind": kind},
@@ -52,9 +57,8 @@ def experiment(tmp_path: Path, kind: str = "choice", **changes: Any) -> Any:
 
 def test_a_written_core_is_the_core_that_would_be_received(tmp_path: Path) -> None:
     """The practice's shortcut for a batch of cores equals T written from S, row by row."""
-    server, clients = build(experiment(tmp_path), tmp_path / "run")
+    server, clients = build(experiment(tmp_path), tmp_path / "run", anchors=texts(40, 5))
     method = clients["gpt2"].method
-    clients["gpt2"].anchors = clients["llama"].anchors = [text for text, _ in sentences(40, 5)]
     server.open()
     torch.manual_seed(0)
     w = directions(3, 2, 8)
@@ -122,9 +126,7 @@ def test_practice_is_the_same_for_every_seed_and_private_data(tmp_path: Path) ->
         if seed:
             rows = "".join(f"{text}\t{1 - label}\n" for text, label in sentences(50, 77))
             (folder / "train.tsv").write_text("sentence\tlabel\n" + rows)
-        server, clients = build(config, folder / "run")
-        for client in clients.values():
-            client.anchors = [text for text, _ in sentences(40, 5)]
+        server, clients = build(config, folder / "run", anchors=texts(40, 5))
         server.open()
         found.append([p.detach().clone() for c in clients.values() for p in c.method.factors])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -171,8 +173,7 @@ def with_pairs(tmp_path: Path, **changes: Any) -> Any:
 
 @pytest.mark.slow
 def test_tasks_about_pairs_share_a_slot_of_their_own(tmp_path: Path) -> None:
-    server, clients = build(with_pairs(tmp_path), tmp_path / "run")
-    clients["llama"].anchors = [text for text, _ in sentences(40, 5)]
+    server, clients = build(with_pairs(tmp_path), tmp_path / "run", anchors=texts(40, 5))
     server.open()
     assert server.method.shape.slots == ("any", "pair")
     server.one_round()
@@ -220,11 +221,7 @@ def test_a_direction_learnt_in_one_family_works_in_another(tmp_path: Path) -> No
     """The promise itself, with some minutes of practice: S trained in llama is put into gpt2."""
     config = experiment(tmp_path, rank=16, method={"private": 16, "practice_steps": 500, "practice_rate": 5e-3, "ridge": 1.0},
                         rounds=1, training={"label_bias": False, "steps": 30, "batch_size": 16, "core_learning_rate": 0.05})  # fmt: skip
-    public = [text for text, _ in sentences(2000, 2)]
-    (tmp_path / "public.txt").write_text("\n".join(dict.fromkeys(public)) + "\n")
-    server, clients = build(config, tmp_path / "run")
-    for client in clients.values():
-        client.anchors = list(dict.fromkeys(public))
+    server, clients = build(config, tmp_path / "run", anchors=texts(2000, 2))
     server.open()
     llama, gpt2 = clients["llama"].method, clients["gpt2"].method
     llama.train(1, server.method.download("llama"))
