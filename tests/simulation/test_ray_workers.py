@@ -14,7 +14,7 @@ from federations import outcome, small
 
 from h2tune import federation
 from h2tune.config import Experiment
-from h2tune.errors import QuorumError
+from h2tune.errors import ClientError, QuorumError
 from h2tune.simulation.ray_workers import Worker, Workers, WorkersError, spread
 
 
@@ -147,6 +147,24 @@ def test_a_worker_that_ends_is_replaced_and_its_round_held_again(
     found = run_with(ray, experiment, tmp_path / "replaced", monkeypatch)
     assert ray.shares == [1, 1, 0] and not ray.lives
     assert found.keys() == whole.keys() and all(torch.equal(found[k], whole[k]) for k in whole)
+    assert ": its worker has ended: killed" in (tmp_path / "replaced" / "events.jsonl").read_text()
+
+
+def test_what_stops_the_worker_that_takes_over_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the model's folder is gone by then: the message is the one of a run without workers."""
+    experiment = small(clients=4, rounds=3, same_model=True, method="fedit", training={"steps": 2, "batch_size": 2})
+    ray = InProcessRay(FOREVER, 7, FOREVER)
+    gone, introduce = ray.exceptions.RayTaskError(), Worker.introduce
+    gone.cause = ClientError("there is no model in lost/")
+
+    def introduced(self: Worker) -> Any:
+        if not ray.lives:
+            raise gone
+        return introduce(self)
+
+    monkeypatch.setattr(Worker, "introduce", introduced)
+    with pytest.raises(ClientError, match="there is no model in lost/"):
+        run_with(ray, experiment, tmp_path, monkeypatch)
 
 
 def test_where_no_worker_lasts_the_run_ends_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,15 @@ class WorkersError(H2TuneError, RuntimeError):
 
 
 class WorkerEnded(WorkersError):
-    """A worker's process, or its machine, is no more."""
+    """A worker's process, or its machine, is no more.
+
+    Args:
+        reason: what Ray says of it, in a line.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"A worker has ended: {reason} The last committed round is safe: --resume.")
+        self.reason = reason
 
 
 @dataclass
@@ -129,24 +137,30 @@ class Workers:
             on_actor.setdefault(self.place[name], []).append(name)
         asked = [(actor.groups.remote(names), names) for actor, names in on_actor.items()]
         waiting: dict[Any, list[str]] = {}
+        ended: dict[str, str] = {}
         for promise, names in asked:
-            for group in self._given(promise, names) or []:
+            for group in self._given(promise, names, ended) or []:
                 waiting[self.place[group[0]].handle.remote({name: here[name] for name in group})] = group
         answered: set[str] = set()
         while waiting:
             (done,), _ = self.ray.wait(list(waiting), num_returns=1)
-            answers = self._given(done, waiting.pop(done)) or {}
+            answers = self._given(done, waiting.pop(done), ended) or {}
             answered |= answers.keys()
             yield from answers.items()
         for name in requests:
             if name not in answered:
-                yield name, Absent("its worker has ended")
+                yield name, Absent(ended.get(name, "it lives in a worker that has just started"))
 
-    def _given(self, promise: Any, names: list[str]) -> Any:
-        """What a worker gave for some of its clients, or None if it has ended; then another one takes its place."""
+    def _given(self, promise: Any, names: list[str], ended: dict[str, str]) -> Any:
+        """What a worker gave for some of its clients, or None if it has ended; then another one takes its place.
+
+        Args:
+            ended: is told by client why there is no answer.
+        """
         try:
             return self._result(promise)
         except WorkerEnded as error:
+            ended |= dict.fromkeys(names, f"its worker has ended: {error.reason}")
             if names[0] in self.known:  # the first of its answers that is missed
                 self._replace(self.place[names[0]], error)
             return None
@@ -160,8 +174,8 @@ class Workers:
         names = [name for name, place in self.place.items() if place is actor]
         other = self._start(names, 0)  # a dead machine's cores are gone; it shares those that are left
         try:
-            self.ray.get(other.introduce.remote(), timeout=PATIENCE)
-        except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
+            self._result(other.introduce.remote(), PATIENCE)
+        except (self.ray.exceptions.GetTimeoutError, WorkerEnded):
             raise WorkersError(f"{error} No other could be started.") from None
         self.actors[self.actors.index(actor)] = other
         self.place |= dict.fromkeys(names, other)
@@ -199,13 +213,11 @@ class Workers:
                 " --out must lie on a file system that all of them share."
             )
 
-    def _result(self, promise: Any) -> Any:
-        """What a worker gave, or its own error in place of Ray's."""
+    def _result(self, promise: Any, seconds: float | None = None) -> Any:
+        """What a worker gave within so many seconds, or its own error in place of Ray's."""
         try:
-            return self.ray.get(promise)
+            return self.ray.get(promise, timeout=seconds)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self.ray.exceptions.RayActorError as error:
-            raise WorkerEnded(
-                f"A worker has ended: {error.__cause__ or error}. The last committed round is safe: --resume."
-            ) from None
+            raise WorkerEnded(str(error.__cause__ or error).strip().partition("\n")[0]) from None
