@@ -22,7 +22,8 @@ class CoreSum:
 
     def __init__(self, shape: Sequence[int]) -> None:
         zeros = torch.zeros(tuple(shape), dtype=torch.int64)
-        self.weight = zeros
+        self._covering = zeros
+        self._everywhere = 0  # of the clients that cover every entry: a number, not a pass over `_covering`
         self.limbs = [torch.zeros_like(zeros) for _ in range(_LIMBS)]
 
     def add(self, core: Tensor, coverage: Tensor, weight: int) -> None:
@@ -31,14 +32,19 @@ class CoreSum:
         Args:
             weight: a whole number; n_i, or 1.
         """
+        r, whole = core.shape[-1], bool(coverage.all())
         # Block by block: what a block needs stays in the processor's cache.
         blocks = range(core.shape[0]) if core.ndim > 2 else [...]
         for block in blocks:
-            self._add(block, core[block], coverage[block], weight)
+            entries = core[block].double()
+            self._add(block, entries if whole else entries.masked_fill_(~coverage[block], 0.0), weight)
+        if whole and core.shape == self._covering.shape:
+            self._everywhere += weight
+        else:
+            self._covering[..., :r, :r].add_(coverage, alpha=weight)
 
-    def _add(self, block: Any, core: Tensor, coverage: Tensor, weight: int) -> None:
-        r, whole = core.shape[-1], bool(coverage.all())
-        rest = core.double() if whole else core.double().masked_fill_(~coverage, 0.0)
+    def _add(self, block: Any, rest: Tensor, weight: int) -> None:
+        r = rest.shape[-1]
         largest = _largest(rest)
         if not largest <= _MOST:
             largest = _largest(rest.clamp_(-_MOST, _MOST))
@@ -52,18 +58,22 @@ class CoreSum:
             limb[block][..., :r, :r].add_(digits, alpha=weight)
             rest.sub_(digits.double(), alpha=1 / scale)
             largest = _largest(rest)
-        covered = self.weight[block][..., :r, :r]
-        covered.add_(weight) if whole else covered.add_(coverage, alpha=weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """``sum w C``: how much weight covers an entry."""
+        return self._covering + self._everywhere
 
     def mean(self, before: Tensor) -> Tensor:
         """``sum w C S / sum w C``; entries that nobody covers keep their value ``before``."""
-        weight = self.weight.clamp_min(1)
-        mean = torch.zeros(self.weight.shape, dtype=torch.float64)
+        covering = self.weight
+        weight = covering.clamp_min(1)
+        mean = torch.zeros(covering.shape, dtype=torch.float64)
         for k, limb in enumerate(self.limbs):
             whole = torch.div(limb, weight, rounding_mode="trunc")
             part = (limb - whole * weight).double() / weight.double()
             mean += (whole.double() + part) * 2.0 ** (-_LIMB_BITS * k)
-        return torch.where(self.weight > 0, mean, before.double()).to(before.dtype)
+        return torch.where(covering > 0, mean, before.double()).to(before.dtype)
 
 
 def _largest(values: Tensor) -> float:
