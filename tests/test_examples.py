@@ -66,7 +66,7 @@ def test_example_runs(file: Path, tmp_path: Path) -> None:
 def test_the_quick_start_can_be_followed_to_the_letter(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES, tmp_path / "examples")
     page = PAGE.read_text(encoding="utf-8")
-    assert len(PAIR.findall(page)) == 6
+    assert len(PAIR.findall(page)) == 5
     assert "federated" in refreshed(page, tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from vertical.tables import PARTIES, config, planted
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload, decode
 from h2tune.store import ClientStore
-from h2tune.vertical.exposure import ALLOWED, Sizes, check, flip_matrix, randomise, true_counts, withhold
+from h2tune.vertical.exposure import ALLOWED, SAID, Sizes, check, flip_matrix, leaves, randomise, true_counts, withhold
 from h2tune.vertical.federation import Federation, load_parties, salt_of
 from h2tune.vertical.run_store import VerticalStore
 
@@ -31,6 +32,15 @@ def test_all_messages_hold_names_shapes_and_types_of_the_list():
                 kinds.add(message.kind)
                 check(message.kind, way, message.payload, sizes if message.kind != "join" else Sizes(), "test")
     assert kinds == {kind for kind, _ in ALLOWED} - {"resume"}
+
+
+def test_whatever_may_cross_is_said_to_people():
+    """Every message that may hold a tensor, and the one that names people, has its line and its row in the documentation."""
+    holds = {key for key, (tensors, _) in ALLOWED.items() if tensors} | {("predict", "down")}
+    assert holds == SAID.keys()
+    assert set(leaves("up")) | set(leaves("down")) == set(SAID.values())
+    page = (Path(__file__).parents[2] / "docs" / "vertical.md").read_text(encoding="utf-8")
+    assert all(f"\n| `{kind}`" in page for kind, _ in holds)
 
 
 def test_a_name_that_is_not_on_the_list_is_refused_before_it_is_sent():

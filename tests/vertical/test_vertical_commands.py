@@ -17,6 +17,7 @@ from h2tune.utils.files import StoreError
 from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.config import is_vertical, is_vertical_run, load_vertical
 from h2tune.vertical.demo import write_demo
+from h2tune.vertical.exposure import SAID
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.plan import make_plan, near_ids
 from h2tune.vertical.predictor import Predictor
@@ -53,6 +54,8 @@ def test_plan_states_the_bytes_that_a_run_sends(demo: Path, capsys: pytest.Captu
     found = commands.plan(demo / "data" / "vertical.yaml")
     shown = capsys.readouterr()
     assert "150 aligned people, 5 classes" in shown.out and "label_dp" in shown.err
+    page = (demo / "run" / "report.html").read_text()
+    assert all(line in shown.out and line in page for line in SAID.values())
     metrics = json.loads((demo / "run" / "metrics.json").read_text())
     for party in found.parties[1:]:
         sent = metrics["bytes"][party.name]

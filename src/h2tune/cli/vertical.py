@@ -17,9 +17,10 @@ from h2tune.report.vertical_live import Progress
 from h2tune.report.vertical_page import write_vertical_report
 from h2tune.vertical.compare import compare_methods
 from h2tune.vertical.config import VerticalConfig, load_vertical
+from h2tune.vertical.exposure import STAYS, leaves
 from h2tune.vertical.federation import run as run_vertical
 from h2tune.vertical.methods import METHODS
-from h2tune.vertical.plan import LEAVES, RETURNS, STAYS, VerticalPlan, make_plan
+from h2tune.vertical.plan import VerticalPlan, make_plan
 from h2tune.vertical.predictor import Predictor
 
 
@@ -102,9 +103,9 @@ def plan(file: Path, as_json: bool = False) -> VerticalPlan:
         )
     Console(width=max(Console().width, 110)).print(table)
     for title, lines in (
-        ("leaves a passive party", LEAVES),
-        ("leaves the active party", RETURNS),
-        ("never leaves", (STAYS,)),
+        ("leaves a passive party", leaves("up")),
+        ("leaves the active party", leaves("down")),
+        ("never leaves", [STAYS]),
     ):
         print(f"\n{title}\n  " + "\n  ".join(lines))
     for warning in found.warnings:

@@ -13,13 +13,9 @@ from h2tune.report import format as words
 from h2tune.report.html import fill, write_page
 from h2tune.report.plots import Line, heatmap, line_chart
 from h2tune.utils.files import StoreError
+from h2tune.vertical.exposure import STAYS, leaves
 
 PLANE = 220  # side of a picture of prototypes
-LEAVES = (
-    "once: keyed or blinded hashes of ids, and hashes of the names of labels that a party holds",
-    "every step: embeddings of aligned people up, their gradients down",
-    "every round: prototypes and class shares both ways, class counts up",
-)
 
 
 def write_vertical_report(run_dir: Path) -> Path:
@@ -48,7 +44,8 @@ def render(metrics: dict[str, Any]) -> str:
         pictures=_pictures(metrics, names),
         planes=_planes(metrics, names),
         recalls=_recalls(metrics),
-        leaves=LEAVES,
+        crossed=[("A passive party sends", leaves("up")), ("The active party sends", leaves("down"))],
+        stays=STAYS,
     )
 
 

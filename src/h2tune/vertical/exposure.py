@@ -1,6 +1,7 @@
 """What may cross between parties, and what limits the inference from it.
 
-`ALLOWED` is the whole list: both sides hold every message against it, before sending and after receiving.
+`ALLOWED` is the whole list: both sides hold every message against it, before sending and after receiving. `SAID` says it for
+people: `h2tune plan` and the report show these lines.
 """
 
 from __future__ import annotations
@@ -76,6 +77,26 @@ ALLOWED: dict[tuple[str, str], tuple[dict[str, Field], dict[str, type]]] = {
     ("finish", "down"): ({}, {"keep": int, "best": int}),
     ("finish", "up"): ({}, {}),
 }  # fmt: skip
+
+SAID: dict[tuple[str, str], str] = {
+    ("join", "up"): "once: hashes of ids (with psi: blinded ids), hashes of the names of its labels of min_count rows or more,"
+    " and how many rows it has",
+    ("step", "up"): "every step: embeddings of the aligned people of a batch; the active party may try to invert them",
+    ("local", "up"): "every round: prototypes, class means, counts of classes of min_count rows or more, and class shares",
+    ("predict", "up"): "when the result is scored or used: embeddings of the people asked for",
+    ("join", "down"): "once, with psi: its ids, blinded",
+    ("align", "down"): "once: which people are aligned, by the hashes of their ids, and hashes of the names of all classes",
+    ("step", "down"): "every step: gradients of those embeddings; without label_dp they give the labels of aligned people away",
+    ("local", "down"): "every round: prototypes, class means and class shares of all parties together",
+    ("predict", "down"): "when the result is scored or used: which people are asked for",
+}  # fmt: skip
+"""What leaves a passive party (``up``) and the active one (``down``), for people."""
+STAYS = "features, ids, labels, class names and networks; of people who are not aligned, all but the hash of their id"
+
+
+def leaves(way: str) -> list[str]:
+    """A line for each thing that goes this way: ``up`` from a passive party, ``down`` to it."""
+    return [text for (_, direction), text in SAID.items() if direction == way]
 
 
 def check(kind: str, way: str, payload: Payload, sizes: Sizes, who: str) -> Payload:

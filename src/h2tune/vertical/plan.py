@@ -19,17 +19,6 @@ from h2tune.vertical.passive import Passive
 MANY = 200_000  # rows above which ids are not compared in looser forms
 HEADER = 530  # bytes of a message beside its tensors
 
-LEAVES = (
-    "keyed hashes of ids (with `psi`: blinded ids), once",
-    "embeddings of aligned people, a batch a step; the active party may try to invert them",
-    "prototypes, class counts of at least `min_count` and class shares, once a round",
-)
-RETURNS = (
-    "gradients of those embeddings, a batch a step; without `label_dp` they give the labels of aligned people away",
-    "prototypes and pooled class shares, once a round",
-)
-STAYS = "features, ids, labels, class names and networks; of people who are not aligned, all but the hash of their id"
-
 
 def near_ids(mine: list[str], theirs: list[str]) -> tuple[str, int] | None:
     """The looser form in which most further ids would be common, and how many; None for large tables or none."""
