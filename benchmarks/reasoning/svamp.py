@@ -122,7 +122,8 @@ def experiment(folder: Path, models: list[str], seed: int, method: dict[str, Any
     data = {
         "name": "real", "seed": seed, "rounds": args.rounds, "rank": 8, "blocks": args.blocks, "clients": clients, "device": args.device,
         "public": {"source": str(folder / "public.jsonl"), "task": TASK, "limit": args.public},
-        "training": {"steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate, "checkpointing": args.checkpointing},
+        "training": {"steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate,
+                     "checkpointing": args.checkpointing, "precision": args.precision},
         "evaluation": {"every": 99, "n_validation": 20, "batch_size": 16}, "method": lada | method,
     }  # fmt: skip
     if method.get("name") == "fedmkt":
@@ -178,6 +179,7 @@ def main() -> None:
         "--blocks", type=float, default=1.0, help="share of the blocks, from the top, that are trained"
     )
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--precision", default="fp32", help="`bf16` is faster where the machine computes in it")
     args = parser.parse_args()
     models = [args.teacher, *args.students]
     leave_unless_here(args.svamp, *models)

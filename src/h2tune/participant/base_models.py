@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from h2tune.adapter import TriLoraConfig, TriLoraLayer
 from h2tune.config import Cache, Experiment
 from h2tune.core.slots import Layout
+from h2tune.participant.attention import use_plain_where_short
 from h2tune.participant.checkpoints import (
     ENCODERS,
     Checkpoint,
@@ -267,6 +268,8 @@ class ModelPool:
         if donor is not None and self.device != "meta":
             _share_weights(model, donor.model)
         model.requires_grad_(False)
+        if self.device == "cpu" and self._dtype() is torch.bfloat16:
+            use_plain_where_short(model)
         return loaded_model(checkpoint, tokenizer, model, layout, head)
 
     def _dtype(self) -> torch.dtype:
