@@ -33,6 +33,7 @@ from h2tune.participant.checkpoints import (
 )
 from h2tune.participant.errors import ModelError
 from h2tune.participant.load_report import renew_head
+from h2tune.participant.products import supported, use_onednn
 from h2tune.participant.state_cache import StateCache
 from h2tune.utils.sizes import parse_size
 
@@ -270,6 +271,8 @@ class ModelPool:
         model.requires_grad_(False)
         if self.device == "cpu" and self._dtype() is torch.bfloat16:
             use_plain_where_short(model)
+        elif self.device == "cpu" and supported():
+            use_onednn(model)
         return loaded_model(checkpoint, tokenizer, model, layout, head)
 
     def _dtype(self) -> torch.dtype:
