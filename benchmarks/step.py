@@ -23,6 +23,7 @@ from h2tune.adapter import TriLoraConfig
 from h2tune.core.client_core import ClientCore, CoreShape
 from h2tune.core.relation import depth_relation
 from h2tune.core.slots import layout_of
+from h2tune.participant.base_models import suit_cpu
 
 BLOCKS, WIDTH, RANK, ROWS, TOKENS = 8, 512, 16, 8, 128
 
@@ -50,9 +51,11 @@ def lora_step(batch: dict[str, torch.Tensor]) -> Callable[[], None]:
     return step
 
 
-def trilora_steps(batch: dict[str, torch.Tensor]) -> dict[str, Callable[[], None]]:
-    """Joint, shared and specific updates of the same adapter and core."""
+def trilora_steps(batch: dict[str, torch.Tensor], suited: bool = False) -> dict[str, Callable[[], None]]:
+    """Joint, shared and specific updates of the same adapter and core; ``suited``: on the base as a run holds it."""
     model = base()
+    if suited:
+        suit_cpu(model.requires_grad_(False))
     layout = layout_of(model)
     model = get_peft_model(model, TriLoraConfig(r=RANK, residual=False, target_modules=layout.targets))
     core = ClientCore(CoreShape(BLOCKS, RANK), layout, depth_relation(BLOCKS, BLOCKS))
@@ -113,6 +116,7 @@ def main() -> None:
     ids = torch.randint(0, 2048, (ROWS, TOKENS))
     batch = {"input_ids": ids, "labels": ids}
     steps: dict[str, Callable[[], None]] = {"lora": lora_step(batch)} | trilora_steps(batch)
+    steps["joint, as in a run"] = trilora_steps(batch, suited=True)["joint"]
     times: dict[str, list[float]] = {name: [] for name in steps}
     for pair in range(pairs + 2):
         for name, step in steps.items():

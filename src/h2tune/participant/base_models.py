@@ -269,10 +269,8 @@ class ModelPool:
         if donor is not None and self.device != "meta":
             _share_weights(model, donor.model)
         model.requires_grad_(False)
-        if self.device == "cpu" and self._dtype() is torch.bfloat16:
-            use_plain_where_short(model)
-        elif self.device == "cpu" and supported():
-            use_onednn(model)
+        if self.device == "cpu":
+            suit_cpu(model)
         return loaded_model(checkpoint, tokenizer, model, layout, head)
 
     def _dtype(self) -> torch.dtype:
@@ -287,6 +285,14 @@ class ModelPool:
         return cls(
             device or experiment.device, folder, cache=experiment.cache, precision=experiment.training.precision
         )
+
+
+def suit_cpu(model: PreTrainedModel) -> None:
+    """Let a frozen base take what is fastest on this processor; results change by rounding only."""
+    if model.dtype is torch.bfloat16:
+        use_plain_where_short(model)
+    elif supported():
+        use_onednn(model)
 
 
 def _cpu_has_bf16() -> bool:
