@@ -91,11 +91,10 @@ class Bare:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("source", help="folder of the base")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    from h2tune.zoo import zoo_folder
-
-    bare = Bare(args.folder, str(zoo_folder("llama")))
+    bare = Bare(args.folder, args.source)
     ends, losses = [time.time()], []
     for number in range(bare.ids.shape[1]):
         losses.append(bare.round(number))

@@ -1,6 +1,6 @@
 """The same work in h2tune's, Flower's and NVFlare's simulations: whole commands and their rounds, one after the other.
 
-    python benchmarks/speed/work.py WORK --clients 32 --rounds 3
+    python benchmarks/speed/work.py WORK --clients 32 --rounds 3      # or: --clients 8 --model MODELS/smollm2-135m --steps 2
     OMP_NUM_THREADS=1 python benchmarks/speed/simulations.py WORK --flower VENV/bin/python
 
 Every contestant is a command of its own. Each call goes once
@@ -128,6 +128,12 @@ def run(command: list[str]) -> tuple[str, float, Processor]:
         return said.read(), seconds, processor
 
 
+def base_of(work: Path) -> str:
+    """Folder of the base that the clients of a work have."""
+    model = yaml.safe_load((work / "federation.yaml").read_text())["clients"][0]["model"]
+    return str(zoo_folder(model.removeprefix("zoo:"))) if model.startswith("zoo:") else str(model)
+
+
 def versions(python: str) -> dict[str, str]:
     """Versions of the packages that an interpreter has."""
     ask = (
@@ -178,7 +184,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="some of the contestants")
     parser.add_argument("--name", default="simulations", help="name of the result")
     args = parser.parse_args()
-    work, source = args.work.resolve(), str(zoo_folder("llama"))
+    work = args.work.resolve()
+    source = base_of(work)
     os.environ |= {"SPEED_WORK": str(work), "SPEED_BASE": source, "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray lets its workers give way to all other programs
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE)])
@@ -188,7 +195,7 @@ def main() -> None:
         "h2tune, 1 process": lambda: ours(work, 1, sys.executable),
         "Flower": lambda: theirs(args.flower, "flower.py"),
         "NVFlare": lambda: theirs(args.nvflare, "nvflare_job.py", str(work), source),
-        "bare loop, 1 process": lambda: theirs(sys.executable, "bare.py", str(work)),
+        "bare loop, 1 process": lambda: theirs(sys.executable, "bare.py", str(work), source),
     }
     shape = np.load(work / "batches.npz")["ids"].shape
     path = RESULTS / "speed" / f"{args.name}.json"
@@ -200,6 +207,7 @@ def main() -> None:
         print(name, json.dumps(found), flush=True)
         about = {
             "clients": shape[0], "rounds": shape[1], "updates_per_round": shape[2], "rows": shape[3], "tokens": shape[4],
+            "model": Path(source).name,
             "clock": "the one on the wall, and processor seconds of all processes of a command",
             "versions": {
                 "Flower, and h2tune with workers": versions(args.flower), "NVFlare": versions(args.nvflare),
