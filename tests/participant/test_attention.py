@@ -63,6 +63,49 @@ def test_long_texts_and_float32_change_no_bit(family: str, monkeypatch: pytest.M
             assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("common", [0.0, 50.0, 500.0])
+def test_large_scores_lose_no_digits(common: float) -> None:
+    """A part that all keys have in common moves no weight, however large it is (biases of Qwen's keys)."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 24, 16) for heads in (6, 2, 2))
+    query[..., 0], key[..., 0] = 8.0, common
+    half = [x.bfloat16().requires_grad_(True) for x in (query, key, value)]
+    whole = [x.detach().double().requires_grad_(True) for x in half]
+    module = torch.nn.Module()
+    module.num_key_value_groups = 3  # type: ignore[assignment]
+    found, _ = attention.attention(module, *half, None)
+    q, k, v = whole[0], *(x.repeat_interleave(3, 1) for x in whole[1:])
+    hidden = torch.ones(24, 24, dtype=torch.bool).triu(1)
+    exact = ((q @ k.mT / 4).masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(1, 2)
+    assert (found - exact).norm() < 0.005 * exact.norm()
+    weights = torch.randn(exact.shape)
+    found.backward(weights.bfloat16())
+    exact.backward(weights.double())
+    for mine, true in zip(half, whole, strict=True):
+        assert (mine.grad - true.grad)[..., 1:].norm() < 0.02 * true.grad[..., 1:].norm()  # type: ignore[operator, union-attr, index]
+
+
+def test_a_query_that_may_see_nothing_gives_zeros() -> None:
+    query, key, value = (torch.randn(1, 2, 5, 8, dtype=torch.bfloat16) for _ in range(3))
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+    mask[..., 1, :] = False
+    for given in (mask, torch.zeros(mask.shape).masked_fill(~mask, -torch.inf).bfloat16()):
+        found, _ = attention.attention(torch.nn.Module(), query, key, value, given)
+        assert bool((found[:, 1] == 0).all()) and bool(found[:, 0].isfinite().all())
+        torch.testing.assert_close(
+            found[:, [0, 2, 3, 4]],
+            attention.attention(torch.nn.Module(), query, key, value, torch.ones_like(mask))[0][:, [0, 2, 3, 4]],
+        )
+
+
+def test_a_family_that_is_not_known_keeps_its_own() -> None:
+    model = build("llama")
+    model.set_attn_implementation("sdpa")
+    model.config.model_type = "glm_moe_dsa"
+    attention.use_plain_where_short(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_a_base_in_bfloat16_uses_it_and_its_folder_does_not_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,39 @@ def test_where_they_are_not_meant_no_bit_changes(family: str) -> None:
     assert equal()
 
 
+def test_a_bias_that_learns_gets_its_gradient() -> None:
+    layer = nn.Linear(8, 8).requires_grad_(False)
+    assert layer.bias is not None
+    layer.bias.requires_grad_(True)
+    products.use_onednn(layer)
+    layer(torch.randn(64, 8)).sum().backward()
+    assert layer.bias.grad is not None and layer.bias.grad.tolist() == [64.0] * 8
+
+
+@pytest.mark.parametrize("shape", [(33,), (3, 50), (2, 3, 17), (0,), (64,), (128, 1)])
+def test_any_shape_is_multiplied_and_keeps_its_shape(shape: tuple[int, ...]) -> None:
+    """Rows are filled up to multiples of 64, and what was added is cut off again."""
+    layer = nn.Linear(8, 5).requires_grad_(False)
+    fast = copy.deepcopy(layer)
+    products.use_onednn(fast)
+    x = torch.randn(*shape, 8)
+    a, b = x.clone().requires_grad_(True), x.clone().requires_grad_(True)
+    one, other = layer(a), fast(b)
+    torch.testing.assert_close(one, other)
+    one.square().sum().backward()
+    other.square().sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_second_derivative_is_refused_and_never_wrong() -> None:
+    layer = nn.Linear(8, 8).requires_grad_(False)
+    products.use_onednn(layer)
+    x = torch.randn(64, 8, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        first.square().sum().backward()
+
+
 def test_bases_in_float32_use_them_and_a_saved_base_is_an_ordinary_one(tmp_path: Path) -> None:
     base = ModelPool("cpu").get("zoo:gpt2").model
     assert sum(isinstance(m, products.FrozenConv1D) for m in base.modules()) == 4 * len(base.transformer.h)

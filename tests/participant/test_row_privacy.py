@@ -18,7 +18,7 @@ from h2tune.aggregation.private import epsilon
 from h2tune.config import Experiment, RowPrivacy, Training
 from h2tune.errors import MethodError
 from h2tune.participant import row_privacy
-from h2tune.participant.batches import stream
+from h2tune.participant.batches import collate, stream
 from h2tune.participant.row_privacy import (
     FILE,
     RowBudgetError,
@@ -36,6 +36,17 @@ from h2tune.store import ClientStore
 from h2tune.tasks.prompts import Encoded
 
 ROWS = torch.tensor([[1.0, 2.0], [-3.0, 0.5], [0.1, -0.2], [40.0, 9.0]])
+
+
+def test_a_row_stands_alone_whatever_the_length_of_its_mates() -> None:
+    """A row that is read with a long mate's padding would have another gradient: then one row moves the others'."""
+    row = Encoded([5, 6, 7], [-100, 6, 7])
+    for others in ([], [Encoded(list(range(1, 300)), [-100] * 299)], [Encoded([9], [9]), Encoded([4] * 9, [4] * 9)]):
+        found = row_privacy.alone(collate([*others, row], 0), len(others))
+        assert {name: values.tolist() for name, values in found.items()} == {
+            "input_ids": [[5, 6, 7]], "attention_mask": [[1, 1, 1]], "labels": [[-100, 6, 7]]}  # fmt: skip
+    classes = row_privacy.alone(collate([Encoded([1, 2, 3, 4], [], 1), Encoded([5], [], 2)], 0), 1)
+    assert classes["labels"].tolist() == [2] and classes["input_ids"].tolist() == [[5]]
 
 
 class Model(nn.Module):

@@ -111,6 +111,9 @@ class InProcessRay:
     def wait(self, promises: list[Promise], num_returns: int) -> tuple[list[Promise], list[Promise]]:
         return promises[:1], promises[1:]
 
+    def kill(self, actor: Actor) -> None:
+        actor._alive = False
+
     def shutdown(self) -> None: ...
 
 

@@ -33,7 +33,7 @@ from h2tune.participant.checkpoints import (
 )
 from h2tune.participant.errors import ModelError
 from h2tune.participant.load_report import renew_head
-from h2tune.participant.products import supported, use_onednn
+from h2tune.participant.products import FrozenConv1D, FrozenLinear, supported, use_onednn
 from h2tune.participant.state_cache import StateCache
 from h2tune.utils.sizes import parse_size
 
@@ -293,6 +293,13 @@ def suit_cpu(model: PreTrainedModel) -> None:
         use_plain_where_short(model)
     elif supported():
         use_onednn(model)
+
+
+def kernels_of(model: nn.Module) -> str:
+    """By what a base computes: two machines, or two versions, may differ in it, and then in the last digits."""
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", "")
+    fast = any(isinstance(module, FrozenLinear | FrozenConv1D) for module in model.modules())
+    return f"{attention} {'onednn' if fast else ''}"
 
 
 def _cpu_has_bf16() -> bool:

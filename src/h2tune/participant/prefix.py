@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from h2tune.core.slots import Layout
-from h2tune.participant.base_models import LoadedModel
+from h2tune.participant.base_models import LoadedModel, kernels_of
 from h2tune.participant.batches import Batch
 from h2tune.participant.state_cache import StateCache
 
@@ -37,7 +37,7 @@ class Prefix:
         self.model, self.layout, self.cache = model, layout, cache
         embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
         self.dtype, self.device = embedding.weight.dtype, embedding.weight.device
-        self.identity = f"{identity} {layout.blocks} {layout.first} {self.dtype}"
+        self.identity = f"{identity} {layout.blocks} {layout.first} {self.dtype} {kernels_of(model)}"
         self.width = 0
         self._answers_with: Callable[[Tensor], Any] | None = None
 

@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 FEWEST = 32  # rows; with fewer, as when a model writes token by token, MKL is as fast
+STEP = (
+    64  # rows are filled up to multiples: oneDNN keeps code for every number of rows that it meets, megabytes in all
+)
 
 
 def supported() -> bool:
@@ -35,8 +39,12 @@ def use_onednn(model: nn.Module) -> None:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b``; x: ... x d_in, W: d_out x d_in."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-    return found
+    flat = x.reshape(-1, x.shape[-1])
+    rows = len(flat)
+    if missing := -rows % STEP:
+        flat = F.pad(flat, (0, 0, 0, missing))
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+    return found[:rows].view(*x.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):
@@ -48,17 +56,19 @@ class _Linear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         return _product(gradients[0], weight.t()), None, None
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a product is one of float32 with a frozen weight, and large enough."""
     return (
         x.dtype is weight.dtype is torch.float32
         and x.device.type == weight.device.type == "cpu"
         and not weight.requires_grad
+        and not (bias is not None and bias.requires_grad)
         and x.numel() >= FEWEST * x.shape[-1]
         and not torch.is_autocast_enabled("cpu")
     )
@@ -68,7 +78,7 @@ class FrozenLinear(nn.Linear):
     """``nn.Linear`` whose products oneDNN makes where it can."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _fits(x, self.weight):
+        if _fits(x, self.weight, self.bias):
             return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
         return F.linear(x, self.weight, self.bias)
 
@@ -77,7 +87,7 @@ class FrozenConv1D(Conv1D):
     """GPT-2's linear map, whose weight is d_in x d_out, likewise."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _fits(x, self.weight):
+        if _fits(x, self.weight, self.bias):
             return _Linear.apply(x, self.weight.t(), self.bias)  # type: ignore[no-any-return, no-untyped-call]
         found: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return found

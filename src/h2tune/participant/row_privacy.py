@@ -31,6 +31,7 @@ from h2tune.aggregation.private import INSTALL, Source, epsilon, has_accountant,
 from h2tune.config import RowPrivacy
 from h2tune.config.schema import Training
 from h2tune.errors import ClientError, MethodError
+from h2tune.participant.batches import Batch
 from h2tune.participant.passes import PLAIN, Passes
 from h2tune.participant.trainer import Batches, LocalTraining, Loss, NanLossError, OnStep, Trainer, answer_loss
 from h2tune.store import ClientStore
@@ -153,6 +154,15 @@ class RowLedger:
             self.store.write_json(FILE, account | {"updates": self.updates, "by_noise": self.counts})
 
 
+def alone(batch: Batch, place: int) -> Batch:
+    """A row of a right-padded batch, without the padding: its gradient must not depend on how long the others are."""
+    row = {name: values[place : place + 1] for name, values in batch.items()}
+    if "attention_mask" not in row:
+        return row
+    padded, length = row["attention_mask"].shape[1], int(row["attention_mask"].sum())
+    return {name: v[:, :length] if v.ndim > 1 and v.shape[1] == padded else v for name, v in row.items()}
+
+
 class RowPrivateTrainer(Trainer):
     """Carries out local training with the gradient of every row clipped, and noise on their sum.
 
@@ -197,7 +207,7 @@ class RowPrivateTrainer(Trainer):
             batch, rows = next(batches)
             self.ledger.count(rows)
             for place, row in enumerate(rows):
-                one = {name: v[place : place + 1].to(self.accelerator.device) for name, v in batch.items()}
+                one = {name: v.to(self.accelerator.device) for name, v in alone(batch, place).items()}
                 forward = partial(self.forward, model, rows=[row], passes=passes)
                 total += self._add(parameters, sums, partial(loss, forward, one), row)
                 count += 1

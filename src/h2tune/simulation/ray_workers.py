@@ -37,6 +37,9 @@ class WorkerEnded(WorkersError):
         super().__init__(f"A worker has ended: {reason} The last committed round is safe: --resume.")
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason,)
+
 
 @dataclass
 class Remote:
@@ -172,6 +175,7 @@ class Workers:
             WorkersError: there is no room.
         """
         names = [name for name, place in self.place.items() if place is actor]
+        self.ray.kill(actor)  # if it was out of reach for a moment only, two would write the same state
         other = self._start(names, 0)  # a dead machine's cores are gone; it shares those that are left
         try:
             self._result(other.introduce.remote(), PATIENCE)

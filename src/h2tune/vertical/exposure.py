@@ -87,11 +87,15 @@ SAID: dict[tuple[str, str], str] = {
     ("join", "down"): "once, with psi: its ids, blinded",
     ("align", "down"): "once: which people are aligned, by the hashes of their ids, and hashes of the names of all classes",
     ("step", "down"): "every step: gradients of those embeddings; without label_dp they give the labels of aligned people away",
-    ("local", "down"): "every round: prototypes, class means and class shares of all parties together",
+    ("local", "down"): "every round: prototypes and class means for this party, made with the labels of aligned people, class shares of"
+    " all parties, and the last gradients",
     ("predict", "down"): "when the result is scored or used: which people are asked for",
 }  # fmt: skip
 """What leaves a passive party (``up``) and the active one (``down``), for people."""
-STAYS = "features, ids, labels, class names and networks; of people who are not aligned, all but the hash of their id"
+STAYS = (
+    "features, ids, labels, class names and networks; of a single person who is not aligned, all but the hash of the id:"
+    " such people count in prototypes, class means, counts and shares only"
+)
 
 
 def leaves(way: str) -> list[str]:
