@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from federations import outcome, small
 from h2tune import federation
 from h2tune.config import Experiment
 from h2tune.errors import ClientError, QuorumError
-from h2tune.simulation.ray_workers import Worker, Workers, WorkersError, spread
+from h2tune.simulation.ray_workers import Worker, WorkerEnded, Workers, WorkersError, spread
 
 
 def test_clients_of_one_base_stay_together() -> None:
@@ -168,6 +169,12 @@ def test_what_stops_the_worker_that_takes_over_is_said(tmp_path: Path, monkeypat
     monkeypatch.setattr(Worker, "introduce", introduced)
     with pytest.raises(ClientError, match="there is no model in lost/"):
         run_with(ray, experiment, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("reason", ["killed", "The actor died."])
+def test_the_end_of_a_worker_is_two_sentences(reason: str) -> None:
+    error = pickle.loads(pickle.dumps(WorkerEnded(reason)))  # noqa: S301 - as Ray hands errors on
+    assert str(error) == f"A worker has ended: {reason.rstrip('.')}. The last committed round is safe: --resume."
 
 
 def test_where_no_worker_lasts_the_run_ends_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ class WorkerEnded(WorkersError):
     """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"A worker has ended: {reason} The last committed round is safe: --resume.")
+        super().__init__(f"A worker has ended: {reason.rstrip('.')}. The last committed round is safe: --resume.")
         self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
