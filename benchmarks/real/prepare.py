@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from h2tune.utils.files import write_atomic
+
 FAMILIES = {"smollm": "smollm2-135m", "gemma": "gemma3-270m", "qwen": "qwen2.5-coder-0.5b"}
 TASKS = {
     "sst2": ("SST-2", ("sentence",), "Review: {} Verdict:"),
@@ -37,7 +39,7 @@ def anchors(data: Path, task: str, out: Path) -> Path:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     path = out / f"anchors-{task}.txt"
     lines = [prompt.format(*(row[column].strip() for column in columns)) for row in rows[-ANCHORS:]]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomic(path, ("\n".join(lines) + "\n").encode(), several=True)
     return path
 
 

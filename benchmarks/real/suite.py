@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import random
 import shutil
@@ -62,11 +63,13 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def written(path: Path, rows: list[dict[str, str]]) -> str:
+    """Write rows as GLUE does; whole or not at all, since another process may be reading the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys(), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode(), several=True)
     return str(path.resolve())
 
 

@@ -98,8 +98,8 @@ class Prefix:
             top.register_forward_pre_hook(reach, with_kwargs=True),
             self.layout.below(self.model)[-1].register_forward_hook(learn_form),
         ]
-        was_training = self.model.training
-        self.model.eval()
+        if was_training := self.model.training:  # setting the mode visits every module: not for each text of a pass
+            self.model.eval()
         try:
             config: Any = self.model.config
             options = {"use_cache": False} if hasattr(config.get_text_config(), "use_cache") else {}
@@ -108,7 +108,8 @@ class Prefix:
         except _Reached:
             pass
         finally:
-            self.model.train(was_training)
+            if was_training:
+                self.model.train()
             for hook in hooks:
                 hook.remove()
         found = taken[0][0].to(self.dtype).cpu().clone()
