@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from h2tune.adapter.config import RowLayout, TriLoraConfig
+from h2tune.adapter.low_rank import plus_low_rank
 
 
 class Beside(Protocol):
@@ -308,7 +309,7 @@ class TriLoraLinear(nn.Module, TriLoraLayer):
         if name in self.trilora_dropout:
             read = self.trilora_dropout[name](read)
         # T is folded into B: the same factor as in merge and export, and no activation to keep for it.
-        result = result + F.linear(F.linear(read, a), self.left_factor(name))
+        result = plus_low_rank(result, read, a, self.left_factor(name))
         if name in self.trilora_q:
             result = result + self.constant(name)
         if name in self.trilora_offset:

@@ -18,6 +18,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from h2tune.adapter.layer import TriLoraLayer, TriLoraLinear
+from h2tune.adapter.low_rank import plus_low_rank
 
 
 class SideBySide:
@@ -50,13 +51,8 @@ class SideBySide:
             blocks = zip(self.names, self._split(x), self._split(result), strict=True)
             return torch.cat([layer.added(name, part, base) for name, part, base in blocks])
         a = torch.stack([layer.trilora_A[name] for name in self.names])
-        read, count = layer._cast_input_dtype(x, a.dtype), len(self.names)
-        u = torch.bmm(read.reshape(count, -1, a.shape[2]), a.transpose(1, 2))
-        left = self._left_factors(layer).transpose(1, 2)
-        base = result.reshape(count, -1, result.shape[-1])
-        if base.dtype == u.dtype == left.dtype:
-            return torch.baddbmm(base, u, left).view(result.shape)
-        return (base + torch.bmm(u, left)).to(result.dtype).view(result.shape)
+        read = layer._cast_input_dtype(x, a.dtype)
+        return plus_low_rank(result, read, a, self._left_factors(layer)).to(result.dtype)
 
     def _left_factors(self, layer: TriLoraLayer) -> Tensor:
         """``s B (T + rho I)`` of every adapter, adapters x d_out x r."""

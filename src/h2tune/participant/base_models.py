@@ -35,6 +35,7 @@ from h2tune.participant.errors import ModelError
 from h2tune.participant.load_report import renew_head
 from h2tune.participant.products import FrozenConv1D, FrozenLinear, supported, use_onednn
 from h2tune.participant.state_cache import StateCache
+from h2tune.utils.memory import keep_freed_memory
 from h2tune.utils.sizes import parse_size
 
 __all__ = ["ENCODERS", "LoadedModel", "ModelError", "ModelPool", "adapter_name", "resolve_source"]
@@ -289,6 +290,7 @@ class ModelPool:
 
 def suit_cpu(model: PreTrainedModel) -> None:
     """Let a frozen base take what is fastest on this processor; results change by rounding only."""
+    keep_freed_memory()
     if model.dtype is torch.bfloat16:
         use_plain_where_short(model)
     elif supported():

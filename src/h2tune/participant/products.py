@@ -39,12 +39,12 @@ def use_onednn(model: nn.Module) -> None:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b``; x: ... x d_in, W: d_out x d_in."""
-    flat = x.reshape(-1, x.shape[-1])
-    rows = len(flat)
-    if missing := -rows % STEP:
-        flat = F.pad(flat, (0, 0, 0, missing))
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
-    return found[:rows].view(*x.shape[:-1], -1)
+    rows = x.numel() // x.shape[-1]
+    missing = -rows % STEP
+    if missing:
+        x, shape = F.pad(x.reshape(rows, -1), (0, 0, 0, missing)), x.shape
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return found[:rows].view(*shape[:-1], -1) if missing else found
 
 
 class _Linear(torch.autograd.Function):
