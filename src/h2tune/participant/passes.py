@@ -74,7 +74,7 @@ class Passes:
             logits = self.whole(model, asking).logits[:, :-1][asked].float()
         else:
             with _only_at(head, asked):
-                logits = self.whole(model, asking).logits[0].float()
+                logits = self.whole(model, asking).logits.squeeze(0).float()  # [0] would fill a second tensor with 0
         return logits, labels[:, 1:][asked]
 
     def _own(self, batch: Batch, logits: Tensor, wanted: Tensor) -> Answered:

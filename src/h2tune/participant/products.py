@@ -39,12 +39,13 @@ def use_onednn(model: nn.Module) -> None:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b``; x: ... x d_in, W: d_out x d_in."""
-    rows = x.numel() // x.shape[-1]
-    missing = -rows % STEP
-    if missing:
-        x, shape = F.pad(x.reshape(rows, -1), (0, 0, 0, missing)), x.shape
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found[:rows].view(*shape[:-1], -1) if missing else found
+    flat = x.reshape(-1, x.shape[-1])
+    rows = len(flat)
+    if missing := -rows % STEP:
+        flat = torch.cat([flat, flat.new_zeros(missing, flat.shape[1])])  # `pad` would fill all of it first
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+    # Nobody else holds `found`. As an ordinary view its result could not be added to in place (`plus_low_rank`).
+    return torch.ops.aten._unsafe_view(found[:rows], (*x.shape[:-1], -1))  # type: ignore[no-any-return]
 
 
 class _Linear(torch.autograd.Function):

@@ -129,9 +129,12 @@ class TogetherTrainer(Trainer):
     def carry_out(self, all_declared: Sequence[Declared]) -> None:
         """Train those side by side that can be; the others are told to do it alone."""
         alike: dict[Any, list[Declared]] = {}
+        drawing: dict[int, bool] = {}
         for declared in all_declared:
             model = declared.model
-            lonely = self.accelerator.scaler is not None or draws(model)
+            if id(model) not in drawing:
+                drawing[id(model)] = draws(model)
+            lonely = self.accelerator.scaler is not None or drawing[id(model)]
             key = (id(model), id(declared if lonely else None), shape_of(model, declared.adapter))
             alike.setdefault(key, []).append(declared)
         for group in alike.values():
