@@ -25,6 +25,7 @@ from h2tune.simulation.ray_workers import Remote, Workers
 from h2tune.store import RunStore
 from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
 from h2tune.transport.inprocess import InProcess
+from h2tune.utils.memory import give_back_memory
 from h2tune.version import __version__
 
 Gather = Callable[[Experiment, RunStore], "InProcess[Simulated] | Workers"]
@@ -134,6 +135,7 @@ def run(
     store.write_metrics(metrics)
     store.event("run_finished", "finished")
     accelerator.end_training()
+    give_back_memory()
     return metrics
 
 

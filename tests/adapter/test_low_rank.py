@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import adapted, logits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from h2tune.adapter.layer import TriLoraLinear
 from h2tune.adapter.low_rank import plus_low_rank
+from h2tune.adapter.side_by_side import SideBySide
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -77,3 +80,37 @@ def test_formats_are_mixed_as_torch_mixes_them() -> None:
     found = plus_low_rank(y, x, a, b)
     assert found.dtype is torch.float32
     torch.testing.assert_close(found, y + F.linear(F.linear(x, a), b))
+
+
+def test_only_what_is_nobodys_is_overwritten() -> None:
+    torch.manual_seed(3)
+    x, a, b = torch.randn(6, 4), torch.randn(2, 4), torch.randn(3, 2)
+    whole, leaf = torch.randn(8, 3), torch.randn(6, 3).requires_grad_()
+    kept = whole.clone()
+    plus_low_rank(whole[:6], x, a, b)
+    assert torch.equal(whole, kept)
+    with torch.inference_mode():
+        mine = whole.clone()
+        plus_low_rank(mine[:6], x, a, b)
+        assert torch.equal(mine, kept)
+    before = leaf.detach().clone()
+    plus_low_rank(leaf, x, a, b).sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(leaf, before) and leaf.grad is not None
+
+
+def test_what_a_hook_on_the_base_keeps_stays_as_it_was() -> None:
+    model = adapted("llama")
+    layer = next(module for module in model.modules() if isinstance(module, TriLoraLinear))
+    kept: list[Tensor] = []
+    layer.base_layer.register_forward_hook(lambda module, args, out: kept.extend([out, out.clone()]))
+    logits(model)
+    assert torch.equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("rows", [[2, 2], [1, 3]], ids=["even", "uneven"])
+def test_adapters_side_by_side_keep_the_format_of_the_base(rows: list[int]) -> None:
+    model = adapted("llama", dtype=torch.bfloat16)
+    model.add_adapter("other", model.peft_config["default"])
+    batch = torch.randint(0, 50, (4, 6))
+    with SideBySide(["default", "other"], rows).on(model), torch.no_grad():
+        assert model(input_ids=batch).logits.dtype is torch.bfloat16

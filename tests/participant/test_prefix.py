@@ -70,6 +70,19 @@ def test_cold_warm_evicted_and_resumed_are_equal_bit_for_bit(name: str, tmp_path
         assert torch.equal(cold, other)
 
 
+@pytest.mark.parametrize("training", ["all", "parts"])
+def test_states_have_no_dropout_whatever_is_training(training: str) -> None:
+    model = build("gpt2").eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    usual = prefix(model, StateCache(PLENTY)).states(torch.tensor(ROWS[1]))
+    model.train()
+    model.training = training == "all"
+    assert torch.equal(prefix(model, StateCache(PLENTY)).states(torch.tensor(ROWS[1])), usual)
+    assert model.training == (training == "all")
+
+
 def test_gradients_from_the_prefix_are_the_models() -> None:
     found = []
     for passes in (None, StateCache(PLENTY)):

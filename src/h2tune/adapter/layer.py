@@ -294,6 +294,8 @@ class TriLoraLinear(nn.Module, TriLoraLayer):
             return result
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
+        if self.base_layer._forward_hooks:  # one of them may have kept what is added to in place below
+            result = result.clone()
         if self.beside is not None:
             return self.beside.added(self, x, result)
         dtype = result.dtype

@@ -17,15 +17,16 @@ from torch.autograd.function import once_differentiable
 
 
 def plus_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``y + x A^T B^T``; y may be overwritten.
+    """``y + x A^T B^T``; y may be overwritten. On a CPU it has no second derivatives.
 
     Args:
         y: ... x d_out, what a map has just answered to x, ... x d_in.
         a, b: r x d_in and d_out x r, or n of them stacked: then the rows of x are those of n adapters, as many of each.
     """
-    on_cpu = y.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    on_cpu = y.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
     if on_cpu and y.dtype is x.dtype is a.dtype is b.dtype and y.is_contiguous():
-        own = y.clone() if y._is_view() else y  # only what is nobody's part may be overwritten
+        # Only what is nobody's part, and no parameter, may be overwritten.
+        own = y.clone() if y._is_view() or y.is_inference() or (y.is_leaf and y.requires_grad) else y
         return _PlusLowRank.apply(own, x, a, b)  # type: ignore[no-any-return, no-untyped-call]
     return y + (_rows(x, a) @ a.mT @ b.mT).view(y.shape)
 

@@ -49,7 +49,7 @@ class SideBySide:
         extras = (layer.trilora_q, layer.trilora_offset, layer.trilora_dropout)
         if not self.even or any(self.names[0] in held for held in extras):
             blocks = zip(self.names, self._split(x), self._split(result), strict=True)
-            return torch.cat([layer.added(name, part, base) for name, part, base in blocks])
+            return torch.cat([layer.added(name, part, base).to(result.dtype) for name, part, base in blocks])
         a = torch.stack([layer.trilora_A[name] for name in self.names])
         read = layer._cast_input_dtype(x, a.dtype)
         return plus_low_rank(result, read, a, self._left_factors(layer)).to(result.dtype)

@@ -93,12 +93,14 @@ class Prefix:
                 rest = tuple(None for _ in out[1:]) if isinstance(out, tuple) else None
                 self._answers_with = (lambda x: x) if rest is None else (lambda x: (x, *rest))
 
-        top = self.layout.blocks_of(self.model)[0]
+        top, below = self.layout.blocks_of(self.model)[0], self.layout.below(self.model)
         hooks = [
             top.register_forward_pre_hook(reach, with_kwargs=True),
-            self.layout.below(self.model)[-1].register_forward_hook(learn_form),
+            below[-1].register_forward_hook(learn_form),
         ]
-        if was_training := self.model.training:  # setting the mode visits every module: not for each text of a pass
+        was_training = self.model.training
+        switch = was_training or any(block.training for block in below)  # it visits every module: not for each text
+        if switch:
             self.model.eval()
         try:
             config: Any = self.model.config
@@ -108,8 +110,8 @@ class Prefix:
         except _Reached:
             pass
         finally:
-            if was_training:
-                self.model.train()
+            if switch:
+                self.model.train(was_training)
             for hook in hooks:
                 hook.remove()
         found = taken[0][0].to(self.dtype).cpu().clone()
