@@ -18,7 +18,7 @@ from h2tune.core.slots import layout_of
 
 EVERY = pytest.mark.parametrize("family", NAMES)
 RHO = pytest.mark.parametrize("residual", [True, False], ids=["residual", "framed"])
-TOLERANCE = 2e-5
+TOLERANCE = 1e-5
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, TriLoraLayer]]:
@@ -113,7 +113,7 @@ def test_a_merge_without_the_identity_is_noticed(monkeypatch: pytest.MonkeyPatch
 
 @EVERY
 def test_merge_and_unload_leaves_a_plain_model_and_its_embeddings(family: str) -> None:
-    model = adapted(family)
+    model = adapted(family, dtype=torch.float64)  # float32 adds up in two orders here, 1.2e-5 apart
     forward, embeddings = logits(model), model.get_input_embeddings().weight.clone()
     plain = model.merge_and_unload(safe_merge=True)
     assert type(plain) is type(build(family))
