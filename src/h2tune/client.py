@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
@@ -178,7 +179,7 @@ class Client:
             if context.has_adapter:
                 self.store.save_adapter(context.base.activate(context.adapter), context.adapter)
                 if bias := context.passes.bias:
-                    self.store.write_json(f"adapter/{LABEL_BIAS}", bias.plain())
+                    self.store.write_json(f"adapter/{LABEL_BIAS}", asdict(bias))
             # P is private: it is kept for the client's own report and not sent.
             self.store.write_json("report.json", method.report())
         return Payload(meta={"final": final})

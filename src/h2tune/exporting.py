@@ -129,10 +129,10 @@ def _describe(trained: Trained, checkpoint: Checkpoint, base: str, out: Path, me
     (out / "README.md").write_text(card_text(card), encoding="utf-8")
 
 
-def _label_bias(trained: Trained) -> dict[int, float]:
-    """What is added to the logits of the labels' tokens, by token."""
+def _label_bias(trained: Trained) -> list[dict[int, float]]:
+    """What is added to the logits of the labels' tokens, by token, for each place of the answer."""
     bias = trained.passes.bias
-    return dict(zip(bias.tokens, bias.values.tolist(), strict=True)) if bias else {}
+    return [dict(zip(*place, strict=True)) for place in zip(bias.tokens, bias.values, strict=True)] if bias else []
 
 
 def _licence(checkpoint: Checkpoint) -> str | None:

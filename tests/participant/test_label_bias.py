@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from h2tune.exporting import export
 from h2tune.federation import run
 from h2tune.inference import predict
 from h2tune.participant import label_bias
-from h2tune.participant.label_bias import LabelBias, label_tokens, telling_tokens
+from h2tune.participant.label_bias import LabelBias, answer_places, label_tokens, telling_tokens
 from h2tune.participant.passes import Answered
 from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import Encoded
@@ -26,36 +28,78 @@ from h2tune.trained import load_trained
 BOUND = st.integers(0, 10_000)
 
 
+def weighted_loss(bias: LabelBias, logits: torch.Tensor, wanted: torch.Tensor, places: torch.Tensor) -> float:
+    """By its definition: labels as if each had been seen 16 times more, what every answer has as it is."""
+    total = 0.0
+    for place, (tokens, values) in enumerate(zip(bias.tokens, bias.values, strict=True)):
+        seen = wanted[places == place].tolist()
+        kinds = len(set(seen))
+        for token in set(seen):
+            told = logits[(places == place) & (wanted == token)].clone()
+            told[:, list(tokens)] += torch.tensor(values)
+            times = seen.count(token)
+            weight = (times + 16) / times * len(seen) / (len(seen) + 16 * kinds) if kinds > 1 else 1
+            total += weight * float(-told.log_softmax(1)[:, token].sum())
+        total += 0.01 * sum(value**2 for value in values)
+    return total
+
+
 @given(BOUND)
 def test_no_other_bias_has_a_smaller_loss(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(12, 20, generator=generator) * 3
-    tokens = [3, 7, 11]
-    wanted = torch.tensor(tokens)[torch.randint(3, (12,), generator=generator)]
-    bias = LabelBias(tokens)
-    bias.fit(logits, wanted, 12)
+    logits, places = torch.randn(24, 20, generator=generator) * 3, torch.arange(2).repeat(12)
+    label = torch.tensor([3, 7, 11])[torch.randint(3, (12,), generator=generator)]
+    wanted = torch.stack([label, torch.full((12,), 5)], 1).flatten()  # each label, then the end
+    tokens = [[3, 7, 11], [5]]
+    bias = LabelBias.fitted(tokens, logits, wanted, places)
 
-    counts = torch.bincount(wanted, minlength=20).float()  # as if each label had been seen 16 times more
-    weights = ((counts + 16) / counts.clamp_min(1) * 12 / (12 + 16 * (counts > 0).sum()))[wanted]
-
-    def loss(values: torch.Tensor) -> float:
-        other = LabelBias(tokens, values)
-        return float(
-            (cross_entropy(other.added_to(logits), wanted, reduction="none") @ weights) + 0.01 * values.square().sum()
-        )
-
-    best = loss(bias.values)
+    best = weighted_loss(bias, logits, wanted, places)
     for _ in range(8):
-        assert best <= loss(bias.values + 0.1 * torch.randn(3, generator=generator)) + 1e-3
+        moves = (0.1 * torch.randn(4, generator=generator)).tolist()
+        other = [[v + m for v, m in zip(bias.values[0], moves, strict=False)], [bias.values[1][0] + moves[3]]]
+        assert best <= weighted_loss(LabelBias(tokens, other), logits, wanted, places) + 1e-3
+
+
+def test_the_end_of_the_answer_does_not_compete_where_the_label_is_read() -> None:
+    # Tokens 2 and 5 are labels, 0 ends; the model never ends by itself, and its labels lie 20 below another token.
+    logits = torch.zeros(8, 10)
+    logits[:, 0] = -10
+    logits[::2, 9] = 20
+    wanted = torch.tensor([2, 0, 5, 0] * 2)
+    bias = LabelBias.fitted([[2, 5], [0]], logits, wanted, torch.arange(2).repeat(4))
+
+    read = bias.added_to(logits, torch.arange(2).repeat(4))
+    assert torch.equal(read[::2, 0], logits[::2, 0]) and torch.equal(read[1::2, [2, 5]], logits[1::2, [2, 5]])
+    assert (read[::2].argmax(1)[:, None] == torch.tensor([2, 5])).any(1).all()
+    assert (read[1::2].argmax(1) == 0).all()
+
+
+def test_each_position_gets_the_numbers_of_its_place() -> None:
+    labels = torch.tensor([[-100, -100, 4, 6, -100], [-100, 4, 4, 8, 6]])  # answers of two and of four tokens
+    assert answer_places(labels).tolist() == [0, 1, 0, 1, 2, 3]
+    bias = LabelBias([[4], [4, 6], [6]], [[1.0], [2.0, 3.0], [4.0]])
+    told = bias.added_to(torch.zeros(6, 9), answer_places(labels))
+    expected = torch.zeros(6, 9)
+    expected[[0, 2], 4] = 1
+    expected[[1, 3], 4], expected[[1, 3], 6] = 2, 3
+    expected[4:, 6] = 4  # the last place stands for what follows
+    assert torch.equal(told, expected)
+
+
+def test_a_token_that_no_option_has_there_is_left_out_of_the_fit() -> None:
+    logits, places = torch.zeros(4, 6), torch.tensor([0, 1, 0, 1])
+    bias = LabelBias.fitted([[2, 3], [0]], logits, torch.tensor([2, 0, 3, 5]), places)  # one answer was cut
+    again = LabelBias.fitted([[2, 3], [0]], logits[:3], torch.tensor([2, 0, 3]), places[:3])
+    assert bias == again
 
 
 def test_a_certain_answer_is_told_apart_by_the_frequencies_of_the_labels() -> None:
     # A model that says nothing about two labels: the bias is their log odds, up to the small pull towards 0.
     logits = torch.full((100, 8), -40.0)
     logits[:, [2, 5]] = 0
-    bias = LabelBias([2, 5])
-    bias.fit(logits, torch.tensor([2] * 75 + [5] * 25), 100)
-    assert abs(float(bias.values[0] - bias.values[1]) - torch.log(torch.tensor((75 + 16) / (25 + 16)))) < 0.01
+    bias = LabelBias.fitted([[2, 5]], logits, torch.tensor([2] * 75 + [5] * 25), torch.zeros(100))
+    (less, more), wanted = reversed(bias.values[0]), math.log((75 + 16) / (25 + 16))
+    assert abs(more - less - wanted) < 0.01
 
 
 def test_only_fixed_options_have_a_bias() -> None:
@@ -73,7 +117,7 @@ def test_what_every_option_has_tells_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(label_bias, "encode_options", encoded)
     rows = [Example("a", " yes", " yes", (" yes", " no"))] * 2
-    assert label_tokens(rows, None) == [0, 4, 7, 9]
+    assert label_tokens(rows, None) == [[7, 9], [4], [0]]
     assert telling_tokens(rows, None) == [7, 9]
 
 
@@ -117,7 +161,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bias_lies_beside_the_adapter_and_predict_uses_it(finished: Path) -> None:
     kept = json.loads((finished / "clients" / "one" / "adapter" / "label_bias.json").read_text())
     trained = load_trained(finished, "one")
-    assert trained.passes.bias is not None and trained.passes.bias.plain() == kept
+    assert trained.passes.bias is not None and asdict(trained.passes.bias) == kept
     metrics = json.loads((finished / "metrics.json").read_text())
     rows = [json.loads(line) for line in (finished.parent / "rows.jsonl").read_text().splitlines()]
     right = [p["prediction"] == ("positive" if row["label"] else "negative")
@@ -129,5 +173,6 @@ def test_an_export_tells_the_bias(finished: Path, tmp_path: Path) -> None:
     export(finished, "one", tmp_path / "out")
     told = json.loads((tmp_path / "out" / "task.json").read_text())["label_bias"]
     kept = json.loads((finished / "clients" / "one" / "label_bias.json").read_text())
-    assert [int(token) for token in told] == kept["tokens"] and list(told.values()) == kept["values"]
+    assert [[int(token) for token in place] for place in told] == kept["tokens"]
+    assert [list(place.values()) for place in told] == kept["values"]
     assert "## Label bias" in (tmp_path / "out" / "README.md").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -21,7 +21,7 @@ class CardFacts:
         base: name or folder of the base model. licence: as the base's own card has it; None where it says none.
         prompt: what the model reads, columns in braces. answer: what follows it.
         labels: names of the classes, in the order of the head's outputs.
-        label_bias: by token what is added to its logit where the answer is read.
+        label_bias: for each place of the answer, by token, what is added to its logit there.
     """
 
     title: str
@@ -35,7 +35,7 @@ class CardFacts:
     labels: Sequence[str]
     merged: bool
     dtype: str
-    label_bias: Mapping[int, float] = field(default_factory=dict)
+    label_bias: Sequence[Mapping[int, float]] = ()
 
 
 def licence_of(folder: Path) -> str | None:
@@ -76,11 +76,11 @@ def card_text(facts: CardFacts) -> str:
     else:
         lines += ["The answer follows at once:", "", _fenced(facts.answer), ""]
     if facts.label_bias:
-        said = ", ".join(f"{token}: {value:.4f}" for token, value in facts.label_bias.items())
         lines += [
-            "## Label bias", "", "Its scores hold with these numbers added to the logits of these tokens while the answer"
-            " is written, for example as `logit_bias` of vLLM or as `sequence_bias` of Transformers:", "",
-            _fenced(f"{{{said}}}"), "",
+            "## Label bias", "", "Its scores hold with these numbers added to the logits of these tokens, line by line at"
+            " the first token of the answer, the second and so on. `logit_bias` of vLLM and `sequence_bias` of Transformers"
+            " hold for a whole answer: generate one token at a time with them.", "",
+            _fenced("\n".join(f"{{{_numbers(place)}}}" for place in facts.label_bias)), "",
         ]  # fmt: skip
     lines += ["## Use", "", "```python", *_use(facts), "```", ""]
     return "\n".join(lines)
@@ -88,6 +88,10 @@ def card_text(facts: CardFacts) -> str:
 
 def _task(facts: CardFacts) -> str:
     return f"a task of kind {facts.kind}" if facts.task is None else f"the task {facts.task} ({facts.kind})"
+
+
+def _numbers(bias: Mapping[int, float]) -> str:
+    return ", ".join(f"{token}: {value:.4f}" for token, value in bias.items())
 
 
 def _fenced(text: str) -> str:

@@ -1,6 +1,6 @@
 """Nothing but what a client fits before anything is shared: its label bias, or a classification head.
 
-    logit(token) + b(token)   for the tokens of the labels        (`h2tune.participant.label_bias`)
+    logit(token) + b(place, token)   for the labels' tokens at each place of an answer   (`h2tune.participant.label_bias`)
 
 The least that a method has to beat: every method starts from the same bias.
 """

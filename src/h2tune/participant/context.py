@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -176,15 +176,13 @@ class ClientContext:
             return None
         known = self._store.read_json(LABEL_BIAS) if self._store else None
         if known is not None:
-            return LabelBias.from_plain(known)
-        found, run, size = LabelBias(tokens), Passes(self.prefix), self.experiment.evaluation.batch_size
+            return LabelBias(**known)
+        run, size = Passes(self.prefix), self.experiment.evaluation.batch_size
         with self.base.untouched() as model:
-            found.fit(
-                *all_answered(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run),
-                len(self.data.train),
-            )
+            answered = all_answered(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run)
+        found = LabelBias.fitted(tokens, *answered)
         if self._store:
-            self._store.write_json(LABEL_BIAS, found.plain())
+            self._store.write_json(LABEL_BIAS, asdict(found))
         return found
 
     @cached_property

@@ -2,12 +2,18 @@
 
 A model that knows the task may still prefer one label, or none of them. Gradients of two such models point apart, since
 each corrects its own prior first. So every client whose rows all offer the same options fits one number for each token of
-the options, added to the token's logit where an answer is read. It stays with the client.
+the options at each place of the answer, added to the token's logit there. It stays with the client.
+
+Why each place by itself: the end of an answer follows a label and never stands in its place. A number for the end that
+held everywhere would have to be large on models that seldom end an answer, and would then compete with the labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from h2tune.tasks.example import Example
-from h2tune.tasks.prompts import encode_options
+from h2tune.tasks.prompts import IGNORED, encode_options
 
 LABEL_BIAS = "label_bias.json"  # the file that holds it beside an adapter
 MOST = 64  # tokens of all options together; with more, the options are texts rather than labels
@@ -24,73 +30,102 @@ _PRIOR = 16  # rows that each label is counted for beforehand: a few rows say li
 _STEPS = 100
 
 
-def label_tokens(examples: Sequence[Example], tokenizer: Any) -> list[int]:
-    """Tokens of the options, where every row offers the same few; none otherwise."""
-    first = examples[0]
-    if not first.options or any(set(example.options) != set(first.options) for example in examples):
-        return []
-    rows = encode_options([first], tokenizer, max_length=1 << 30)[0]
-    tokens = sorted({token for row in rows for token in row.labels if token != -100})
-    return tokens if len(tokens) <= MOST else []
+def label_tokens(examples: Sequence[Example], tokenizer: Any) -> list[list[int]]:
+    """Tokens that the options have at each place of the answer, where every row offers the same few; none otherwise."""
+    places = [
+        sorted(set(tokens) - {IGNORED}) for tokens in zip_longest(*_options(examples, tokenizer), fillvalue=IGNORED)
+    ]
+    return places if len({token for tokens in places for token in tokens}) <= MOST else []
 
 
 def telling_tokens(examples: Sequence[Example], tokenizer: Any) -> list[int]:
     """Of `label_tokens` those that tell the options apart: not every option has them, as it has the end of text."""
-    if not (tokens := label_tokens(examples, tokenizer)):
+    tokens = {token for place in label_tokens(examples, tokenizer) for token in place}
+    options = _options(examples, tokenizer) if tokens else []
+    return sorted(token for token in tokens if not all(token in option for option in options))
+
+
+def _options(examples: Sequence[Example], tokenizer: Any) -> list[list[int]]:
+    """Answer tokens of each option, where every row offers the same ones; none otherwise."""
+    first = examples[0]
+    if not first.options or any(set(example.options) != set(first.options) for example in examples):
         return []
-    rows = encode_options([examples[0]], tokenizer, max_length=1 << 30)[0]
-    return [token for token in tokens if not all(token in row.labels for row in rows)]
+    rows = encode_options([first], tokenizer, max_length=1 << 30)[0]
+    return [[token for token in row.labels if token != IGNORED] for row in rows]
 
 
+def answer_places(labels: Tensor) -> Tensor:
+    """Which token of its row's answer each asked position is, from 0; in the order in which passes give their logits."""
+    asked = labels[:, 1:] != IGNORED
+    return (asked.cumsum(1) - 1)[asked]
+
+
+@dataclass(frozen=True)
 class LabelBias:
-    """Numbers for some tokens.
+    """Numbers for some tokens at each place of an answer; the last place stands for all that may follow it.
 
-    Args:
-        tokens: ids, sorted. values: what is added to their logits.
+    Attributes:
+        tokens: ids, by place.
+        values: what is added to their logits, by place.
     """
 
-    def __init__(self, tokens: Sequence[int], values: Tensor | None = None) -> None:
-        self.tokens = list(tokens)
-        self.values = torch.zeros(len(self.tokens)) if values is None else values.float()
-
-    def plain(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "values": self.values.tolist()}
+    tokens: Sequence[Sequence[int]]
+    values: Sequence[Sequence[float]]
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> LabelBias:
-        return cls([int(token) for token in plain["tokens"]], torch.tensor(plain["values"]))
+    def fitted(cls, tokens: Sequence[Sequence[int]], logits: Tensor, wanted: Tensor, places: Tensor) -> LabelBias:
+        """The numbers with the least loss on a model's logits (positions x vocabulary).
 
-    def added_to(self, logits: Tensor) -> Tensor:
-        """Logits (positions x vocabulary) with the bias."""
-        bias = torch.zeros(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-        bias[self.tokens] = self.values.to(bias)
-        return logits + bias
+        The loss is convex in the numbers; the same logits give the same numbers. At each place, rows are weighted as if
+        each label had been seen `_PRIOR` times more.
 
-    def fit(self, logits: Tensor, wanted: Tensor, rows: int) -> None:
-        """Set the numbers to those with the least loss on a model's logits (positions x vocabulary).
-
-        ``rows`` is the number of answers. The loss is convex in the numbers; the same logits give the same numbers. Rows are weighted as if each label had been seen
-        `_PRIOR` times more.
+        Args:
+            tokens: as `label_tokens` gives them. wanted: the right token of each position. places: its `answer_places`.
         """
-        logits = logits.detach().double().cpu()
-        known, place = logits[:, self.tokens], {token: i for i, token in enumerate(self.tokens)}
-        others = logits.clone()
-        others[:, self.tokens] = -torch.inf
-        rest = others.logsumexp(-1, keepdim=True)  # all other tokens as one
-        goal = torch.tensor([place[int(token)] for token in wanted])
-        weights = _weights(goal, len(self.tokens), rows)
-        values = torch.zeros(len(self.tokens), dtype=torch.double, requires_grad=True)
-        optimiser = torch.optim.LBFGS([values], max_iter=_STEPS, line_search_fn="strong_wolfe")
+        rows, values = int((places == 0).sum()), []
+        for place, few in enumerate(tokens):
+            # A cut answer may ask for a token where no option has it.
+            here = (places == place) & torch.isin(wanted, torch.tensor(few, device=wanted.device))
+            values.append(_fitted(few, logits[here], wanted[here], rows).tolist())
+        return cls(tokens, values)
 
-        def loss() -> Tensor:
-            optimiser.zero_grad()
-            found = cross_entropy(torch.cat([known + values, rest], 1), goal, reduction="none") @ weights
-            found = found + _RIDGE * values.square().sum()
-            found.backward()
-            return found
+    def added_to(self, logits: Tensor, places: Tensor) -> Tensor:
+        """Logits (positions x vocabulary) with the bias of each position's place in its answer."""
+        columns, table = self._table
+        here = table.to(logits)[places.clamp_max(len(table) - 1)]
+        return logits.index_add(1, columns.to(logits.device), here)
 
-        optimiser.step(loss)
-        self.values = values.detach().float()
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """All tokens, sorted, and their numbers (places x tokens), 0 for a token where no option has it."""
+        columns = sorted({token for place in self.tokens for token in place})
+        table = torch.zeros(len(self.tokens), len(columns))
+        for row, tokens, values in zip(table, self.tokens, self.values, strict=True):
+            row[[columns.index(token) for token in tokens]] = torch.tensor(values)
+        return torch.tensor(columns), table
+
+
+def _fitted(tokens: Sequence[int], logits: Tensor, wanted: Tensor, rows: int) -> Tensor:
+    """One number for each token: those with the least weighted loss where ``wanted`` was wanted of ``rows`` answers."""
+    logits = logits.detach().double().cpu()
+    known, column = logits[:, tokens], {token: i for i, token in enumerate(tokens)}
+    others = logits.clone()
+    others[:, tokens] = -torch.inf
+    rest = others.logsumexp(-1, keepdim=True)  # all other tokens as one
+    goal = torch.tensor([column[int(token)] for token in wanted], dtype=torch.long)
+    weights = _weights(goal, len(tokens), rows)
+    values = torch.zeros(len(tokens), dtype=torch.double, requires_grad=True)
+    optimiser = torch.optim.LBFGS([values], max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        found = cross_entropy(torch.cat([known + values, rest], 1), goal, reduction="none") @ weights
+        found = found + _RIDGE * values.square().sum()
+        found.backward()
+        return found
+
+    optimiser.step(loss)
+    return values.detach()
 
 
 def _weights(goal: Tensor, tokens: int, rows: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from h2tune.participant.batches import Batch
-from h2tune.participant.label_bias import LabelBias
+from h2tune.participant.label_bias import LabelBias, answer_places
 from h2tune.participant.prefix import Prefix
 
 
@@ -47,7 +47,7 @@ class Passes:
 
     Attributes:
         prefix: where passes start from what the lower blocks are known to say; None runs all blocks.
-        bias: added to the logits of the labels' tokens; None adds nothing.
+        bias: added to the logits of the labels' tokens, place by place of the answer; None adds nothing.
     """
 
     prefix: Prefix | None = None
@@ -80,7 +80,7 @@ class Passes:
     def _own(self, batch: Batch, logits: Tensor, wanted: Tensor) -> Answered:
         """With the client's own bias of its labels' tokens."""
         if self.bias is not None and batch["labels"].ndim > 1:
-            logits = self.bias.added_to(logits)
+            logits = self.bias.added_to(logits, answer_places(batch["labels"]))
         return Answered(logits, wanted)
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from h2tune.participant.batches import collate
 from h2tune.participant.checkpoints import context_of
+from h2tune.participant.label_bias import answer_places
 from h2tune.participant.passes import PLAIN, Passes
 from h2tune.tasks.chat_template import stop_tokens
 from h2tune.tasks.prompts import IGNORED, Encoded, encode, encode_options, encode_prompts, fit_prompts
@@ -136,14 +137,15 @@ def _by_length(rows: Sequence[list[int]], batch_size: int) -> list[list[int]]:
 @torch.no_grad()
 def all_answered(
     model: Model, encoded: Sequence[Encoded], pad: int, size: int, passes: Passes
-) -> tuple[Tensor, Tensor]:
-    """Logits (positions x vocabulary) at every place where the rows ask for something, and what they ask for."""
-    found = []
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (positions x vocabulary) wherever the rows ask for something, what they ask for, and its `answer_places`."""
+    found, places = [], []
     with evaluating(model):
         for picked in _by_length([row.input_ids for row in encoded], size):
             batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
             found.append(passes.answered(model, batch))
-    return torch.cat([f.logits for f in found]), torch.cat([f.wanted for f in found])
+            places.append(answer_places(batch["labels"]))
+    return torch.cat([f.logits for f in found]), torch.cat([f.wanted for f in found]), torch.cat(places)
 
 
 def _nats(
