@@ -75,6 +75,39 @@ def test_a_client_accepts_what_its_validation_likes(tmp_path: Path) -> None:
     assert method.accepted == 0.0 and torch.equal(method.core.S.detach(), own)
 
 
+def test_a_core_that_nobody_trains_any_more_is_not_chosen_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of three rounds of six updates the core has the first four; its last change arrives in round 2.
+    server, method = client_of(tmp_path, accept="validation", alternation="rounds", shared_part=0.25)
+    chosen: list[int] = []
+    whole = H2TuneClient.receive_what_fits
+
+    def counted(self: H2TuneClient, *args: Any) -> None:
+        chosen.extend([self.context.round] * (self is method))
+        whole(self, *args)
+
+    monkeypatch.setattr(H2TuneClient, "receive_what_fits", counted)
+    server.one_round()
+    server.one_round()
+    own, known = method.core.S.detach().clone(), method.accepted
+    server.method.S = torch.randn_like(server.method.S)
+    server.one_round()
+    assert chosen == [1, 2]
+    assert torch.equal(method.core.S.detach(), own) and method.accepted == known
+
+
+def test_what_was_accepted_outlives_a_restart(tmp_path: Path) -> None:
+    server, method = client_of(tmp_path, accept="validation")
+    server.one_round()
+    method.accepted = -1.0
+    kept = method.state()
+    method.receive(server.method.download("c0"))
+    assert method.accepted == 1.0
+    method.load_state(kept)
+    assert method.accepted == -1.0
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_relation_is_trained_only_where_it_is_asked_for(trained: bool, tmp_path: Path) -> None:
     server, method = client_of(tmp_path, train_relation=trained)

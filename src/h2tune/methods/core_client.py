@@ -46,12 +46,21 @@ class CoreClient(AdapterClient):
         self.core.write(self.core_leaves)
 
     def receive(self, payload: Payload) -> None:
-        core, coverage = unpack_core(payload.tensors, self.shape, self.core.rank)
-        self.sent.receive(core)
-        own = self.core.S
+        core, coverage = self._arrived(payload)
+        own, self.accepted = self.core.S, 1.0
         with torch.no_grad():
             own.copy_(torch.where(coverage.to(own.device), core.to(own.device), own))
         self.core.write(self.core_leaves)
+
+    def keep_own(self, payload: Payload) -> None:
+        """Go on with the own core, whatever arrived."""
+        self._arrived(payload)
+
+    def _arrived(self, payload: Payload) -> tuple[Tensor, Tensor]:
+        """The server's core and its coverage; what is sent next is told relative to it."""
+        core, coverage = unpack_core(payload.tensors, self.shape, self.core.rank)
+        self.sent.receive(core)
+        return core, coverage
 
     def receive_what_fits(self, payload: Payload, among: Sequence[int]) -> None:
         """Take the own core, the received one, their mean or none, whichever has the least loss on validation rows.
@@ -101,10 +110,11 @@ class CoreClient(AdapterClient):
 
     def state(self) -> dict[str, Tensor]:
         core = {f"core.{k}": v.detach().clone() for k, v in self.core.state_dict().items()}
-        return super().state() | core | self.sent.state()
+        return super().state() | core | self.sent.state() | {"accepted": torch.tensor(self.accepted)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
         self.sent.load_state(state)
+        self.accepted = float(state["accepted"])
         self.core.load_state_dict({k.removeprefix("core."): v for k, v in state.items() if k.startswith("core.")})
         self.core.write(self.core_leaves)

@@ -3,7 +3,8 @@
     adapter          delta W = B T A, T written from the core             (triple matrix decomposition)
                      + B' A', private coordinates beside the frames, where `private` asks for some
     layer alignment  T[l, j] = sum_g P[g, l] (C[g, j] * S[g, j])          (relation-guided)
-    download         S_i <- S, or with `accept: validation` whichever of S_i, (S_i + S) / 2, S, 0 fits the client best
+    download         S_i <- S, or with `accept: validation`, while cores learn, whichever of S_i, (S_i + S) / 2, S, 0
+                     fits the client best
     shared phase     A, B, head frozen; S, P, M on CE (or that of the choice between labels) + mu/2 ||S - S0||^2
     specific phase   S, P, M frozen; A, B, head on CE + lambda KL(z_shared || z)
     alternation      the phases in turns, or with `rounds` (the default, with frames by effect) in the first quarter of
@@ -135,9 +136,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
     def train(self, round: int, payload: Payload) -> Payload:
         model = self.activate()
         self.secure.take(payload)
-        # Where nothing of a core acts on the model there is nothing to choose, and validation passes would be wasted.
-        chooses = self.settings.accept == "validation" and bool(self.core.relation.covered.any())
-        self.receive_what_fits(payload, self.listens) if chooses else self.receive(payload)
+        self.download(round, payload)
         self.start = self.core.S.detach().clone()
         self.pull = Distillation(self, self.settings.distill) if self.settings.distill else None
         training = LocalTraining(model, self._own_phases(round), self._updates(), self.context.batches(round))
@@ -145,6 +144,19 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self.finish_training()
         self.core.write(self.core_leaves)
         return Payload(self.pack())
+
+    def download(self, round: int, payload: Payload) -> None:
+        """Take the server's core, or with `accept: validation` what fits of it, as long as it changes by learning."""
+        # Where nothing of a core acts on the model there is nothing to choose, and validation passes would be wasted.
+        if self.settings.accept == "always" or not self.core.relation.covered.any():
+            self.receive(payload)
+        elif self._core_learns(round) or self._core_learns(round - 1):
+            self.receive_what_fits(payload, self.listens)
+        else:
+            self.keep_own(payload)  # nobody has trained a core since the last choice
+
+    def _core_learns(self, round: int) -> bool:
+        return any(phase != "specific" for phase in self.phases(self.steps, round))
 
     def phases(self, steps: int, number: int = 1) -> list[str]:
         """The phase of each update of a round; the first is a shared one: at S = 0 nothing else has a gradient."""
