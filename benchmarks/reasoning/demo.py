@@ -9,6 +9,7 @@ Run as: python benchmarks/reasoning/demo.py --seeds 5
 from __future__ import annotations
 
 import argparse
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from suite import ABLATIONS, SMALL, answered, in_folder, kept, table
 
 from h2tune.distill.demo import STUDENTS, TEACHER, lada_demo
 from h2tune.federation import run
+from h2tune.tasks.sources import read_rows
 from h2tune.utils.logging import quiet_libraries
 
 NAME = "reasoning-demo"
@@ -31,6 +33,10 @@ METHODS: dict[str, dict[str, Any]] = (
         "up-off": {"directions": "down"},
     }
     | ABLATIONS
+    | {  # the public questions come without answers: paths on which the teacher agrees with itself stand in for right ones
+        "unanswered": {"samples": 4},
+        "unanswered-random": {"samples": 4, "filter": "random"},
+    }
 )
 
 
@@ -40,6 +46,9 @@ def one(folder: Path, seed: int, method: str, changes: dict[str, Any]) -> dict[s
     experiment = lada_demo(seed, METHODS[method], **changes)
     if method.startswith("fedmkt"):  # on as many public texts as LaDa asks questions
         experiment = experiment.model_copy(update={"method": {"name": "fedmkt", "sentences": 100}})
+    if method.startswith("unanswered"):
+        asked = without_answers(experiment.public.source, folder / "questions.jsonl")
+        experiment = experiment.model_copy(update={"public": experiment.public.model_copy(update={"source": asked})})
     with answered(experiment, 100) if method == "fedmkt-answers" else nullcontext():
         metrics = run(experiment, folder / "run")
     finals = {name: client["final"] for name, client in metrics["clients"].items()}
@@ -52,6 +61,13 @@ def one(folder: Path, seed: int, method: str, changes: dict[str, Any]) -> dict[s
         "bytes_up": sum(entry["bytes_up"] for entry in rounds) / len(rounds),
         "bytes_down": sum(entry["bytes_down"] for entry in rounds) / len(rounds),
     }
+
+
+def without_answers(source: str, path: Path) -> str:
+    """The questions of a source alone, as a file."""
+    rows = [json.dumps({"prompt": row["prompt"]}) for row in read_rows(source)]
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return str(path)
 
 
 def main() -> None:
