@@ -4,8 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/speed/simulations.py WORK --flower VENV/bin/python
 
 Every contestant is a command of its own. Each call goes once
-through all contestants and adds to the result: several calls are several interleaved runs. `VENV` holds Flower, Ray and what
-h2tune needs; Ray's workers of h2tune run there, too.
+through all contestants and adds to the result: several calls are several interleaved runs. `VENV` holds Flower and Ray.
 """
 
 from __future__ import annotations
@@ -80,13 +79,13 @@ def _text(path: Path) -> str:
         return ""
 
 
-def ours(work: Path, parallel: int | str, python: str, *options: str) -> dict[str, Any]:
+def ours(work: Path, parallel: int | str, *options: str) -> dict[str, Any]:
     """A run of h2tune: the ends of its rounds and their losses from what it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         plain = yaml.safe_load((work / "federation.yaml").read_text()) | {"parallel": parallel}
         config, out = Path(folder) / "federation.yaml", Path(folder) / "run"
         config.write_text(yaml.safe_dump(plain, sort_keys=False))
-        found = run([python, "-m", "h2tune", "run", str(config), "--out", str(out), *options])
+        found = run([sys.executable, "-m", "h2tune", "run", str(config), "--out", str(out), *options])
         events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
         metrics = json.loads((out / "metrics.json").read_text())
     rounds = [[r["loss"]["local"] for r in c["rounds"]] for c in metrics["clients"].values()]
@@ -179,7 +178,7 @@ def summary(runs: dict[str, list[dict[str, Any]]], shape: tuple[int, ...]) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--flower", default=sys.executable, help="Python that has Flower, Ray and h2tune's needs")
+    parser.add_argument("--flower", default=sys.executable, help="Python that has Flower and Ray")
     parser.add_argument("--nvflare", default=sys.executable, help="Python that has NVFlare")
     parser.add_argument("--only", nargs="+", help="some of the contestants")
     parser.add_argument("--name", default="simulations", help="name of the result")
@@ -187,12 +186,12 @@ def main() -> None:
     work = args.work.resolve()
     source = base_of(work)
     os.environ |= {"SPEED_WORK": str(work), "SPEED_BASE": source, "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray lets its workers give way to all other programs
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Flower's workers do not give way to other programs either
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE)])
     contestants = {
-        "h2tune, 2 workers": lambda: ours(work, 1, args.flower, "--workers", "2"),
-        "h2tune, 2 workers, parallel auto": lambda: ours(work, "auto", args.flower, "--workers", "2"),
-        "h2tune, 1 process": lambda: ours(work, 1, sys.executable),
+        "h2tune, 2 workers": lambda: ours(work, 1, "--workers", "2"),
+        "h2tune, 2 workers, parallel auto": lambda: ours(work, "auto", "--workers", "2"),
+        "h2tune, 1 process": lambda: ours(work, 1),
         "Flower": lambda: theirs(args.flower, "flower.py"),
         "NVFlare": lambda: theirs(args.nvflare, "nvflare_job.py", str(work), source),
         "bare loop, 1 process": lambda: theirs(sys.executable, "bare.py", str(work), source),
@@ -210,8 +209,8 @@ def main() -> None:
             "model": Path(source).name,
             "clock": "the one on the wall, and processor seconds of all processes of a command",
             "versions": {
-                "Flower, and h2tune with workers": versions(args.flower), "NVFlare": versions(args.nvflare),
-                "one process": versions(sys.executable),
+                "h2tune and the bare loop": versions(sys.executable),
+                "Flower": versions(args.flower), "NVFlare": versions(args.nvflare),
             },
         }  # fmt: skip
         write(f"speed/{args.name}", about | {"summary": summary(runs, shape), "all_runs": runs})

@@ -21,7 +21,7 @@ from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
 from h2tune.server import Server
 from h2tune.simulation.clients import Simulated, in_process
-from h2tune.simulation.ray_workers import Remote, Workers
+from h2tune.simulation.workers import Remote, Workers
 from h2tune.store import RunStore
 from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
 from h2tune.transport.inprocess import InProcess
@@ -93,7 +93,7 @@ def run(
         resume: go on with the run in ``out``, from its last committed round.
         changed: keys of the config that may differ from the run's when resuming.
         models: base models that are in memory already, without adapters (`ModelPool.release`).
-        workers: spread the clients over so many of Ray's workers (`h2tune.simulation.ray_workers`); 0 keeps them here.
+        workers: spread the clients over so many processes, or over a cluster (`h2tune.simulation.workers`); 0 keeps them here.
     """
     begin = time.perf_counter()
     if not isinstance(experiment, Experiment):

@@ -132,6 +132,5 @@ def test_with_the_real_engine_a_teacher_at_the_servers_site_and_two_students(und
 
 @pytest.mark.slow
 def test_over_workers_it_is_in_process_bit_for_bit(undisturbed: Any, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[workers]'")
     federation.run(experiment(tmp_path), tmp_path / "run", workers=2)
     assert same(states({n: tmp_path / "run" / "clients" / n for n in ("big", "s1", "s2")}), undisturbed[0])

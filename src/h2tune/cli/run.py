@@ -10,6 +10,7 @@ import typer
 
 from h2tune.cli.options import File, Json, Lada, Out, Vertical, fail, plain_errors
 from h2tune.cli.output import print_plan, print_run
+from h2tune.utils.processes import load_ahead
 
 if TYPE_CHECKING:
     from h2tune.config import Experiment
@@ -80,7 +81,7 @@ def run(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the file's seed.")] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Spread the clients over so many processes, GPUs or machines, with Ray.")
+        int, typer.Option(min=0, help="Spread the clients over so many processes; several GPUs get one each.")
     ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     as_json: Json = False,
@@ -88,6 +89,8 @@ def run(
 ) -> None:
     """Train a federation and write its run directory and report."""
     with plain_errors():
+        if workers:
+            load_ahead()
         from h2tune.config import load_config
         from h2tune.vertical.config import is_vertical
 

@@ -12,7 +12,6 @@ between methods is written in the file under `methods:` and stands in the result
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, to_csv
 from h2tune.config import ConfigError
 from h2tune.methods.registry import known_methods
 from h2tune.utils.files import write_atomic
+from h2tune.utils.processes import cores
 
 
 def compare(
@@ -55,7 +55,7 @@ def compare(
     """
     out = Path(out)
     sizes: list[int | None] = list(n_train) or [None]
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or cores()
     for name in methods:
         experiment_of(file, Cell(name, 0))  # every mistake in names and settings, before anything runs
     rates: dict[str, float] = {}

@@ -6,14 +6,12 @@ A finished cell is never run again; one that was stopped goes on from its last c
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from h2tune.comparison.result import finals
 from h2tune.methods.registry import MethodError, resolve_method
 from h2tune.store import RunStore
 from h2tune.utils.files import StoreError
+from h2tune.utils.processes import cores, leave_with_parent, process_context, starting
 
 TELL_EVERY = 60.0  # seconds
 
@@ -42,13 +41,14 @@ def run_grid(file: str | Path, cells: Sequence[Cell], out: Path, jobs: int, say:
         practised = any(_practises(file, cell) for cell in open_cells)
         say(f"{count} runs to go, {jobs} at a time: {_minutes(seconds / jobs)} or more"
             + (", and the practice of frames, once" if practised else ""))  # fmt: skip
-    begin, context = time.perf_counter(), get_context("spawn")
+    begin, context = time.perf_counter(), process_context()
     told = context.Queue()
     with (
         _passing_on(told, say),
         ProcessPoolExecutor(max(1, jobs), mp_context=context, initializer=_prepare, initargs=(jobs, told)) as pool,
     ):
-        waiting = [pool.submit(_run, str(file), cell, out) for cell in open_cells]
+        with starting():
+            waiting = [pool.submit(_run, str(file), cell, out) for cell in open_cells]
         finished = 0
         try:
             for future in as_completed(waiting):
@@ -136,7 +136,7 @@ def _prepare(jobs: int, told: Any) -> None:
     from h2tune.utils.logging import quiet_libraries
 
     _TOLD[:] = [told]
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    leave_with_parent()
     torch.set_num_threads(_threads(jobs))
     quiet_libraries()
 
@@ -145,15 +145,7 @@ def _threads(jobs: int) -> int:
     """Threads of one run where several run at once: its share of the cores."""
     import torch
 
-    return torch.get_num_threads() if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-
-
-def _leave_with_parent() -> None:
-    """A worker must not outlive a comparison that was killed: the next one would write into the same run."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    return torch.get_num_threads() if jobs == 1 else max(1, cores() // jobs)
 
 
 def _run(file: str, cell: Cell, out: Path) -> Outcome:

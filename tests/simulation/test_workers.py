@@ -1,9 +1,13 @@
-"""Clients in Ray's workers give what clients in one process give."""
+"""Clients in workers, processes of this machine or of a cluster, give what clients in one process give."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +20,9 @@ from federations import outcome, small
 from h2tune import federation
 from h2tune.config import Experiment
 from h2tune.errors import ClientError, QuorumError
-from h2tune.simulation.ray_workers import Worker, WorkerEnded, Workers, WorkersError, spread
+from h2tune.simulation.processes import Processes
+from h2tune.simulation.worker import Worker, WorkerEnded, WorkersError
+from h2tune.simulation.workers import Workers, spread
 
 
 def test_clients_of_one_base_stay_together() -> None:
@@ -27,24 +33,25 @@ def test_clients_of_one_base_stay_together() -> None:
 
 
 class Far:
-    """A worker on a machine that sees this one's files, or has none of them."""
+    """An engine whose workers see this machine's files, or do not."""
 
-    def __init__(self, shared: bool) -> None:
-        self.shared, self.sees = shared, self
+    def __init__(self, *shared: bool) -> None:
+        self.shared = shared
 
-    def remote(self, path: str) -> bool:
-        return self.shared and Worker.sees(None, path)  # type: ignore[arg-type]
+    def call(self, worker: int, action: str, path: str) -> bool:
+        assert action == "sees"
+        return self.shared[worker] and Worker.sees(None, path)  # type: ignore[arg-type]
+
+    def result(self, call: bool) -> bool:
+        return call
 
 
-def test_workers_that_do_not_see_the_run_directory_are_told_before_anything_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Workers, "_result", lambda self, promise: promise)
+def test_workers_that_do_not_see_the_run_directory_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
     workers, run = Workers.__new__(Workers), tmp_path / "new" / "run"
-    workers.actors = [Far(True), Far(True)]
+    workers.workers, workers.engine = [0, 1], Far(True, True)  # type: ignore[assignment]
     workers._check_shared(run)
     assert not list(run.parent.iterdir())
-    workers.actors = [Far(True), Far(False)]
+    workers.engine = Far(True, False)  # type: ignore[assignment]
     with pytest.raises(WorkersError, match="1 of 2 workers do not see"):
         workers._check_shared(run)
 
@@ -73,7 +80,7 @@ class Actor:
 
 
 class InProcessRay:
-    """Ray, as far as `Workers` uses it, with all actors in this process.
+    """Ray, as far as `OnRay` uses it, with all actors in this process.
 
     Args:
         lives: for each worker in the order of their starts, after how many answers it ends.
@@ -186,7 +193,7 @@ def test_where_no_worker_lasts_the_run_ends_and_says_so(tmp_path: Path, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["worker", "node"])
 def test_a_killed_worker_or_node_is_replaced(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'h2tune[workers]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'h2tune[cluster]'")
     from ray.cluster_utils import Cluster
 
     experiment = small(clients=3, rounds=3)
@@ -199,7 +206,7 @@ def test_a_killed_worker_or_node_is_replaced(what: str, tmp_path: Path, monkeypa
     def deadly(self: Workers, requests: dict[str, bytes], fresh: bool = False) -> Any:
         if not killed_at and '"round_started", "round": 2' in (tmp_path / "killed" / "events.jsonl").read_text():
             killed_at.append(fresh)
-            ray.kill(self.actors[0]) if what == "worker" else cluster.remove_node(node)
+            ray.kill(self.workers[0]) if what == "worker" else cluster.remove_node(node)
         return exchange(self, requests, fresh)
 
     monkeypatch.setattr(Workers, "exchange", deadly)
@@ -213,10 +220,92 @@ def test_a_killed_worker_or_node_is_replaced(what: str, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_in_workers_is_in_process_bit_for_bit(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'h2tune[workers]'")
+def test_on_a_cluster_is_in_process_bit_for_bit(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'h2tune[cluster]'")
+    ray.init(include_dashboard=False, log_to_driver=False)
+    in_workers_as_here(tmp_path)
+
+
+def in_workers_as_here(folder: Path) -> None:
     experiment = small(clients=3, rounds=2)
-    federation.run(experiment, tmp_path / "here")
-    federation.run(experiment, tmp_path / "there", workers=2)
-    here, there = outcome(tmp_path / "here"), outcome(tmp_path / "there")
+    federation.run(experiment, folder / "here")
+    federation.run(experiment, folder / "there", workers=2)
+    here, there = outcome(folder / "here"), outcome(folder / "there")
     assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here)
+
+
+def test_in_processes_is_in_process_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them is killed in round 2: another goes on in its place."""
+    exchange, killed = Workers.exchange, []
+
+    def deadly(self: Workers, requests: dict[str, bytes], fresh: bool = False) -> Any:
+        assert isinstance(self.engine, Processes) and len(self.engine.workers) == 2
+        if not killed and '"round_started", "round": 2' in (tmp_path / "there" / "events.jsonl").read_text():
+            killed.append(self.workers[0].number.result())
+            os.kill(killed[0], signal.SIGKILL)
+        return exchange(self, requests, fresh)
+
+    monkeypatch.setattr(Workers, "exchange", deadly)
+    in_workers_as_here(tmp_path)
+    assert "its process is gone" in (tmp_path / "there" / "events.jsonl").read_text()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from federations import small
+from h2tune import federation
+from h2tune.simulation.workers import Workers
+from h2tune.simulation.worker import Worker
+
+print("the script runs", flush=True)
+begun = Workers.exchange
+def exchange(self, *args, **more):
+    print("workers", *[w.number.result() for w in self.workers], flush=True)
+    {then}
+    return begun(self, *args, **more)
+Workers.exchange = exchange
+federation.run(small(clients=2, rounds=1, training={{"steps": 1}}), {out!r}, workers=2)
+"""
+
+
+def script(tmp_path: Path, then: str) -> subprocess.Popen[str]:
+    """A user's script, which does not ask whether it is the main one."""
+    file = tmp_path / "script.py"
+    text = SCRIPT.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path / "run"), then=then)
+    file.write_text(text)
+    return subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_script_runs_once_and_no_worker_outlives_it(tmp_path: Path) -> None:
+    process = script(tmp_path, "sys.stdin.close(); __import__('os').kill(__import__('os').getpid(), 9)")
+    told, errors = process.communicate(timeout=120)
+    assert told.count("the script runs") == 1, errors
+    assert process.returncode == -signal.SIGKILL
+    numbers = [int(word) for word in told.split("workers", 1)[1].split()]
+    assert len(numbers) == 2
+    end = time.monotonic() + 30
+    while any(alive(number) for number in numbers) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not any(alive(number) for number in numbers)
+
+
+def alive(number: int) -> bool:
+    """Whether a process is there and no zombie."""
+    status = Path(f"/proc/{number}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(("told", "count", "expected"), [("", 2, []), ("0", 2, ["0", "0"]), ("4,7,9", 2, ["4", "7"])])
+def test_each_worker_gets_a_gpu(told: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(told.split(",")) if told else 0)
+    assert Processes(count).gpus == expected
+
+
+def test_ray_is_taken_where_a_cluster_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(WorkersError, match=r"h2tune\[cluster\]"):
+        Workers(small(clients=2), Path("nowhere"), 2)
