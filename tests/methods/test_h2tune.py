@@ -108,6 +108,17 @@ def test_what_was_accepted_outlives_a_restart(tmp_path: Path) -> None:
     assert method.accepted == -1.0
 
 
+@pytest.mark.parametrize("name", ["h2tune", "h2tune-unshared"])
+@pytest.mark.parametrize("alternation", ["step", "rounds"])
+def test_a_client_that_chooses_runs_to_the_end(name: str, alternation: str, tmp_path: Path) -> None:
+    method = {"name": name, "alternation": alternation, "accept": "validation", "shared_part": 0.25}
+    experiment = small(clients=2, rounds=5, method=method, training={"steps": 1, "batch_size": 2})
+    server, clients = build(experiment, tmp_path / "run")
+    server.run()
+    assert all(torch.isfinite(client.method.core.S).all() for client in clients.values())
+    assert all(member.final for member in server.members.values())
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_relation_is_trained_only_where_it_is_asked_for(trained: bool, tmp_path: Path) -> None:
     server, method = client_of(tmp_path, train_relation=trained)

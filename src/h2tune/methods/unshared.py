@@ -31,6 +31,9 @@ class UnsharedClient(H2TuneClient):
     def receive(self, payload: Payload) -> None:
         return
 
+    def download(self, round: int, payload: Payload) -> None:
+        return
+
     def pack(self) -> dict[str, Any]:
         return {}
 
