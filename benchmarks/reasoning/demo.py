@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = (
     | {  # the public questions come without answers: paths on which the teacher agrees with itself stand in for right ones
         "unanswered": {"samples": 4},
         "unanswered-random": {"samples": 4, "filter": "random"},
+        "unanswered-down": {"samples": 4, "directions": "down"},
     }
 )
 

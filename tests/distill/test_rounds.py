@@ -167,6 +167,7 @@ def test_without_right_answers_samples_that_agree_stand_in(tmp_path: Path) -> No
     assert any(row["items"] for row in rows)
     assert all(row["n_student_slice"] is None for row in rows)  # there was nothing to score
     assert clients["s1"].method.reasoner.questions.answered is False
+    assert sum("method.directions: down" in text for text in events(tmp_path / "run")) == 1
 
 
 def test_equal_students_end_equal_and_a_missing_teacher_stops_nobody(tmp_path: Path) -> None:

@@ -77,6 +77,11 @@ class Flows:
             ]
             self._note(number, student, found, items)
         self._show(questions, items, answers, scores)
+        if number == 1 and not answered and self.settings.directions == "both":
+            self.notices.append(
+                f"the public questions have no right answers: {self.settings.teacher} may learn what smaller models are"
+                " wrongly sure of. method.directions: down lets paths flow from it alone"
+            )
         self._tell()
 
     def given(self, client: str) -> list[Given]:
