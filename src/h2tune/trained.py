@@ -113,7 +113,7 @@ def _passes(folder: Path) -> Passes:
     path = folder / LABEL_BIAS
     if not path.is_file():
         return PLAIN
-    return Passes(bias=LabelBias(**json.loads(path.read_text(encoding="utf-8"))))
+    return Passes(bias=LabelBias.read(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def _require_whole(model: PeftModel, folder: Path) -> None:

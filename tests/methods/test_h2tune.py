@@ -97,15 +97,45 @@ def test_a_core_that_nobody_trains_any_more_is_not_chosen_again(
     assert torch.equal(method.core.S.detach(), own) and method.accepted == known
 
 
+@pytest.mark.parametrize("missed", ["late", "sampled"])
+def test_who_missed_the_last_change_of_the_core_chooses_when_it_is_back(
+    missed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The core learns in round 1 alone; whoever takes part later for the first time has not seen it yet."""
+    chosen: dict[str, list[int]] = {}
+    whole = H2TuneClient.receive_what_fits
+
+    def counted(self: H2TuneClient, *args: Any) -> None:
+        chosen.setdefault(self.context.name, []).append(self.context.round)
+        whole(self, *args)
+
+    monkeypatch.setattr(H2TuneClient, "receive_what_fits", counted)
+    method = {"name": "h2tune", "accept": "validation", "alternation": "rounds", "shared_part": 0.17}
+    changes: dict[str, Any] = {"participation": 0.34} if missed == "sampled" else {}
+    experiment = small(clients=3, same_model=True, rounds=6, method=method, training={"steps": 1}, **changes)
+    if missed == "late":
+        late = experiment.clients[1].model_copy(update={"joins": 4})
+        experiment = experiment.model_copy(update={"clients": [experiment.clients[0], late, experiment.clients[2]]})
+    server, _ = build(experiment, tmp_path / "run")
+    server.run()
+    took_part = {name: [r["round"] for r in member.rounds] for name, member in server.members.items()}
+    for name, rounds in took_part.items():
+        # Its first round, and the next one if the core has learnt since: in round 1.
+        expected = rounds[:2] if rounds and rounds[0] == 1 else rounds[:1]
+        assert chosen.get(name, []) == expected, (name, rounds)
+
+
 def test_what_was_accepted_outlives_a_restart(tmp_path: Path) -> None:
     server, method = client_of(tmp_path, accept="validation")
     server.one_round()
-    method.accepted = -1.0
+    method.accepted, method.chosen = -1.0, 3
     kept = method.state()
     method.receive(server.method.download("c0"))
+    method.chosen = 4
     assert method.accepted == 1.0
     method.load_state(kept)
-    assert method.accepted == -1.0
+    assert (method.accepted, method.chosen) == (-1.0, 3)
+    method.load_state({name: tensor for name, tensor in kept.items() if name != "choice"})  # of an earlier version
 
 
 @pytest.mark.parametrize("name", ["h2tune", "h2tune-unshared"])

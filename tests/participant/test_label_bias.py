@@ -86,6 +86,14 @@ def test_each_position_gets_the_numbers_of_its_place() -> None:
     assert torch.equal(told, expected)
 
 
+def test_a_file_of_before_places_means_what_it_meant() -> None:
+    bias, logits = LabelBias.read({"tokens": [2, 5], "values": [1.0, -1.0]}), torch.zeros(3, 6)
+    expected = torch.zeros(3, 6)
+    expected[:, 2], expected[:, 5] = 1, -1
+    assert torch.equal(bias.added_to(logits, torch.arange(3)), expected)
+    assert LabelBias.read(asdict(bias)) == bias
+
+
 def test_a_token_that_no_option_has_there_is_left_out_of_the_fit() -> None:
     logits, places = torch.zeros(4, 6), torch.tensor([0, 1, 0, 1])
     bias = LabelBias.fitted([[2, 3], [0]], logits, torch.tensor([2, 0, 3, 5]), places)  # one answer was cut

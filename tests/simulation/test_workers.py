@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 from federations import outcome, small
 
 from h2tune import federation
-from h2tune.config import Experiment
+from h2tune.config import ConfigError, Experiment
 from h2tune.errors import ClientError, QuorumError
 from h2tune.simulation.processes import Processes
 from h2tune.simulation.worker import Worker, WorkerEnded, WorkersError
 from h2tune.simulation.workers import Workers, spread
+from h2tune.utils.processes import portable, starting
 
 
 def test_clients_of_one_base_stay_together() -> None:
@@ -241,7 +243,7 @@ def test_in_processes_is_in_process_bit_for_bit(tmp_path: Path, monkeypatch: pyt
     def deadly(self: Workers, requests: dict[str, bytes], fresh: bool = False) -> Any:
         assert isinstance(self.engine, Processes) and len(self.engine.workers) == 2
         if not killed and '"round_started", "round": 2' in (tmp_path / "there" / "events.jsonl").read_text():
-            killed.append(self.workers[0].number.result())
+            killed.append(self.workers[0].process.pid)
             os.kill(killed[0], signal.SIGKILL)
         return exchange(self, requests, fresh)
 
@@ -262,7 +264,7 @@ from h2tune.simulation.worker import Worker
 print("the script runs", flush=True)
 begun = Workers.exchange
 def exchange(self, *args, **more):
-    print("workers", *[w.number.result() for w in self.workers], flush=True)
+    print("workers", *[w.process.pid for w in self.workers], flush=True)
     {then}
     return begun(self, *args, **more)
 Workers.exchange = exchange
@@ -297,6 +299,49 @@ def alive(number: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+class OddError(Exception):
+    """Cannot be built again from what Python keeps of it."""
+
+    def __init__(self, place: str, number: int) -> None:
+        super().__init__(f"{place}: {number}")
+
+
+def test_an_error_comes_from_a_worker_with_its_words() -> None:
+    for error in (ClientError("no model"), ConfigError(["a: one", "b: two"]), WorkerEnded("killed")):
+        assert portable(error) is error
+    told = portable(OddError("here", 3))
+    assert type(told) is RuntimeError and str(told).endswith("OddError: here: 3")
+    locked = ValueError("with a lock")
+    locked.lock = threading.Lock()  # type: ignore[attr-defined]
+    assert "with a lock" in str(portable(locked))
+
+
+def test_a_mistake_in_a_method_of_ones_own_ends_the_run(tmp_path: Path) -> None:
+    """It must not look like a worker that is gone, whose clients may be left out."""
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(RuntimeError, match="OddError: here: 3"):
+        federation.run(
+            small(clients=2, rounds=1, method=f"{tmp_path / 'own.py'}:OWN", training={"steps": 1}),
+            tmp_path / "run", workers=2,
+        )  # fmt: skip
+
+
+OWN = """
+from h2tune.methods.base import Method, Settings
+from h2tune.methods.local import LocalClient, LocalServer
+
+class OddError(Exception):
+    def __init__(self, place, number):
+        super().__init__(f"{place}: {number}")
+
+class Client(LocalClient):
+    def train(self, round, payload):
+        raise OddError("here", 3)
+
+OWN = Method("own", Settings, Client, LocalServer, "an own method")
+"""
+
+
 @pytest.mark.parametrize(("told", "count", "expected"), [("", 2, []), ("0", 2, ["0", "0"]), ("4,7,9", 2, ["4", "7"])])
 def test_each_worker_gets_a_gpu(told: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
@@ -309,3 +354,20 @@ def test_ray_is_taken_where_a_cluster_was_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(WorkersError, match=r"h2tune\[cluster\]"):
         Workers(small(clients=2), Path("nowhere"), 2)
+
+
+def test_two_threads_that_start_processes_leave_the_script_in_its_place() -> None:
+    script, inside = sys.modules["__main__"], threading.Barrier(2)
+
+    def start() -> None:
+        inside.wait()
+        for _ in range(200):
+            with starting():
+                assert sys.modules["__main__"] is not script
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sys.modules["__main__"] is script

@@ -11,7 +11,7 @@ import typer
 
 from h2tune.cli.options import Json, Out, plain_errors
 from h2tune.cli.output import print_comparison
-from h2tune.utils.processes import load_ahead
+from h2tune.utils.processes import process_context
 
 Number = TypeVar("Number", int, float)
 
@@ -48,7 +48,7 @@ def compare(
 
             vertical.compare(Path(file), methods, seeds, out, as_json)
             return
-        load_ahead()
+        process_context()
         from h2tune.comparison.compare import compare as run_compare
         from h2tune.comparison.compare import compare_names
         from h2tune.report.comparison_page import write_comparison_page

@@ -10,7 +10,7 @@ import typer
 
 from h2tune.cli.options import File, Json, Lada, Out, Vertical, fail, plain_errors
 from h2tune.cli.output import print_plan, print_run
-from h2tune.utils.processes import load_ahead
+from h2tune.utils.processes import process_context
 
 if TYPE_CHECKING:
     from h2tune.config import Experiment
@@ -89,8 +89,6 @@ def run(
 ) -> None:
     """Train a federation and write its run directory and report."""
     with plain_errors():
-        if workers:
-            load_ahead()
         from h2tune.config import load_config
         from h2tune.vertical.config import is_vertical
 
@@ -100,6 +98,8 @@ def run(
             vertical.train(file, out, resume=resume, seed=seed, as_json=as_json, quiet=quiet)
             return
         experiment = load_config(file, seed=seed)
+        if workers:
+            process_context()
         update: dict[str, Any] = {}
         if baseline is not None:
             update["baseline"] = "local" if baseline else "none"

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def run_grid(file: str | Path, cells: Sequence[Cell], out: Path, jobs: int, say:
         _passing_on(told, say),
         ProcessPoolExecutor(max(1, jobs), mp_context=context, initializer=_prepare, initargs=(jobs, told)) as pool,
     ):
-        with starting():
+        with starting() as processes:
             waiting = [pool.submit(_run, str(file), cell, out) for cell in open_cells]
         finished = 0
         try:
@@ -57,7 +58,14 @@ def run_grid(file: str | Path, cells: Sequence[Cell], out: Path, jobs: int, say:
                 finished += 1
                 left = (time.perf_counter() - begin) / finished * (count - finished)
                 say(f"[{finished}/{count}] {_line(outcome)}  about {_minutes(left)} left")
+        except BrokenProcessPool:
+            raise CompareError(
+                "The process of a run is gone; the system may have ended it for want of memory (--jobs 1 takes least)."
+                " Finished runs are kept; the same command goes on."
+            ) from None
         except BaseException:
+            for process in processes:
+                process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [done[cell] for cell in cells]
@@ -77,7 +85,7 @@ def _passing_on(told: Any, say: Report) -> Iterator[None]:
         yield
     finally:
         told.put(None)
-        listener.join()
+        listener.join(5)  # what was ended in the middle of a word may keep the queue
 
 
 class _Far:

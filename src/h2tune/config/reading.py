@@ -38,6 +38,9 @@ class ConfigError(H2TuneError, ValueError):
         self.problems = problems
         super().__init__("\n".join(problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # as it comes from a worker's process
+        return type(self), (self.problems,)
+
 
 def read_yaml(path: str | Path) -> Any:
     """The plain data of a YAML file.

@@ -23,11 +23,13 @@ class CoreClient(AdapterClient):
     Attributes:
         shape: the shared core. core: this client's S, P and M. core_leaves: T of the maps that the core acts on.
         accepted: share of the received core in the one that was taken last; -1 is none.
+        chosen: round of the last such choice; 0 is none yet.
     """
 
     actions: tuple[str, ...] = ("keys", "shares", "train", "unmask")  # all but `train` belong to secure aggregation
     shape: CoreShape
     accepted = 1.0
+    chosen = 0
 
     def __init__(self, context: ClientContext, settings: Any) -> None:
         super().__init__(context, settings)
@@ -70,6 +72,7 @@ class CoreClient(AdapterClient):
         """
         own = self.core.S.detach().clone()
         self.receive(payload)
+        self.chosen = self.context.round
         received = self.core.S.detach().clone()
         if torch.equal(own, received):
             return
@@ -110,11 +113,13 @@ class CoreClient(AdapterClient):
 
     def state(self) -> dict[str, Tensor]:
         core = {f"core.{k}": v.detach().clone() for k, v in self.core.state_dict().items()}
-        return super().state() | core | self.sent.state() | {"accepted": torch.tensor(self.accepted)}
+        choice = {"choice": torch.tensor([self.accepted, self.chosen])}
+        return super().state() | core | self.sent.state() | choice
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
         self.sent.load_state(state)
-        self.accepted = float(state["accepted"])
+        if "choice" in state:  # not in states of versions before 0.1
+            self.accepted, self.chosen = float(state["choice"][0]), int(state["choice"][1])
         self.core.load_state_dict({k.removeprefix("core."): v for k, v in state.items() if k.startswith("core.")})
         self.core.write(self.core_leaves)

@@ -146,14 +146,17 @@ class H2TuneClient(FramedAdapter, CoreClient):
         return Payload(self.pack())
 
     def download(self, round: int, payload: Payload) -> None:
-        """Take the server's core, or with `accept: validation` what fits of it, as long as it changes by learning."""
+        """Take the server's core, or with `accept: validation` what fits of it.
+
+        Nothing is chosen anew where no core has learnt since the last choice.
+        """
         # Where nothing of a core acts on the model there is nothing to choose, and validation passes would be wasted.
         if self.settings.accept == "always" or not self.core.relation.covered.any():
             self.receive(payload)
-        elif self._core_learns(round) or self._core_learns(round - 1):
+        elif any(self._core_learns(number) for number in range(self.chosen, round + 1)):
             self.receive_what_fits(payload, self.listens)
         else:
-            self.keep_own(payload)  # nobody has trained a core since the last choice
+            self.keep_own(payload)
 
     def _core_learns(self, round: int) -> bool:
         return any(phase != "specific" for phase in self.phases(self.steps, round))

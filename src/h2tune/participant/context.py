@@ -176,7 +176,7 @@ class ClientContext:
             return None
         known = self._store.read_json(LABEL_BIAS) if self._store else None
         if known is not None:
-            return LabelBias(**known)
+            return LabelBias.read(known)
         run, size = Passes(self.prefix), self.experiment.evaluation.batch_size
         with self.base.untouched() as model:
             answered = all_answered(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run)

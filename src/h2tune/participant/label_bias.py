@@ -73,6 +73,13 @@ class LabelBias:
     values: Sequence[Sequence[float]]
 
     @classmethod
+    def read(cls, plain: dict[str, Any]) -> LabelBias:
+        """As a file holds it; before version 0.1 the same numbers held at every place, and there was one list of each."""
+        if plain["tokens"] and not isinstance(plain["tokens"][0], list):
+            return cls([plain["tokens"]], [plain["values"]])
+        return cls(plain["tokens"], plain["values"])
+
+    @classmethod
     def fitted(cls, tokens: Sequence[Sequence[int]], logits: Tensor, wanted: Tensor, places: Tensor) -> LabelBias:
         """The numbers with the least loss on a model's logits (positions x vocabulary).
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-from h2tune.simulation.worker import Worker, WorkerEnded
-from h2tune.utils.processes import cores, leave_with_parent, process_context, starting
+from h2tune.simulation.worker import Worker, WorkerEnded, WorkersError
+from h2tune.utils.processes import cores, leave_with_parent, portable, process_context, starting
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Process:
     """A pool of one process, in which a worker lives."""
 
     pool: ProcessPoolExecutor
-    number: Future[int]
+    process: BaseProcess
 
 
 class Processes:
@@ -28,21 +28,30 @@ class Processes:
 
     Args:
         count: workers; each gets an equal part of the cores, and one of the GPUs if there are any.
+
+    Raises:
+        WorkersError: this process may start none.
     """
 
     several_machines = False
 
     def __init__(self, count: int) -> None:
+        if multiprocessing.current_process().daemon:
+            raise WorkersError(
+                "A daemonic process may start no others: start it with daemon=False, or take workers=0."
+            )
         self.threads = max(1, cores() // count)
         gpus = _gpus()
         self.gpus = [gpus[i * len(gpus) // count] for i in range(count)] if gpus else []
         self.workers: list[Process] = []
 
     def start(self, about: tuple[Any, ...], place: int, again: bool = False) -> Process:
-        gpu = self.gpus[place] if self.gpus else None
-        pool = ProcessPoolExecutor(1, process_context(), initializer=_begin, initargs=(*about, self.threads, gpu))
-        with starting():
-            worker = Process(pool, pool.submit(os.getpid))
+        environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": self.gpus[place]} if self.gpus else {})
+        arguments = (environment, *about, self.threads)
+        pool = ProcessPoolExecutor(1, process_context(), initializer=_begin, initargs=arguments)
+        with starting() as started:
+            pool.submit(os.getpid)  # a pool starts its process with its first task
+        worker = Process(pool, started[0])
         self.workers.append(worker)
         return worker
 
@@ -66,9 +75,7 @@ class Processes:
 
     def end(self, worker: Process) -> None:
         self.workers.remove(worker)
-        if worker.number.done() and not worker.number.exception():
-            with suppress(ProcessLookupError):
-                os.kill(worker.number.result(), signal.SIGTERM)
+        worker.process.terminate()
         worker.pool.shutdown(cancel_futures=True)
 
     def close(self) -> None:
@@ -79,19 +86,19 @@ class Processes:
 _HERE: list[Worker] = []  # in a worker's process: the worker
 
 
-def _begin(plain: dict[str, Any], run: str, names: list[str], threads: int, gpu: str | None) -> None:
-    """At the start of a worker's process."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the process that runs the federation; it ends this one
+def _begin(environment: dict[str, str], plain: dict[str, Any], run: str, names: list[str], threads: int) -> None:
+    """At the start of a worker's process: it is started by a server, whose environment may be an older one."""
     leave_with_parent()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    os.environ.clear()
+    os.environ.update(environment)
     _HERE[:] = [Worker(plain, run, names, threads)]
 
 
 def _act(action: str, *args: Any) -> Any:
-    return getattr(_HERE[0], action)(*args)
+    try:
+        return getattr(_HERE[0], action)(*args)
+    except Exception as error:
+        raise portable(error) from error
 
 
 def _gpus() -> list[str]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from types import ModuleType
 
 LIBRARIES = ["h2tune.federation"]  # what a process needs; importing it takes longer than all else at its start
+_START = threading.Lock()
 
 
 def cores() -> int:
@@ -20,30 +25,43 @@ def cores() -> int:
 
 
 def process_context() -> BaseContext:
-    """How processes are started: from a server that has loaded the libraries, where the system has such servers."""
+    """How processes are started: by a server that has loaded the libraries, where the system has such servers.
+
+    The server starts now, and loads beside what this process does. Ctrl-C is for this process alone: it ends the others.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
+    resource_tracker.ensure_running()  # its start unblocks what is blocked
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, [signal.SIGINT]
+    )  # inherited by the server and all that it starts
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
-def load_ahead() -> None:
-    """Let the libraries of later processes load from now on, beside what this process does."""
-    if process_context().get_start_method() == "forkserver":
-        from multiprocessing import forkserver
-
-        forkserver.ensure_running()
-
-
 @contextmanager
-def starting() -> Iterator[None]:
-    """Around the start of processes: they do not run the user's script again, which need not ask who runs it."""
-    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
+def starting() -> Iterator[list[BaseProcess]]:
+    """Around the start of processes: they do not run the user's script again, which need not ask who runs it.
+
+    Yields:
+        The processes, once they are started.
+    """
+    started: list[BaseProcess] = []
+    with _START:
+        before = set(multiprocessing.active_children())
+        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield started
+        finally:
+            sys.modules["__main__"] = script
+            started += [child for child in multiprocessing.active_children() if child not in before]
 
 
 def leave_with_parent() -> None:
@@ -58,3 +76,16 @@ def _leave_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
+
+
+def portable(error: Exception) -> Exception:
+    """An error that can go to another process as it is, or else one that tells all of it in words.
+
+    Some errors cannot be built again from what Python keeps of them: the process that waits for them would break.
+    """
+    try:
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301 - this process has just written it
+    except Exception:
+        again = None
+    same = type(again) is type(error) and str(again) == str(error)
+    return error if same else RuntimeError("".join(traceback.format_exception(error)).rstrip())
