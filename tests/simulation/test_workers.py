@@ -338,7 +338,7 @@ class Client(LocalClient):
     def train(self, round, payload):
         raise OddError("here", 3)
 
-OWN = Method("own", Settings, Client, LocalServer, "an own method")
+OWN = Method("toy-odd", Settings, Client, LocalServer, "an own method")
 """
 
 
