@@ -151,6 +151,21 @@ def test_a_killed_comparison_leaves_no_worker_behind(file: Path, tmp_path: Path)
     assert not alive
 
 
+def test_a_run_whose_process_is_killed_is_told_in_a_sentence(file: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import os, signal\n"
+        "from h2tune.methods.base import Method, Settings\n"
+        "from h2tune.methods.local import LocalClient, LocalServer\n"
+        "class Client(LocalClient):\n"
+        "    def train(self, round, payload):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "OWN = Method('toy-killed', Settings, Client, LocalServer, 'is killed')\n"
+    )
+    with pytest.raises(CompareError, match=r"process of a run is gone.*the same command goes on"):
+        compare(file, [f"{own}:OWN"], 1, tmp_path / "out", jobs=1)
+
+
 def test_a_long_run_says_how_far_it_is(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     told = queue.Queue()

@@ -48,7 +48,7 @@ def compare(
 
             vertical.compare(Path(file), methods, seeds, out, as_json)
             return
-        process_context()
+        process_context("h2tune.federation")
         from h2tune.comparison.compare import compare as run_compare
         from h2tune.comparison.compare import compare_names
         from h2tune.report.comparison_page import write_comparison_page

@@ -99,7 +99,7 @@ def run(
             return
         experiment = load_config(file, seed=seed)
         if workers:
-            process_context()
+            process_context("h2tune.federation")
         update: dict[str, Any] = {}
         if baseline is not None:
             update["baseline"] = "local" if baseline else "none"

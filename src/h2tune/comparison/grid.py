@@ -42,7 +42,7 @@ def run_grid(file: str | Path, cells: Sequence[Cell], out: Path, jobs: int, say:
         practised = any(_practises(file, cell) for cell in open_cells)
         say(f"{count} runs to go, {jobs} at a time: {_minutes(seconds / jobs)} or more"
             + (", and the practice of frames, once" if practised else ""))  # fmt: skip
-    begin, context = time.perf_counter(), process_context()
+    begin, context = time.perf_counter(), process_context("h2tune.federation")
     told = context.Queue()
     with (
         _passing_on(told, say),

@@ -119,7 +119,7 @@ class CoreClient(AdapterClient):
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
         self.sent.load_state(state)
-        if "choice" in state:  # not in states of versions before 0.1
+        if "choice" in state:  # states of earlier versions lack it
             self.accepted, self.chosen = float(state["choice"][0]), int(state["choice"][1])
         self.core.load_state_dict({k.removeprefix("core."): v for k, v in state.items() if k.startswith("core.")})
         self.core.write(self.core_leaves)

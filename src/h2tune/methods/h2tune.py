@@ -153,7 +153,7 @@ class H2TuneClient(FramedAdapter, CoreClient):
         # Where nothing of a core acts on the model there is nothing to choose, and validation passes would be wasted.
         if self.settings.accept == "always" or not self.core.relation.covered.any():
             self.receive(payload)
-        elif any(self._core_learns(number) for number in range(self.chosen, round + 1)):
+        elif any(self._core_learns(number) for number in range(max(1, self.chosen), round + 1)):
             self.receive_what_fits(payload, self.listens)
         else:
             self.keep_own(payload)

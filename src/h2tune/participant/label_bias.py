@@ -74,7 +74,7 @@ class LabelBias:
 
     @classmethod
     def read(cls, plain: dict[str, Any]) -> LabelBias:
-        """As a file holds it; before version 0.1 the same numbers held at every place, and there was one list of each."""
+        """As a file holds it. In files of earlier versions there is one list of each, which held at every place."""
         if plain["tokens"] and not isinstance(plain["tokens"][0], list):
             return cls([plain["tokens"]], [plain["values"]])
         return cls(plain["tokens"], plain["values"])

@@ -48,7 +48,9 @@ class Processes:
     def start(self, about: tuple[Any, ...], place: int, again: bool = False) -> Process:
         environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": self.gpus[place]} if self.gpus else {})
         arguments = (environment, *about, self.threads)
-        pool = ProcessPoolExecutor(1, process_context(), initializer=_begin, initargs=arguments)
+        pool = ProcessPoolExecutor(
+            1, process_context("h2tune.simulation.clients"), initializer=_begin, initargs=arguments
+        )
         with starting() as started:
             pool.submit(os.getpid)  # a pool starts its process with its first task
         worker = Process(pool, started[0])
@@ -98,7 +100,9 @@ def _act(action: str, *args: Any) -> Any:
     try:
         return getattr(_HERE[0], action)(*args)
     except Exception as error:
-        raise portable(error) from error
+        if (told := portable(error)) is error:
+            raise
+        raise told from None
 
 
 def _gpus() -> list[str]:

@@ -1,4 +1,4 @@
-"""Processes of this machine that work for this one, with h2tune's libraries loaded once for all of them."""
+"""Processes of this machine that work for this one, with their libraries loaded once for all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 
-LIBRARIES = ["h2tune.federation"]  # what a process needs; importing it takes longer than all else at its start
 _START = threading.Lock()
 
 
@@ -24,21 +23,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def process_context() -> BaseContext:
-    """How processes are started: by a server that has loaded the libraries, where the system has such servers.
+def process_context(library: str) -> BaseContext:
+    """How processes are started: by a server that has loaded a library, where the system has such servers.
 
-    The server starts now, and loads beside what this process does. Ctrl-C is for this process alone: it ends the others.
+    The server starts now, if none is there, and loads beside what this process does. Ctrl-C is for this process alone: it
+    ends the others.
+
+    Args:
+        library: the module that the processes need; importing it takes longer than all else at their start.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LIBRARIES)
+    context.set_forkserver_preload([library])
     resource_tracker.ensure_running()  # its start unblocks what is blocked
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, [signal.SIGINT]
-    )  # inherited by the server and all that it starts
+    # What is blocked here stays so in the server, and in all that it starts.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         forkserver.ensure_running()
     finally:
