@@ -15,6 +15,7 @@ from h2tune.config import Experiment, parse_config
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
 from h2tune.server import Server
+from h2tune.simulation.clients import Groups, in_process
 from h2tune.store import RunStore
 from h2tune.tasks.demo_problems import demo_anchors
 from h2tune.transport.inprocess import InProcess
@@ -54,6 +55,15 @@ def _moving(method: Any) -> Any:
     if isinstance(method, str):
         return {"name": method, "frames": "anchor"} if method == "h2tune" else method
     return {"frames": "anchor"} | method if method.get("name") == "h2tune" else method
+
+
+def simulated(experiment: Experiment, folder: Path, models: ModelPool) -> tuple[Server, dict[str, Any]]:
+    """Server and clients of a simulation in this process, side by side where the experiment says so."""
+    models.release()
+    store = RunStore(folder)
+    party = in_process(experiment, store, models)
+    assert isinstance(party, Groups) is (experiment.parallel != 1)
+    return Server(experiment, store.create(experiment), list(party.clients), party, store), party.clients
 
 
 def outcome(run: Path) -> dict[str, Tensor]:

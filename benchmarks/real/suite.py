@@ -115,7 +115,7 @@ def experiment(args: argparse.Namespace, setting: str, method: str, seed: int) -
         "name": setting, "seed": seed, "rounds": rounds, "rank": 16, "depth": 3, "blocks": 0.34, "device": args.device,
         "anchors": str(anchors(args.data, made[0]["task"], args.out).resolve()), "clients": clients,
         "training": {"steps": steps, "batch_size": args.batch, "learning_rate": args.rate, "core_learning_rate": 1e-12 if method == "h2tune-no-core" else args.core_rate,
-                     "precision": "bf16"},
+                     "precision": args.precision},
         "evaluation": {"every": rounds}, "method": METHODS[method] | args.set.get(method, {}),
     })  # fmt: skip
 
@@ -267,6 +267,9 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=150)
     parser.add_argument("--jobs", type=int, default=1, help="processes; each holds the models of all families")
     parser.add_argument("--device", default="cpu", help="`auto`, `cpu`, `cuda`, ...")
+    parser.add_argument(
+        "--precision", default="bf16", help="`fp32` is faster where the processor does not compute in bf16"
+    )
     parser.add_argument(
         "--set", type=json.loads, default={}, help='settings by method, as {"h2tune": {"shared_part": 0.5}}'
     )

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from federations import small
+from federations import simulated, small
 from torch import Tensor
 
 from h2tune.client import Client
 from h2tune.config import Experiment, Training, parse_config
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.together import Part, TogetherTrainer, packs
-from h2tune.server import Server
 from h2tune.simulation.clients import Groups, in_process
 from h2tune.store import RunStore
 from h2tune.utils.turns import Turn, hand_over, takes_turns
@@ -32,14 +31,6 @@ def uneven(model: str = "zoo:llama", **changes: Any) -> Experiment:
     for i, client in enumerate(plain["clients"]):
         client["model"], client["train"] = model, client["train"].replace("n=16", f"n={5 + 3 * i}")
     return parse_config(plain | {"training": {"steps": 3, "batch_size": 4}} | changes)
-
-
-def federation(experiment: Experiment, folder: Path) -> tuple[Server, dict[str, Client]]:
-    POOL.release()
-    store = RunStore(folder)
-    party = in_process(experiment, store, POOL)
-    assert isinstance(party, Groups) is (experiment.parallel != 1)
-    return Server(experiment, store.create(experiment), list(party.clients), party, store), party.clients
 
 
 def learnt(clients: dict[str, Client]) -> dict[str, Tensor]:
@@ -71,7 +62,7 @@ def both(experiment: Experiment, folder: Path, rounds: int = 1) -> tuple[dict[st
     """What clients have learnt after some rounds one after the other, and side by side."""
     found = []
     for parallel in (1, 3):
-        server, clients = federation(experiment.model_copy(update={"parallel": parallel}), folder / str(parallel))
+        server, clients = simulated(experiment.model_copy(update={"parallel": parallel}), folder / str(parallel), POOL)
         server.open()
         for _ in range(rounds):
             server.one_round()
@@ -110,7 +101,7 @@ def test_one_clients_nan_stops_that_client_alone(tmp_path: Path, sizes: list[int
     found = []
     for parallel in (1, 3):
         experiment = uneven(method="fedit", parallel=parallel)
-        server, clients = federation(experiment, tmp_path / str(parallel))
+        server, clients = simulated(experiment, tmp_path / str(parallel), POOL)
         server.open()
         with torch.no_grad():
             clients["c1"].method.factors[0].fill_(torch.nan)  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from h2tune.participant.batches import left_padded
 from h2tune.participant.scoring import evaluating
 from h2tune.tasks.chat_template import stop_tokens
 from h2tune.tasks.scoring import own_part
@@ -72,14 +73,10 @@ def write_paths(
     with evaluating(model):
         for start in range(0, len(order), size):
             picked = order[start : start + size]
-            longest = max(len(prompts[i]) for i in picked)
-            ids, mask = torch.full((len(picked), longest), pad), torch.zeros(len(picked), longest, dtype=torch.long)
-            for row, i in enumerate(picked):
-                ids[row, longest - len(prompts[i]) :] = torch.tensor(prompts[i])
-                mask[row, longest - len(prompts[i]) :] = 1
+            padded = {name: value.to(device) for name, value in left_padded([prompts[i] for i in picked], pad).items()}
+            longest = padded["input_ids"].shape[1]
             out = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
+                **padded,
                 max_new_tokens=new_tokens,
                 pad_token_id=pad,
                 eos_token_id=stops or None,

@@ -1,4 +1,4 @@
-"""Padded batches of encoded examples, in an order that a seed fixes."""
+"""Padded batches of encoded examples, in an order that a seed fixes, and of prompts."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ def collate(rows: Sequence[Encoded], pad: int) -> Batch:
     if rows[0].label is not None:
         labels = torch.tensor([row.label for row in rows])
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def left_padded(prompts: Sequence[list[int]], pad: int) -> Batch:
+    """Ids and mask of prompts that are to be continued: all end in the last column."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def stream(data: Sequence[Encoded], size: int, pad: int, seed: int) -> Iterator[tuple[Batch, list[int]]]:

@@ -209,7 +209,8 @@ class ClientContext:
             with self.base.untouched() as model:
                 found = score(model, *arguments, Passes(self.prefix))
         elif self.has_adapter:
-            found = score(self.base.activate(self.adapter), *arguments, self.passes, among)
+            own = self.base.activate(self.adapter)
+            found = score(own, *arguments, self.trainer.scoring(own, self.passes), among)
         else:
             with self.base.untouched() as model:
                 found = score(model, *arguments, self.passes, among)

@@ -1,18 +1,18 @@
-"""Passes of a client's model over rows: from their cached prefix, with logits only where answers are read."""
+"""Passes of a client's model over rows: from their cached prefix, with logits only where answers are read; and what it writes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from h2tune.participant.batches import Batch
+from h2tune.participant.batches import Batch, left_padded
 from h2tune.participant.label_bias import LabelBias, answer_places
 from h2tune.participant.prefix import Prefix
 
@@ -42,6 +42,19 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """How prompts are continued.
+
+    Attributes:
+        room: most new tokens. stops: tokens that end a text. pad: the token that fills prompts up.
+    """
+
+    room: int
+    stops: tuple[int, ...]
+    pad: int
+
+
+@dataclass(frozen=True)
 class Passes:
     """How a client's model is run.
 
@@ -61,6 +74,22 @@ class Passes:
     def answered(self, model: nn.Module, batch: Batch) -> Answered:
         """The model's logits where a batch's labels ask for something."""
         return self._own(batch, *self._read(model, batch))
+
+    def written(self, model: nn.Module, prompts: Sequence[list[int]], writing: Writing) -> list[list[int]]:
+        """New tokens that the model writes after each prompt, the likeliest each time, up to a token that ends the text.
+
+        They go through all blocks, from the cached states of the tokens before.
+        """
+        device = next(model.parameters()).device
+        padded = {name: value.to(device) for name, value in left_padded(prompts, writing.pad).items()}
+        asked = {
+            "max_new_tokens": writing.room,
+            "pad_token_id": writing.pad,
+            "eos_token_id": list(writing.stops) or None,
+        }
+        out: Tensor = model.generate(**padded, **asked, do_sample=False)  # type: ignore[operator]
+        new = out[:, padded["input_ids"].shape[1] :].tolist()
+        return [list(takewhile(lambda token: token not in writing.stops, tokens)) for tokens in new]
 
     def _read(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits where something is asked, without the bias, and what is wanted there."""

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from h2tune.participant.batches import collate
 from h2tune.participant.checkpoints import context_of
 from h2tune.participant.label_bias import answer_places
-from h2tune.participant.passes import PLAIN, Passes
+from h2tune.participant.passes import PLAIN, Passes, Writing
 from h2tune.tasks.chat_template import stop_tokens
 from h2tune.tasks.prompts import IGNORED, Encoded, encode, encode_options, encode_prompts, fit_prompts
 from h2tune.tasks.scoring import score_all
@@ -96,7 +95,7 @@ def answers(
         if task.kind == "choice":
             return choose(model, tokenizer, examples, size, context, passes)
         prompts = encode_prompts(examples, tokenizer)
-        return generate(model, tokenizer, prompts, task.max_new_tokens, size, context)
+        return generate(model, tokenizer, prompts, task.max_new_tokens, size, context, passes)
 
 
 @contextmanager
@@ -174,6 +173,7 @@ def generate(
     new_tokens: int,
     size: int = 64,
     context: int | None = None,
+    passes: Passes = PLAIN,
 ) -> list[str]:
     """Greedy continuations of the prompts up to the model's own end tokens, as text without the prompt.
 
@@ -181,43 +181,18 @@ def generate(
     """
     context = context or context_of(model.config, tokenizer)
     fitted, _ = fit_prompts(prompts, tokenizer, context=context, new_tokens=new_tokens)
-    stops = stop_tokens(tokenizer, getattr(model, "generation_config", None))
+    stops = tuple(stop_tokens(tokenizer, getattr(model, "generation_config", None)))
     texts = [""] * len(fitted)
     rooms = [max(1, min(new_tokens, context - len(ids))) for ids in fitted]
     for room in sorted(set(rooms)):
         group = [i for i, own in enumerate(rooms) if own == room]
+        writing = Writing(room, stops, tokenizer.pad_token_id)
         for batch in _by_length([fitted[i] for i in group], size):
             picked = [group[j] for j in batch]
-            for i, ids in zip(
-                picked, _continued(model, [fitted[i] for i in picked], room, stops, tokenizer), strict=True
-            ):
+            new = passes.written(model, [fitted[i] for i in picked], writing)
+            for i, ids in zip(picked, new, strict=True):
                 texts[i] = _new_text(tokenizer, fitted[i], ids)
     return texts
-
-
-def _continued(
-    model: Model,
-    prompts: Sequence[list[int]],
-    room: int,
-    stops: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[list[int]]:
-    """New tokens of each prompt, up to its first stop token."""
-    longest, pad = max(map(len, prompts)), tokenizer.pad_token_id
-    ids = torch.full((len(prompts), longest), pad)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    out: Tensor = model.generate(  # type: ignore[operator]
-        input_ids=ids.to(_device(model)),
-        attention_mask=mask.to(_device(model)),
-        max_new_tokens=room,
-        do_sample=False,
-        pad_token_id=pad,
-        eos_token_id=stops or None,
-    )
-    return [list(takewhile(lambda token: token not in stops, new)) for new in out[:, longest:].tolist()]
 
 
 def _new_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:

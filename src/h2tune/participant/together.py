@@ -1,9 +1,12 @@
-"""Local training of several clients in one pass of the base model that they share.
+"""Local training of several clients in one pass of the base model that they share, and their scoring.
 
 Every client's action runs as it always does until it has declared its local training (`LocalTraining`); then it waits. When
 all clients of a group wait, their updates are made side by side: one pass over the rows of all, each through its own
 adapter, one backward pass from the sum of their losses. All else is each client's own: its mean loss, penalty, clipping,
 optimiser, schedule and random state. A client's gradients depend on its own loss alone, so the sum couples nothing.
+
+A client that scores waits at every batch (`h2tune.participant.scored_together`). Such questions come first: who has scored
+declares its training next, so that all train together.
 
 The figures are those of training one after the other up to rounding: a product over more rows may add up in another order.
 """
@@ -11,7 +14,7 @@ The figures are those of training one after the other up to rounding: a product 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,13 +25,17 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
-from h2tune.adapter.side_by_side import SideBySide, parameters_of, shape_of, switch_to
+from h2tune.adapter.side_by_side import SideBySide, shape_of, switch_to
 from h2tune.config import Training
 from h2tune.participant.batches import Batch
-from h2tune.participant.passes import Answered, answered_each, answers
+from h2tune.participant.passes import Answered, Passes, answered_each, answers
+from h2tune.participant.scored_together import Active, Asked, SharedPasses, answer_together
 from h2tune.participant.trainer import LocalTraining, NanLossError, OnStep, Trainer, Update, answer_loss
 from h2tune.utils.turns import Turn, hand_over, takes_turns
 
+# Tokens that fill a pass. More made an update no cheaper on one core of a CPU (docs/scale.md); on a GPU none was at hand to try.
+FULL, FULL_GPU = 2048, 65536
+FULL_WRITING = 8192  # where models write, most steps read one token a row: more rows cost little
 WASTE = 0.25  # share of a pass that may be padding between clients; above it they get passes of their own
 
 
@@ -37,31 +44,20 @@ class Declared:
     """A client's local training that waits for others.
 
     Attributes:
-        adapter: the client's. listening: its parameters, and whether they get gradients.
-        alone: whether the client is to carry it out itself. losses: of each phase. error: why it came to nothing.
+        active: the client's adapter. alone: whether the client is to carry it out itself.
+        losses: of each phase. error: why it came to nothing.
     """
 
     training: LocalTraining
     on_step: OnStep | None
-    adapter: str
-    listening: list[tuple[nn.Parameter, bool]]
+    active: Active
     alone: bool = False
     losses: dict[str, list[float]] = field(default_factory=dict)
     error: NanLossError | None = None
 
     @property
-    def model(self) -> Any:
-        return self.training.model
-
-    def listen(self, whole: bool = True) -> None:
-        """Let gradients flow to the parameters as the client had it, or to none."""
-        for parameter, flag in self.listening:
-            parameter.requires_grad_(flag and whole)
-
-    def enter(self) -> None:
-        """Make the client's adapter the active one, with gradients as the client had it."""
-        switch_to(self.model, self.adapter)
-        self.listen()
+    def model(self) -> PeftModel:
+        return self.active.model
 
 
 @dataclass
@@ -82,7 +78,7 @@ class TogetherTrainer(Trainer):
         tell: told once if a pass did not fit into memory and was halved.
 
     Attributes:
-        most: most clients in a pass.
+        most: most clients in a pass. full: tokens that fill one.
     """
 
     def __init__(
@@ -90,41 +86,63 @@ class TogetherTrainer(Trainer):
     ) -> None:
         super().__init__(settings, accelerator)
         self.most, self.tell = most, tell
+        self.full = FULL_GPU if accelerator.device.type == "cuda" else FULL
 
     def run(self, training: LocalTraining, on_step: OnStep | None = None) -> dict[str, float]:
         model: Any = training.model
         if not takes_turns() or not isinstance(model, PeftModel):
             return super().run(training, on_step)
-        adapter = str(model.active_adapter)
-        declared = Declared(training, on_step, adapter, [(p, p.requires_grad) for p in parameters_of(model, adapter)])
+        declared = Declared(training, on_step, Active.on(model))
         hand_over(declared)
-        declared.enter()
+        declared.active.enter()
         if declared.error:
             raise declared.error
         if declared.alone:
             return super().run(training, on_step)
         return {phase: sum(values) / len(values) for phase, values in declared.losses.items()}
 
+    def scoring(self, model: nn.Module, passes: Passes) -> Passes:
+        if not takes_turns() or not isinstance(model, PeftModel):
+            return passes
+        return SharedPasses(passes.prefix, passes.bias, Active.on(model))
+
     def together(self, acts: Sequence[Callable[[], Any]]) -> list[Any]:
-        """What several clients' actions return, with their local training side by side.
+        """What several clients' actions return, with their local training and their scoring side by side.
 
         PyTorch's generators are the process's: each action goes on with those that it stopped with.
         """
         turns = [Turn(act) for act in acts]
         begun = torch.get_rng_state()
         states = [begun] * len(turns)
+        ready = list(range(len(turns)))
         try:
-            while waiting := [i for i, turn in enumerate(turns) if not turn.ended]:
-                for i in waiting:
+            while ready:
+                for i in ready:
                     torch.set_rng_state(states[i])
                     turns[i].go_on()
                     states[i] = torch.get_rng_state()
-                self.carry_out([turns[i].handed for i in waiting if not turns[i].ended])
+                handed = {i: turn.handed for i, turn in enumerate(turns) if not turn.ended}
+                asked = {i: what for i, what in handed.items() if isinstance(what, Asked)}
+                if asked:
+                    self.answer(list(asked.values()))
+                else:
+                    self.carry_out(list(handed.values()))
+                ready = list(asked or handed)
         finally:
             for turn in turns:
                 turn.close()
             torch.set_rng_state(begun)
         return [turn.answer for turn in turns]
+
+    def answer(self, all_asked: Sequence[Asked]) -> None:
+        """Answer what clients ask that score, those in one pass that fit together."""
+        alike: dict[Hashable, list[Asked]] = {}
+        for asked in all_asked:
+            alike.setdefault(asked.kind, []).append(asked)
+        for group in alike.values():
+            full = self.full if group[0].writing is None else max(self.full, FULL_WRITING)
+            for numbers in packs({i: asked.shape for i, asked in enumerate(group)}, full):
+                self._fitting([group[i] for i in numbers], answer_together)
 
     def carry_out(self, all_declared: Sequence[Declared]) -> None:
         """Train those side by side that can be; the others are told to do it alone."""
@@ -135,18 +153,19 @@ class TogetherTrainer(Trainer):
             if id(model) not in drawing:
                 drawing[id(model)] = draws(model)
             lonely = self.accelerator.scaler is not None or drawing[id(model)]
-            key = (id(model), id(declared if lonely else None), shape_of(model, declared.adapter))
+            key = (id(model), id(declared if lonely else None), shape_of(model, declared.active.adapter))
             alike.setdefault(key, []).append(declared)
         for group in alike.values():
             if len(group) == 1:
                 group[0].alone = True
                 continue
             for declared in group:
-                declared.listen()
+                declared.active.listen()
+            group[0].model.train(group[0].active.training)
             for number in range(max(len(declared.training.phases) for declared in group)):
                 self._update_all([d for d in group if not d.error and number < len(d.training.phases)], number)
             for declared in group:
-                declared.listen(False)
+                declared.active.listen(False)
 
     def _update_all(self, group: list[Declared], number: int) -> None:
         """One update of every client that has one left."""
@@ -157,7 +176,7 @@ class TogetherTrainer(Trainer):
         for declared, update, total in zip(group, updates, totals, strict=True):
             phases = declared.training.phases
             if declared.error:
-                for parameter, _ in declared.listening:
+                for parameter, _ in declared.active.listening:
                     parameter.grad = None
                 continue
             update.after()
@@ -178,34 +197,49 @@ class TogetherTrainer(Trainer):
                 batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
                 parts[i] = Part(declared, update, batch, rows, answers(batch) / whole if len(taken[i]) > 1 else 1.0)
             for numbers in packs({i: p.batch["input_ids"].shape for i, p in parts.items() if not p.declared.error}):
-                for i, loss in zip(numbers, self._fitting([parts[i] for i in numbers]), strict=True):
+                for i, loss in zip(numbers, self._trained([parts[i] for i in numbers]), strict=True):
                     totals[i] += loss
         return list(totals.values())
 
-    def _fitting(self, parts: list[Part]) -> list[float]:
-        """A pass, or where it does not fit into memory two of half the size."""
+    def _trained(self, parts: list[Part]) -> list[float]:
+        """The losses of a pass, whose gradients are added to those that are there."""
+        losses: list[float] = []
+
+        def trained(some: list[Part]) -> None:
+            listening = [p for part in some for p, _ in part.declared.active.listening]
+            held = [(p, p.grad if p.grad is None else p.grad.clone()) for p in listening]
+            try:
+                losses.extend(self._pass(some))
+            except RuntimeError:
+                for parameter, gradient in held:
+                    parameter.grad = gradient
+                raise
+
+        self._fitting(parts, trained)
+        return losses
+
+    def _fitting(self, parts: list[Any], act: Callable[[list[Any]], None]) -> None:
+        """Act on all, or where that does not fit into memory on one half after the other."""
         if len(parts) > self.most:
-            return self._fitting(parts[: self.most]) + self._fitting(parts[self.most :])
-        held = [
-            (p, p.grad if p.grad is None else p.grad.clone()) for part in parts for p, _ in part.declared.listening
-        ]
+            self._fitting(parts[: self.most], act)
+            self._fitting(parts[self.most :], act)
+            return
         try:
-            return self._pass(parts)
+            act(parts)
+            return
         except RuntimeError as error:
             if len(parts) == 1 or not _says_no_memory(error):
                 raise
-        for parameter, gradient in held:
-            parameter.grad = gradient
         self.most = -(-len(parts) // 2)
         if self.tell:
             self.tell(f"{len(parts)} clients side by side do not fit into memory; from now on {self.most} at a time")
             self.tell = None
-        return self._fitting(parts)
+        self._fitting(parts, act)
 
     def _pass(self, parts: list[Part]) -> list[float]:
         """Forward and backward over the rows of some clients; returns their losses."""
         model: Any = parts[0].declared.model
-        beside = SideBySide([p.declared.adapter for p in parts], [len(p.rows) for p in parts])
+        beside = SideBySide([p.declared.active.adapter for p in parts], [len(p.rows) for p in parts])
         runs, filler = [p.declared.training.passes for p in parts], model.config.get_text_config().pad_token_id or 0
         with beside.on(model), self.accelerator.autocast():
             found = answered_each(model, runs, [p.batch for p in parts], filler)
@@ -232,19 +266,24 @@ class TogetherTrainer(Trainer):
             return answered.loss
         declared = part.declared
         alone = partial(self.forward, declared.model, rows=part.rows, passes=declared.training.passes)
-        switch_to(declared.model, declared.adapter)
+        switch_to(declared.model, declared.active.adapter)
         with self.accelerator.autocast():
             return part.update.loss(lambda batch: answered if batch is part.batch else alone(batch), part.batch)
 
 
-def packs(shapes: dict[int, tuple[int, ...]]) -> list[list[int]]:
-    """Clients for each pass, by the shape (rows x tokens) of their batches: little of a pass is padding."""
+def packs(shapes: dict[int, tuple[int, ...]], full: float = math.inf) -> list[list[int]]:
+    """Clients for each pass, by the shape (rows x tokens) of their batches: little of a pass is padding.
+
+    Args:
+        full: most tokens in a pass of several.
+    """
     found: list[list[int]] = []
     for number in sorted(shapes, key=lambda i: (-shapes[i][1], i)):
         if found:
             together = [*found[-1], number]
             used, length = sum(shapes[i][0] * shapes[i][1] for i in together), shapes[together[0]][1]
-            if used >= (1 - WASTE) * length * sum(shapes[i][0] for i in together):
+            whole = length * sum(shapes[i][0] for i in together)
+            if used >= (1 - WASTE) * whole and whole <= full:
                 found[-1].append(number)
                 continue
         found.append([number])

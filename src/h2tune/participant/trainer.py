@@ -217,6 +217,10 @@ class Trainer:
                 on_step(phase, number, len(training.phases), loss)
         return {phase: sum(values) / len(values) for phase, values in losses.items()}
 
+    def scoring(self, model: nn.Module, passes: Passes) -> Passes:
+        """How the client's model, with its adapter active, is run when it is scored: as it always is."""
+        return passes
+
     def update(self, training: LocalTraining, update: Update) -> float:
         """One update; returns its loss."""
         update.before()

@@ -18,8 +18,6 @@ from h2tune.simulation.paging import Memory, PagedClient
 from h2tune.store import RunStore
 from h2tune.transport.inprocess import InProcess
 
-# Tokens that fill a pass. More made an update no cheaper on one core of a CPU (docs/scale.md); on a GPU none was at hand to try.
-FULL, FULL_GPU = 2048, 65536
 FEW = 64  # clients that stay in memory in any case
 Simulated = Client | PagedClient
 
@@ -124,5 +122,4 @@ class Groups(InProcess[Simulated]):
         if experiment.parallel != "auto":
             return experiment.parallel
         longest = max(len(row.input_ids) for context in contexts for row in context.data.train.encoded)
-        full = FULL_GPU if contexts[0].accelerator.device.type == "cuda" else FULL
-        return max(1, full // (longest * experiment.training.batch_size))
+        return max(1, self.trainer.full // (longest * experiment.training.batch_size))
