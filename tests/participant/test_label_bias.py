@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from federations import ANCHORS
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
@@ -49,6 +49,7 @@ def test_no_other_bias_has_a_smaller_loss(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, places = torch.randn(24, 20, generator=generator) * 3, torch.arange(2).repeat(12)
     label = torch.tensor([3, 7, 11])[torch.randint(3, (12,), generator=generator)]
+    assume(len(set(label.tolist())) == 3)  # what is never seen has no loss of its own
     wanted = torch.stack([label, torch.full((12,), 5)], 1).flatten()  # each label, then the end
     tokens = [[3, 7, 11], [5]]
     bias = LabelBias.fitted(tokens, logits, wanted, places)
@@ -108,6 +109,24 @@ def test_a_certain_answer_is_told_apart_by_the_frequencies_of_the_labels() -> No
     bias = LabelBias.fitted([[2, 5]], logits, torch.tensor([2] * 75 + [5] * 25), torch.zeros(100))
     (less, more), wanted = reversed(bias.values[0]), math.log((75 + 16) / (25 + 16))
     assert abs(more - less - wanted) < 0.01
+
+
+@given(BOUND)
+def test_a_label_that_no_row_has_can_still_be_predicted(seed: int) -> None:
+    """The model would rather say something else; of the labels it knows which is right. One is not in the rows."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([3, 7, 11])
+    wanted = labels[torch.randint(3, (30,), generator=generator)]
+    logits = 0.1 * torch.randn(30, 20, generator=generator)
+    logits[:, 0] += 12.0
+    logits[torch.arange(30), wanted] += 4.0
+    trained = wanted != 11
+    assume({3, 7} <= set(wanted[trained].tolist()))
+
+    bias = LabelBias.fitted([labels.tolist()], logits[trained], wanted[trained], torch.zeros(int(trained.sum())))
+    assert bias.values[0][2] == min(bias.values[0][:2]) > 4
+    said = bias.added_to(logits, torch.zeros(30, dtype=torch.long)).argmax(1)
+    assert torch.equal(said, wanted)
 
 
 def test_only_fixed_options_have_a_bias() -> None:

@@ -84,7 +84,7 @@ class LabelBias:
         """The numbers with the least loss on a model's logits (positions x vocabulary).
 
         The loss is convex in the numbers; the same logits give the same numbers. At each place, rows are weighted as if
-        each label had been seen `_PRIOR` times more.
+        each label had been seen `_PRIOR` times more. A token that no row has there gets the least number of the others.
 
         Args:
             tokens: as `label_tokens` gives them. wanted: the right token of each position. places: its `answer_places`.
@@ -132,7 +132,11 @@ def _fitted(tokens: Sequence[int], logits: Tensor, wanted: Tensor, rows: int) ->
         return found
 
     optimiser.step(loss)
-    return values.detach()
+    found = values.detach()
+    seen = torch.bincount(goal, minlength=len(tokens)) > 0
+    if seen.any():  # a label that no row has is raised over all other words as its rivals are, by the least of theirs
+        found[~seen] = found[seen].min()
+    return found
 
 
 def _weights(goal: Tensor, tokens: int, rows: int) -> Tensor:
