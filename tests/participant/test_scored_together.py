@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from federations import simulated, small
 from h2tune.config import Experiment, parse_config
 from h2tune.participant import together
 from h2tune.participant.base_models import ModelPool
+from h2tune.participant.passes import Passes
 from h2tune.participant.scored_together import Asked
 from h2tune.participant.together import Part, TogetherTrainer
 
@@ -69,6 +71,42 @@ def test_scores_are_those_of_each_alone(model: str, tmp_path: Path, joint: list[
     assert beside == pytest.approx(alone, rel=1e-3)  # training side by side rounds otherwise
     assert max(count for count, writes in joint if not writes) >= 4
     assert max(count for count, writes in joint if writes) >= 2
+
+
+def test_clients_of_other_kinds_are_scored_apart(tmp_path: Path, joint: list[tuple[int, bool]]) -> None:
+    """Ranks of their own; and texts of other lengths, which would be cut or go on in a pass with others."""
+    experiment = federation("zoo:llama", rounds=1, method="hetlora")
+    writes = {"kind": "generate", "prompt": "{text} ", "answer": "{label}", "score": "text"}
+    data, mine = classes(tmp_path), []
+    for i, client in enumerate(experiment.clients):
+        task = writes | {"max_new_tokens": 1 + i % 2}
+        mine.append(client.model_copy(update={"keep": 0.5 if i > 3 else 1.0, "task": task} | data))
+    experiment = experiment.model_copy(update={"clients": mine})
+    alone = scored(experiment.model_copy(update={"parallel": 1}), tmp_path / "1")
+    assert scored(experiment, tmp_path / "6") == pytest.approx(alone, rel=1e-3)
+    assert max(count for count, writes in joint if writes) == 2  # of four with the whole rank two write as much
+    assert max(count for count, writes in joint if not writes) == 4
+
+
+def test_what_a_model_says_to_a_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six clients whose batches fill a pass each, one's logits are in memory at a time, not those of all."""
+    held: list[tuple[int, Any]] = []
+    most = 0
+    real = Passes._own
+
+    def own(self: Passes, *arguments: Any) -> Any:
+        nonlocal most
+        found = real(self, *arguments)
+        if not torch.is_grad_enabled():  # it is scored
+            held.append((found.logits.untyped_storage().nbytes(), weakref.ref(found)))
+        most = max(most, sum(size for size, there in held if there() is not None))
+        return found
+
+    experiment = federation("zoo:llama", rounds=1, evaluation={"every": 1, "batch_size": 3})
+    monkeypatch.setattr(together, "FULL", 1)
+    monkeypatch.setattr(Passes, "_own", own)
+    scored(experiment, tmp_path)
+    assert most <= max(size for size, _ in held)
 
 
 def test_the_pass_alone_answers_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,12 @@ def test_side_by_side_is_one_after_the_other(model: str, tmp_path: Path, sizes: 
     assert sizes and max(sizes) > 1
 
 
+def test_a_method_whose_loss_makes_its_own_passes(tmp_path: Path, sizes: list[int]) -> None:
+    """FedMKT's updates on public text have no batches of rows: they are made alone, those on private rows together."""
+    both(uneven(method="fedmkt", training={"steps": 4, "batch_size": 4}), tmp_path, rounds=2)
+    assert max(sizes) > 1
+
+
 def test_with_a_cached_prefix_and_ranks_of_their_own(tmp_path: Path, sizes: list[int]) -> None:
     experiment = uneven(method="hetlora", blocks=0.4)
     clients = [c.model_copy(update={"keep": 0.5}) if c.name == "c1" else c for c in experiment.clients]
@@ -143,7 +149,7 @@ def test_groups_are_of_one_base_and_of_about_the_same_size(tmp_path: Path) -> No
     party = in_process(experiment, RunStore(tmp_path), POOL)
     assert isinstance(party, Groups)
     assert party.groups(party.clients) == [["c0", "c1"], ["c2", "c3"], ["c4", "c5"]]
-    party.trainer.most = 1
+    party.trainer.limit.most = 1
     assert len(party.groups(party.clients)) == 6
 
 

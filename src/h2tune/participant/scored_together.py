@@ -86,24 +86,28 @@ class Asked:
 
 @dataclass(frozen=True)
 class SharedPasses(Passes):
-    """Passes without gradients of a client that takes turns with others on one model."""
+    """Passes for scoring, without gradients, of a client that takes turns with others on one model."""
 
     active: Active | None = field(default=None, repr=False)
 
     def answered(self, model: nn.Module, batch: Batch) -> Answered:
-        found: Answered = self._asked(batch)
+        found: Answered = self._asked(model, batch)
         return found
 
     def written(self, model: nn.Module, prompts: Sequence[list[int]], writing: Writing) -> list[list[int]]:
-        found: list[list[int]] = self._asked(prompts, writing)
+        found: list[list[int]] = self._asked(model, prompts, writing)
         return found
 
-    def _asked(self, batch: Batch | Sequence[list[int]], writing: Writing | None = None) -> Any:
-        assert self.active
-        asked = Asked(self.active, Passes(self.prefix, self.bias), batch, writing)
+    def _asked(self, model: nn.Module, batch: Batch | Sequence[list[int]], writing: Writing | None = None) -> Any:
+        active = self.active
+        assert active and model is active.model
+        asked = Asked(active, Passes(self.prefix, self.bias), batch, writing)
+        model.train(active.training)  # others find the model as this client found it
         hand_over(asked)
-        self.active.enter()
-        return asked.answer
+        active.enter()
+        model.eval()
+        answer, asked.answer = asked.answer, None  # kept by nobody: the answers to all may be too much
+        return answer
 
 
 @torch.no_grad()

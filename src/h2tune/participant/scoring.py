@@ -162,6 +162,7 @@ def _nats(
         if batch["labels"].ndim == 1:
             for i, label in zip(picked, found.logits.argmax(-1).tolist(), strict=True):
                 predicted[i] = label
+        del found  # the next pass may be waited for, and logits take much memory
     return total / max(count, 1), predicted
 
 
@@ -254,6 +255,7 @@ def _choose_token(
         for i, row in zip(picked, logits, strict=True):
             values = row[[option.labels[-1] for option in options[i]]].tolist()
             chosen[i] = examples[i].options[max(range(len(values)), key=values.__getitem__)]
+        del logits, row  # as in `_nats`
     return chosen
 
 

@@ -14,10 +14,11 @@ The figures are those of training one after the other up to rounding: a product 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -59,6 +60,13 @@ class Declared:
     def model(self) -> PeftModel:
         return self.active.model
 
+    def has_rows(self) -> bool:
+        """Whether batches are rows of tokens; the loss of others makes passes of its own."""
+        batches = self.training.batches
+        first = next(batches)
+        self.training = replace(self.training, batches=chain([first], batches))
+        return "input_ids" in first[0]
+
 
 @dataclass
 class Part:
@@ -71,6 +79,37 @@ class Part:
     weight: float
 
 
+@dataclass
+class Limit:
+    """Most clients in a pass, found by trying.
+
+    Attributes:
+        tell: told once if a pass did not fit into memory and was halved. who: which clients, for its text.
+    """
+
+    most: int
+    tell: Callable[[str], None] | None
+    who: str = ""
+
+    def keep(self, parts: list[Any], act: Callable[[list[Any]], None]) -> None:
+        """Act on all, or where that does not fit into memory on one half after the other."""
+        if len(parts) > self.most:
+            self.keep(parts[: self.most], act)
+            self.keep(parts[self.most :], act)
+            return
+        try:
+            act(parts)
+            return
+        except RuntimeError as error:
+            if len(parts) == 1 or not _says_no_memory(error):
+                raise
+        self.most, number = -(-len(parts) // 2), f"{len(parts)} clients {self.who}"
+        if self.tell:
+            self.tell(f"{number}side by side do not fit into memory; from now on {self.most} at a time")
+            self.tell = None
+        self.keep(parts, act)
+
+
 class TogetherTrainer(Trainer):
     """Carries out the local training of clients that take turns side by side, that of others as `Trainer` does.
 
@@ -78,14 +117,15 @@ class TogetherTrainer(Trainer):
         tell: told once if a pass did not fit into memory and was halved.
 
     Attributes:
-        most: most clients in a pass. full: tokens that fill one.
+        limit, scoring_limit: clients in a pass of training and of scoring. full: tokens that fill one.
     """
 
     def __init__(
         self, settings: Training, accelerator: Accelerator, most: int, tell: Callable[[str], None] | None = None
     ) -> None:
         super().__init__(settings, accelerator)
-        self.most, self.tell = most, tell
+        self.limit = Limit(most, tell)
+        self.scoring_limit = Limit(most, tell, "that are scored ")
         self.full = FULL_GPU if accelerator.device.type == "cuda" else FULL
 
     def run(self, training: LocalTraining, on_step: OnStep | None = None) -> dict[str, float]:
@@ -98,7 +138,7 @@ class TogetherTrainer(Trainer):
         if declared.error:
             raise declared.error
         if declared.alone:
-            return super().run(training, on_step)
+            return super().run(declared.training, on_step)
         return {phase: sum(values) / len(values) for phase, values in declared.losses.items()}
 
     def scoring(self, model: nn.Module, passes: Passes) -> Passes:
@@ -112,37 +152,41 @@ class TogetherTrainer(Trainer):
         PyTorch's generators are the process's: each action goes on with those that it stopped with.
         """
         turns = [Turn(act) for act in acts]
-        begun = torch.get_rng_state()
+        begun = generators()
         states = [begun] * len(turns)
-        ready = list(range(len(turns)))
+
+        def go_on(some: Iterable[int]) -> None:
+            for i in some:
+                set_generators(states[i])
+                turns[i].go_on()
+                states[i] = generators()
+
         try:
-            while ready:
-                for i in ready:
-                    torch.set_rng_state(states[i])
-                    turns[i].go_on()
-                    states[i] = torch.get_rng_state()
-                handed = {i: turn.handed for i, turn in enumerate(turns) if not turn.ended}
+            go_on(range(len(turns)))
+            while handed := {i: turn.handed for i, turn in enumerate(turns) if not turn.ended}:
                 asked = {i: what for i, what in handed.items() if isinstance(what, Asked)}
-                if asked:
-                    self.answer(list(asked.values()))
-                else:
+                for some in self._to_answer(asked):
+                    self.scoring_limit.keep([asked[i] for i in some], answer_together)
+                    go_on(some)  # before the next pass: what a model says to all at a time need not fit into memory
+                if not asked:
                     self.carry_out(list(handed.values()))
-                ready = list(asked or handed)
+                    go_on(handed)
         finally:
             for turn in turns:
                 turn.close()
-            torch.set_rng_state(begun)
+            set_generators(begun)
         return [turn.answer for turn in turns]
 
-    def answer(self, all_asked: Sequence[Asked]) -> None:
-        """Answer what clients ask that score, those in one pass that fit together."""
-        alike: dict[Hashable, list[Asked]] = {}
-        for asked in all_asked:
-            alike.setdefault(asked.kind, []).append(asked)
-        for group in alike.values():
-            full = self.full if group[0].writing is None else max(self.full, FULL_WRITING)
-            for numbers in packs({i: asked.shape for i, asked in enumerate(group)}, full):
-                self._fitting([group[i] for i in numbers], answer_together)
+    def _to_answer(self, asked: dict[int, Asked]) -> list[list[int]]:
+        """Clients that score whose questions fit into one pass together."""
+        alike: dict[Hashable, dict[int, tuple[int, int]]] = {}
+        for i, question in asked.items():
+            alike.setdefault(question.kind, {})[i] = question.shape
+        found = []
+        for shapes in alike.values():
+            writes = asked[next(iter(shapes))].writing is not None
+            found += packs(shapes, max(self.full, FULL_WRITING) if writes else self.full)
+        return found
 
     def carry_out(self, all_declared: Sequence[Declared]) -> None:
         """Train those side by side that can be; the others are told to do it alone."""
@@ -152,7 +196,7 @@ class TogetherTrainer(Trainer):
             model = declared.model
             if id(model) not in drawing:
                 drawing[id(model)] = draws(model)
-            lonely = self.accelerator.scaler is not None or drawing[id(model)]
+            lonely = self.accelerator.scaler is not None or drawing[id(model)] or not declared.has_rows()
             key = (id(model), id(declared if lonely else None), shape_of(model, declared.active.adapter))
             alike.setdefault(key, []).append(declared)
         for group in alike.values():
@@ -215,26 +259,8 @@ class TogetherTrainer(Trainer):
                     parameter.grad = gradient
                 raise
 
-        self._fitting(parts, trained)
+        self.limit.keep(parts, trained)
         return losses
-
-    def _fitting(self, parts: list[Any], act: Callable[[list[Any]], None]) -> None:
-        """Act on all, or where that does not fit into memory on one half after the other."""
-        if len(parts) > self.most:
-            self._fitting(parts[: self.most], act)
-            self._fitting(parts[self.most :], act)
-            return
-        try:
-            act(parts)
-            return
-        except RuntimeError as error:
-            if len(parts) == 1 or not _says_no_memory(error):
-                raise
-        self.most = -(-len(parts) // 2)
-        if self.tell:
-            self.tell(f"{len(parts)} clients side by side do not fit into memory; from now on {self.most} at a time")
-            self.tell = None
-        self._fitting(parts, act)
 
     def _pass(self, parts: list[Part]) -> list[float]:
         """Forward and backward over the rows of some clients; returns their losses."""
@@ -271,7 +297,7 @@ class TogetherTrainer(Trainer):
             return part.update.loss(lambda batch: answered if batch is part.batch else alone(batch), part.batch)
 
 
-def packs(shapes: dict[int, tuple[int, ...]], full: float = math.inf) -> list[list[int]]:
+def packs(shapes: Mapping[int, tuple[int, ...]], full: float = math.inf) -> list[list[int]]:
     """Clients for each pass, by the shape (rows x tokens) of their batches: little of a pass is padding.
 
     Args:
@@ -288,6 +314,20 @@ def packs(shapes: dict[int, tuple[int, ...]], full: float = math.inf) -> list[li
                 continue
         found.append([number])
     return [sorted(pack) for pack in found]
+
+
+State = tuple[Tensor, list[Tensor]]
+"""Of PyTorch's generators, of the CPU and of each GPU that is in use."""
+
+
+def generators() -> State:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def set_generators(state: State) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
 
 
 def draws(model: nn.Module) -> bool:

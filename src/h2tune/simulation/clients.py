@@ -109,7 +109,7 @@ class Groups(InProcess[Simulated]):
             on_base.setdefault(id(self.clients[name].context.base), []).append(name)
         found = []
         for several in on_base.values():
-            count = -(-len(several) // min(self.size(several), self.trainer.most))
+            count = -(-len(several) // min(self.size(several), self.trainer.limit.most))
             size, more = divmod(len(several), count)
             ends = [i * size + min(i, more) for i in range(count + 1)]
             found += [several[a:b] for a, b in pairwise(ends)]
