@@ -66,7 +66,9 @@ def test_the_share_of_the_pooled_gain_leaves_out_what_pooling_does_not_help(suit
 
 def test_every_method_has_as_many_updates(suite: Any, tmp_path: Path) -> None:
     args = arguments(tmp_path)
-    vars(args).update(models=tmp_path, rounds=30, steps=1, batch=8, rate=3e-4, core_rate=2e-2, device="cpu", set={})
+    vars(args).update(
+        models=tmp_path, rounds=30, steps=1, batch=8, rate=3e-4, core_rate=2e-2, device="cpu", precision="fp32", set={}
+    )
     made = {method: suite.experiment(args, "sst2-32", method, 0) for method in suite.METHODS}
     assert {m: e.rounds * e.training.steps for m, e in made.items()} == dict.fromkeys(suite.METHODS, 30)
     assert made["fedmkt"].training.steps > 1  # a round learns from public and from own text
