@@ -19,7 +19,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def work():
-    parts = [torch.ones(10 * 2**20) for _ in range(3)]  # 40 MB each: by itself glibc gives back all that is above 32
+    parts = [torch.ones(2**20) for _ in range(12)]  # 4 MB each
     del parts
 
 for _ in range(10):  # until pieces of the right size lie there
@@ -65,7 +65,8 @@ def test_the_peak_of_a_pass_whose_texts_grow_rises_little_and_what_is_free_can_b
 
 
 def test_what_is_freed_is_used_again_without_asking_the_system() -> None:
-    (done, kept), (_, given_back) = ran("keep"), ran("leave")
+    # By itself glibc learns from what is freed, and keeps pieces in some layouts of the heap: here it gives all back.
+    (done, kept), (_, given_back) = ran("keep"), ran("leave", MALLOC_MMAP_THRESHOLD_="131072")
     if done == "False":
         pytest.skip("another C library")
     assert int(kept) < 0.1 * int(given_back)
