@@ -17,7 +17,7 @@ from h2tune.participant import together
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.passes import Passes
 from h2tune.participant.scored_together import Asked
-from h2tune.participant.together import Part, TogetherTrainer
+from h2tune.participant.together import TogetherTrainer
 
 POOL = ModelPool("cpu")
 MODELS = ("zoo:llama", "zoo:gpt2", "zoo:qwen")
@@ -130,16 +130,10 @@ def test_the_pass_alone_answers_as_ever(tmp_path: Path, monkeypatch: pytest.Monk
     assert trainer.together([lambda c=context: c.score(c.data.test) for context in contexts]) == alone
 
 
-def test_who_scores_longer_does_not_train_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_scores_longer_does_not_train_later(
+    tmp_path: Path, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """H2Tune scores in the middle of a round; rows differ, and yet all updates are made side by side."""
-    sizes: list[int] = []
-    real = TogetherTrainer._pass
-
-    def counted(self: TogetherTrainer, parts: list[Part]) -> list[float]:
-        sizes.append(len(parts))
-        return real(self, parts)
-
-    monkeypatch.setattr(TogetherTrainer, "_pass", counted)
     monkeypatch.setattr(together, "WASTE", 1.0)
     evaluation = {"every": 1, "batch_size": 3}  # clients need two to four batches
     experiment = federation(

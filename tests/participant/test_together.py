@@ -15,7 +15,8 @@ from torch import Tensor
 from h2tune.client import Client
 from h2tune.config import Experiment, Training, parse_config
 from h2tune.participant.base_models import ModelPool
-from h2tune.participant.together import Part, TogetherTrainer, packs
+from h2tune.participant.together import Declared, Part, TogetherTrainer, packs
+from h2tune.participant.trainer import LocalTraining
 from h2tune.simulation.clients import Groups, in_process
 from h2tune.store import RunStore
 from h2tune.utils.turns import Turn, hand_over, takes_turns
@@ -42,20 +43,6 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(
         float((a[k] - b[k]).norm()) <= 2e-3 * float(a[k].norm()) + 1e-6 for k in a if a[k].is_floating_point()
     )
-
-
-@pytest.fixture
-def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many clients each pass held."""
-    found: list[int] = []
-    real = TogetherTrainer._pass
-
-    def counted(self: TogetherTrainer, parts: list[Part]) -> list[float]:
-        found.append(len(parts))
-        return real(self, parts)
-
-    monkeypatch.setattr(TogetherTrainer, "_pass", counted)
-    return found
 
 
 def both(experiment: Experiment, folder: Path, rounds: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -202,3 +189,13 @@ def test_random_numbers_are_those_of_each_alone() -> None:
     torch.manual_seed(5)
     assert trainer.together([lambda: act(1), lambda: act(2)]) == alone
     assert float(torch.rand(1)) == float(torch.rand(1, generator=torch.Generator().manual_seed(5)))
+
+
+def test_to_look_at_batches_takes_none_away() -> None:
+    batches = iter([({"labels": torch.tensor([i])}, [i]) for i in range(3)])
+    nothing: Any = None  # neither the model nor an adapter is asked
+    idle = Declared(LocalTraining(nothing, [], {}, batches), None, nothing)
+    assert idle.has_rows()
+    public = Declared(LocalTraining(nothing, ["public"], {}, batches), None, nothing)
+    assert not public.has_rows()
+    assert [rows for _, rows in public.training.batches] == [[0], [1], [2]]

@@ -62,6 +62,8 @@ class Declared:
 
     def has_rows(self) -> bool:
         """Whether batches are rows of tokens; the loss of others makes passes of its own."""
+        if not self.training.phases:
+            return True  # no batch of it may be taken: who made them may go on with them
         batches = self.training.batches
         first = next(batches)
         self.training = replace(self.training, batches=chain([first], batches))
@@ -91,11 +93,11 @@ class Limit:
     tell: Callable[[str], None] | None
     who: str = ""
 
-    def keep(self, parts: list[Any], act: Callable[[list[Any]], None]) -> None:
+    def within(self, parts: list[Any], act: Callable[[list[Any]], None]) -> None:
         """Act on all, or where that does not fit into memory on one half after the other."""
         if len(parts) > self.most:
-            self.keep(parts[: self.most], act)
-            self.keep(parts[self.most :], act)
+            self.within(parts[: self.most], act)
+            self.within(parts[self.most :], act)
             return
         try:
             act(parts)
@@ -103,11 +105,12 @@ class Limit:
         except RuntimeError as error:
             if len(parts) == 1 or not _says_no_memory(error):
                 raise
-        self.most, number = -(-len(parts) // 2), f"{len(parts)} clients {self.who}"
+        self.most = -(-len(parts) // 2)
         if self.tell:
-            self.tell(f"{number}side by side do not fit into memory; from now on {self.most} at a time")
+            clients = f"{len(parts)} clients {self.who}".rstrip()
+            self.tell(f"{clients} side by side do not fit into memory; from now on {self.most} at a time")
             self.tell = None
-        self.keep(parts, act)
+        self.within(parts, act)
 
 
 class TogetherTrainer(Trainer):
@@ -125,7 +128,7 @@ class TogetherTrainer(Trainer):
     ) -> None:
         super().__init__(settings, accelerator)
         self.limit = Limit(most, tell)
-        self.scoring_limit = Limit(most, tell, "that are scored ")
+        self.scoring_limit = Limit(most, tell, "that are scored")
         self.full = FULL_GPU if accelerator.device.type == "cuda" else FULL
 
     def run(self, training: LocalTraining, on_step: OnStep | None = None) -> dict[str, float]:
@@ -166,7 +169,7 @@ class TogetherTrainer(Trainer):
             while handed := {i: turn.handed for i, turn in enumerate(turns) if not turn.ended}:
                 asked = {i: what for i, what in handed.items() if isinstance(what, Asked)}
                 for some in self._to_answer(asked):
-                    self.scoring_limit.keep([asked[i] for i in some], answer_together)
+                    self.scoring_limit.within([asked[i] for i in some], answer_together)
                     go_on(some)  # before the next pass: what a model says to all at a time need not fit into memory
                 if not asked:
                     self.carry_out(list(handed.values()))
@@ -259,7 +262,7 @@ class TogetherTrainer(Trainer):
                     parameter.grad = gradient
                 raise
 
-        self.limit.keep(parts, trained)
+        self.limit.within(parts, trained)
         return losses
 
     def _pass(self, parts: list[Part]) -> list[float]:
