@@ -14,6 +14,9 @@ from h2tune.distill.phase import Lesson, lesson_loss
 from h2tune.distill.settings import LadaSettings
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.batches import collate
+from h2tune.participant.passes import PLAIN, Passes
+from h2tune.participant.prefix import Prefix
+from h2tune.participant.state_cache import StateCache
 from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import encode
 
@@ -46,6 +49,22 @@ def test_a_path_sum_is_the_summed_cross_entropy_with_the_end_whatever_padding_an
     batch = collate(rows(loaded), loaded.tokenizer.pad_token_id)
     scored = [score.logp for score in score_paths(loaded.model, rows(loaded), loaded.tokenizer.pad_token_id, 2)]
     assert path_sums(loaded.model, batch).tolist() == pytest.approx(scored, rel=1e-5)
+
+
+def test_a_path_read_from_the_cached_prefix_has_the_same_sums_and_gradients(loaded) -> None:
+    layout, cache = loaded.layout.top(0.5), StateCache(1 << 30)
+    assert layout.first > 0
+    pad, passes = loaded.tokenizer.pad_token_id, Passes(Prefix(loaded.model, layout, loaded.fingerprint, cache))
+    plain, cached = (score_paths(loaded.model, rows(loaded), pad, 2, how) for how in (PLAIN, passes))
+    for one, other in zip(plain, cached, strict=True):
+        assert (other.logp, other.brier) == pytest.approx((one.logp, one.brier), rel=1e-5)
+    weight = loaded.model.get_submodule(layout.targets[0]).weight.requires_grad_(True)
+    gradients = []
+    for how in (PLAIN, passes):
+        sums = path_sums(loaded.model, collate(rows(loaded), pad), how)
+        gradients.append(torch.autograd.grad(sums.square().sum(), weight)[0])
+    weight.requires_grad_(False)
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))
 
 
 def test_the_speed_of_learning_on_single_tokens() -> None:

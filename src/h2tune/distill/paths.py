@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import cross_entropy, log_softmax
 
 from h2tune.participant.batches import collate
+from h2tune.participant.passes import PLAIN, Passes
 from h2tune.tasks.prompts import IGNORED, Encoded
 
 
@@ -57,32 +58,31 @@ def by_length(rows: Sequence[Encoded], size: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def score_paths(model: Any, rows: Sequence[Encoded], pad: int, size: int) -> list[PathScore]:
+def score_paths(model: Any, rows: Sequence[Encoded], pad: int, size: int, passes: Passes = PLAIN) -> list[PathScore]:
     """Score encoded questions with paths; sums are in float64, whatever the padding and the batch."""
-    found: list[PathScore] = [PathScore(0.0, 0, 0.0)] * len(rows)
+    scores: list[PathScore] = [PathScore(0.0, 0, 0.0)] * len(rows)
     device = next(model.parameters()).device
     for picked in by_length(rows, size):
         batch = {k: v.to(device) for k, v in collate([rows[i] for i in picked], pad).items()}
-        labels = batch.pop("labels")[:, 1:]
-        asked = labels != IGNORED
+        asked = batch["labels"][:, 1:] != IGNORED
         places = asked.nonzero()[:, 0]
-        logits = log_softmax(model(**batch).logits[:, :-1][asked].float(), -1)
-        own = logits.gather(-1, labels[asked][:, None])[:, 0]
+        found = passes.answered(model, batch)
+        logits = log_softmax(found.logits, -1)
+        own = logits.gather(-1, found.wanted[:, None])[:, 0]
         brier = 1 - 2 * own.exp() + (2 * logits).exp().sum(-1)
         sums = torch.zeros(len(picked), 2, dtype=torch.float64, device=device)
         sums.index_add_(0, places, torch.stack([own, brier], 1).double())
         for place, (i, (logp, wrong)) in enumerate(zip(picked, sums.tolist(), strict=True)):
-            found[i] = PathScore(logp, int(asked[place].sum()), wrong)
-    return found
+            scores[i] = PathScore(logp, int(asked[place].sum()), wrong)
+    return scores
 
 
-def path_sums(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def path_sums(model: Any, batch: dict[str, Tensor], passes: Passes = PLAIN) -> Tensor:
     """s of every row of a batch, with gradients, in float32."""
-    labels = batch["labels"][:, 1:]
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    asked = labels != IGNORED
-    own = log_softmax(logits[asked].float(), -1).gather(-1, labels[asked][:, None])[:, 0]
-    return torch.zeros(len(labels), device=own.device).index_add(0, asked.nonzero()[:, 0], own)
+    found = passes.answered(model, batch)
+    own = -cross_entropy(found.logits, found.wanted, reduction="none")
+    asked = batch["labels"][:, 1:] != IGNORED
+    return torch.zeros(len(asked), device=own.device).index_add(0, asked.nonzero()[:, 0], own)
 
 
 def targets(

@@ -158,7 +158,7 @@ def _referenced(reasoner: Reasoner, lessons: Sequence[Lesson]) -> list[Lesson]:
     rows = [row for lesson in lessons for row in lesson.rows]
     model = reasoner.model()
     with evaluating(model):
-        scores = iter(score_paths(model, rows, reasoner.context.tokenizer.pad_token_id, SIZE))
+        scores = iter(score_paths(model, rows, reasoner.context.tokenizer.pad_token_id, SIZE, reasoner.passes))
     return [replace(lesson, references=tuple(next(scores).logp for _ in lesson.rows)) for lesson in lessons]
 
 
@@ -187,8 +187,8 @@ class _Loss:
         own = answer_loss(forward, batch)
         rows = [row for lesson in lessons for row in lesson.rows]
         padded = collate(rows, self.reasoner.context.tokenizer.pad_token_id)
-        # The model itself: `forward` may start from what is known of the own rows.
-        sums = path_sums(self.model, {k: v.to(own.device) for k, v in padded.items()})
+        # The model itself: `forward` adds the bias of the own task's labels, and may be one pass for several clients.
+        sums = path_sums(self.model, {k: v.to(own.device) for k, v in padded.items()}, self.reasoner.passes)
         terms, moves = [], []
         for lesson, part in zip(lessons, sums.split([len(lesson.rows) for lesson in lessons]), strict=True):
             term, move = lesson_loss(part, lesson, settings)

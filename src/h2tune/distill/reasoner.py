@@ -18,6 +18,7 @@ from h2tune.distill.packing import LONGEST, Answers
 from h2tune.distill.paths import PathScore, score_paths
 from h2tune.distill.settings import LadaSettings
 from h2tune.participant.context import ClientContext
+from h2tune.participant.passes import Passes
 from h2tune.participant.scoring import evaluating
 from h2tune.tasks.prompts import Encoded, encode, encode_prompts
 from h2tune.tasks.public import Questions
@@ -155,10 +156,15 @@ class Reasoner:
         prompts = encode_prompts([self.questions.examples[i] for i in items], self.context.tokenizer)
         rows = [Encoded(ids, [-100, *ids[1:]]) for ids in (p[-self.context.base.context :] for p in prompts)]
         with evaluating(model):
-            scores = score_paths(model, rows, self.context.tokenizer.pad_token_id, SIZE)
+            scores = score_paths(model, rows, self.context.tokenizer.pad_token_id, SIZE, self.passes)
         return [-score.logp / max(1, score.tokens) for score in scores]
 
     # ---- paths as tokens, and under the own model
+
+    @property
+    def passes(self) -> Passes:
+        """How the own model reads paths: from its prefix, and without the bias of its own task's labels."""
+        return Passes(self.context.prefix)
 
     def model(self) -> Any:
         return self.context.base.activate(self.context.adapter)
@@ -186,7 +192,7 @@ class Reasoner:
         held = [row for row in rows if row is not None]
         model = self.model()
         with evaluating(model):
-            scores = iter(score_paths(model, held, self.context.tokenizer.pad_token_id, SIZE))
+            scores = iter(score_paths(model, held, self.context.tokenizer.pad_token_id, SIZE, self.passes))
         found: list[Scored | None] = []
         for row in rows:
             score = next(scores) if row is not None else None
