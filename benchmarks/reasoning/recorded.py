@@ -2,7 +2,7 @@
 
 The teacher is tuned on 120 problems of its own, as the server of LaDa may be, and its answers to all public questions are
 recorded: paths, log-likelihoods, scores. Every run replays them, so that a run costs what its students cost. Nothing flows
-up. Students have 40 problems, two thirds of one kind; the test has SVAMP's own wordings, which nobody trains on.
+up. Students have 40 problems (`--rows`), two thirds of one kind; the test has SVAMP's own wordings, which nobody trains on.
 
 Run as: python benchmarks/reasoning/recorded.py --svamp FOLDER --teacher MODEL --students MODEL
 """
@@ -53,14 +53,16 @@ def fixed_rows(svamp: Path, public: int) -> tuple[Rows, Rows, Rows]:
     return rows[:120], rows[120 : 120 + public], rows[120 + public :]
 
 
-def students_rows(left: Rows, test: Rows, seed: int, student: int, tests: int) -> dict[str, Rows]:
+def students_rows(left: Rows, test: Rows, seed: int, student: int, args: argparse.Namespace) -> dict[str, Rows]:
     """A student's parts: two thirds of its rows are of one kind of problem."""
     rng = random.Random(f"recorded/{seed}/{student}")
-    left, test = rng.sample(left, len(left)), rng.sample(test, tests)
+    left, test = rng.sample(left, len(left)), rng.sample(test, args.tests)
     kinds = sorted({row["kind"] for row in left})
     own = kinds[(student + seed) % len(kinds)]
     mostly, others = ([row for row in left if (row["kind"] == own) is same] for same in (True, False))
-    parts = {"train": mostly[:27] + others[:13], "validation": mostly[27:41] + others[13:19], "test": test}
+    one, two = round(args.rows * 2 / 3), args.rows - round(args.rows * 2 / 3)
+    parts = {"train": mostly[:one] + others[:two], "validation": mostly[one : one + 14] + others[two : two + 6],
+             "test": test}  # fmt: skip
     for rows in parts.values():
         rng.shuffle(rows)
     return parts
@@ -140,7 +142,7 @@ def one(
     few = write(folder / "few.jsonl", public[:8])
     clients = [{"name": "teacher", "model": "zoo:gpt2", "task": TASK, "train": few, "validation": few, "test": few}]
     for number, model in enumerate(args.students):
-        parts = students_rows(left, test, seed, number, args.tests)
+        parts = students_rows(left, test, seed, number, args)
         files = {part: write(folder / f"{number}-{part}.jsonl", rows) for part, rows in parts.items()}
         clients.append({"name": f"student-{number}", "model": model, "task": TASK} | files)
     lada = {
@@ -151,7 +153,7 @@ def one(
         "budget": args.budget,
     }
     experiment = parse_config(base(folder, public, args) | {
-        "seed": seed, "rounds": args.rounds, "clients": clients, "method": lada | METHODS[method],
+        "seed": seed, "rounds": args.rounds, "clients": clients, "method": lada | args.set | METHODS[method],
         "training": {"steps": args.steps, "batch_size": 4, "learning_rate": args.rate}})  # fmt: skip
     store, identity, made = clients_of(experiment, folder / "run", models)
     replay = Replay(made["teacher"], answers)
@@ -185,6 +187,7 @@ def main() -> None:
     for name, default in (
         ("rounds", 3),
         ("steps", 10),
+        ("rows", 40),
         ("public", 120),
         ("tests", 60),
         ("teacher-steps", 25),
@@ -194,6 +197,7 @@ def main() -> None:
     for name, value in (("rate", 1e-3), ("teacher-rate", 5e-4), ("blocks", 0.5)):
         parser.add_argument(f"--{name}", type=float, default=value)
     parser.add_argument("--budget", default="2KB", help="bytes of paths for a student in a round")
+    parser.add_argument("--set", type=json.loads, default={}, help="settings of LaDa for all methods, as JSON")
     parser.add_argument("--name", default=NAME, help="name of the result")
     parser.add_argument("--recorded", default=NAME, help="name of the result whose recorded teacher is replayed")
     parser.add_argument("--record", action="store_true", help="only record the teacher's answers")
