@@ -4,6 +4,9 @@ The teacher is tuned on 120 problems of its own, as the server of LaDa may be, a
 recorded: paths, log-likelihoods, scores. Every run replays them, so that a run costs what its students cost. Nothing flows
 up. Students have 40 problems (`--rows`), two thirds of one kind; the test has SVAMP's own wordings, which nobody trains on.
 
+For FedMKT the teacher is tuned in the same way and its predictions of the public questions with their right answers are kept
+in the folder `--predictions`.
+
 Run as: python benchmarks/reasoning/recorded.py --svamp FOLDER --teacher MODEL --students MODEL
 """
 
@@ -12,24 +15,27 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from suite import RESULTS, in_folder, kept, leave_unless_here, table
+from recorded_teacher import (
+    Replay,
+    ReplayFedMkt,
+    Rows,
+    base,
+    clients_of,
+    fixed_rows,
+    predictions,
+    record,
+    write,
+)
+from suite import RESULTS, answered, in_folder, kept, leave_unless_here, table
 from svamp import TASK, rows_of
 
-from h2tune.client import Client
 from h2tune.config import parse_config
-from h2tune.distill.packing import Answers, pack_answers
-from h2tune.distill.reasoner import Reasoner
-from h2tune.distill.settings import LadaSettings
 from h2tune.participant.base_models import ModelPool
-from h2tune.participant.context import make_accelerator
-from h2tune.protocol.codec import Payload
 from h2tune.server import Server
-from h2tune.store import RunStore
 from h2tune.tasks.public import load_questions
 from h2tune.transport.inprocess import InProcess
 from h2tune.utils.logging import quiet_libraries
@@ -42,15 +48,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "public-gold": {"filter": "gold", "contrast": 0.0},
     "sft": {"contrast": 0.0},
     "all": {"filter": "all"},
+    "fedmkt": {},
 }
-Rows = list[dict[str, str]]
-
-
-def fixed_rows(svamp: Path, public: int) -> tuple[Rows, Rows, Rows]:
-    """The teacher's own problems, the public questions, and what is left for students: the same for all seeds."""
-    rows = list({row["question"]: row for row in rows_of(svamp / "train.jsonl")}.values())
-    random.Random("recorded").shuffle(rows)
-    return rows[:120], rows[120 : 120 + public], rows[120 + public :]
 
 
 def students_rows(left: Rows, test: Rows, seed: int, student: int, args: argparse.Namespace) -> dict[str, Rows]:
@@ -68,70 +67,6 @@ def students_rows(left: Rows, test: Rows, seed: int, student: int, args: argpars
     return parts
 
 
-def write(path: Path, rows: Rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def base(folder: Path, public: Rows, args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "name": "recorded", "rank": 8, "device": "cpu", "blocks": args.blocks,
-        "public": {"source": write(folder / "public.jsonl", public), "task": TASK},
-        "evaluation": {"every": 99, "n_validation": 20, "batch_size": 16},
-    }  # fmt: skip
-
-
-def clients_of(experiment: Any, folder: Path, models: ModelPool) -> tuple[RunStore, Any, dict[str, Client]]:
-    store = RunStore(folder)
-    identity, accelerator = store.create(experiment), make_accelerator(experiment, "cpu")
-    clients = {
-        c.name: Client(c, experiment, models, (), store.client(c.name), None, accelerator) for c in experiment.clients
-    }
-    return store, identity, clients
-
-
-def record(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Tune the teacher on its own rows, and let it answer all public questions, before and after."""
-    own, public, _ = fixed_rows(args.svamp, args.public)
-    teacher = {"name": "teacher", "model": args.teacher, "task": TASK, "train": write(folder / "train.jsonl", own[:100]),
-               "validation": write(folder / "validation.jsonl", own[100:]), "test": write(folder / "test.jsonl", own[100:108])}  # fmt: skip
-    training = {"steps": args.teacher_steps, "batch_size": 4, "learning_rate": args.teacher_rate}
-    experiment = parse_config(base(folder, public, args) | {
-        "rounds": 1, "method": "local", "clients": [teacher], "training": training})  # fmt: skip
-    store, identity, clients = clients_of(experiment, folder / "run", ModelPool("cpu"))
-    server = Server(experiment, identity, list(clients), InProcess(clients), store)
-    server.open()
-    reasoner = Reasoner(clients["teacher"].context, load_questions(experiment.public), LadaSettings(teacher="teacher"))
-    some = list(range(min(args.untouched, args.public)))
-    untouched = reasoner.answer(some, False)
-    server.one_round()
-    begin = time.perf_counter()
-    found = reasoner.answer(list(range(args.public)), False)
-    return {
-        "untouched": sum(untouched.right) / len(some), "tuned": sum(found.right) / args.public,
-        "answering": round(time.perf_counter() - begin, 1), "examples": untouched.paths[:3] + found.paths[:3],
-        "answers": {e.prompt: [found.paths[i], found.logp[i], found.right[i], found.scores[i].tolist()]
-                    for i, e in enumerate(reasoner.questions.examples)},
-    }  # fmt: skip
-
-
-class Replay:
-    """The teacher's exchanges, from what was recorded."""
-
-    def __init__(self, client: Client, answers: dict[str, Any]) -> None:
-        self.method, self.answers = client.method, answers
-
-    def answer(self, round: int, payload: Payload) -> Payload:
-        examples = self.method.reasoner.questions.examples
-        paths, logp, right, scores = zip(
-            *(self.answers[examples[i].prompt] for i in self.method.items(round)), strict=True
-        )
-        return Payload(pack_answers(Answers(list(paths), list(logp), list(right), torch.tensor(scores))))
-
-    def train(self, round: int, payload: Payload) -> Payload:
-        return Payload(meta={"lada/learnt": {"learnt": 0, "refused": {}, "kept": None}})
-
-
 def one(
     folder: Path, models: ModelPool, seed: int, method: str, answers: dict[str, Any], args: argparse.Namespace
 ) -> Any:
@@ -145,23 +80,32 @@ def one(
         parts = students_rows(left, test, seed, number, args)
         files = {part: write(folder / f"{number}-{part}.jsonl", rows) for part, rows in parts.items()}
         clients.append({"name": f"student-{number}", "model": model, "task": TASK} | files)
+    slice = args.public // args.rounds
     lada = {
         "name": "lada",
         "teacher": "teacher",
         "directions": "down",
-        "slice": args.public // args.rounds,
+        "slice": slice,
         "budget": args.budget,
     }
+    chosen = {"name": "fedmkt", "sentences": slice} if method == "fedmkt" else lada | args.set | METHODS[method]
     experiment = parse_config(base(folder, public, args) | {
-        "seed": seed, "rounds": args.rounds, "clients": clients, "method": lada | args.set | METHODS[method],
+        "seed": seed, "rounds": args.rounds, "clients": clients, "method": chosen,
         "training": {"steps": args.steps, "batch_size": 4, "learning_rate": args.rate}})  # fmt: skip
     store, identity, made = clients_of(experiment, folder / "run", models)
-    replay = Replay(made["teacher"], answers)
-    made["teacher"].method.train = replay.train  # type: ignore[method-assign]
-    if method != "local":
-        made["teacher"].method.answer = replay.answer  # type: ignore[attr-defined]
+    teacher: Any = made["teacher"].method
+    if method == "fedmkt":
+        said = predictions(args.predictions, folder / "teacher", args)
+        spoken = ReplayFedMkt(made["teacher"], *said, load_questions(experiment.public), slice)
+        teacher.join, teacher.train = spoken.join, spoken.train
+    else:
+        replay = Replay(made["teacher"], answers)
+        teacher.train = replay.train
+        if method != "local":
+            teacher.answer = replay.answer
     server = Server(experiment, identity, list(made), InProcess(made), store)
-    server.run()
+    with answered(experiment, slice) if method == "fedmkt" else nullcontext():
+        server.run()
     models.release()  # the next run begins with the same bases
     finals = {name: member.final for name, member in server.members.items() if name != "teacher"}
     rows = [row for row in server.method.report().get("flows", {}).get("table", []) if row["student"] != "teacher"]
@@ -200,6 +144,7 @@ def main() -> None:
     parser.add_argument("--set", type=json.loads, default={}, help="settings of LaDa for all methods, as JSON")
     parser.add_argument("--name", default=NAME, help="name of the result")
     parser.add_argument("--recorded", default=NAME, help="name of the result whose recorded teacher is replayed")
+    parser.add_argument("--predictions", type=Path, default=Path("runs/recorded-teacher"), help="folder for FedMKT's")
     parser.add_argument("--record", action="store_true", help="only record the teacher's answers")
     args = parser.parse_args()
     models = [args.teacher, *args.students]
@@ -207,6 +152,8 @@ def main() -> None:
     quiet_libraries()
     recorded = kept(f"{args.recorded}-teacher", "answers", lambda: in_folder(lambda folder: record(folder, args)))
     if args.record:
+        if "fedmkt" in args.methods:
+            in_folder(lambda folder: {"predictions": len(predictions(args.predictions, folder, args)[0])})
         return
     pool = ModelPool("cpu")
     for seed in range(args.first, args.first + args.seeds):
