@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from h2tune.participant.batches import left_padded
+from h2tune.participant.batches import by_length, left_padded
 from h2tune.participant.scoring import evaluating
 from h2tune.tasks.chat_template import stop_tokens
 from h2tune.tasks.scoring import own_part
@@ -65,14 +65,12 @@ def write_paths(
     """
     stops = stop_tokens(tokenizer, getattr(model, "generation_config", None))
     pad, texts = tokenizer.pad_token_id, [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     device = next(model.parameters()).device
     with evaluating(model):
-        for start in range(0, len(order), size):
-            picked = order[start : start + size]
+        for picked in by_length([len(prompt) for prompt in prompts], size, split=False):
             padded = {name: value.to(device) for name, value in left_padded([prompts[i] for i in picked], pad).items()}
             longest = padded["input_ids"].shape[1]
             out = model.generate(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from h2tune.participant.batches import collate
+from h2tune.participant.batches import by_length, collate
 from h2tune.participant.passes import PLAIN, Passes
 from h2tune.tasks.prompts import IGNORED, Encoded
 
@@ -51,18 +51,12 @@ def rate_of_learning(p: Tensor) -> Tensor:
     return (1 - p) ** 2 / -p.log()
 
 
-def by_length(rows: Sequence[Encoded], size: int) -> list[list[int]]:
-    """Batches of places with little padding."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
 @torch.no_grad()
 def score_paths(model: Any, rows: Sequence[Encoded], pad: int, size: int, passes: Passes = PLAIN) -> list[PathScore]:
     """Score encoded questions with paths; sums are in float64, whatever the padding and the batch."""
     scores: list[PathScore] = [PathScore(0.0, 0, 0.0)] * len(rows)
     device = next(model.parameters()).device
-    for picked in by_length(rows, size):
+    for picked in by_length([len(row.input_ids) for row in rows], size):
         batch = {k: v.to(device) for k, v in collate([rows[i] for i in picked], pad).items()}
         asked = batch["labels"][:, 1:] != IGNORED
         places = asked.nonzero()[:, 0]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 
+ENOUGH = 256  # tokens that keep a processor's products busy
+
 
 def collate(rows: Sequence[Encoded], pad: int) -> Batch:
     """Right-padded ids, mask and labels (-100 where nothing is asked, or one class per row)."""
@@ -29,6 +31,28 @@ def collate(rows: Sequence[Encoded], pad: int) -> Batch:
     if rows[0].label is not None:
         labels = torch.tensor([row.label for row in rows])
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def by_length(lengths: Sequence[int], size: int, *, split: bool = True) -> list[list[int]]:
+    """Batches of places of rows whose order does not matter, rows of like length together.
+
+    Args:
+        lengths: tokens of each row. size: most rows in a batch.
+        split: end a batch early where the next row would make it an eighth longer than its tokens. A pass that writes gains
+            nothing by that: it takes as long for few rows as for many.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batches: list[list[int]] = []
+    tokens = 0
+    for place in order:
+        rows = len(batches[-1]) + 1 if batches else 0
+        padded = rows * lengths[place]
+        if rows in (0, size + 1) or (split and tokens >= ENOUGH and padded > 1.125 * (tokens + lengths[place])):
+            batches.append([])
+            tokens = 0
+        batches[-1].append(place)
+        tokens += lengths[place]
+    return batches
 
 
 def left_padded(prompts: Sequence[list[int]], pad: int) -> Batch:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from h2tune.participant.batches import collate
+from h2tune.participant.batches import by_length, collate
 from h2tune.participant.checkpoints import context_of
 from h2tune.participant.label_bias import answer_places
 from h2tune.participant.passes import PLAIN, Passes, Writing
@@ -127,12 +127,6 @@ def _device(model: Model) -> torch.device:
     return next(model.parameters()).device
 
 
-def _by_length(rows: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-    """Batches of indices with little padding."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
 @torch.no_grad()
 def all_answered(
     model: Model, encoded: Sequence[Encoded], pad: int, size: int, passes: Passes
@@ -140,7 +134,7 @@ def all_answered(
     """Logits (positions x vocabulary) wherever the rows ask for something, what they ask for, and its `answer_places`."""
     found, places = [], []
     with evaluating(model):
-        for picked in _by_length([row.input_ids for row in encoded], size):
+        for picked in by_length([len(row.input_ids) for row in encoded], size):
             batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
             found.append(passes.answered(model, batch))
             places.append(answer_places(batch["labels"]))
@@ -152,7 +146,7 @@ def _nats(
 ) -> tuple[float, list[int]]:
     """Mean cross-entropy over all asked positions of all rows, and for classes the likeliest of each row."""
     total, count, predicted = 0.0, 0, [0] * len(encoded)
-    for picked in _by_length([row.input_ids for row in encoded], size):
+    for picked in by_length([len(row.input_ids) for row in encoded], size):
         batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
         found = passes.answered(model, batch)
         if among:
@@ -188,7 +182,7 @@ def generate(
     for room in sorted(set(rooms)):
         group = [i for i, own in enumerate(rooms) if own == room]
         writing = Writing(room, stops, tokenizer.pad_token_id)
-        for batch in _by_length([fitted[i] for i in group], size):
+        for batch in by_length([len(fitted[i]) for i in group], size, split=False):
             picked = [group[j] for j in batch]
             new = passes.written(model, [fitted[i] for i in picked], writing)
             for i, ids in zip(picked, new, strict=True):
@@ -226,7 +220,7 @@ def choose(
         return _choose_token(model, tokenizer, examples, options, size, passes)
     rows = [(i, option) for i, several in enumerate(options) for option in several]
     values = [0.0] * len(rows)
-    for picked in _by_length([option.input_ids for _, option in rows], size):
+    for picked in by_length([len(option.input_ids) for _, option in rows], size):
         found = _likelihoods(model, [rows[j][1] for j in picked], tokenizer.pad_token_id, passes)
         for j, value in zip(picked, found, strict=True):
             values[j] = value
@@ -247,7 +241,7 @@ def _choose_token(
     """The likeliest option where all are one token: one pass for all options of an example."""
     chosen = [""] * len(examples)
     first = [several[0] for several in options]
-    for picked in _by_length([row.input_ids for row in first], size):
+    for picked in by_length([len(row.input_ids) for row in first], size):
         batch = {
             k: v.to(_device(model)) for k, v in collate([first[i] for i in picked], tokenizer.pad_token_id).items()
         }
