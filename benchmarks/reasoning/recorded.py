@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ def students_rows(left: Rows, test: Rows, seed: int, student: int, args: argpars
     one, two = round(args.rows * 2 / 3), args.rows - round(args.rows * 2 / 3)
     parts = {"train": mostly[:one] + others[:two], "validation": mostly[one : one + 14] + others[two : two + 6],
              "test": test}  # fmt: skip
+    if len(parts["train"]) < args.rows:
+        sys.exit(
+            f"there are only {len(mostly)} problems of the kind {own!r}: too few for {args.rows} rows, choose fewer"
+        )
     for rows in parts.values():
         rng.shuffle(rows)
     return parts
@@ -80,15 +85,15 @@ def one(
         parts = students_rows(left, test, seed, number, args)
         files = {part: write(folder / f"{number}-{part}.jsonl", rows) for part, rows in parts.items()}
         clients.append({"name": f"student-{number}", "model": model, "task": TASK} | files)
-    slice = args.public // args.rounds
+    each = args.public // args.rounds  # questions of a round
     lada = {
         "name": "lada",
         "teacher": "teacher",
         "directions": "down",
-        "slice": slice,
+        "slice": each,
         "budget": args.budget,
     }
-    chosen = {"name": "fedmkt", "sentences": slice} if method == "fedmkt" else lada | args.set | METHODS[method]
+    chosen = {"name": "fedmkt", "sentences": each} if method == "fedmkt" else lada | args.set | METHODS[method]
     experiment = parse_config(base(folder, public, args) | {
         "seed": seed, "rounds": args.rounds, "clients": clients, "method": chosen,
         "training": {"steps": args.steps, "batch_size": 4, "learning_rate": args.rate}})  # fmt: skip
@@ -96,7 +101,7 @@ def one(
     teacher: Any = made["teacher"].method
     if method == "fedmkt":
         said = predictions(args.predictions, folder / "teacher", args)
-        spoken = ReplayFedMkt(made["teacher"], *said, load_questions(experiment.public), slice)
+        spoken = ReplayFedMkt(made["teacher"], *said, load_questions(experiment.public), each)
         teacher.join, teacher.train = spoken.join, spoken.train
     else:
         replay = Replay(made["teacher"], answers)
@@ -104,7 +109,7 @@ def one(
         if method != "local":
             teacher.answer = replay.answer
     server = Server(experiment, identity, list(made), InProcess(made), store)
-    with answered(experiment, slice) if method == "fedmkt" else nullcontext():
+    with answered(experiment, each) if method == "fedmkt" else nullcontext():
         server.run()
     models.release()  # the next run begins with the same bases
     finals = {name: member.final for name, member in server.members.items() if name != "teacher"}

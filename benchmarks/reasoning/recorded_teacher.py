@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -100,15 +101,23 @@ def record_predictions(folder: Path, args: argparse.Namespace) -> tuple[dict[str
 
 
 def predictions(folder: Path, scratch: Path, args: argparse.Namespace) -> tuple[dict[str, Tensor], list[str]]:
-    """What `record_predictions` finds; megabytes, kept in a folder of the user's."""
-    tensors, vocabulary = folder / "predictions.safetensors", folder / "vocabulary.json"
-    if not vocabulary.is_file():
+    """What `record_predictions` finds; megabytes, kept in a folder of the user's.
+
+    Raises:
+        SystemExit: the folder holds those of another teacher, or of other public questions.
+    """
+    tensors, told = folder / "predictions.safetensors", folder / "teacher.json"
+    of = [Path(args.teacher).name, args.public, args.teacher_steps, args.teacher_rate]
+    if not told.is_file():
         for needed in (folder, scratch):
             needed.mkdir(parents=True, exist_ok=True)
-        found, tokens = record_predictions(scratch, args)
+        found, vocabulary = record_predictions(scratch, args)
         save_file(found, tensors)
-        vocabulary.write_text(json.dumps(tokens))
-    return load_file(tensors), json.loads(vocabulary.read_text())
+        told.write_text(json.dumps({"of": of, "vocabulary": vocabulary}))
+    known = json.loads(told.read_text())
+    if known["of"] != of:
+        sys.exit(f"{folder} holds the predictions of {known['of']}, this run needs those of {of}: name another folder")
+    return load_file(tensors), known["vocabulary"]
 
 
 class Replay:

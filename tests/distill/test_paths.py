@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from distill.lada_federation import lada
+from federations import build
 from torch.nn.functional import cross_entropy
 
 from h2tune.distill.paths import contrast, path_sums, rate_of_learning, score_paths, targets
@@ -65,6 +68,20 @@ def test_a_path_read_from_the_cached_prefix_has_the_same_sums_and_gradients(load
         gradients.append(torch.autograd.grad(sums.square().sum(), weight)[0])
     weight.requires_grad_(False)
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))
+
+
+def test_paths_that_were_read_before_are_read_from_the_cached_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, clients = build(lada(blocks=0.5), tmp_path)
+    server.open()
+    reasoner, computed = clients["s1"].method.reasoner, []
+    real = Prefix._run
+    monkeypatch.setattr(Prefix, "_run", lambda self, ids: (computed.append(ids), real(self, ids))[1])
+    paths = [example.answer for example in reasoner.questions.examples[:4]]
+    first = reasoner.scored(range(4), paths)
+    assert len(computed) == 4  # each text once
+    assert reasoner.scored(range(4), paths) == first and len(computed) == 4
 
 
 def test_the_speed_of_learning_on_single_tokens() -> None:

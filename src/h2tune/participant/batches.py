@@ -38,8 +38,8 @@ def by_length(lengths: Sequence[int], size: int, *, split: bool = True) -> list[
 
     Args:
         lengths: tokens of each row. size: most rows in a batch.
-        split: end a batch early where the next row would make it an eighth longer than its tokens. A pass that writes gains
-            nothing by that: it takes as long for few rows as for many.
+        split: end a batch early where the next row would bring its padding above an eighth of its tokens. A pass that writes
+            gains nothing by that: it takes as long for few rows as for many.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     batches: list[list[int]] = []
