@@ -16,6 +16,7 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from svamp import TASK, rows_of
 
 from h2tune.config import parse_config
 from h2tune.participant.base_models import ModelPool
+from h2tune.protocol.codec import Payload
 from h2tune.server import Server
 from h2tune.tasks.public import load_questions
 from h2tune.transport.inprocess import InProcess
@@ -50,6 +52,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sft": {"contrast": 0.0},
     "all": {"filter": "all"},
     "fedmkt": {},
+    "lada-fedmkt": {"host": {"name": "fedmkt"}},
 }
 
 
@@ -99,15 +102,15 @@ def one(
         "training": {"steps": args.steps, "batch_size": 4, "learning_rate": args.rate}})  # fmt: skip
     store, identity, made = clients_of(experiment, folder / "run", models)
     teacher: Any = made["teacher"].method
-    if method == "fedmkt":
+    replay = Replay(made["teacher"], answers)
+    teacher.train = replay.train
+    if method not in ("local", "fedmkt"):
+        teacher.answer = replay.answer
+    if method.endswith("fedmkt"):
         said = predictions(args.predictions, folder / "teacher", args)
         spoken = ReplayFedMkt(made["teacher"], *said, load_questions(experiment.public), each)
-        teacher.join, teacher.train = spoken.join, spoken.train
-    else:
-        replay = Replay(made["teacher"], answers)
-        teacher.train = replay.train
-        if method != "local":
-            teacher.answer = replay.answer
+        teacher.join = spoken.join
+        teacher.train = spoken.train if method == "fedmkt" else both(spoken.train, replay.train)
     server = Server(experiment, identity, list(made), InProcess(made), store)
     with answered(experiment, each) if method == "fedmkt" else nullcontext():
         server.run()
@@ -121,6 +124,15 @@ def one(
         "flows": [{k: row[k] for k in ("student", "right", "high", "learnt", "bytes", "kept", "refused", "n_student",
                                        "n_teacher", "n_student_slice", "n_teacher_slice")} for row in rows],
     }  # fmt: skip
+
+
+def both(host: Callable[..., Payload], paths: Callable[..., Payload]) -> Callable[..., Payload]:
+    """What the teacher of LaDa over a host sends after a round: the host's tensors, and that it learnt from no path."""
+
+    def train(round: int, payload: Payload) -> Payload:
+        return Payload(host(round, payload).tensors, paths(round, payload).meta)
+
+    return train
 
 
 def main() -> None:
