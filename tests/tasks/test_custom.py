@@ -66,6 +66,43 @@ def test_program() -> None:
     assert done is not None and done.gold == "4" and task.score(done, "print(4.0)")
 
 
+@pytest.mark.parametrize("answer", ["C", "(c)", "2 + 2 = 4. The answer is C", "4 is option (C)"])
+def test_a_letter_at_the_end_of_a_rationale(answer: str) -> None:
+    task = build_task({"kind": "generate", "prompt": "{q}", "answer": " {a}", "score": "choice"})
+    example = task.read({"q": "x", "a": answer})
+    assert (example.answer, example.gold) == (f" {answer}", "C")
+    assert task.score(example, example.answer) and task.score(example, "So the answer is c")
+    assert not task.score(example, "2 + 2 = 5. The answer is D")
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer", "said"),
+    [
+        ({"kind": "generate", "score": "choice"}, "yes", "an answer names a letter from A to E, ' yes' does not"),
+        ({"kind": "generate", "score": "choice", "labels": {"y": "yes", "n": "no"}}, "y", "'yes' would itself count"),
+        ({"kind": "generate", "score": "number", "labels": {"y": "yes", "n": "no"}}, "y", "'yes' would itself count"),
+        (
+            {"kind": "choice", "score": "number", "options": ["y", "n"]},
+            "y",
+            "the answer 'y' would itself count as wrong",
+        ),
+        ({"kind": "classify", "score": "number", "labels": ["y", "n"]}, "y", "the answer 'y' would itself count"),
+    ],
+)
+def test_a_row_whose_own_answer_would_count_as_wrong_is_refused(spec: dict[str, Any], answer: str, said: str) -> None:
+    join = " " if spec["kind"] == "generate" and "labels" not in spec else ""
+    task = build_task({"prompt": "{q}", "answer": join + "{a}"} | spec)
+    with pytest.raises(RowError, match=said):
+        task.read({"q": "x", "a": answer})
+
+
+@pytest.mark.parametrize("kind", ["choice", "classify"])
+def test_only_what_is_written_can_be_a_program(kind: str) -> None:
+    given = {"options": ["1", "2"]} if kind == "choice" else {"labels": ["1", "2"]}
+    with pytest.raises(TaskError, match="score: program belongs to kind generate"):
+        build_task({"kind": kind, "prompt": "{q}", "answer": "{a}", "score": "program"} | given)
+
+
 @pytest.mark.parametrize(
     ("row", "prompt", "answer"),
     [

@@ -148,7 +148,10 @@ def _labels(spec: Mapping[str, Any], kind: Kind) -> tuple[tuple[str, ...], tuple
 
 def _scorer(spec: Mapping[str, Any], kind: Kind, labels: tuple[str, ...]) -> Callable[[Example, str], bool]:
     if "score" in spec:
-        return _SCORES[_known(spec["score"], _SCORES, "score")]
+        score = _known(spec["score"], _SCORES, "score")
+        if score == "program" and kind != "generate":
+            raise TaskError(f"score: program belongs to kind generate; a task of kind {kind} writes no programs")
+        return _SCORES[score]
     if labels and kind != "choice":
         return label_scorer(kind, labels)
     return scoring.score_choice if kind == "choice" else scoring.score_text
@@ -158,18 +161,40 @@ def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, .
             written: tuple[tuple[str, int], ...]) -> Callable[[str, Example], Example]:  # fmt: skip
     """What to do with the text of the answer."""
     find = label_finder(name, labels, written, ignore_case=spec.get("ignore_case", False)) if labels else None
+    score = spec.get("score")
 
-    def solve(answer: str, example: Example) -> Example:
+    def understood(answer: str, example: Example) -> Example:
         if kind == "choice":
             return pick_option(answer, example)
         if find is not None:
             return solve_label(kind, find(answer), example, labels)
-        gold = answer.strip()
-        if spec.get("score") == "number":
-            number = scoring.final_number(answer)
-            if number is None:
-                raise RowError(f"no number in the answer {answer[-60:]!r}")
-            gold = f"{number:.15g}"
-        return replace(example, answer=example.lead + answer, gold="" if spec.get("score") == "program" else gold)
+        return replace(example, answer=example.lead + answer, gold=_gold(answer, score))
+
+    def solve(answer: str, example: Example) -> Example:
+        solved = understood(answer, example)
+        text = answer if kind == "generate" and find is None else solved.gold
+        if score in ("number", "text", "choice") and not _SCORES[score](solved, text):
+            raise RowError(f"with score: {score} the answer {solved.gold[-40:]!r} would itself count as wrong")
+        return solved
 
     return solve
+
+
+def _gold(answer: str, score: str | None) -> str:
+    """What a written answer is compared with: a number, a letter, or the whole text; a program's value comes later."""
+    if score == "program":
+        return ""
+    if score == "number":
+        number = scoring.final_number(answer)
+        if number is None:
+            raise RowError(f"no number in the answer {answer[-60:]!r}")
+        return f"{number:.15g}"
+    if score == "choice":
+        letter = scoring.answer_letter(answer)
+        if letter is None:
+            raise RowError(
+                f"with score: choice an answer names a letter from A to E, {answer[-60:]!r} does not; for words write"
+                " score: text"
+            )
+        return letter
+    return answer.strip()

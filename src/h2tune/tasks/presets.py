@@ -116,12 +116,10 @@ def _written_choices(text: str) -> Example:
 
 
 def solve_letter(answer: str, example: Example) -> Example:
-    """The letter that an answer names, checked against the options; ``c`` and a rationale ending in C both count."""
+    """The letter that an answer names, checked against the options."""
     letters = "".join(option.strip() for option in example.options)
-    letter = answer.strip("() .").upper()
-    if len(letter) != 1:
-        letter = scoring.find_letter(answer, letters) or ""
-    if not letter or letter not in letters:
+    letter = scoring.answer_letter(answer, letters)
+    if letter is None:
         raise RowError(f"the answer {answer[-40:]!r} names none of the options {', '.join(letters)}")
     return replace(example, answer=f" {letter}", gold=letter)
 

@@ -130,6 +130,13 @@ def find_letter(text: str, letters: str = "ABCDE") -> str | None:
     return None
 
 
+def answer_letter(answer: str, letters: str = "ABCDE") -> str | None:
+    """The option that a reference answer names: ``c`` and a rationale ending in C both count."""
+    letter = answer.strip("() .\n").upper()
+    found = letter if len(letter) == 1 else find_letter(answer, letters)
+    return found if found and found in letters else None
+
+
 def score_choice(example: Example, text: str) -> bool:
     """Whether the text names the right option: by its letter where options are letters, else by its content."""
     names = tuple(option.strip() for option in example.options)
