@@ -16,6 +16,7 @@ from h2tune.utils.files import StoreError
 from h2tune.vertical.exposure import STAYS, leaves
 
 PLANE = 220  # side of a picture of prototypes
+LONGEST = 18  # characters of a label in it
 
 
 def write_vertical_report(run_dir: Path) -> Path:
@@ -149,24 +150,32 @@ def plane(points: Sequence[tuple[str, Sequence[float]]], label: str) -> Markup:
     reach = max((abs(v) for _, point in points for v in point), default=1.0) or 1.0
     parts = [Markup('<rect class="frame" x="1" y="1" width="{}" height="{}"/>').format(PLANE - 2, PLANE - 2)]
     places = [tuple((0.5 + 0.4 * v / reach) * PLANE for v in (x, -y)) for _, (x, y) in points]
-    heights = _label_heights([(x, y, len(name[:18])) for (x, y), (name, _) in zip(places, points, strict=True)])
-    for (name, _), (cx, cy), height in zip(points, places, heights, strict=True):
+    texts = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name, _ in points]
+    middles = [_inside(x, len(text)) for (x, _), text in zip(places, texts, strict=True)]
+    heights = _label_heights([(x, y, len(text)) for x, (_, y), text in zip(middles, places, texts, strict=True)])
+    for (name, _), text, (cx, cy), middle, height in zip(points, texts, places, middles, heights, strict=True):
         style = "ring" if name.endswith("(unseen)") else "mark shared"
         dot = Markup(
             '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4"/><text class="tick mid" x="{:.1f}" y="{:.1f}">{}</text>'
         )
-        parts.append(dot.format(style, cx, cy, cx, height, name[:18]))
+        parts.append(dot.format(style, cx, cy, middle, height, text))
     opening = Markup('<svg viewBox="0 0 {0} {0}" role="img" aria-label="{1}" style="width:{0}px">').format(
         PLANE, label
     )
     return opening + Markup("").join(parts) + Markup("</svg>")
 
 
+def _inside(x: float, length: int) -> float:
+    """Where the middle of a label of so many characters goes, so that it stays in the picture."""
+    half = 3 * length + 3
+    return min(max(x, half), PLANE - half)
+
+
 def _label_heights(marks: Sequence[tuple[float, float, int]]) -> list[float]:
     """Where each label's baseline goes, so that labels do not lie on one another: above its point, below, or farther away.
 
     Args:
-        marks: place of each point, and characters of its label.
+        marks: middle of each label, height of its point, and characters of the label.
     """
     taken: list[tuple[float, float, float]] = []
     for x, y, length in marks:
