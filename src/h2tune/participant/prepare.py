@@ -70,7 +70,7 @@ def load_data(
         TaskError: with every part's first mistake, a line each.
     """
     train, validation, test, leaked = read_rows(config, task, seed=seed)
-    parts = {"train": train, "validation": validation[:n_validation], "test": test}
+    parts = {"train": train, "validation": tasks.sample(validation, n_validation, seed), "test": test}
     splits: dict[str, Split] = {}
     problems = []
     for part, examples in parts.items():

@@ -107,6 +107,10 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
         )
     if "prompt" in spec and not fields(spec["prompt"]):
         raise TaskError(f"prompt: {spec['prompt']!r} names no column; write '{{column}}' where its text belongs")
+    if "answer" in spec and not fields(spec["answer"]):
+        raise TaskError(
+            f"answer: {spec['answer']!r} names no column, so all rows would have one answer; write '{{column}}'"
+        )
     if ("options" in spec) != (kind == "choice"):
         raise TaskError(
             "options: belongs to kind choice" if "options" in spec else "a task of kind choice needs options:"
@@ -185,10 +189,7 @@ def _gold(answer: str, score: str | None) -> str:
     if score == "program":
         return ""
     if score == "number":
-        number = scoring.final_number(answer)
-        if number is None:
-            raise RowError(f"no number in the answer {answer[-60:]!r}")
-        return f"{number:.15g}"
+        return scoring.number_text(scoring.reference_number(answer))
     if score == "choice":
         letter = scoring.answer_letter(answer)
         if letter is None:

@@ -6,12 +6,15 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from h2tune.tasks.cells import whole_text
 from h2tune.tasks.custom import with_columns
 from h2tune.tasks.example import Example, Row, RowError, Task, TaskError, called
 from h2tune.tasks.rows import fold
 from h2tune.tasks.sources import read_rows
+
+T = TypeVar("T")
 
 
 def load_examples(
@@ -49,7 +52,7 @@ def load_examples(
         numbered = numbered[number - 1 :: count]
         if not numbered:
             raise TaskError(f"{source}: part {part} of {len(rows)} rows is empty")
-    chosen = _sample(numbered, limit, seed)
+    chosen = sample(numbered, limit, seed)
     examples = [_read(source, number, row, task, answered) for number, row in chosen]
     if not answered:
         return examples
@@ -83,7 +86,8 @@ def _require_classes(source: str, examples: Iterable[Example], task: Task) -> No
         raise TaskError(f"{source}: every row has the label {found.pop()!r}; {called(task.name)} needs two or more")
 
 
-def _sample(rows: list[tuple[int, Row]], limit: int | None, seed: int) -> list[tuple[int, Row]]:
+def sample(rows: list[T], limit: int | None, seed: int) -> list[T]:
+    """So many of the rows, the same ones for a seed, in their order."""
     if limit is None or limit >= len(rows):
         return rows
     order = list(range(len(rows)))

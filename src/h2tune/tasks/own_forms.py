@@ -6,6 +6,7 @@ the prompts that this package writes itself ("Question: ...") put a space before
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,7 @@ from typing import Any
 from h2tune.tasks.cells import cell, optional
 from h2tune.tasks.chats import ask_chat, is_chat, read_turns, solve_chat
 from h2tune.tasks.example import Example, Row, RowError
-from h2tune.tasks.presets import solve_letter
-from h2tune.tasks.rows import LETTERS, Form, chat_forms, fields, fill, split_options, whole_field
+from h2tune.tasks.rows import LETTERS, Form, chat_forms, fields, fill, fold, split_options, whole_field
 
 Solve = Callable[[str, Example], Example]
 
@@ -88,8 +88,17 @@ def _last_turn(row: Row, column: str) -> str:
     return str(turns[0]["content"])
 
 
+# Nothing but a letter; a letter that is set off at the start; or one that "answer is" names at the end. "Vitamin C" names none.
+_LETTER = re.compile(
+    r"\A\W*(?:(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)(?:\s+is|\s*:)?\s+)?\(?([a-z])\)?\W*\Z"
+    r"|\A\s*\(([a-z])\)|\A\s*([a-z])[).:]\s"
+    r"|\banswer(?:\s+is|\s*:)\s*\(?([a-z])\)?\W*\Z",
+    re.IGNORECASE,
+)
+
+
 def pick_option(answer: str, example: Example) -> Example:
-    """The option that an answer is: by its text, or by its letter.
+    """The option that an answer is: by its text, whatever its case, or by its letter.
 
     Raises:
         RowError: naming the options.
@@ -98,15 +107,17 @@ def pick_option(answer: str, example: Example) -> Example:
     for option in exact or example.options:
         if option.strip() == answer.strip():
             return replace(example, answer=option, gold=option.strip())
-    lettered = replace(example, options=tuple(f" {letter}" for letter in LETTERS[: len(example.options)]))
-    try:
-        index = LETTERS.index(solve_letter(answer, lettered).gold)
-    except RowError:
+    alike = [option for option in example.options if fold(option) == fold(answer)]
+    named = _LETTER.search(answer)
+    letter = next(group for group in named.groups() if group).upper() if named else ""
+    if len(alike) == 1:
+        found = alike[0]
+    elif letter and letter in LETTERS[: len(example.options)]:
+        found = example.options[LETTERS.index(letter)]
+    else:
         shown = ", ".join(option.strip() for option in example.options)
-        raise RowError(
-            f"the answer {answer[-40:].strip()!r} is none of the options ({shown}), nor the letter of one"
-        ) from None
-    return replace(example, answer=example.options[index], gold=example.options[index].strip())
+        raise RowError(f"the answer {answer[-40:].strip()!r} is none of the options ({shown}), nor the letter of one")
+    return replace(example, answer=found, gold=found.strip())
 
 
 def _options(options: Any, row: Row, join: str) -> tuple[str, ...]:

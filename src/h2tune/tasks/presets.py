@@ -67,10 +67,13 @@ def _form(question: str, answer: str, solve: Callable[[str, Example], Example], 
 def _solve_number(answer: str, example: Example) -> Example:
     answer = re.sub(r"<<[^<>]*>>", "", answer)
     answer = re.sub(r"\s*####\s*", "\nThe answer is ", answer).strip()
-    number = scoring.final_number(answer)
-    if number is None:
-        raise RowError(f"no number in the answer {answer[-60:]!r}")
-    return replace(example, answer=spaced(answer), gold=f"{number:.15g}")
+    gold = scoring.number_text(scoring.reference_number(answer))
+    solved = replace(example, answer=spaced(answer), gold=gold)
+    if not scoring.score_number(solved, answer):
+        raise RowError(
+            f"the answer {answer[-60:]!r} would itself count as wrong: it is read up to a line that asks anew"
+        )
+    return solved
 
 
 def _svamp_question(row: Row) -> Example:

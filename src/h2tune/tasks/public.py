@@ -12,9 +12,9 @@ import unicodedata
 from dataclasses import dataclass, replace
 
 from h2tune.config import PublicQuestions
-from h2tune.tasks.custom import build_task
+from h2tune.tasks.custom import build_task, with_columns
 from h2tune.tasks.dataset import load_examples
-from h2tune.tasks.example import Example, Task, TaskError, called
+from h2tune.tasks.example import Example, Row, RowError, Task, TaskError, called
 from h2tune.tasks.sources import read_rows
 from h2tune.utils.seeds import derive
 
@@ -98,12 +98,19 @@ def _read(config: PublicQuestions, task: Task) -> list[Example]:
 
 
 def _without_answers(config: PublicQuestions, task: Task, error: TaskError) -> list[Example]:
-    """The questions alone, if none of the rows has an answer; else the mistake that was found stands.
-
-    A row with an answer can be read whole, so an answered file with one bad row is not taken for one without answers.
-    """
+    """The questions alone, if none of the rows has an answer; else the mistake that was found stands."""
     asked = load_examples(config.source, task, columns=config.columns, answered=False)
-    answer_columns = ("answer", "Answer", "output", "gold", "correct", "value")
-    if any(row.get(name) not in (None, "") for row in read_rows(config.source) for name in answer_columns):
-        raise error
+    named = with_columns(task, config.columns)
+    columns = ("answer", "Answer", "output", "gold", "correct", "value")
+    for row in read_rows(config.source):
+        # A row that can be read whole has an answer; so may one whose answer is what cannot be read.
+        if any(row.get(name) not in (None, "") for name in columns) or _is_answered(named, row):
+            raise error
     return asked
+
+
+def _is_answered(task: Task, row: Row) -> bool:
+    try:
+        return bool(task.accepts(row) and task.read(row).answer.strip())
+    except RowError:
+        return False

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from h2tune.tasks.example import Example
+from h2tune.tasks.example import Example, RowError
 from h2tune.tasks.rows import LETTERS, fold
 from h2tune.tasks.sandbox import run_programs
 
@@ -53,14 +53,52 @@ def final_number(text: str, *, first_line: bool = False) -> float | None:
 
     first_line: look for it in the first line only, for tasks whose whole answer is one line.
     """
+    found = _final_match(text, first_line)
+    return parse_number(found[0]) if found else None
+
+
+def _final_match(text: str, first_line: bool = False) -> re.Match[str] | None:
+    """Where that number stands."""
     triggers = list(_TRIGGER.finditer(text))
     if triggers:
-        found = _NUMBER.search(text, triggers[-1].end())
-    else:
-        found = None
-        for found in _NUMBER.finditer(text.strip().split("\n" if first_line else "\n\n")[0]):
-            pass
-    return parse_number(found[0]) if found else None
+        return _NUMBER.search(text, triggers[-1].end())
+    start = len(text) - len(text.lstrip())
+    end = text.find("\n" if first_line else "\n\n", start)
+    found = None
+    for found in _NUMBER.finditer(text, start, end if end >= 0 else len(text)):
+        pass
+    return found
+
+
+# What stands before a number and makes it a part of something else: 0,5 and 1 000, 12:30, 3 1/2, 10^6, 5 km2, a fraction of LaTeX.
+_PART_OF_MORE = re.compile(r"(?:\d[ ,.:/]?|\^|\d ?[A-Za-z]+|frac\{|\}\{)\Z")
+_GOES_ON = re.compile(r"[ ,.:^/]?\d")
+
+
+def reference_number(answer: str) -> float:
+    """The number that a reference answer ends on.
+
+    Raises:
+        RowError: there is none, or it may mean another one: ``0,5`` would be 5, and ``1 000`` 0.
+    """
+    match = _final_match(answer)
+    number = parse_number(match[0]) if match else None
+    if match is None or number is None:
+        raise RowError(f"no number in the answer {answer[-60:]!r}")
+    before, after = answer[: match.start()], answer[match.end() :]
+    stop = match[0].startswith(".") and before[-1:].isalpha()  # Rs.5
+    if stop or _PART_OF_MORE.search(before) or _GOES_ON.match(after):
+        raise RowError(
+            f"the answer {answer[-60:]!r} would be read as {number_text(number)}; write numbers as 0.5, 1000, 7/2 or 1e6,"
+            " and units without digits"
+        )
+    return number
+
+
+def number_text(number: float) -> str:
+    """A number as short text that reads back as the same number."""
+    short = f"{number:.15g}"
+    return short if float(short) == number else repr(number)
 
 
 def score_number(example: Example, text: str) -> bool:
@@ -140,6 +178,8 @@ def answer_letter(answer: str, letters: str = "ABCDE") -> str | None:
 def score_choice(example: Example, text: str) -> bool:
     """Whether the text names the right option: by its letter where options are letters, else by its content."""
     names = tuple(option.strip() for option in example.options)
+    if text.strip() in names:  # an option is that option, whatever numbers or other options stand in it
+        return text.strip() == example.gold
     if not names or all(len(name) == 1 and name in LETTERS for name in names):
         return find_letter(own_part(text), "".join(names) or "ABCDE") == example.gold
     if parse_number(example.gold) is not None:

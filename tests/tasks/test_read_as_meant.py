@@ -1,0 +1,109 @@
+"""What a reference answer means: rows that could mean something else are refused, and the right option is the only right one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from h2tune.config import PublicQuestions
+from h2tune.tasks import RowError, TaskError, build_task, sample
+from h2tune.tasks.public import load_questions
+
+NUMBER = {"kind": "generate", "prompt": "{q}", "answer": "{a}", "score": "number"}
+
+
+@pytest.mark.parametrize("options", [["50 %", "50"], ["4", "3 and 4"], ["12", "less than 12"], ["10000.5", "10000.9"],
+                                     ["yes", "yes, but not today"], ["1", "1.0"]])  # fmt: skip
+def test_of_options_only_the_right_one_is_right(options: list[str]) -> None:
+    task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": "{o}", "join": " "})
+    for right in options:
+        example = task.read({"q": "x", "o": options, "a": right})
+        assert [task.score(example, option) for option in example.options] == [option == right for option in options]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "meant"),
+    [
+        (["vitamin A", "vitamin C", "vitamin D"], "Vitamin C", "vitamin C"),
+        (["Hepatitis B", "Hepatitis A"], "hepatitis b", "Hepatitis B"),
+        (["A only", "both A and B", "all of a and b"], "All of A and B", "all of a and b"),
+        (["red", "blue"], "B) blue", "blue"),
+        (["red", "blue"], "(B) blue", "blue"),
+        (["red", "blue"], "The answer is B.", "blue"),
+        (["red", "blue"], "It is not red. The answer is B", "blue"),
+        (["red", "blue"], "option b", "blue"),
+        (["Us", "us"], "us", "us"),
+    ],
+)
+def test_an_answer_is_its_option_or_that_ones_letter(options: list[str], answer: str, meant: str) -> None:
+    task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": "{o}"})
+    assert task.read({"q": "x", "o": options, "a": answer}).gold == meant
+
+
+@pytest.mark.parametrize("answer", ["Vitamin B", "A man", "plan B", "both A and B", "C", ""])
+def test_a_letter_in_other_words_names_no_option(answer: str) -> None:
+    task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": ["red", "blue"]})
+    with pytest.raises(RowError):
+        task.read({"q": "x", "a": answer})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["0,5", "1 000", "1.234.567", "3 1/2", "10^6", "5 m^2", "5 km2", "12:30", r"$\frac{1}{2}$", "0x10", "The answer is 3,5",
+     "The answer is 1 000", "2024-05-06 12:30", "The answer is 12:30", "Rs.5"],
+)  # fmt: skip
+@pytest.mark.parametrize("spec", [NUMBER, "gsm8k"])
+def test_a_number_that_may_mean_another_is_refused(spec: dict[str, str] | str, answer: str) -> None:
+    task = build_task(spec)
+    with pytest.raises(RowError, match="would be read as"):
+        task.read({"q": "x", "a": answer} if isinstance(spec, dict) else {"question": "x", "answer": answer})
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [("16-3 = 13", "13"), ("x=5", "5"), ("1,000", "1000"), ("$5", "5"), (r"\boxed{5}", "5"), ("45%", "45"), ("1/3", "0.333333333333333"),
+     ("-2.5e3", "-2500"), ("2 + 3 = 5. The answer is 5.", "5"), ("In 2010, 12", "12"), ("12345678901234567", "1.2345678901234568e+16"),
+     ("Rs 5", "5"), ("5 apples", "5"), ("3 * 4 = 12 #### 12", "12")],
+)  # fmt: skip
+def test_a_plain_number_is_read_and_counts_as_right(answer: str, number: str) -> None:
+    task = build_task(NUMBER)
+    example = task.read({"q": "x", "a": answer})
+    assert float(example.gold) == pytest.approx(float(number), rel=1e-14) and task.score(example, answer)
+
+
+def test_a_preset_refuses_what_it_would_count_as_wrong_itself() -> None:
+    task = build_task("gsm8k")
+    with pytest.raises(RowError, match="would itself count as wrong"):
+        task.read({"question": "x", "answer": "First: add.\nThen 0+1=1\n#### 1"})
+
+
+def test_a_constant_is_no_answer() -> None:
+    with pytest.raises(TaskError, match="names no column"):
+        build_task({"kind": "generate", "prompt": "{q}", "answer": " a"})
+
+
+def test_a_sample_is_spread_over_all_rows_and_keeps_their_order() -> None:
+    rows = list(range(300))
+    taken = sample(rows, 40, 3)
+    assert taken == sorted(taken) and len(set(taken)) == 40 and max(taken) > 200 and min(taken) < 100
+    assert set(sample(rows, 20, 3)) < set(taken) and sample(rows, None, 3) == rows == sample(rows, 999, 3)
+
+
+def test_one_public_question_without_its_answer_is_named(tmp_path: Path) -> None:
+    rows = [{"q": f"What is {i} + 1?", "solution": f"The answer is {i + 1}"} for i in range(6)]
+    task = {"kind": "generate", "prompt": "{q}", "answer": " {solution}", "score": "number"}
+
+    def load() -> bool:
+        path = tmp_path / "public.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return load_questions(PublicQuestions(source=str(path), task=task)).answered
+
+    assert load()
+    rows[3]["solution"] = ""
+    with pytest.raises(TaskError, match="row 4"):
+        load()
+    for row in rows:
+        row["solution"] = ""
+    assert not load()
