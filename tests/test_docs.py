@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from h2tune.cli.app import app
 from h2tune.config import ClientConfig, Experiment, parse_config
+from h2tune.config.reading import UniqueKeyLoader
 from h2tune.methods.base import Method
 from h2tune.methods.registry import resolve_method
 from h2tune.tasks import build_task
@@ -96,6 +97,12 @@ def test_the_worked_example_runs_from_a_folder_of_ones_own(own_method: Path) -> 
     assert all(client["final"]["nats"] > 0 for client in metrics["clients"].values())
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_fence_is_closed(page: Path) -> None:
+    fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fences) % 2 == 0 and not any(fences[1::2])
+
+
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_yaml_blocks_are_valid_settings(text: str, own_method: Path) -> None:
     if "parties" in (whole := yaml.safe_load(text)):
@@ -112,7 +119,7 @@ def documents(text: str) -> Iterator[dict[str, Any]]:
     """A block as whole federations: a part is put into a small one, and a key that stands twice makes two of them."""
     parts = re.split(r"\n(?=task:)", text) if text.count("\ntask:") and text.startswith("task:") else [text]
     for part in parts:
-        data = yaml.safe_load(part)
+        data = yaml.load(part, UniqueKeyLoader)
         if isinstance(data, list):
             data = {"clients": data}
         if not data.keys() <= Experiment.model_fields.keys():

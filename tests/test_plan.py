@@ -89,3 +89,25 @@ def test_a_plan_says_what_the_noise_of_differential_privacy_does() -> None:
     assert said.startswith("with 3 clients the noise on a mean of ") and "the mean update at most 0.5 (`clip`)" in said
     entries = max(row.bytes_down or 0 for row in plan.clients) // 4
     assert f"from about {math.ceil(2 * entries**0.5):,} clients a round on" in said
+
+
+@pytest.mark.parametrize(("heads", "alone"), [([0], False), ([0, 1], True), ([], False)])
+def test_a_plan_says_who_shares_nothing(heads: list[int], alone: bool) -> None:
+    config = small(clients=3, rounds=1, method={"name": "h2tune", "frames": "effect"})
+    head = {"kind": "classify", "prompt": "{question}", "answer": "{answer}", "labels": ["a", "b"]}
+    clients = [c.model_copy(update={"task": head} if i in heads else {}) for i, c in enumerate(config.clients)]
+    warnings = make_plan(config.model_copy(update={"clients": clients})).warnings
+    said = [text for text in warnings if "shares nothing" in text]
+    assert len(said) == bool(heads) and any("every client trains alone" in text for text in said) is alone
+
+
+def test_a_plan_counts_test_rows_that_are_trained_on(tmp_path: Path) -> None:
+    lines = [f'{{"question": "What is {i} + 1?", "answer": "{i + 1}"}}\n' for i in range(60)]
+    rows, tests = tmp_path / "rows.jsonl", tmp_path / "tests.jsonl"
+    rows.write_text("".join(lines))
+    tests.write_text("".join(lines[:30]))
+    config = small(rounds=1, method="local")
+    update = {"task": "gsm8k", "train": str(rows), "test": str(tests), "validation": None}
+    clients = [config.clients[0].model_copy(update=update), *config.clients[1:]]
+    warnings = make_plan(config.model_copy(update={"clients": clients})).warnings
+    assert [text for text in warnings if "30 test examples occur in its training data" in text]

@@ -19,6 +19,7 @@ from h2tune.methods.leaving import STAYS, as_lines, what_leaves
 from h2tune.methods.registry import MethodError, check_baselines, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
+from h2tune.participant.prepare import in_both
 from h2tune.server import Server
 from h2tune.simulation.clients import Simulated, in_process
 from h2tune.simulation.workers import Remote, Workers
@@ -38,7 +39,13 @@ class Watcher(Protocol):
     def start(self, clients: list[dict[str, Any]], rounds: int) -> None: ...
     def step(self, client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None: ...
     def client_done(
-        self, client: str, round: int, metrics: dict[str, Any], bytes_up: int, bytes_down: int
+        self,
+        client: str,
+        round: int,
+        metrics: dict[str, Any],
+        bytes_up: int,
+        bytes_down: int,
+        loss: float | None = None,
     ) -> None: ...
     def round_done(self, round: int, seconds: float) -> None: ...
     def message(self, text: str, level: str = "info") -> None: ...
@@ -61,7 +68,12 @@ class WatchedStore(RunStore):
         if event == "client_finished":
             scores = fields.get("validation") or {}
             self.watcher.client_done(
-                fields["client"], fields["round"], scores, fields["bytes_up"], fields["bytes_down"]
+                fields["client"],
+                fields["round"],
+                scores,
+                fields["bytes_up"],
+                fields["bytes_down"],
+                next(reversed((fields.get("loss") or {"": None}).values())),
             )
         elif event == "round_committed":
             self.watcher.round_done(fields["round"], fields["seconds"])
@@ -257,7 +269,7 @@ def _warn(store: RunStore, experiment: Experiment, clients: Mapping[str, Simulat
     """What deserves attention before training starts."""
     for name, client in clients.items():
         if client.leaked:
-            store.event("warning", f"{name}: {client.leaked} test examples occur in its training data", client=name)
+            store.event("warning", f"{name}: {in_both(client.leaked)}", client=name)
         config = client.config
         if "/" in config.model and not Path(config.model).exists() and config.revision is None:
             store.event(

@@ -27,7 +27,7 @@ from h2tune.methods.registry import check_baselines, method_of, resolve_method
 from h2tune.participant import budget
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.errors import ModelAwayError
-from h2tune.participant.prepare import UNKNOWN, client_base, load_data, read_part, read_rows
+from h2tune.participant.prepare import UNKNOWN, client_base, in_both, load_data, read_part, read_rows
 from h2tune.participant.row_privacy import promise_in_words
 from h2tune.tasks.example import Task
 from h2tune.tasks.sources import source_path
@@ -106,6 +106,8 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.clients.append(row)
     if settings and not settings.inner.has_core:
         plan.depth = None
+    elif settings and getattr(settings.inner, "frames", "") == "effect":
+        _check_sharing(plan, experiment, known)
     largest = max((row.bytes_down or 0 for row in plan.clients), default=0)
     if plan.privacy and (asked := experiment.privacy) and largest:
         entries = largest // (4 if experiment.wire.download == "float32" else 2)
@@ -164,6 +166,8 @@ def _check_data(
             kept = experiment.evaluation.n_validation
             data = _attempt(plan, lambda: load_data(client, task, shape, seed=seed, n_validation=kept), where)
     plan.warnings += [f"{where}{text}" for text in dict.fromkeys(str(w.message) for w in said)]
+    if data and data.leaked:
+        plan.warnings.append(f"{where}{in_both(data.leaked)}")
     return len(data.train) if data else None
 
 
@@ -190,6 +194,19 @@ def _check_anchors(plan: Plan, settings: Any, client: ClientConfig, shape: Loade
     most = getattr(settings, "sentences", None)
     read = anchors[:: -(-len(anchors) // most)] if most else anchors
     _attempt(plan, lambda: anchor_batch(read, shape.tokenizer, shape.context, shape.causal), f"{client.name}: ")
+
+
+def _check_sharing(plan: Plan, experiment: Experiment, known: list[Task | None]) -> None:
+    """Frames by effect go by predictions of words, and a model with a classification head makes none."""
+    heads = [c.name for c, task in zip(experiment.clients, known, strict=True) if task and task.kind == "classify"]
+    if not heads:
+        return
+    alone = len(experiment.clients) - len(heads) < 2
+    plan.warnings.append(
+        f"{', '.join(heads)}: with a classification head (kind: classify) a model predicts no words and shares nothing; kind:"
+        " choice or generate shares"
+        + ("; as it is, nobody shares with anybody, and every client trains alone" if alone else "")
+    )
 
 
 def _check_client(plan: Plan, settings: Any, client: ClientConfig) -> None:

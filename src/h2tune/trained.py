@@ -90,7 +90,7 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
     client, experiment = find_client(run, name), experiment_of(run)
     folder = run / "state" / "adapter" if is_kit(run) else run / "clients" / name / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():
-        goes_on = "h2tune client" if is_kit(run) else "h2tune run --resume"
+        goes_on = "h2tune client" if is_kit(run) else f"h2tune run FILE --out {run} --resume"
         raise StoreError(f"{run} has no finished adapter for {name}: let the run end first ({goes_on}).")
     task = tasks.build_task(client.task)
     if whole and client.quantization != "none":

@@ -175,3 +175,9 @@ def test_a_long_run_says_how_far_it_is(file: Path, tmp_path: Path, monkeypatch: 
         outcome = grid._run(str(file), Cell("h2tune", 0), tmp_path / "out")
     assert outcome.metrics is not None and len(said) == 4  # two clients, two updates each
     assert said[0] == "    h2tune/seed-0: a, round 1, joint 1 of 2"
+
+
+def test_an_amount_of_data_that_a_client_does_not_have_is_refused(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompareError, match="--n-train 5000: a has 30 training rows"):
+        compare(file, ["local"], 1, tmp_path / "out", n_train=[20, 5000])
+    assert not (tmp_path / "out").exists()

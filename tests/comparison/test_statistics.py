@@ -11,12 +11,12 @@ from scipy import stats
 
 from h2tune.cli.output import print_comparison
 from h2tune.comparison import grid
-from h2tune.comparison.cells import TUNING_SEED, Cell, Outcome
+from h2tune.comparison.cells import TUNING_SEED, Cell, Outcome, experiment_of
 from h2tune.comparison.compare import best_rates
 from h2tune.comparison.statistics import interval, summarise
 from h2tune.config import load_config
 from h2tune.report.comparison_page import render
-from h2tune.report.comparison_text import averaging_of, missing_of, text_of, verdict
+from h2tune.report.comparison_text import averaging_of, missing_of, span_of, text_of, verdict
 
 FILE = """
 name: tiny
@@ -178,3 +178,19 @@ def test_the_page_says_which_method_does_not_suit_the_federation(file: Path) -> 
     ]
     page = render(summarise(load_config(file), outcomes, {}))
     assert "fedit" in page and "only fit between &lt;equal&gt; models" in page
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-16, 4e-16, 1e-3])
+def test_a_page_of_seeds_that_came_out_alike(file: Path, noise: float) -> None:
+    low = 0.3222222222222222
+    outcomes = [
+        Outcome(Cell(method, seed), metrics({"a": (low + seed * noise, 1.0), "b": (low, 1.0)}))
+        for method in ("local", "h2tune") for seed in (0, 1)
+    ]  # fmt: skip
+    page = render(summarise(experiment_of(file, Cell("local", 0)), outcomes, {}))
+    assert "32.2" in page and (" to " in page.split("<tbody>")[1].split("</tbody>")[0]) is (noise == 1e-3)
+
+
+def test_the_interval_alone() -> None:
+    assert span_of([0.5, 0.4, 0.6], "metric") == "(40.0 to 60.0)"
+    assert span_of([0.5, 0.5 - 1e-16, 0.5 + 1e-16], "metric") == span_of(None, "metric") == ""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from federations import small
 
-from h2tune.config import ConfigError, load_config, parse_config
+from h2tune.config import ConfigError, load_config, parse_config, read_yaml
 from h2tune.frames.sources import load_anchors
 from h2tune.methods.registry import MethodError, check_baselines, resolve_method
 from h2tune.plan import make_plan
@@ -76,3 +76,36 @@ def test_a_config_that_is_no_text_or_a_folder_says_so(tmp_path: Path) -> None:
         load_config(tmp_path / "a.yaml")
     with pytest.raises(ConfigError, match="is a folder; name the YAML file in it"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nrounds: 2\nseed: 2\n", "training: {steps: 3, steps: 4}\n", "clients:\n  - {name: a, name: b}\n"]
+)
+def test_a_key_that_stands_twice_is_named_with_its_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"(?s)the key '(seed|steps|name)' stands twice.*line \d"):
+        read_yaml(path)
+    path.write_text("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}\n")
+    assert read_yaml(path) == {"a": {"b": 1, "c": 2}, "d": {"b": 3, "c": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device": "cudaa"}, "device"),
+        (
+            {"rounds": 2, "clients": [CLIENT | {"joins": 3}]},
+            "shop would never take part: it joins in a round after the last, 2",
+        ),
+        ({"clients": [CLIENT | {"budget": {"upload": "1KB"}}]}, "budget has no effect without keep: auto"),
+    ],
+)
+def test_keys_that_would_have_no_effect(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config({"clients": [CLIENT]} | changes)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
+def test_devices(device: str) -> None:
+    assert parse_config({"clients": [CLIENT], "device": device}).device == device

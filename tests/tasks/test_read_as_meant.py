@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +108,21 @@ def test_one_public_question_without_its_answer_is_named(tmp_path: Path) -> None
     for row in rows:
         row["solution"] = ""
     assert not load()
+
+
+@pytest.mark.parametrize("kind", ["generate", "classify"])
+def test_a_space_before_the_answers_column_is_no_part_of_the_label(kind: str) -> None:
+    spec: dict[str, Any] = {
+        "kind": kind,
+        "prompt": "{text}",
+        "answer": " {category}",
+        "labels": ["billing", "technical"],
+    }
+    example = build_task(spec).read({"text": "x", "category": "billing"})
+    assert example.gold == "billing" and example.answer == (" billing" if kind == "generate" else "")
+    spaced = build_task(spec | {"labels": [" billing", " technical"]}).read({"text": "x", "category": "billing"})
+    assert spaced.gold == " billing"
+    with pytest.raises(RowError, match="label 'other' is not known"):
+        build_task(spec).read({"text": "x", "category": "other"})
+    with pytest.raises(RowError, match="differs from 'billing' in case or spaces only"):
+        build_task(spec).read({"text": "x", "category": " billing"})

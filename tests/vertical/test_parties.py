@@ -32,7 +32,8 @@ from h2tune.vertical.align import (
 from h2tune.vertical.config import load_vertical, parse_vertical
 from h2tune.vertical.federation import fit, load_parties
 from h2tune.vertical.passive import Passive
-from h2tune.vertical.table import Columns, TableError, read_table
+from h2tune.vertical.plan import make_plan
+from h2tune.vertical.table import NO_LABEL, Columns, TableError, read_table, text_of
 
 
 @pytest.fixture
@@ -292,3 +293,54 @@ def test_the_config_says_what_is_wrong(tmp_path):
     (tmp_path / "v.yaml").write_text("parties: [\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_vertical(tmp_path / "v.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("id,a,a\n1,2,3\n", "two columns are called 'a'"),
+        ("id,a\n1,2,\n2,3,\n", "line 2 has 3 cells, and there are 2 columns"),
+        ("id,a\n1,2\n2\n", "line 3 has 1 cells"),
+    ],
+)
+def test_rows_that_do_not_fit_the_columns(text: str, said: str, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(TableError, match=said):
+        read_table(path)
+
+
+def test_cells_with_line_breaks_and_empty_lines_are_even(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('id,a\n1,"x\ny"\n\n2,"a,b"\n')
+    assert read_table(path)["a"].tolist() == ["x\ny", "a,b"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "odd"), [("unknown", True), ("41,000", True), ("n.a.", False), ("", False), ("7", False)]
+)
+def test_one_cell_that_is_no_number_is_named(cell: str, odd: bool):
+    frame = pd.DataFrame({"income": [str(i) for i in range(30)] + [cell], "town": ["a", "b", "c"] * 10 + ["d"]})
+    columns = Columns.fit(frame, ["income", "town"])
+    assert columns.odd == ({"income": cell} if odd else {}) and ("income" in columns.numeric) is not odd
+
+
+def test_a_plan_names_odd_cells_people_in_both_tables_and_a_warm_up_that_never_ends():
+    frames = planted(0)
+    active = config().label.party
+    train, _ = frames[active]
+    odd = train.copy()
+    column = next(name for name in odd.columns if name not in ("id", config().label.column))
+    odd[column] = odd[column].astype(object)
+    odd.loc[odd.index[3], column] = "unknown"
+    changed = config(rounds=4, method={"warmup": 15})
+    said = " | ".join(make_plan(changed, frames | {active: (odd, odd)}).warnings)
+    assert f"{active}: column {column!r} mostly holds numbers, but also 'unknown'" in said
+    assert f"{active}: {len(odd):,} of {len(odd):,} test people are also in its training table" in said
+    assert "never used: that begins with round 15" in said
+    assert "never used" not in " ".join(make_plan(config(rounds=40), frames).warnings)
+
+
+def test_a_class_may_be_called_none():
+    labels = pd.Series(["None", "-", "", "NA", "x"])
+    assert text_of(labels, NO_LABEL) == ["None", "-", None, None, "x"]

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from h2tune.cli.options import Json, Out, plain_errors
+from h2tune.cli.options import Json, Out, of_no_use, plain_errors
 from h2tune.cli.output import print_comparison
 from h2tune.utils.processes import process_context
 
@@ -46,6 +46,7 @@ def compare(
         if is_vertical(file):
             from h2tune.cli import vertical
 
+            of_no_use({"--n-train": n_train, "--tune": tune, "--jobs": jobs})
             vertical.compare(Path(file), methods, seeds, out, as_json)
             return
         process_context("h2tune.federation")
@@ -66,11 +67,12 @@ def compare(
             jobs=jobs,
             say=_silent if as_json else typer.echo,
         )
-        page = write_comparison_page(result, folder)
         if as_json:
             typer.echo(json.dumps(result))
         else:
             print_comparison(result)
+        page = write_comparison_page(result, folder)
+        if not as_json:
             typer.echo(f"\nreport   {page}")
         if result["failed"]:
             raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -38,6 +38,18 @@ def _is_expected(error: Exception) -> bool:
     from h2tune.errors import H2TuneError
 
     return isinstance(error, H2TuneError)
+
+
+def of_no_use(options: Mapping[str, object], where: str = "a vertical federation") -> None:
+    """End where an option was given that would change nothing."""
+    if given := [name for name, value in options.items() if value]:
+        fail(f"{', '.join(given)}: of no use for {where}; leave it out")
+
+
+def no_file(folder: Path | None) -> None:
+    """End where a folder is to be written and a file stands in its place."""
+    if folder is not None and folder.is_file():
+        fail(f"--out names a folder, but {folder} is a file.")
 
 
 def fail(text: str) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from h2tune.cli.options import Out, Run, fail, plain_errors
+from h2tune.cli.options import Out, Run, fail, no_file, of_no_use, plain_errors
 
 
 def report(run_dir: Run) -> None:
@@ -43,11 +43,13 @@ def export(
 ) -> None:
     """Write a client's result as a standard LoRA (exact) or as a merged model."""
     with plain_errors():
+        no_file(out)
         from h2tune.vertical.config import is_vertical_run
 
         if is_vertical_run(run_dir):
             from h2tune.cli import vertical
 
+            of_no_use({"--to": to if to != "peft" else "", "--dtype": dtype})
             typer.echo(vertical.export(run_dir, client, out))
             return
         if to not in ("peft", "merged"):
@@ -65,9 +67,9 @@ def export(
 def predict(
     run_dir: Run,
     file: Annotated[
-        Path,
+        list[str],
         typer.Option(
-            help="Rows with the task's columns; answers are not needed. Of a vertical run: party=file, with commas between."
+            help="Rows with the task's columns; answers are not needed. Of a vertical run: party=file, once for each party."
         ),
     ],
     client: Annotated[str | None, typer.Option(help="Whose adapter answers; not needed for a client's kit.")] = None,
@@ -80,15 +82,20 @@ def predict(
         if is_vertical_run(run_dir):
             from h2tune.cli import vertical
 
-            vertical.predict(run_dir, [str(file)], out)
+            of_no_use({"--client": client})
+            vertical.predict(run_dir, file, out)
             return
+        if len(file) > 1:
+            fail(f"--file: one file at a time, not {len(file)}")
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
         from h2tune.utils.logging import quiet_libraries
 
         quiet_libraries()
         from h2tune.inference import only_client, to_jsonl
         from h2tune.inference import predict as answer
 
-        lines = to_jsonl(answer(run_dir, client or only_client(run_dir), file))
+        lines = to_jsonl(answer(run_dir, client or only_client(run_dir), Path(file[0])))
         if out is None:
             if isinstance(sys.stdout, io.TextIOWrapper):
                 sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, whatever the terminal's locale

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from h2tune.cli.options import File, Json, Lada, Out, Vertical, fail, plain_errors
+from h2tune.cli.options import File, Json, Lada, Out, Vertical, fail, no_file, of_no_use, plain_errors
 from h2tune.cli.output import print_plan, print_run
 from h2tune.utils.processes import process_context
 
@@ -33,6 +33,7 @@ def init(
 
     if file.exists():
         fail(f"{file} exists already.")
+    file.parent.mkdir(parents=True, exist_ok=True)
     template = files("h2tune") / ("distill/template.yaml" if lada else "template.yaml")
     file.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
     typer.echo(f"wrote {file}; edit it, then: h2tune plan {file}")
@@ -65,6 +66,7 @@ def plan(file: File, as_json: Json = False) -> None:
             fail("\n".join(found.problems))
 
 
+# Over 45 lines: half of them declare the options.
 def run(
     file: File,
     out: Out = None,
@@ -89,12 +91,20 @@ def run(
 ) -> None:
     """Train a federation and write its run directory and report."""
     with plain_errors():
+        no_file(out)
         from h2tune.config import load_config
         from h2tune.vertical.config import is_vertical
 
         if is_vertical(file):
             from h2tune.cli import vertical
 
+            given = {
+                "--baseline/--no-baseline": baseline is not None,
+                "--workers": workers,
+                "--tensorboard": tensorboard,
+                "--changed": changed,
+            }
+            of_no_use(given)
             vertical.train(file, out, resume=resume, seed=seed, as_json=as_json, quiet=quiet)
             return
         experiment = load_config(file, seed=seed)

@@ -161,12 +161,15 @@ def predict(run_dir: Path, files: Sequence[str], out: Path | None = None) -> lis
             raise ConfigError(
                 [f"--file {part}: write party=file, for example --file bank=bank.csv --file lab=lab.csv"]
             )
+        if name in tables:
+            raise ConfigError([f"--file names two files of {name}: {tables[name]} and {path}; write one table"])
         tables[name] = path
     answers = Predictor(run_dir).predict(tables)
     text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if out is None:
         sys.stdout.write(text)
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     return answers
 
@@ -179,6 +182,7 @@ def init(file: Path) -> Path:
     """
     if file.exists():
         raise ConfigError([f"{file} exists already."])
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text((files("h2tune.vertical") / "template.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     return file
 

@@ -20,8 +20,10 @@ from h2tune.comparison.cells import TUNING_SEED, Cell, CompareError, Outcome, ex
 from h2tune.comparison.grid import Report, run_grid
 from h2tune.comparison.result import Comparison, finals
 from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, to_csv
-from h2tune.config import ConfigError
+from h2tune.config import ConfigError, Experiment
 from h2tune.methods.registry import known_methods
+from h2tune.participant.prepare import read_part
+from h2tune.tasks import build_task
 from h2tune.utils.files import write_atomic
 from h2tune.utils.processes import cores
 
@@ -58,6 +60,7 @@ def compare(
     jobs = jobs or cores()
     for name in methods:
         experiment_of(file, Cell(name, 0))  # every mistake in names and settings, before anything runs
+    _enough_rows(experiment_of(file, Cell(methods[0], 0)), n_train)
     rates: dict[str, float] = {}
     if tune:
         trials = [Cell(m, TUNING_SEED, n, r, tuning=True) for n in sizes for m in methods for r in tune]
@@ -70,6 +73,15 @@ def compare(
     write_atomic(out / "compare.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     write_atomic(out / "compare.csv", to_csv(result).encode())
     return result
+
+
+def _enough_rows(experiment: Experiment, sizes: Sequence[int]) -> None:
+    """Raise CompareError for an amount of data that a client does not have: its table would show another amount."""
+    for client in experiment.clients if sizes else ():
+        whole = client.model_copy(update={"n_train": None})
+        rows = len(read_part(whole, build_task(client.task), "train", seed=experiment.seed))
+        if max(sizes) > rows:
+            raise CompareError(f"--n-train {max(sizes)}: {client.name} has {rows} training rows")
 
 
 def compare_names(text: str) -> list[str]:

@@ -101,7 +101,13 @@ class _Far:
 
     def start(self, clients: list[dict[str, Any]], rounds: int) -> None: ...
     def client_done(
-        self, client: str, round: int, metrics: dict[str, Any], bytes_up: int, bytes_down: int
+        self,
+        client: str,
+        round: int,
+        metrics: dict[str, Any],
+        bytes_up: int,
+        bytes_down: int,
+        loss: float | None = None,
     ) -> None: ...
     def round_done(self, round: int, seconds: float) -> None: ...
     def message(self, text: str, level: str = "info") -> None: ...

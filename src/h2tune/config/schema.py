@@ -109,6 +109,8 @@ class ClientConfig(_Strict):
     def _auto_needs_budget(self) -> ClientConfig:
         if self.keep == "auto" and self.budget is None:
             raise ValueError("keep: auto needs a budget: {upload: ..., memory: ..., step_ms: ...}")
+        if self.budget is not None and self.keep != "auto":
+            raise ValueError("budget has no effect without keep: auto")
         return self
 
 
@@ -281,7 +283,11 @@ class Experiment(_Strict):
         description="clients on one base model that train side by side in one pass of it, where clients share a process"
         " (docs/scale.md); `auto` takes as many as fill a pass; equal to one after the other up to rounding",
     )
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, ...")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|meta|(cuda|xpu|hpu|npu)(:\d+)?)$",
+        description="`auto`, `cpu`, `cuda`, `cuda:1`, ...",
+    )
     tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="also log metrics there")
 
     @field_validator("parallel")
@@ -302,6 +308,8 @@ class Experiment(_Strict):
             raise ValueError(
                 f"quorum {self.quorum} can never be met: a round selects {self.participation:.0%} of the clients"
             )
+        if late := [client.name for client in self.clients if client.joins > self.rounds]:
+            raise ValueError(f"{late[0]} would never take part: it joins in a round after the last, {self.rounds}")
         if self.select == "best" and "local" not in self.baselines:
             raise ValueError("select: best needs baseline: local")
         return self

@@ -185,7 +185,8 @@ def check_answers(settings: LadaSettings, questions: Questions) -> None:
     if settings.samples < 2 and settings.filter not in ("bandit", "all"):
         raise MethodError(
             "the public questions have no right answers, so only samples that agree can say which path to trust: set"
-            " method.samples to 4 or so"
+            " method.samples to 4 or so; if their answers stand in a column that the task does not know, name it:"
+            " public.columns: {answer: NAME}"
         )
 
 

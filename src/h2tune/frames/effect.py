@@ -189,7 +189,11 @@ class EffectServer(AnchorServer):
             return (
                 f"the vocabularies have {said['common']:,} words in common, too few to share a core; all stay private"
             )
-        alone = f"; models that predict no words share nothing: {', '.join(self.silent)}" if self.silent else ""
+        alone = (
+            f"; models with a classification head predict no words and share nothing: {', '.join(self.silent)}"
+            if self.silent
+            else ""
+        )
         return (
             f"{said['common']:,} common words, whose predictions agree by {said['agreement']:.2f}; what the blocks read"
             f" agrees by {sum(reads) / len(reads):.2f}{alone}"

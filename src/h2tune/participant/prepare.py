@@ -84,6 +84,11 @@ def load_data(
     return ClientData(splits["train"], splits["validation"], splits["test"], leaked)
 
 
+def in_both(leaked: int) -> str:
+    """What is said of test rows that are also trained on."""
+    return f"{leaked} test examples occur in its training data"
+
+
 def read_rows(
     config: ClientConfig, task: Task, *, seed: int
 ) -> tuple[list[Example], list[Example], list[Example], int]:

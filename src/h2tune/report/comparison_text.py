@@ -24,6 +24,11 @@ def mean_of(value: Interval | None, quantity: Quantity, signed: bool = False) ->
     return text_of(None if value is None else [value[0]] * 3, quantity, signed)
 
 
+def span_of(value: Interval | None, quantity: Quantity, signed: bool = False) -> str:
+    """The interval alone, ``(51.0 to 57.2)``; empty where its ends are the same once rounded."""
+    return text_of(value, quantity, signed).partition(" ")[2]
+
+
 def client_of(row: MethodRow, name: str, quantity: Quantity) -> str:
     """One client's mean over the seeds."""
     return mean_of(row["clients"].get(name), quantity)

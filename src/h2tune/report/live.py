@@ -61,10 +61,22 @@ class Progress:
             row.step, row.steps, row.loss = step, steps, number(loss)
             self._view.moved(self._state, row)
 
-    def client_done(self, client: str, round: int, metrics: Mapping[str, Any], bytes_up: int, bytes_down: int) -> None:
-        """`metrics` is a score ({"metric", "nats"}) or scores by split ({"validation": score, "test": score})."""
+    def client_done(
+        self,
+        client: str,
+        round: int,
+        metrics: Mapping[str, Any],
+        bytes_up: int,
+        bytes_down: int,
+        loss: float | None = None,
+    ) -> None:
+        """`metrics` is a score ({"metric", "nats"}) or scores by split ({"validation": score, "test": score}).
+
+        loss: of the round, shown where no step was, as over a network.
+        """
         with self._lock:
             row = self._state.row(client, round, "done")
+            row.loss = number(loss) if row.loss is None else row.loss
             row.metrics, row.up, row.down = metrics, row.up + bytes_up, row.down + bytes_down
             self._state.finish_client(client, row)
             self._view.client_done(self._state, row, bytes_up, bytes_down)

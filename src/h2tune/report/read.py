@@ -29,6 +29,13 @@ def read_run(run_dir: Path) -> Run:
     path = run_dir / "metrics.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        if (run_dir / "config.yaml").is_file():
+            raise ReportError(
+                f"{run_dir} has no figures yet: its run has not come to its end; go on with h2tune run FILE --out {run_dir}"
+                " --resume"
+            ) from None
+        raise ReportError(f"{run_dir} is not a run directory: it has no {path.name}") from None
     except OSError as error:
         raise ReportError(f"{run_dir} is not a run directory: {path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -171,7 +171,8 @@ def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, .
         if kind == "choice":
             return pick_option(answer, example)
         if find is not None:
-            return solve_label(kind, find(answer), example, labels)
+            index, space = _found(find, answer, spec.get("answer", ""))
+            return solve_label(kind, index, replace(example, lead=example.lead or space), labels)
         return replace(example, answer=example.lead + answer, gold=_gold(answer, score))
 
     def solve(answer: str, example: Example) -> Example:
@@ -182,6 +183,17 @@ def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, .
         return solved
 
     return solve
+
+
+def _found(find: Callable[[str], int], answer: str, template: str) -> tuple[int, str]:
+    """A label's index, and the space before it that is the template's, not the file's, as in ``answer: " {urgent}"``."""
+    space = template[: len(template) - len(template.lstrip())]
+    try:
+        return find(answer), ""
+    except RowError:
+        if not space:
+            raise
+    return find(answer.removeprefix(space)), space
 
 
 def _gold(answer: str, score: str | None) -> str:

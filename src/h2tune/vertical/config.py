@@ -55,6 +55,8 @@ class EncoderConfig(_Strict):
     def _text_needs_both(self) -> EncoderConfig:
         if self.kind == "text" and not (self.model and self.column):
             raise ValueError("a text encoder needs `model` and `column`")
+        if self.kind == "table" and (self.model or self.column):
+            raise ValueError("`model` and `column` belong to a text encoder: write `kind: text`")
         return self
 
 

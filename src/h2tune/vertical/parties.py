@@ -11,7 +11,7 @@ from torch import Tensor
 
 from h2tune.vertical.align import as_keys, check_ids, digests
 from h2tune.vertical.config import PartyConfig, VerticalConfig
-from h2tune.vertical.table import Columns, TableError, read_table, text_of
+from h2tune.vertical.table import NO_LABEL, Columns, TableError, read_table, text_of
 from h2tune.vertical.text import embed_texts
 
 
@@ -106,7 +106,7 @@ def read_rows_of(
     x = columns.apply(frame, who)
     if party.encoder.kind == "text":
         x = torch.cat([embed_texts(_texts(party, frame), str(party.encoder.model), party.encoder.max_length), x], 1)
-    labels: list[str | None] = text_of(frame[label]) if label else [None] * len(ids)
+    labels: list[str | None] = text_of(frame[label], NO_LABEL) if label else [None] * len(ids)
     rows = Rows(digests(ids, salt), x, labels, ids)
     return take(rows, np.argsort(as_keys(rows.keys), kind="stable"))
 

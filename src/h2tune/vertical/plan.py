@@ -104,7 +104,7 @@ def make_plan(config: VerticalConfig, frames: Frames | None = None) -> VerticalP
     training = config.training
     batch = min(training.batch, int(any_other.sum())) * training.dim * 4
     prototypes, shares = 2 * classes * training.dim * 4, classes * 4
-    plans, warnings = [], []
+    plans = []
     for name, party in data.items():
         is_active = name == config.label.party
         aligned = int((shared[name] & any_other).sum())
@@ -115,17 +115,39 @@ def make_plan(config: VerticalConfig, frames: Frames | None = None) -> VerticalP
         labelled = sum(label is not None for label in party.train.labels)
         plans.append(PartyPlan(name, "active" if is_active else "passive", len(party.train), columns, party.width, aligned,
                                labelled, *((0, 0, 0) if is_active else (up, down, 16 * (len(party.train) + tests)))))  # fmt: skip
-        if not is_active and (near := near_ids(active.train.ids, party.train.ids)):
-            warnings.append(f"{name}: {near[1]:,} more ids would be shared with {active.name} if compared {near[0]}")
-        warnings += [
+    return VerticalPlan(plans, int(any_other.sum()), classes, _warnings(config, data, plans, names))
+
+
+def _warnings(
+    config: VerticalConfig, data: dict[str, PartyData], plans: list[PartyPlan], names: set[str]
+) -> list[str]:
+    """What deserves attention before anything is trained."""
+    active, classes, found = data[config.label.party], len(names), []
+    for plan, (name, party) in zip(plans, data.items(), strict=True):
+        passive = name != active.name
+        found += [
+            f"{name}: column {column!r} mostly holds numbers, but also {cell!r}, so that each value is a category of its"
+            " own; empty cells are missing numbers"
+            for column, cell in party.columns.odd.items()
+        ]
+        if party.test and (known := len(set(party.train.ids) & set(party.test.ids))):
+            found.append(f"{name}: {known:,} of {len(party.test):,} test people are also in its training table")
+        if not passive:
+            continue
+        if near := near_ids(active.train.ids, party.train.ids):
+            found.append(f"{name}: {near[1]:,} more ids would be shared with {active.name} if compared {near[0]}")
+        found += [
             f"{name}: the values of column {column!r} are names of classes; if they are labels, declare it"
             f" (`labels: {column}`)"
-            for column in ([] if is_active else _labels_among(party.columns.categorical, names))
+            for column in _labels_among(party.columns.categorical, names)
         ]
-        if not is_active and aligned < 2 * classes:
-            warnings.append(f"{name} shares only {aligned} people with {active.name}; there are {classes} classes")
-    if config.exposure.label_dp is None and config.passive:
-        warnings.append(
-            "gradients give the labels of aligned people away to the passive parties; see exposure.label_dp"
+        if plan.aligned < 2 * classes:
+            found.append(f"{name} shares only {plan.aligned} people with {active.name}; there are {classes} classes")
+    if config.method.warmup > config.rounds and any(plan.aligned < plan.rows for plan in plans):
+        found.append(
+            f"rows that are not aligned are never used: that begins with round {config.method.warmup} (method.warmup), after"
+            f" the last, {config.rounds}"
         )
-    return VerticalPlan(plans, int(any_other.sum()), classes, warnings)
+    if config.exposure.label_dp is None and config.passive:
+        found.append("gradients give the labels of aligned people away to the passive parties; see exposure.label_dp")
+    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from torch import Tensor
 
 from h2tune.errors import H2TuneError
 
-MISSING = ["", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-"]
+MISSING = ["", "?", "NA", "N/A", "n/a", "n.a.", "#N/A", "NaN", "nan", "null", "NULL", "None", "-"]
+NO_LABEL = [text for text in MISSING if text not in ("None", "-")]  # a class may be called so
+MOSTLY = 0.9  # share of a column's cells that are numbers, from which on the others look like mistakes
 CATEGORIES = 50  # most values of a column that are told apart; rarer ones count as other
 
 
@@ -35,6 +39,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         match path.suffix.lower():
             case ".csv" | ".tsv":
                 separator = "," if path.suffix.lower() == ".csv" else "\t"
+                _require_even(path, separator)
                 # As text: whether a column holds numbers is decided below, in one way for all kinds of file.
                 frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
             case ".parquet":
@@ -47,10 +52,25 @@ def read_table(path: str | Path) -> pd.DataFrame:
                 )
     except TableError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, csv.Error) as error:
         raise TableError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     frame.columns = [str(name).strip() for name in frame.columns]
     return frame
+
+
+def _require_even(path: Path, separator: str) -> None:
+    """Raise TableError where columns share a name, or a row has more or fewer cells than there are columns: pandas would
+    rename, shift or fill up without a word."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=separator)
+        names = [name.strip() for name in next(rows, [])]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise TableError(f"{path}: two columns are called {twice[0]!r}.")
+        for row in rows:
+            if row and len(row) != len(names):
+                raise TableError(
+                    f"{path}: line {rows.line_num} has {len(row)} cells, and there are {len(names)} columns."
+                )
 
 
 def _json(path: Path) -> pd.DataFrame:
@@ -61,7 +81,7 @@ def _json(path: Path) -> pd.DataFrame:
     return pd.DataFrame([json.loads(line) for line in text.split("\n") if line.strip()])
 
 
-def text_of(values: pd.Series) -> list[str | None]:
+def text_of(values: pd.Series, missing: Collection[str] = MISSING) -> list[str | None]:
     """Cells as text; None for missing ones. 12.0 is the text 12."""
     found: list[str | None] = []
     for value in values.tolist():
@@ -71,8 +91,15 @@ def text_of(values: pd.Series) -> list[str | None]:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         text = str(value).strip()
-        found.append(None if text in MISSING else text)
+        found.append(None if text in missing else text)
     return found
+
+
+def odd_cell(values: pd.Series) -> str | None:
+    """The first cell that is no number in a column that mostly holds numbers; such a column is one of categories."""
+    cells = pd.Series([text for text in text_of(values) if text is not None], dtype=object)
+    strange = cells[pd.to_numeric(cells, errors="coerce").isna()]
+    return str(strange.iloc[0]) if 0 < len(strange) <= (1 - MOSTLY) * len(cells) else None
 
 
 def numbers_of(values: pd.Series) -> np.ndarray | None:
@@ -96,10 +123,14 @@ class Columns:
 
     Numeric columns: the median in place of missing cells, an extra column that says where they were, mean 0 and
     variance 1. Other columns: one column for each value, none for a value that was not seen.
+
+    Attributes:
+        odd: of columns of categories that mostly hold numbers, a cell that is none; told to the owner, not kept.
     """
 
     numeric: dict[str, dict[str, float]] = field(default_factory=dict)
     categorical: dict[str, list[str]] = field(default_factory=dict)
+    odd: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, frame: pd.DataFrame, names: list[str]) -> Columns:
@@ -121,6 +152,8 @@ class Columns:
                     "gaps": float(np.isnan(numbers).any()),
                 }
                 continue
+            if cell := odd_cell(frame[name]):
+                found.odd[name] = cell
             cells = np.array([v or "" for v in text_of(frame[name])], dtype=object)[:, None]
             encoder = OneHotEncoder(max_categories=CATEGORIES, handle_unknown="ignore", sparse_output=False).fit(cells)
             rare = set(encoder.infrequent_categories_[0] if encoder.infrequent_categories_[0] is not None else [])

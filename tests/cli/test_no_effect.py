@@ -1,0 +1,82 @@
+"""What would change nothing, or end in a traceback after all the work, is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from h2tune.cli.app import app
+from h2tune.vertical.demo import write_demo
+
+
+def call(*words: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output + done.stderr
+
+
+@pytest.fixture
+def vertical(tmp_path: Path) -> Path:
+    return write_demo(tmp_path / "data")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """What tells a vertical run from others."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"kind": "vertical"}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--no-baseline"], ["--baseline"], ["--workers", "3"], ["--tensorboard"], ["--changed", "data"]],
+    ids=lambda option: option[0],
+)
+def test_options_that_a_vertical_run_does_not_know(option: list[str], vertical: Path, tmp_path: Path) -> None:
+    code, said = call("run", vertical, "--out", tmp_path / "run", *option)
+    assert code == 1 and option[0].removeprefix("--no") in said and "of no use for a vertical federation" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", [["--n-train", "3,99"], ["--tune", "0.1,1"], ["--jobs", "2"]], ids=lambda o: o[0])
+def test_options_that_a_vertical_comparison_does_not_know(option: list[str], vertical: Path) -> None:
+    code, said = call("compare", vertical, *option)
+    assert code == 1 and f"{option[0]}: of no use" in said
+
+
+def test_options_that_vertical_results_do_not_know(run: Path) -> None:
+    for words in (["export", run, "--to", "merged"], ["export", run, "--dtype", "float16"],
+                  ["predict", run, "--file", "a=b.csv", "--client", "a"]):  # fmt: skip
+        code, said = call(*words)
+        assert code == 1 and "of no use for a vertical federation" in said
+
+
+def test_two_files_of_one_party_and_two_files_where_one_is_read(run: Path, tmp_path: Path) -> None:
+    for files in (["--file", "bank=a.csv", "--file", "bank=b.csv"], ["--file", "bank=a.csv,bank=b.csv"]):
+        code, said = call("predict", run, *files)
+        assert code == 1 and "two files of bank: a.csv and b.csv" in said
+    code, said = call("predict", tmp_path, "--file", "a.csv", "--file", "b.csv")
+    assert code == 1 and "one file at a time, not 2" in said
+
+
+def test_init_makes_the_folder_that_it_writes_into(tmp_path: Path) -> None:
+    for number, kind in enumerate(([], ["--lada"], ["--vertical"])):
+        file = tmp_path / f"new-{number}" / "deep" / "federation.yaml"
+        assert call("init", file, *kind)[0] == 0 and file.is_file()
+
+
+def test_a_file_where_a_folder_belongs(vertical: Path, run: Path) -> None:
+    for words in (["run", vertical, "--out", vertical], ["export", run, "--out", vertical]):
+        code, said = call(*words)
+        assert code == 1 and f"{vertical} is a file" in said.replace("\n", "")
+
+
+def test_a_run_that_has_not_ended_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    (tmp_path / "run.json").write_text("{}")
+    code, said = call("report", tmp_path)
+    assert code == 1 and "has not come to its end" in said and "--resume" in said
