@@ -180,7 +180,10 @@ def main() -> None:
                 return one(folder, pool, seed, method, recorded["answers"], args)
 
             kept(args.name, f"{method}/{seed}", lambda cell=cell: in_folder(cell))
-    pairs = {f"lada over {other}": f"lada - {other}" for other in METHODS if other != "lada"}
+    pairs = {
+        f"{one} over {other}": f"{one} - {other}"
+        for one in ("lada", "lada-fedmkt") for other in METHODS if other not in ("lada-fedmkt", one)
+    }  # fmt: skip
     cells = json.loads((RESULTS / f"{args.name}.json").read_text())["cells"]
     seeds = sorted({int(key.rpartition("/")[2]) for key in cells})
     table(args.name, pairs, seeds, ("accuracy", "nats"))
