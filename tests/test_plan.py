@@ -111,3 +111,21 @@ def test_a_plan_counts_test_rows_that_are_trained_on(tmp_path: Path) -> None:
     clients = [config.clients[0].model_copy(update=update), *config.clients[1:]]
     warnings = make_plan(config.model_copy(update={"clients": clients})).warnings
     assert [text for text in warnings if "30 test examples occur in its training data" in text]
+
+
+def test_a_plan_warns_of_answers_that_cannot_be_written_and_of_validation_rows_used_elsewhere(tmp_path: Path) -> None:
+    parts = {"train": (0, 40), "validation": (30, 50), "test": (45, 60)}
+    for part, (first, last) in parts.items():
+        lines = [
+            f'{{"q": "What is {i} + 1?", "a": "{i} plus one is {i + 1}, no more and no less"}}\n'
+            for i in range(first, last)
+        ]
+        (tmp_path / f"{part}.jsonl").write_text("".join(lines))
+    task = {"kind": "generate", "prompt": "{q}", "answer": " {a}", "max_new_tokens": 2}
+    config = small(rounds=1, method="local")
+    update = {"task": task} | {part: str(tmp_path / f"{part}.jsonl") for part in parts}
+    clients = [config.clients[0].model_copy(update=update), *config.clients[1:]]
+    said = " | ".join(make_plan(config.model_copy(update={"clients": clients})).warnings)
+    assert "10 of 20 validation examples are also in train" in said
+    assert "5 of 20 validation examples are also in test" in said
+    assert "max_new_tokens: 2 is less than every reference answer" in said

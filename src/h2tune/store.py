@@ -87,6 +87,10 @@ class RunStore:
         if experiment is None:
             return about["run"], stored
         changed = sorted(differences(stored.model_dump(mode="json"), experiment.model_dump(mode="json")))
+        if strange := [key for key in allow if key.partition(".")[0] not in type(experiment).model_fields]:
+            raise StoreError(
+                f"--changed {strange[0]}: there is no such key of the config, such as rounds or training.steps"
+            )
         refused = [c for c in changed if not any(c == a or c.startswith(a + ".") for a in allow)]
         if refused:
             raise StoreError(

@@ -54,3 +54,8 @@ def test_the_same_data_go_on_and_meant_changes_are_noted(begun: Path) -> None:
     metrics = json.loads((begun / "out" / "metrics.json").read_text(encoding="utf-8"))["clients"]["c"]
     assert (metrics["status"], metrics["n_train"]) == ("ok", 5)
     assert any("resumed with changed data: c.test, c.train, c.validation" in event["text"] for event in events)
+
+
+def test_a_key_that_no_config_has_is_no_meant_change(begun: Path) -> None:
+    code, stderr = resume(begun, "rounds", "trainig.steps")
+    assert code == 1 and "--changed trainig.steps: there is no such key" in stderr

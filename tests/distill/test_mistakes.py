@@ -13,7 +13,10 @@ from federations import build
 from torch import Tensor
 
 from h2tune.config import parse_config
+from h2tune.distill.flows import Flows
 from h2tune.distill.packing import pack_given
+from h2tune.distill.said import Learnt
+from h2tune.distill.settings import LadaSettings
 from h2tune.errors import MethodError
 from h2tune.methods.registry import method_of, resolve_method
 from h2tune.plan import make_plan
@@ -175,3 +178,21 @@ def test_plan_says_no_more_than_the_budget_and_nothing_where_it_cannot_know(tmp_
     source = question_file(tmp_path / "bare.jsonl", drop=("answer", "gold"))
     bare = make_plan(lada(changes={"samples": 4}, public={"source": source, "task": BARE})).clients
     assert all(c.bytes_up is None and c.bytes_down is None for c in bare)
+
+
+def test_a_student_that_refuses_every_path_is_told_of() -> None:
+    flows = Flows(LadaSettings(teacher="large"), 0)
+    flows.budgets = {"small": 1000.0}
+
+    def close(number: int, learnt: int, refused: dict[str, int]) -> list[str]:
+        flows.notices = []
+        flows.table.append({"round": number, "student": "small", "learnt": None})
+        flows.close(number, {"small": Learnt(learnt=learnt, refused=refused, kept=None)})
+        return flows.notices
+
+    (said,) = close(1, 0, {"is wrong": 2, "is one of the own held-out questions": 11})
+    assert (
+        said.startswith("small has learnt from no path so far")
+        and "11 is one of the own held-out questions, 2 is wrong" in said
+    )
+    assert close(2, 0, {}) == [] and close(3, 4, {"is wrong": 1}) == [] and close(4, 0, {"is wrong": 3}) == []

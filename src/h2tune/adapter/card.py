@@ -103,10 +103,16 @@ def _fenced(text: str) -> str:
 def _use(facts: CardFacts) -> list[str]:
     name = _CLASSES if facts.kind == "classify" else _CAUSAL
     name = name.replace("AutoPeft", "Auto") if facts.merged else name
-    labels = f", num_labels={len(facts.labels)}" if facts.kind == "classify" and not facts.merged else ""
+    classes = facts.kind == "classify" and not facts.merged
+    labels = f", id2label={dict(enumerate(facts.labels))!r}" if classes else ""
+    note = (
+        ["# The base has no such head: Transformers says that it is new, and then PEFT puts in the trained one."]
+        if classes
+        else []
+    )
     library = "transformers" if facts.merged else "peft"
     return [
-        f"from {library} import {name}", "from transformers import AutoTokenizer", "",
+        f"from {library} import {name}", "from transformers import AutoTokenizer", "", *note,
         f'model = {name}.from_pretrained("THIS_FOLDER"{labels})',
         'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
     ]  # fmt: skip

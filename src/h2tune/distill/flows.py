@@ -155,6 +155,11 @@ class Flows:
                 continue
             said = learnt[row["student"]]
             row |= {"learnt": said.learnt, "refused": dict(said.refused), "kept": said.kept}
+            if said.refused and not any(r["learnt"] for r in self.table if r["student"] == row["student"]):
+                why = ", ".join(f"{count} {reason}" for reason, count in sorted(said.refused.items()))
+                self.notices.append(
+                    f"{row['student']} has learnt from no path so far; it checks each and refused all: {why}"
+                )
             if said.kept is not None:
                 start, name = float(self.settings.bytes), row["student"]
                 self.budgets[name] = adapted(self.budgets[name], start, said.kept > 0)

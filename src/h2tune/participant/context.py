@@ -84,7 +84,10 @@ class ClientContext:
         self.tokenizer = self.base.tokenizer
         self.accelerator = accelerator or make_accelerator(experiment, models.device)
         seed, n_validation = derive(self.seed, self.data_seed, "data"), experiment.evaluation.n_validation
-        self.data = load_data(config, self.task, self.base, seed=seed, n_validation=n_validation)
+        try:
+            self.data = load_data(config, self.task, self.base, seed=seed, n_validation=n_validation)
+        except tasks.TaskError as error:
+            raise tasks.TaskError("\n".join(f"{self.name}: {line}" for line in str(error).splitlines())) from None
         rows = len(self.data.train)
         plan = (rows, store, self.rounds, self.task.kind == "classify")
         self.trainer = trainer or trainer_of(config.row_privacy, self.training, self.accelerator, *plan)

@@ -110,6 +110,10 @@ def read_rows(
     leaked = tasks.overlap(train, test)
     if not config.validation:
         train, validation = tasks.split_validation(train, seed, test=test)
+    else:
+        for part, others in (("train", train), ("test", test)):
+            if common := tasks.overlap(others, validation):
+                warnings.warn(f"{common} of {len(validation)} validation examples are also in {part}", stacklevel=3)
     _note_join(task, train)
     return train, validation, test, leaked
 
@@ -166,6 +170,13 @@ def _note_room(config: ClientConfig, task: Task, base: LoadedModel, test: Sequen
     _, cut = fit_prompts(
         encode_prompts(test, base.tokenizer), base.tokenizer, context=context, new_tokens=task.max_new_tokens
     )
+    lengths = [len(ids) for ids in base.tokenizer([e.answer for e in test], add_special_tokens=False)["input_ids"]]
+    if lengths and min(lengths) > task.max_new_tokens:
+        warnings.warn(
+            f"{config.name}: max_new_tokens: {task.max_new_tokens} is less than every reference answer of its test rows has"
+            f" (the shortest: {min(lengths)})",
+            stacklevel=4,
+        )
     if cut:
         warnings.warn(
             f"{config.name}: {cut} of {len(test)} test prompts lose their beginning to leave room for an answer in"
