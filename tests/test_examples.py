@@ -27,7 +27,11 @@ def test_example_plans_without_a_problem(file: Path) -> None:
     result = CliRunner().invoke(app, ["plan", str(file), "--json"])
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
-    assert plan["problems"] == plan["warnings"] == []
+    # Of the quick start one client shares nothing, and the page says so.
+    known = [
+        "clinic: with a classification head (kind: classify) a model predicts no words and shares nothing; kind: choice or generate shares"
+    ]
+    assert plan["problems"] == [] and plan["warnings"] == (known if file.stem == "tickets" else [])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

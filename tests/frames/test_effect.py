@@ -230,7 +230,7 @@ def test_an_encoder_keeps_to_its_private_part_and_is_no_part_of_what_the_others_
     server, clients = build(beside_an_encoder(tmp_path / "data", True), tmp_path / "three")
     server.open()
     assert server.method.frames.agreement == alone.method.frames.agreement
-    assert "models that predict no words share nothing: head" in server.method.found()
+    assert "models with a classification head predict no words and share nothing: head" in server.method.found()
     head = clients["head"].method
     before = {key: value for key, value in head.state().items() if key.startswith("adapter.")}
     server.one_round()

@@ -208,9 +208,9 @@ def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
         federation.run(experiment(tmp_path, method={"private": 0}), tmp_path / "b")
     with pytest.raises(AnchorError, match=r"practice: there is no file nowhere\.txt"):
         federation.run(with_pairs(tmp_path, practice="nowhere.txt"), tmp_path / "c")
-    alike = {"kind": "choice", "prompt": "{first} {second}", "answer": "{answer}", "options": ["no", "not", "no one"]}
-    with pytest.raises(MethodError, match="begins two of these alike: no, not, no one; write them in other words"):
-        federation.run(with_pairs(tmp_path, task=alike | {"answer": "no"}), tmp_path / "e")
+    alike = {"kind": "choice", "prompt": "{first} {second}", "answer": "{answer}", "options": ["no", "not", "yes"]}
+    with pytest.raises(MethodError, match="begins two of these alike: no, not, yes; write them in other words"):
+        federation.run(with_pairs(tmp_path, task=alike), tmp_path / "e")
     three = {"kind": "choice", "prompt": "{first} {second} {answer}", "answer": "{answer}", "options": ["no", "yes"]}
     with pytest.raises(MethodError, match="reads first, second, answer; name the text's column"):
         federation.run(with_pairs(tmp_path, task=three), tmp_path / "d")
