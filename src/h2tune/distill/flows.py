@@ -156,9 +156,9 @@ class Flows:
             said = learnt[row["student"]]
             row |= {"learnt": said.learnt, "refused": dict(said.refused), "kept": said.kept}
             if said.refused and not any(r["learnt"] for r in self.table if r["student"] == row["student"]):
-                why = ", ".join(f"{count} {reason}" for reason, count in sorted(said.refused.items()))
+                why = ", ".join(f"{reason} ({count})" for reason, count in sorted(said.refused.items()))
                 self.notices.append(
-                    f"{row['student']} has learnt from no path so far; it checks each and refused all: {why}"
+                    f"{row['student']} has learnt from no path so far; it refused each after its own check: {why}"
                 )
             if said.kept is not None:
                 start, name = float(self.settings.bytes), row["student"]
