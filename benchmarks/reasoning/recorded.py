@@ -53,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "all": {"filter": "all"},
     "fedmkt": {},
     "lada-fedmkt": {"host": {"name": "fedmkt"}},
+    "random-fedmkt": {"host": {"name": "fedmkt"}, "filter": "random"},
 }
 
 
