@@ -35,6 +35,12 @@ def test_run_directory_holds_what_it_should(finished: Path) -> None:
         assert (finished / "clients" / name / "adapter" / "adapter_config.json").is_file()
     events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events].count("round_committed") == 3
+    steps = [e["text"] for e in events if e["event"] == "client_set_up"]
+    assert [text for text in steps if text.startswith("c0 ")] == [
+        "c0 has joined",
+        "c0 has answered 'describe'",
+        "c0 is set up",
+    ]
     assert events[-1]["event"] == "run_finished"
     assert RunStore(finished).open()[1] == small()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from federations import build, small
@@ -101,6 +102,27 @@ def test_a_plan_says_who_shares_nothing(heads: list[int], alone: bool) -> None:
     assert len(said) == bool(heads) and any("every client trains alone" in text for text in said) is alone
 
 
+def test_planned_bytes_of_a_client_that_shares_nothing(tmp_path: Path) -> None:
+    """A classification head predicts no words: in frames by effect its model neither sends nor gets a core."""
+    config = small(clients=3, rounds=2, method={"name": "h2tune", "frames": "effect"}, rank=2)
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"note {i},{'good' if i % 2 else 'bad'}\n" for i in range(60)))
+    head = {"kind": "classify", "prompt": "{text}", "answer": "{label}", "labels": ["good", "bad"]}
+    data = {"task": head, "train": str(rows), "test": str(rows), "validation": None, "n_test": 4}
+    clients = [c.model_copy(update=data) if i == 0 else c for i, c in enumerate(config.clients)]
+    config = config.model_copy(update={"clients": clients})
+    planned = {c.name: c for c in make_plan(config).clients}
+    server, built = build(config, tmp_path / "run")
+    server.open()
+    server.one_round()
+    server.one_round()
+    for name, client in built.items():
+        assert planned[name].bytes_up == sizes(client.method.pack())
+        assert planned[name].bytes_down == sizes(server.method.download(name).tensors)
+        assert planned[name].bytes_up or name == "c0"
+    assert (planned["c0"].bytes_up, planned["c0"].bytes_down, planned["c0"].setup_bytes_up) == (0, 0, None)
+
+
 def test_a_plan_counts_test_rows_that_are_trained_on(tmp_path: Path) -> None:
     lines = [f'{{"question": "What is {i} + 1?", "answer": "{i + 1}"}}\n' for i in range(60)]
     rows, tests = tmp_path / "rows.jsonl", tmp_path / "tests.jsonl"
@@ -129,3 +151,26 @@ def test_a_plan_warns_of_answers_that_cannot_be_written_and_of_validation_rows_u
     assert "10 of 20 validation examples are also in train" in said
     assert "5 of 20 validation examples are also in test" in said
     assert "max_new_tokens: 2 is less than every reference answer" in said
+
+
+@pytest.mark.parametrize(
+    ("method", "unread"),
+    [
+        ("fedit", "depth, keep (c1), public"),
+        ("hetlora", "depth, public"),
+        ("h2tune", "public"),
+        ({"name": "lada", "teacher": "c0", "slice": 4}, "depth, keep (c1)"),
+        ({"name": "lada", "teacher": "c0", "slice": 4, "host": {"name": "h2tune", "frames": "anchor"}}, ""),
+    ],
+    ids=str,
+)
+def test_a_plan_names_keys_that_the_method_does_not_read(method: Any, unread: str, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question": "1 + 1?", "answer": "It is 2."}\n' * 4)
+    task = {"kind": "generate", "prompt": "{question}\n", "answer": "{answer}", "score": "number"}
+    public = {"source": str(tmp_path / "q.jsonl"), "task": task}
+    config = small(clients=3, method=method, depth=2, public=public)
+    keep = [c.model_copy(update={"keep": 0.5} if c.name == "c1" else {}) for c in config.clients]
+    warnings = make_plan(config.model_copy(update={"clients": keep})).warnings
+    said = [text for text in warnings if text.startswith("without effect")]
+    name = method if isinstance(method, str) else method["name"]
+    assert said == ([f"without effect with method {name}: {unread}"] if unread else [])

@@ -33,6 +33,11 @@ class Settings(BaseModel):
         """Whether clients share a core S, of a depth that all agree on."""
         return False
 
+    @property
+    def asks_public(self) -> bool:
+        """Whether clients answer the public questions of ``public:``."""
+        return False
+
     def adapter_numbers(self, maps: Sequence[tuple[int, int, int]], rank: int, whole: int) -> tuple[int, int]:
         """How many numbers of a client's adapter are trained, and how many stand still.
 
@@ -74,6 +79,7 @@ class ModelShape:
         depth: depth of the shared core. parts: output sizes of one block's slots, in the order of ``slots``.
         inputs: widths of one block's distinct inputs.
         anchor_words: words of the anchor text. client: the client's name.
+        head: whether it has a classification head, and so predicts no words.
     """
 
     rank: int
@@ -87,6 +93,7 @@ class ModelShape:
     inputs: Sequence[int]
     anchor_words: int
     client: str = ""
+    head: bool = False
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class WatchedStore(RunStore):
             self.watcher.message(text, "warning")
         elif event == "frames":
             self.watcher.message(text)
+        elif event == "client_set_up":
+            self.watcher.message(text, "detail")
 
 
 # Over 45 lines: half of them are its parameters and what they mean.

@@ -108,6 +108,8 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.depth = None
     elif settings and getattr(settings.inner, "frames", "") == "effect":
         _check_sharing(plan, experiment, known)
+    if settings:
+        _check_use(plan, experiment, settings)
     largest = max((row.bytes_down or 0 for row in plan.clients), default=0)
     if plan.privacy and (asked := experiment.privacy) and largest:
         entries = largest // (4 if experiment.wire.download == "float32" else 2)
@@ -209,6 +211,20 @@ def _check_sharing(plan: Plan, experiment: Experiment, known: list[Task | None])
     )
 
 
+def _check_use(plan: Plan, experiment: Experiment, settings: Settings) -> None:
+    """Keys that the file's method does not read; `compare` may run another that does, so they are no mistake."""
+    method = resolve_method(experiment.method)[0]
+    unread = []
+    if not settings.inner.has_core:
+        unread += ["depth"] * (experiment.depth is not None)
+        if not getattr(method.client, "any_rank", False):
+            unread += [f"keep ({c.name})" for c in experiment.clients if c.keep != 1]
+    if experiment.public and not settings.asks_public:
+        unread.append("public")
+    if unread:
+        plan.warnings.append(f"without effect with method {method.name}: {', '.join(unread)}")
+
+
 def _check_client(plan: Plan, settings: Any, client: ClientConfig) -> None:
     where = f"{client.name}: "
     if client.practice and settings is not None and getattr(settings, "frames", "") == "words":
@@ -256,7 +272,7 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     inputs, parts = _widths(shape, layout)
     known = ModelShape(
         row.rank, keep, maps, layout.depth, list(layout.slots), slots, plan.depth, parts, inputs,
-        sum(len(words(text)) for text in anchors), client.name,
+        sum(len(words(text)) for text in anchors), client.name, shape.model.get_output_embeddings() is None,
     )  # fmt: skip
     planned = resolve_method(experiment.method)[0].client.planned_bytes(experiment, settings, known)
     row.bytes_up, row.bytes_down = planned.up, planned.down

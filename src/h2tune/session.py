@@ -308,6 +308,9 @@ class Exchanges:
         if kind == self.setup_ends:
             self.session.activate(name)
             self.ready.append(name)
+        if self.setup_ends:
+            done = "has joined" if kind == "join" else "is set up" if name in self.ready else f"has answered {kind!r}"
+            self.session.log.event("client_set_up", f"{name} {done}", round=round, client=name)
         if report is not None:
             self.reports[name] = {"round": round} | report | traffic
             self.session.log.event(

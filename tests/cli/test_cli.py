@@ -161,6 +161,28 @@ def test_plan_shows_figures_and_every_mistake_at_once(file: Path, tmp_path: Path
         assert expected in stderr
 
 
+def test_a_key_that_is_wrong_hides_no_mistake_in_the_data(file: Path, tmp_path: Path) -> None:
+    data = yaml.safe_load(file.read_text()) | {"rondes": 2, "rank": -1, "privacy": {"clp": 1}}
+    data["clients"][0] |= {"keep": 3, "train": "nowhere.jsonl"}
+    data["clients"][1] |= {"task": "sst3"}
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump(data))
+    code, stdout, stderr = call("plan", str(bad))
+    assert (code, stdout) == (1, "")  # nothing is shown of a federation that is not the file's
+    for expected in ("rondes: unknown key", "rank: should be", "keep", "privacy.clp", "nowhere.jsonl", "sst2"):
+        assert expected in stderr
+
+
+@pytest.mark.parametrize("clients", [3, [3], {"a": 2}, [{"name": "a"}], None], ids=str)
+def test_where_nothing_is_left_without_the_mistakes_they_are_told_all_the_same(
+    clients: object, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump({"name": "x", "rounds": 0, "clients": clients}))
+    code, _, stderr = call("plan", str(bad))
+    assert code == 1 and "rounds: should be 1 or more, not 0" in stderr and stderr.count("error: ") > 1
+
+
 def test_a_plan_promises_nothing_of_a_method_that_it_could_not_read(file: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"method": "h2tun"}))

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -153,3 +154,24 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("mode", "said"), [("plain", ["b", "d", "e"]), ("json", ["a", "b", "c", "d", "e"])])
+def test_a_detail_is_a_line_only_where_nothing_was_said_for_long(
+    mode: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("h2tune.report.live.time", SimpleNamespace(monotonic=lambda: now[0]))
+    stream = io.StringIO()
+    progress = Progress(mode, stream)
+    for text, level, later in [
+        ("a", "detail", 1),
+        ("b", "info", 1),
+        ("c", "detail", 4),
+        ("d", "detail", 6),
+        ("e", "info", 0),
+    ]:
+        now[0] += later
+        progress.message(text, level)
+    lines = stream.getvalue().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == said if mode == "json" else lines == said

@@ -78,7 +78,7 @@ def test_a_letter_at_the_end_of_a_rationale(answer: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "answer", "said"),
     [
-        ({"kind": "generate", "score": "choice"}, "yes", "an answer names a letter from A to E, ' yes' does not"),
+        ({"kind": "generate", "score": "choice"}, "yes", "an answer names a letter from A to E, 'yes' does not"),
         ({"kind": "generate", "score": "choice", "labels": {"y": "yes", "n": "no"}}, "y", "'yes' would itself count"),
         ({"kind": "generate", "score": "number", "labels": {"y": "yes", "n": "no"}}, "y", "'yes' would itself count"),
         (
@@ -168,3 +168,23 @@ def test_mistakes_are_named(spec: Any, message: str) -> None:
     with pytest.raises(TaskError, match=message) as error:
         build_task(spec)
     assert str(error.value).count("\n") <= 1
+
+
+@pytest.mark.parametrize("spec", [{"kind": "generate"}, {"kind": "generate", "labels": ["yes", "no"]},
+                                  {"kind": "classify", "labels": ["yes", "no"]}], ids=str)  # fmt: skip
+def test_a_space_at_the_start_of_the_answers_template_is_what_join_writes(spec: dict[str, Any]) -> None:
+    """So a prediction is written without it, too."""
+    row, spec = {"q": "Is it?", "a": "yes"}, {"prompt": "{q}"} | spec
+    begun, joined = (build_task(spec | more) for more in ({"answer": " {a}"}, {"answer": "{a}", "join": " "}))
+    assert begun.read(row) == joined.read(row) and begun.ask(row) == joined.ask(row)
+    assert begun.ask(row).lead == " "
+
+
+@pytest.mark.parametrize("wrong", [5, {"a": "b"}, None, True, [True, False]], ids=str)
+def test_options_and_labels_that_are_no_list_are_refused_in_words(wrong: Any) -> None:
+    spec = {"kind": "choice", "prompt": "{q}", "answer": "{a}"}
+    with pytest.raises(TaskError, match="options: "):
+        build_task(spec | {"options": wrong})
+    for kind in ("generate", "classify"):
+        with pytest.raises(TaskError, match="labels"):
+            build_task(spec | {"kind": kind, "labels": wrong if wrong is not None else 1.5})

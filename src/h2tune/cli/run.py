@@ -45,7 +45,7 @@ def plan(file: File, as_json: Json = False) -> None:
         from h2tune.utils.logging import quiet_libraries
 
         quiet_libraries()
-        from h2tune.config import load_config
+        from h2tune.config import load_past_mistakes
         from h2tune.vertical.config import is_vertical
 
         if is_vertical(file):
@@ -55,7 +55,12 @@ def plan(file: File, as_json: Json = False) -> None:
             return
         from h2tune.plan import make_plan
 
-        found = make_plan(load_config(file))
+        experiment, mistakes = load_past_mistakes(file)
+        if experiment is None:
+            fail("\n".join(mistakes))
+        found = make_plan(experiment)
+        if mistakes:  # figures without the keys that are wrong would be another federation's
+            fail("\n".join(mistakes + found.problems))
         if as_json:
             typer.echo(json.dumps(found.plain(), indent=1))
         else:

@@ -179,7 +179,8 @@ def _run(file: str, cell: Cell, out: Path) -> Outcome:
         far = _Far(cell.folder.removeprefix("runs/"))
         return Outcome(cell, run(experiment, folder, resume=store.exists, models=models, watcher=far))
     except MethodError as error:
-        return Outcome(cell, reason=str(error), skipped=True)
+        name = f"{resolve_method(cell.method)[0].name}: "  # it stands beside the reason already
+        return Outcome(cell, reason=str(error).removeprefix(name), skipped=True)
     except Exception as error:  # a table with a gap is worth more than no table
         first = (str(error).splitlines() or [""])[0]
         return Outcome(cell, reason=f"{type(error).__name__}: {first}")

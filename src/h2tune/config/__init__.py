@@ -1,7 +1,7 @@
 """What a YAML file may say, and how it is read."""
 
 from h2tune.config.mistakes import in_lines, in_words
-from h2tune.config.reading import ConfigError, load_config, parse_config, read_yaml
+from h2tune.config.reading import ConfigError, load_config, load_past_mistakes, parse_config, read_yaml
 from h2tune.config.schema import (
     Budget,
     Cache,
@@ -36,6 +36,7 @@ __all__ = [
     "in_lines",
     "in_words",
     "load_config",
+    "load_past_mistakes",
     "parse_config",
     "read_yaml",
 ]

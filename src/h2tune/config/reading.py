@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +109,61 @@ def parse_config(data: Any, folder: Path | None = None, seed: int | None = None)
 
     ``{seed}`` in a client's data sources stands for the experiment's seed.
     """
+    data = _as_meant(data, folder, seed)
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(in_lines(error.errors(), data, _explain)) from None
+
+
+def load_past_mistakes(path: str | Path) -> tuple[Experiment | None, list[str]]:
+    """As `load_config`, but mistakes are returned: with the experiment less the keys that are wrong, if that is one.
+
+    So models and data can be checked, too, and whoever mends a file learns of everything in one go.
+    """
+    try:
+        return load_config(path), []
+    except ConfigError as error:
+        problems = error.problems
+    try:
+        data = _as_meant(read_yaml(path), Path(path).parent)
+        Experiment.model_validate(data)
+    except ConfigError:
+        return None, problems
+    except ValidationError as error:
+        try:
+            return Experiment.model_validate(_without(data, [e["loc"] for e in error.errors()])), problems
+        except ValidationError:
+            pass
+    return None, problems
+
+
+def _without(data: dict[str, Any], places: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Plain data without the keys at these places."""
+    data = copy.deepcopy(data)
+    for place in places:
+        at: Any = data
+        owner: Any = None
+        key: Any = None
+        for step in place:
+            try:
+                inner = at[step]
+            except (KeyError, IndexError, TypeError):
+                break  # a branch of a union, which is no key
+            owner, key, at = at, step, inner
+        if isinstance(owner, dict):
+            owner.pop(key, None)
+    return data
+
+
+def _as_meant(data: Any, folder: Path | None, seed: int | None = None) -> dict[str, Any]:
+    """Plain data with the seed filled in, and paths as they were meant."""
     if not isinstance(data, dict):
         raise ConfigError(["The config must be a mapping with the key `clients`."])
     if seed is not None:
         data = data | {"seed": seed}
     data = _fill_in_seed(data)
-    if folder is not None:
-        data = _resolve_paths(data, folder)
-    try:
-        return Experiment.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(in_lines(error.errors(), data, _explain)) from None
+    return data if folder is None else _resolve_paths(data, folder)
 
 
 _SOURCES = ("train", "test", "validation", "practice")

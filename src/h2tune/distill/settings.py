@@ -124,6 +124,10 @@ class LadaSettings(Settings):
         return found
 
     @property
+    def asks_public(self) -> bool:
+        return self.directions != "none"
+
+    @property
     def adapter_slots(self) -> Sequence[str] | None:
         found: Sequence[str] | None = self.host_method[1].adapter_slots
         return found

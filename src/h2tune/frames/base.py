@@ -179,6 +179,10 @@ class FrameKind:
         """Slots of the core that a model with these slots reads."""
         return sorted(slots)[:1] if self.tied else sorted(slots)
 
+    def fits(self, shape: ModelShape) -> bool:
+        """Whether a model of this shape can share a core in these frames; `plan` asks."""
+        return True
+
     def leaves(self, settings: FrameSettings) -> list[Sent]:
         """What leaves a client for the sake of the frames."""
         return []

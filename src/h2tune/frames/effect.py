@@ -255,6 +255,9 @@ class EffectKind(FrameKind):
     def core_slots(self, settings: FrameSettings, slots: Collection[str]) -> list[str]:
         return [slot for slot in settings.slots or WRITING if slot in slots]
 
+    def fits(self, shape: ModelShape) -> bool:
+        return not shape.head
+
     def leaves(self, settings: FrameSettings) -> list[Sent]:
         says = (
             "left factors of the base model's activations on the public anchor text and of its output embedding over"
@@ -277,7 +280,7 @@ class EffectKind(FrameKind):
         most, words = settings.directions * experiment.rank, len(common_words())
         up = 2 * shape.anchor_words * shape.blocks * sum(min(most, size) for size in sizes) + words * (2 * most + 1)
         down = 2 * shape.anchor_words * experiment.rank * shape.depth * len(sizes)
-        return up, down + words * (2 * experiment.rank + 1)
+        return up if self.fits(shape) else 0, down + words * (2 * experiment.rank + 1)
 
 
 EFFECT = EffectKind(

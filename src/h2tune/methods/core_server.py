@@ -176,15 +176,19 @@ class CoreServer(OneExchange):
         return self.ranks.get(client, self.experiment.rank)
 
     def reached(self, client: str) -> Tensor:
-        """Entries of S (L x slots x R x R) that are sent to a client: all depths of its slots, to its rank."""
+        """Entries of S (L x slots x R x R) that are sent to a client: all depths of its slots, to its rank.
+
+        None to one that the frames do not fit.
+        """
         r, whole = self.ranks[client], self.shape.zeros().bool()
-        whole[:, [self.shape.slots.index(s) for s in self.held[client]], :r, :r] = True
+        if self.fits.get(client, True):
+            whole[:, [self.shape.slots.index(s) for s in self.held[client]], :r, :r] = True
         return whole
 
     def covers(self, client: str) -> Tensor:
         """Entries that a client sends, from what is public: its slots, its rank, its blocks, and whether frames fit it."""
         start = nearest_relation if self.settings.relation == "nearest" else depth_relation
-        reads = (start(self.shape.depth, self.blocks[client]) > 0).any(1) & self.fits.get(client, True)
+        reads = (start(self.shape.depth, self.blocks[client]) > 0).any(1)
         return self.reached(client) & reads[:, None, None, None]
 
     def download(self, client: str) -> Payload:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Mode = Literal["auto", "live", "plain", "json", "quiet"]
+SILENCE = 5.0  # seconds without a line after which a detail is worth one
 
 
 class Progress:
@@ -37,6 +39,7 @@ class Progress:
         self._state = State()
         self._lock = threading.RLock()
         self._stopped = False
+        self._spoke = time.monotonic()
         self._view = _view(mode, stream, console)
 
     def __enter__(self) -> Progress:
@@ -80,6 +83,7 @@ class Progress:
             row.metrics, row.up, row.down = metrics, row.up + bytes_up, row.down + bytes_down
             self._state.finish_client(client, row)
             self._view.client_done(self._state, row, bytes_up, bytes_down)
+            self._spoke = time.monotonic()
 
     def round_done(self, round: int, seconds: float) -> None:
         with self._lock:
@@ -88,8 +92,13 @@ class Progress:
             self._state.finish_round(round)
 
     def message(self, text: str, level: str = "info") -> None:
+        """A line for people; of level `detail` only where nothing was said for `SILENCE`, so that nobody thinks it hangs."""
         with self._lock:
-            self._view.message(clean(text), level)
+            now = time.monotonic()
+            if level == "detail" and self.mode != "json" and now - self._spoke < SILENCE:
+                return
+            self._view.message(clean(text), "info" if level == "detail" else level)
+            self._spoke = now
 
     def stop(self) -> None:
         """Draws the last state and gives the terminal back; harmless when called again."""

@@ -115,9 +115,14 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
         raise TaskError(
             "options: belongs to kind choice" if "options" in spec else "a task of kind choice needs options:"
         )
-    if isinstance(spec.get("options"), list | tuple) and any(isinstance(option, bool) for option in spec["options"]):
+    options = spec.get("options", ())
+    if not isinstance(options, str | list | tuple):
+        raise TaskError(f"options: should be a list, or a column in braces that holds one, not {options!r}")
+    if any(isinstance(option, bool) for option in options):
         raise TaskError(f"options: {_QUOTE}")
     labels, written = _labels(spec, kind)
+    if kind != "choice" and not any(value[:1].isspace() for value, _ in written):
+        spec = _lead_apart(spec)
     name = str(spec.get("name", UNNAMED))
     solve = _solver(spec, kind, name, labels, written)
     forms = own_forms(spec, solve)
@@ -129,6 +134,13 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
     )  # fmt: skip
 
 
+def _lead_apart(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The space that ``answer: " {text}"`` begins with stands between prompt and answer; it is no part of the answer."""
+    answer = str(spec.get("answer", ""))
+    space = answer[: len(answer) - len(answer.lstrip())]
+    return {**spec, "answer": answer.lstrip(), "join": spec.get("join", "") + space} if space else spec
+
+
 def _labels(spec: Mapping[str, Any], kind: Kind) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
     """Names of the labels, and how else the file writes them."""
     given = spec.get("labels")
@@ -138,8 +150,9 @@ def _labels(spec: Mapping[str, Any], kind: Kind) -> tuple[tuple[str, ...], tuple
                 "a task of kind classify needs labels: a list, or a mapping from what the file writes to names"
             )
         return (), ()
-    pairs = list(given.items()) if isinstance(given, Mapping) else [(label, label) for label in given or ()]
-    if isinstance(given, str) or len(pairs) < 2:
+    listed = given if isinstance(given, list | tuple) else ()
+    pairs = list(given.items()) if isinstance(given, Mapping) else [(label, label) for label in listed]
+    if len(pairs) < 2:
         raise TaskError(f"labels: needs two or more, not {given!r}")
     if any(isinstance(label, bool) for pair in pairs for label in pair):
         raise TaskError(f"labels: {_QUOTE}")
@@ -171,8 +184,7 @@ def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, .
         if kind == "choice":
             return pick_option(answer, example)
         if find is not None:
-            index, space = _found(find, answer, spec.get("answer", ""))
-            return solve_label(kind, index, replace(example, lead=example.lead or space), labels)
+            return solve_label(kind, find(answer), example, labels)
         return replace(example, answer=example.lead + answer, gold=_gold(answer, score))
 
     def solve(answer: str, example: Example) -> Example:
@@ -183,17 +195,6 @@ def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, .
         return solved
 
     return solve
-
-
-def _found(find: Callable[[str], int], answer: str, template: str) -> tuple[int, str]:
-    """A label's index, and the space before it that is the template's, not the file's, as in ``answer: " {urgent}"``."""
-    space = template[: len(template) - len(template.lstrip())]
-    try:
-        return find(answer), ""
-    except RowError:
-        if not space:
-            raise
-    return find(answer.removeprefix(space)), space
 
 
 def _gold(answer: str, score: str | None) -> str:
