@@ -55,6 +55,7 @@ def test_what_clients_took_of_the_core_is_said_where_they_chose(judge: Judge) ->
     assert said in notes
     run["clients"]["bank"]["accepted"] = None
     assert any("of 2 clients that share a core, 1 took the shared core" in note for note in judge(run).notes)
+    assert "bank shares nothing, so its difference is no effect of sharing." in judge(run).notes
     for entry in run["clients"].values():
         entry["accepted"] = 0.0
     found = judge(run)
@@ -63,7 +64,7 @@ def test_what_clients_took_of_the_core_is_said_where_they_chose(judge: Judge) ->
     assert found.sentence.endswith("for 3 of 3 clients; in the last round nobody took the shared core.")
     for entry in run["clients"].values():
         entry["accepted"] = 1.0
-    assert not any("validation rows" in note for note in judge(run).notes)
+    assert not any("validation rows" in note or "nothing" in note for note in judge(run).notes)
 
 
 def test_a_difference_within_chance_is_not_sold_as_a_gain(judge: Judge) -> None:

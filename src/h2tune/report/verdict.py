@@ -43,6 +43,7 @@ def verdict(run: Run) -> Verdict:
         _no_baseline(run, over),
         _kept(run),
         _accepted(run),
+        _apart(run),
         _nats(run),
     )
     return Verdict(sentence, tone(gain), tuple(note for note in notes if note))
@@ -193,6 +194,16 @@ def _accepted(run: Run) -> str:
     )
     who = "clients" if len(chosen) == len(run.clients) else "clients that share a core,"
     return f"By their validation rows, of {len(chosen)} {who} {said}.{nobody if _nobody(run) else ''}"
+
+
+def _apart(run: Run) -> str:
+    """Which clients share no core where others do: their gain is none of sharing."""
+    names = [client.name for client in run.clients if client.accepted is None and client.rounds]
+    if not names or not _choices(run):
+        return ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    share, their = ("share", "their differences are") if len(names) > 1 else ("shares", "its difference is")
+    return f"{', '.join(names[:NAMED])}{more} {share} nothing, so {their} no effect of sharing."
 
 
 def _nats(run: Run) -> str:
