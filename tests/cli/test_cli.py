@@ -161,6 +161,19 @@ def test_plan_shows_figures_and_every_mistake_at_once(file: Path, tmp_path: Path
         assert expected in stderr
 
 
+@pytest.mark.parametrize(
+    ("baselines", "said"), [([], "A run takes about"), (["local"], "A run, with local beside it, takes about")]
+)
+def test_a_plan_measures_time_where_asked(baselines: list[str], said: str, file: Path, tmp_path: Path) -> None:
+    data = yaml.safe_load(file.read_text()) | {"baseline": baselines or "none"}
+    timed = tmp_path / "timed.yaml"
+    timed.write_text(yaml.safe_dump(data))
+    code, stdout, stderr = call("plan", str(timed), "--time")
+    assert code == 0, stderr
+    assert re.search(rf"^{said} [0-9.]+ s on this machine", stdout, re.MULTILINE)
+    assert "on this machine" not in call("plan", str(timed))[1]
+
+
 def test_a_key_that_is_wrong_hides_no_mistake_in_the_data(file: Path, tmp_path: Path) -> None:
     data = yaml.safe_load(file.read_text()) | {"rondes": 2, "rank": -1, "privacy": {"clp": 1}}
     data["clients"][0] |= {"keep": 3, "train": "nowhere.jsonl"}

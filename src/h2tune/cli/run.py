@@ -39,7 +39,13 @@ def init(
     typer.echo(f"wrote {file}; edit it, then: h2tune plan {file}")
 
 
-def plan(file: File, as_json: Json = False) -> None:
+def plan(
+    file: File,
+    as_json: Json = False,
+    measure: Annotated[
+        bool, typer.Option("--time", help="Also load models and data, and measure how long a run takes here.")
+    ] = False,
+) -> None:
     """Show what each client needs and sends, and every mistake in the file, before anything is trained."""
     with plain_errors():
         from h2tune.utils.logging import quiet_libraries
@@ -51,6 +57,7 @@ def plan(file: File, as_json: Json = False) -> None:
         if is_vertical(file):
             from h2tune.cli import vertical
 
+            of_no_use({"--time": measure})
             vertical.plan(file, as_json)
             return
         from h2tune.plan import make_plan
@@ -69,6 +76,24 @@ def plan(file: File, as_json: Json = False) -> None:
             typer.echo(f"warning: {warning}", err=True)
         if found.problems:
             fail("\n".join(found.problems))
+        if measure and not as_json:
+            typer.echo(_time_of(experiment))
+
+
+def _time_of(experiment: Experiment) -> str:
+    """How long the file's run takes on this machine, measured."""
+    import torch
+
+    from h2tune.comparison.estimate import local_seconds
+    from h2tune.report.format import duration, plain
+
+    runs = 1 + len(experiment.baselines)
+    seconds = local_seconds(experiment, torch.get_num_threads()) * runs
+    beside = f", with {', '.join(experiment.baselines)} beside it," if runs > 1 else ""
+    return plain(
+        f"A run{beside} takes about {duration(seconds)} on this machine, one client after the other; a method's own set-up and"
+        " choices come on top."
+    )
 
 
 # Over 45 lines: half of them declare the options.

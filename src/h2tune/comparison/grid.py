@@ -37,8 +37,10 @@ def run_grid(file: str | Path, cells: Sequence[Cell], out: Path, jobs: int, say:
     if done:
         say(f"{len(done)} of {len(cells)} runs are finished already")
     if count:
+        from h2tune.comparison.estimate import local_seconds
+
         jobs = min(jobs, count)
-        seconds = estimate(file, open_cells, jobs)
+        seconds = local_seconds(experiment_of(file, open_cells[0]), _threads(jobs)) * count
         practised = any(_practises(file, cell) for cell in open_cells)
         say(f"{count} runs to go, {jobs} at a time: {_minutes(seconds / jobs)} or more"
             + (", and the practice of frames, once" if practised else ""))  # fmt: skip
@@ -184,46 +186,6 @@ def _run(file: str, cell: Cell, out: Path) -> Outcome:
     except Exception as error:  # a table with a gap is worth more than no table
         first = (str(error).splitlines() or [""])[0]
         return Outcome(cell, reason=f"{type(error).__name__}: {first}")
-
-
-def estimate(file: str | Path, cells: Sequence[Cell], jobs: int = 1) -> float:
-    """Seconds that the runs will take one after the other, from loading, scoring and a few steps of each client.
-
-    It is what local training takes, with the threads that a run of ``jobs`` at a time has: a method's own set-up (frames,
-    practice) comes on top, and so does what other runs and programs take of the machine.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(_threads(jobs))
-    try:
-        return _local_seconds(file, cells[0]) * len(cells)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _local_seconds(file: str | Path, cell: Cell) -> float:
-    """Seconds of a run of local training."""
-    from h2tune.client import Client
-    from h2tune.participant.base_models import ModelPool
-    from h2tune.participant.prepare import Split
-    from h2tune.utils.logging import quiet_libraries
-
-    quiet_libraries()
-    experiment = experiment_of(file, cell).model_copy(update={"method": "local"})
-    models, seconds = ModelPool.of(experiment), 0.0
-    for config in experiment.clients:
-        begin = time.perf_counter()
-        context = Client(config, experiment, models).context
-        seconds += time.perf_counter() - begin
-        test, begin = context.data.test, time.perf_counter()
-        some = Split(test.examples[:64], test.encoded[:64])
-        context.score(some, untouched=True)
-        row = (time.perf_counter() - begin) / len(some)
-        # Test rows before and after; validation rows with every evaluation and at the end.
-        scored = 2 * len(test) + len(context.data.validation) * (experiment.rounds / experiment.evaluation.every + 1)
-        seconds += context.step_milliseconds() / 1000 * experiment.training.steps * experiment.rounds + row * scored
-    return seconds
 
 
 def _minutes(seconds: float) -> str:
