@@ -26,6 +26,7 @@ from h2tune.simulation.workers import Remote, Workers
 from h2tune.store import RunStore
 from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
 from h2tune.transport.inprocess import InProcess
+from h2tune.utils.files import Claim
 from h2tune.utils.memory import give_back_memory
 from h2tune.version import __version__
 
@@ -124,33 +125,54 @@ def run(
     else:
         watch = watcher.step if watcher else None
         gather = partial(in_process, models=models, accelerator=accelerator, watch=watch)
-    if resume and store.exists:
-        differ = check_fingerprint(store.folder, data_fingerprint(experiment), changed)
-        identity, _ = store.open(experiment, tuple(key for key in changed if key != "data"))
-        if differ:
-            store.event("warning", f"resumed with changed data: {', '.join(differ)}")
-        party = gather(experiment, store)
-    else:
+    claim = Claim(store.folder)
+    try:
+        again = changed if resume and store.exists else None
+        identity, party = _enter(experiment, store, claim, gather, again)
+        beside = {}
+        for name in experiment.baselines:
+            beside[name] = _baseline(experiment, name, store.folder, gather, watcher)
+            models.release()
+        if experiment.tracking:
+            accelerator.init_trackers(experiment.name.replace(" ", "-"))
+            store.track = accelerator.log
+        server = _federate(experiment, identity, store, party, watcher)
+        metrics = collect(experiment, server, store, time.perf_counter() - begin)
+        _compare(metrics, experiment, beside, store)
+        store.write_metrics(metrics)
+        store.event("run_finished", "finished")
+        accelerator.end_training()
+        return metrics
+    finally:
+        claim.give_up()
+        give_back_memory()
+
+
+def _enter(
+    experiment: Experiment, store: WatchedStore, claim: Claim, gather: Gather, changed: Sequence[str] | None
+) -> tuple[str, InProcess[Simulated] | Workers]:
+    """Identity and clients of the run, which nobody else carries on at the same time.
+
+    Args:
+        changed: keys that may differ from those of the run here; None starts a new one.
+
+    Raises:
+        StoreError: the run here is another, or another process has it.
+    """
+    if changed is None:
         # Every mistake in models, data and method shows before anything is written.
         party = gather(experiment, store)
         check_method(experiment, party.clients)
         identity = store.create(experiment)
+        claim.take()
         keep_fingerprint(store.folder, data_fingerprint(experiment))
-    beside = {}
-    for name in experiment.baselines:
-        beside[name] = _baseline(experiment, name, store.folder, gather, watcher)
-        models.release()
-    if experiment.tracking:
-        accelerator.init_trackers(experiment.name.replace(" ", "-"))
-        store.track = accelerator.log
-    server = _federate(experiment, identity, store, party, watcher)
-    metrics = collect(experiment, server, store, time.perf_counter() - begin)
-    _compare(metrics, experiment, beside, store)
-    store.write_metrics(metrics)
-    store.event("run_finished", "finished")
-    accelerator.end_training()
-    give_back_memory()
-    return metrics
+        return identity, party
+    claim.take()
+    differ = check_fingerprint(store.folder, data_fingerprint(experiment), changed)
+    identity, _ = store.open(experiment, tuple(key for key in changed if key != "data"))
+    if differ:
+        store.event("warning", f"resumed with changed data: {', '.join(differ)}")
+    return identity, gather(experiment, store)
 
 
 def check_method(experiment: Experiment, clients: Mapping[str, Simulated | Remote]) -> None:

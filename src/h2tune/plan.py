@@ -214,6 +214,8 @@ def _check_sharing(plan: Plan, experiment: Experiment, known: list[Task | None])
 def _check_use(plan: Plan, experiment: Experiment, settings: Settings) -> None:
     """Keys that the file's method does not read; `compare` may run another that does, so they are no mistake."""
     method = resolve_method(experiment.method)[0]
+    if len(experiment.clients) < (fewest := method.server.fewest(settings)):
+        plan.problems.append(f"method {method.name} needs {fewest} clients or more, and there is 1")
     unread = []
     if not settings.inner.has_core:
         unread += ["depth"] * (experiment.depth is not None)

@@ -90,6 +90,8 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
     client, experiment = find_client(run, name), experiment_of(run)
     folder = run / "state" / "adapter" if is_kit(run) else run / "clients" / name / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():
+        if is_kit(run.parent):
+            raise StoreError(f"{run} is the server's: the adapter of {name} is in its own kit, on its own machine.")
         goes_on = "h2tune client" if is_kit(run) else f"h2tune run FILE --out {run} --resume"
         raise StoreError(f"{run} has no finished adapter for {name}: let the run end first ({goes_on}).")
     task = tasks.build_task(client.task)

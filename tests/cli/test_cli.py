@@ -121,6 +121,16 @@ def test_exports_equal_the_client_and_plain_peft_loads_them(finished: Path, tmp_
     assert code == 1 and "c0, c1" in stderr
 
 
+def test_predict_writes_no_file_where_a_folder_stands(finished: Path, tmp_path: Path) -> None:
+    code, _, stderr = call("predict", str(finished), "--client", "c0", "--file", "x.jsonl", "--out", str(tmp_path))
+    assert (code, stderr) == (1, f"error: --out names a file, but {tmp_path} is a folder.\n")
+
+
+def test_a_run_where_no_folder_can_be_made_ends_in_a_sentence(file: Path) -> None:
+    code, _, stderr = call("run", str(file), "--out", "/proc/x", "--quiet")
+    assert code == 1 and "/proc/x" in stderr and "could not be written" in stderr
+
+
 def test_predict_answers_rows_without_answers(finished: Path, tmp_path: Path) -> None:
     rows = tmp_path / "in.jsonl"
     rows.write_text('{"prompt": "Problem: Ann has 9 nuts. Ann finds 2. How many nuts now?\\nAnswer:"}\n')

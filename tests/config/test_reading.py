@@ -29,6 +29,12 @@ CLIENT = {"name": "shop", "model": "zoo:gpt2", "task": "sst2", "train": "a.tsv",
         ({"clients": [CLIENT], "learning_rate": 1},
          ["learning_rate: unknown key here; it belongs to `training`: training: {learning_rate: ...}"]),
         ({"clients": []}, ["clients: needs 1 or more entries"]),
+        ({"clients": [CLIENT | {"name": "Größe Klinik"}]},
+         ["Größe Klinik: name: should have only letters from a to z, digits, dots, hyphens and underscores, and begin with a"
+          " letter or a digit, not 'Größe Klinik'"]),
+        ({"clients": [CLIENT], "name": "a/b"},
+         ["name: should have only letters from a to z, digits, spaces, dots, hyphens and underscores, and begin with a letter"
+          " or a digit, not 'a/b'"]),
         ({"clients": [CLIENT, CLIENT]}, ["two clients have the name 'shop'; names must be unique"]),
         ({"clients": [CLIENT | {"keep": "half"}]}, ["shop: keep: should be a number or 'auto', not 'half'"]),
         ({"clients": [CLIENT | {"tran": "x"}]}, ["shop: tran: unknown key. Did you mean `train`?"]),

@@ -27,7 +27,8 @@ def questions(path: Path, **changes: Any) -> Any:
 
 def test_the_order_of_the_file_and_copies_of_a_row_change_nothing(tmp_path: Path) -> None:
     one = questions(write(tmp_path / "a.jsonl", ROWS))
-    other = questions(write(tmp_path / "b.jsonl", [*reversed(ROWS), ROWS[3]]))
+    with pytest.warns(UserWarning, match="1 of 31 rows repeat a question"):
+        other = questions(write(tmp_path / "b.jsonl", [*reversed(ROWS), ROWS[3]]))
     assert one.digest == other.digest and [e.prompt for e in one.examples] == [e.prompt for e in other.examples]
     assert len(one) == 30 and one.answered and one.examples[0].answer.endswith(one.examples[0].gold)
 
@@ -68,3 +69,21 @@ def test_a_file_in_which_one_answer_is_missing_is_a_mistake_and_names_its_row(tm
 def test_public_questions_are_for_models_that_write(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="must be of kind generate"):
         questions(write(tmp_path / "a.jsonl", ROWS), task="aqua")
+
+
+def test_a_question_with_two_answers_is_a_mistake_and_names_both_rows(tmp_path: Path) -> None:
+    again = ROWS[3] | {"answer": "3 + 3 = 7 #### 7"}
+    with pytest.raises(
+        TaskError, match=r"row 31.*the same question as in .*row 4.*with another answer \('6' there, '7' here\)"
+    ):
+        questions(write(tmp_path / "a.jsonl", [*ROWS, again]))
+
+
+def test_of_several_reasons_for_an_answer_the_order_of_rows_chooses_none(tmp_path: Path) -> None:
+    """Else participants with the same rows in another order would hold other questions."""
+    again = ROWS[3] | {"answer": "It is 6 #### 6"}
+    with pytest.warns(UserWarning, match="1 of 31 rows repeat a question; each question counts once"):
+        one = questions(write(tmp_path / "a.jsonl", [*ROWS, again]))
+    with pytest.warns(UserWarning, match="1 of 31 rows"):
+        other = questions(write(tmp_path / "b.jsonl", [again, *ROWS]))
+    assert one.digest == other.digest and len(one) == 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import typer
@@ -49,5 +50,5 @@ def demo(out: Path, seed: int, as_json: bool = False, **changes: Any) -> dict[st
         return found
     columns = ["base", *(heading for heading, _ in BESIDE.values()), "LaDa"]
     print_scores("lada-demo: per cent right on questions that nobody trained on", found, columns)
-    typer.echo(f"\nreport   {page}\nexport   h2tune export {out} --client NAME --to peft --out FOLDER")
+    typer.echo(f"\nreport   {page}\nexport   h2tune export {quote(str(out))} --client NAME --to peft --out FOLDER")
     return found

@@ -52,6 +52,12 @@ def no_file(folder: Path | None) -> None:
         fail(f"--out names a folder, but {folder} is a file.")
 
 
+def no_folder(file: Path | None) -> None:
+    """End where a file is to be written and a folder stands in its place."""
+    if file is not None and file.is_dir():
+        fail(f"--out names a file, but {file} is a folder.")
+
+
 def fail(text: str) -> NoReturn:
     """Print a mistake, each line of it marked as an error, and end with exit code 1."""
     for line in text.splitlines():

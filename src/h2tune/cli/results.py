@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from h2tune.cli.options import Out, Run, fail, no_file, of_no_use, plain_errors
+from h2tune.cli.options import Out, Run, fail, no_file, no_folder, of_no_use, plain_errors
 
 
 def report(run_dir: Run) -> None:
@@ -77,6 +77,7 @@ def predict(
 ) -> None:
     """Answer the rows of a file with a client's adapter, as JSON lines."""
     with plain_errors():
+        no_folder(out)
         from h2tune.vertical.config import is_vertical_run
 
         if is_vertical_run(run_dir):
@@ -87,13 +88,12 @@ def predict(
             return
         if len(file) > 1:
             fail(f"--file: one file at a time, not {len(file)}")
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
         from h2tune.utils.logging import quiet_libraries
 
         quiet_libraries()
         from h2tune.inference import only_client, to_jsonl
         from h2tune.inference import predict as answer
+        from h2tune.utils.files import write_atomic
 
         lines = to_jsonl(answer(run_dir, client or only_client(run_dir), Path(file[0])))
         if out is None:
@@ -102,4 +102,4 @@ def predict(
             for line in lines:
                 sys.stdout.write(line + "\n")
         else:
-            out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            write_atomic(out, "".join(line + "\n" for line in lines).encode())

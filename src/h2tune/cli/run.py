@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -199,7 +200,7 @@ def _train(
         typer.echo(json.dumps({"event": "result", "run": str(out), "mean": metrics["mean"]}))
         return
     print_run(out)
-    typer.echo(f"\nreport   {page}\nexport   h2tune export {out} --client NAME --to peft --out FOLDER")
+    typer.echo(f"\nreport   {page}\nexport   h2tune export {quote(str(out))} --client NAME --to peft --out FOLDER")
 
 
 def _free(folder: Path) -> Path:

@@ -22,6 +22,7 @@ _WORDS = {
 }  # fmt: skip
 _KINDS = ("int", "float", "str", "bool")  # the branch of a union that did not fit, which pydantic puts after the key
 _MEMBERS = {"clients": "client", "parties": "party"}
+_NAME = "^[A-Za-z0-9]"  # how the pattern of a name begins
 _NOTHING = ("none", "None", "nil", "NULL")
 
 
@@ -69,6 +70,9 @@ def in_words(error: Any, field: FieldInfo | None = None) -> str:
         field: the key's, if it is known: whoever writes `none` for a number that may be 0 is told so.
     """
     kind, given, limits = error["type"], error.get("input"), error.get("ctx", {})
+    if kind == "string_pattern_mismatch" and str(limits.get("pattern", "")).startswith(_NAME):
+        space = "spaces, " if " " in limits["pattern"] else ""
+        return f"should have only letters from a to z, digits, {space}dots, hyphens and underscores, and begin with a letter or a digit, not {given!r}"
     if kind not in _WORDS:
         return str(error["msg"]).removeprefix("Value error, ")
     words = _WORDS[kind].format(**limits)

@@ -137,7 +137,7 @@ class Flows:
             if found.allocation.chosen:
                 self.served = sorted({*self.served, student})
             elif found.right == 0 and student not in self.served:
-                who = "its clients" if student == self.settings.teacher else f"the teacher {self.settings.teacher}"
+                who = "its students" if student == self.settings.teacher else f"the teacher {self.settings.teacher}"
                 self.notices.append(
                     f"{student} was given nothing: {who} answered none of the {found.questions} public questions right."
                     " Easier questions, or a model that has learnt the task, are needed"

@@ -86,8 +86,12 @@ class LadaServer(ServerMethod):
     def suits(cls, experiment: Experiment, introductions: Mapping[str, Mapping[str, Any]]) -> None:
         settings: Any = resolve_method(experiment.method)[1]
         settings.host_method[0].server.suits(experiment, introductions)
-        if len(introductions) < 2 and settings.directions != "none":
-            raise MethodError("lada needs a teacher and at least one student")
+        if len(introductions) < cls.fewest(settings):
+            raise MethodError("it needs a teacher and at least one student")
+
+    @classmethod
+    def fewest(cls, settings: Any) -> int:
+        return 1 if settings.directions == "none" else 2
 
     def check_introduction(self, name: str, payload: Payload) -> None:
         self.host.check_introduction(name, payload)

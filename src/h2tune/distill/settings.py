@@ -87,7 +87,7 @@ class LadaSettings(Settings):
         try:
             method, _ = resolve_method(value)
         except MethodError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(str(error).replace("method.", "host.", 1)) from None
         if not getattr(method.client, "hosts", False):
             raise ValueError(f"{method.name} cannot be a host: its rounds have no room for other updates")
         return value

@@ -132,6 +132,11 @@ class ServerMethod(ABC):
         if experiment.secure_aggregation is not None:
             raise MethodError("secure_aggregation: only methods that share a core as H2Tune does can sum it in secret")
 
+    @classmethod
+    def fewest(cls, settings: Any) -> int:
+        """Clients without whom the method means nothing under these settings."""
+        return 1
+
     def check_introduction(self, name: str, payload: Payload) -> None:
         """Raise ProtocolError if a client's introduction lacks what the method needs, or holds what cannot be."""
         if missing := [key for key in self.needs if key not in payload.meta]:

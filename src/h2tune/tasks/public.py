@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import unicodedata
+import warnings
 from dataclasses import dataclass, replace
 
 from h2tune.config import PublicQuestions
@@ -62,10 +63,10 @@ def question_key(prompt: str) -> str:
 
 
 def load_questions(config: PublicQuestions) -> Questions:
-    """Read public questions; those with the same prompt count once, and ``limit`` takes the first numbers.
+    """Read public questions, each once, and ``limit`` takes the first numbers.
 
     Raises:
-        TaskError: the source cannot be read, the task generates nothing, or only some rows have answers.
+        TaskError: the source cannot be read, the task generates nothing, only some rows have answers, or a question has two.
     """
     try:
         task = build_task(config.task)
@@ -80,14 +81,35 @@ def load_questions(config: PublicQuestions) -> Questions:
         examples = _read(config, task)
     except TaskError as error:
         raise TaskError(f"public.source: {error}") from None
-    first: dict[str, Example] = {}
-    for example in examples:
-        first.setdefault(question_key(example.prompt), replace(example, place=""))
+    first = _one_each(examples)
     keys = sorted(first)[: config.limit]
     digest = hashlib.sha256(f"{task.name}/{task.max_new_tokens}".encode())
     for key in keys:
         digest.update(f"{key}\0{first[key].answer}\0{first[key].gold}\0".encode())
     return Questions(task, tuple(first[key] for key in keys), digest.hexdigest()[:32])
+
+
+def _one_each(examples: list[Example]) -> dict[str, Example]:
+    """An example for each question. Of several reasons for one answer it is the first by the alphabet, whatever the order of rows.
+
+    Raises:
+        TaskError: a question has two answers.
+    """
+    found: dict[str, Example] = {}
+    for example in examples:
+        other = found.setdefault(question_key(example.prompt), example)
+        if other.gold != example.gold:
+            raise TaskError(
+                f"{example.place}: the same question as in {other.place}, with another answer ({other.gold[:40]!r} there,"
+                f" {example.gold[:40]!r} here)"
+            )
+        if example.answer < other.answer:
+            found[question_key(example.prompt)] = example
+    if again := len(examples) - len(found):
+        warnings.warn(
+            f"public: {again} of {len(examples)} rows repeat a question; each question counts once", stacklevel=3
+        )
+    return {key: replace(example, place="") for key, example in found.items()}
 
 
 def _read(config: PublicQuestions, task: Task) -> list[Example]:

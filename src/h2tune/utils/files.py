@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from h2tune.errors import H2TuneError
 
@@ -12,20 +15,49 @@ class StoreError(H2TuneError, RuntimeError):
     """A run directory cannot be used as asked; the text says what to do."""
 
 
+class Claim:
+    """A folder that only one process may write to at a time. The system gives it up when the process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = FileLock(folder / ".lock")
+
+    def take(self) -> None:
+        """Claim the folder, which must be there; again is no mistake.
+
+        Raises:
+            StoreError: another process has it.
+        """
+        if self._lock.is_locked:
+            return
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreError(
+                f"{self.folder} is in use: another process trains there. Let it end, or take another --out."
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{self.folder} could not be written: {error.strerror}.") from error
+
+    def give_up(self) -> None:
+        self._lock.release()
+
+
 def write_atomic(path: Path, data: bytes, several: bool = False) -> None:
     """Replace a file by new contents, or leave the old ones.
 
     Args:
         several: other processes may write the same file at this moment.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if several else path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise StoreError(f"{path} could not be written: {error.strerror}. Nothing committed was lost.") from error
