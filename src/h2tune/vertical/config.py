@@ -205,6 +205,11 @@ class VerticalConfig(_Strict):
         if self.method.unseen == "described" and self.label.vectors is None:
             raise ValueError("method.unseen is `described`: label.vectors must name a file of class vectors")
         for party in self.parties:
+            shares = party.prior if isinstance(party.prior, dict) else {}
+            if wrong := [name for name, share in shares.items() if not 0 <= share <= 1]:
+                raise ValueError(
+                    f"{party.name}: the share of {wrong[0]!r} in `prior` is {shares[wrong[0]]:g}; shares are between 0 and 1"
+                )
             if isinstance(party.prior, dict) and not math.isclose(sum(party.prior.values()), 1, abs_tol=1e-3):
                 raise ValueError(f"{party.name}: the shares in `prior` must sum to 1")
         return self
@@ -218,6 +223,11 @@ class VerticalConfig(_Strict):
     def passive(self) -> list[PartyConfig]:
         """The other parties by name, so that their order in the file changes nothing."""
         return sorted((p for p in self.parties if p.name != self.label.party), key=lambda p: p.name)
+
+    def by_name(self) -> dict[str, Any]:
+        """Plain values with each party under its name, so that a party's keys are `parties.NAME.key`."""
+        plain = self.model_dump(mode="json")
+        return plain | {"parties": {party["name"]: party for party in plain["parties"]}}
 
     def to_yaml(self) -> str:
         """The config as a YAML file."""
@@ -242,7 +252,8 @@ def is_vertical_run(folder: str | Path) -> bool:
 
 
 def load_vertical(path: str | Path, seed: int | None = None) -> VerticalConfig:
-    """Read a YAML file; paths in it are relative to the file, and ``seed`` overrides its seed.
+    """Read a YAML file; paths in it are relative to the file (``~`` is the home of who reads it), and ``seed``
+    overrides its seed.
 
     Raises:
         ConfigError: with every mistake at once.
@@ -279,7 +290,8 @@ def _resolve(value: Any, folder: Path, key: str = "") -> Any:
     if key not in _FILES or not isinstance(value, str) or value == "-":
         return value
     # A text encoder may also be the name of a model elsewhere; data that is not there is reported with its full path.
-    return str((folder / value).resolve()) if key != "model" or (folder / value).exists() else value
+    path = folder / Path(value).expanduser()
+    return str(path.resolve()) if key != "model" or value.startswith("~") or path.exists() else value
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from h2tune.vertical.align import as_keys, check_ids, digests
+from h2tune.vertical.align import as_keys, check_ids, digests, normalise
 from h2tune.vertical.config import PartyConfig, VerticalConfig
 from h2tune.vertical.table import NO_LABEL, Columns, TableError, read_table, text_of
 from h2tune.vertical.text import embed_texts
@@ -75,15 +75,48 @@ def load_party(
     columns = Columns.fit(train, names)
     if columns.width == 0 and party.encoder.kind == "table":
         raise TableError(f"{party.name}: no column is left to learn from; it has only ids and labels.")
+    rows = read_rows_of(config, party, columns, train, salt, label)
+    if test is None:
+        return PartyData(party.name, party, columns, rows, None)
+    # A passive party's labels are for its own training rows only.
+    scored = config.label.column if party.name == config.label.party else None
+    if scored:
+        check_test_labels(party.name, test, scored, config.label.classes, rows.labels)
     return PartyData(
-        party.name,
-        party,
-        columns,
-        read_rows_of(config, party, columns, train, salt, label),
-        # A passive party's labels are for its own training rows only.
-        None
-        if test is None
-        else read_rows_of(config, party, columns, test, salt, label if label in test else None, " (test table)"),
+        party.name, party, columns, rows, read_rows_of(config, party, columns, test, salt, scored, " (test table)")
+    )
+
+
+def check_test_labels(
+    who: str, test: pd.DataFrame, column: str, classes: list[str] | None, trained: list[str | None]
+) -> None:
+    """Hold the labels of test people against the classes; a row may have none, and is predicted but not scored.
+
+    Args:
+        classes: those that the config names; without them, classes are the labels in ``trained``.
+
+    Raises:
+        TableError: if there is no such column, or a label is no class: such rows would be left out of the score.
+    """
+    if column not in test:
+        raise TableError(
+            f"{who} (test table): there is no label column {column!r}; there are: {', '.join(test.columns[:20])}. Add it"
+            " (cells may be empty), or leave `test` out."
+        )
+    known = classes or sorted({label for label in trained if label is not None})
+    strange = [
+        (row, v) for row, v in enumerate(text_of(test[column], NO_LABEL), 1) if v is not None and v not in known
+    ]
+    if not strange:
+        return
+    row, value = strange[0]
+    near = [name for name in known if normalise(name) == normalise(value)]
+    hint = f"; the class {near[0]!r} differs by case or spaces only" if near else ""
+    named = ", ".join(map(repr, known[:8])) + (", ..." if len(known) > 8 else "")
+    raise TableError(
+        f"{who} (test table): {len(strange):,} of {len(test):,} rows have a label in {column!r} that is no class, the first"
+        f" is {value!r} in row {row}{hint}. Classes are {named}. Correct the labels, empty the cells, or name all classes"
+        " in label.classes."
     )
 
 

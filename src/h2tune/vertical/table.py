@@ -19,6 +19,8 @@ from h2tune.errors import H2TuneError
 MISSING = ["", "?", "NA", "N/A", "n/a", "n.a.", "#N/A", "NaN", "nan", "null", "NULL", "None", "-"]
 NO_LABEL = [text for text in MISSING if text not in ("None", "-")]  # a class may be called so
 MOSTLY = 0.9  # share of a column's cells that are numbers, from which on the others look like mistakes
+LARGEST = float(np.finfo(np.float32).max)  # a larger number counts as missing
+FARTHEST = 1e9  # standard deviations from the mean; networks have infinite outputs for numbers that are farther
 CATEGORIES = 50  # most values of a column that are told apart; rarer ones count as other
 
 
@@ -74,11 +76,25 @@ def _require_even(path: Path, separator: str) -> None:
 
 
 def _json(path: Path) -> pd.DataFrame:
-    """One object a line, or a list of objects."""
+    """One object a line, or a list of objects.
+
+    Raises:
+        TableError: naming the line that is neither.
+    """
     text = path.read_text("utf-8-sig")
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         return pd.DataFrame(json.loads(text))
-    return pd.DataFrame([json.loads(line) for line in text.split("\n") if line.strip()])
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise TableError(f"{path}: line {number} is no JSON: {error.msg} at character {error.pos + 1}.") from None
+        if not isinstance(rows[-1], dict):
+            raise TableError(f'{path}: line {number} is no object; write a row as {{"id": ..., "column": ...}}.')
+    return pd.DataFrame(rows)
 
 
 def text_of(values: pd.Series, missing: Collection[str] = MISSING) -> list[str | None]:
@@ -102,8 +118,18 @@ def odd_cell(values: pd.Series) -> str | None:
     return str(strange.iloc[0]) if 0 < len(strange) <= (1 - MOSTLY) * len(cells) else None
 
 
+def numbers_with_more(values: pd.Series) -> str | None:
+    """A cell of a column of categories whose values are many, and nearly all hold digits: numbers with a unit or a decimal
+    comma, dates or codes; None for other columns."""
+    cells = [text for text in text_of(values) if text is not None]
+    if len(set(cells)) <= min(CATEGORIES, len(cells) / 2):
+        return None
+    found = [text for text in cells if any(c.isdigit() for c in text)]
+    return found[0] if len(found) >= MOSTLY * len(cells) else None
+
+
 def numbers_of(values: pd.Series) -> np.ndarray | None:
-    """A column as float64 with NaN for missing cells and for infinite ones; None where a cell is something else."""
+    """A column as float64 with NaN for missing cells and for infinite or too large ones; None where a cell is something else."""
     if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
         return _finite(values.to_numpy(dtype=np.float64, na_value=np.nan))
     cells = values.map(lambda v: v.strip() if isinstance(v, str) else v).replace(MISSING, None)
@@ -114,7 +140,8 @@ def numbers_of(values: pd.Series) -> np.ndarray | None:
 
 
 def _finite(numbers: np.ndarray) -> np.ndarray:
-    return np.where(np.isinf(numbers), np.nan, numbers)
+    # Squares of larger ones are infinite in the arithmetic that columns are scaled with.
+    return np.where(np.abs(numbers) > LARGEST, np.nan, numbers)
 
 
 @dataclass
@@ -126,11 +153,13 @@ class Columns:
 
     Attributes:
         odd: of columns of categories that mostly hold numbers, a cell that is none; told to the owner, not kept.
+        coded: of columns of categories that are many, and hold numbers with something else, a cell; told, not kept.
     """
 
     numeric: dict[str, dict[str, float]] = field(default_factory=dict)
     categorical: dict[str, list[str]] = field(default_factory=dict)
     odd: dict[str, str] = field(default_factory=dict)
+    coded: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, frame: pd.DataFrame, names: list[str]) -> Columns:
@@ -154,6 +183,8 @@ class Columns:
                 continue
             if cell := odd_cell(frame[name]):
                 found.odd[name] = cell
+            elif cell := numbers_with_more(frame[name]):
+                found.coded[name] = cell
             cells = np.array([v or "" for v in text_of(frame[name])], dtype=object)[:, None]
             encoder = OneHotEncoder(max_categories=CATEGORIES, handle_unknown="ignore", sparse_output=False).fit(cells)
             rare = set(encoder.infrequent_categories_[0] if encoder.infrequent_categories_[0] is not None else [])
@@ -178,7 +209,8 @@ class Columns:
             numbers = numbers_of(frame[name])
             if numbers is None:
                 raise TableError(f"{who}: column {name!r} holds text, but held numbers when the model was trained.")
-            gaps = np.isnan(numbers)
+            far = np.abs((numbers - fitted["mean"]) / fitted["scale"]) > FARTHEST
+            gaps = np.isnan(numbers) | far
             parts.append((np.where(gaps, fitted["median"], numbers) - fitted["mean"]) / fitted["scale"])
             if fitted["gaps"]:
                 parts.append(gaps.astype(np.float64))

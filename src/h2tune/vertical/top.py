@@ -58,7 +58,11 @@ class Top(nn.Module):
 
     def probabilities(self, z: list[Tensor], present: Tensor) -> Tensor:
         """Class probabilities (n x C) under equal class shares; 0 for a class that the row cannot be given."""
-        return self.scores(z, present).masked_fill(~self.possible(present), -torch.inf).softmax(1)
+        possible = self.possible(present)
+        possible = possible | ~possible.any(
+            1, keepdim=True
+        )  # of a row of parties that have seen nothing, nothing is known
+        return self.scores(z, present).masked_fill(~possible, -torch.inf).softmax(1)
 
     def scores(self, z: list[Tensor], present: Tensor) -> Tensor:
         """Class scores (n x C) of rows that some parties have (n x K, bool)."""
