@@ -52,6 +52,7 @@ def test_compare(demo: Path):
         demo / "compare",
     )
     assert "splitnn" in shown and "local" in shown
+    assert " to " not in shown  # one seed has no interval
 
 
 def test_mistakes_end_in_one_line(demo: Path):

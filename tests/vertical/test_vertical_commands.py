@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from vertical.tables import config as planted_config
 from vertical.tables import planted
 
@@ -15,11 +16,12 @@ from h2tune.config import ConfigError
 from h2tune.report.vertical_live import Progress
 from h2tune.utils.files import StoreError
 from h2tune.vertical.align import AlignmentError
+from h2tune.vertical.attention import near_ids
 from h2tune.vertical.config import is_vertical, is_vertical_run, load_vertical
 from h2tune.vertical.demo import write_demo
 from h2tune.vertical.exposure import SAID
 from h2tune.vertical.federation import load_parties
-from h2tune.vertical.plan import make_plan, near_ids
+from h2tune.vertical.plan import make_plan
 from h2tune.vertical.predictor import Predictor
 from h2tune.vertical.table import TableError
 
@@ -115,6 +117,34 @@ def test_an_export_answers_as_the_run_does_and_holds_nothing_of_others(demo: Pat
         commands.export(demo / "run", None, out)
 
 
+def test_an_export_is_whole_or_nothing_and_tells_nothing_of_others(demo: Path, tmp_path: Path):
+    with pytest.raises(TableError, match="nobody is not among the parties here: bank, clinic, shop"):
+        commands.export(demo / "run", "bank,nobody", tmp_path / "half")
+    assert not (tmp_path / "half").exists()
+    with pytest.raises(StoreError, match="No party is named"):
+        commands.export(demo / "run", ",", tmp_path / "none")
+    part = commands.export(demo / "run", " bank , shop ", tmp_path / "part")
+    told = yaml.safe_load((part / "config.yaml").read_text())
+    assert [party["name"] for party in told["parties"]] == ["bank", "shop"]
+    assert "clinic" not in (part / "config.yaml").read_text()
+    without = commands.export(demo / "run", "clinic,shop", tmp_path / "without")
+    told = yaml.safe_load((without / "config.yaml").read_text())
+    assert told["parties"][2] == {"name": "bank", "train": "-"} and told["label"]["column"] == "-"
+    assert "bank.csv" not in (without / "config.yaml").read_text()
+    answers = Predictor(without).predict({"shop": demo / "data" / "new_shop.csv"})
+    assert answers == Predictor(demo / "run").predict({"shop": demo / "data" / "new_shop.csv"})
+
+
+def test_a_number_beyond_all_measure_is_a_missing_cell(demo: Path):
+    table = pd.read_csv(demo / "data" / "new_bank.csv", dtype=str)
+    column = next(c for c in table if c != "id" and pd.to_numeric(table[c], errors="coerce").notna().all())
+    model = Predictor(demo / "run")
+    missing = model.predict({"bank": table.assign(**{column: "inf"})})
+    for value in ("1e300", "-1e30", "1e16"):
+        assert model.predict({"bank": table.assign(**{column: value})}) == missing
+    assert all(0 <= p <= 1 for answer in missing for p in answer["probabilities"].values())
+
+
 def test_files_are_given_by_party(demo: Path):
     with pytest.raises(ConfigError, match="write party=file"):
         commands.predict(demo / "run", ["bank.csv"])
@@ -140,6 +170,8 @@ def test_compare_pairs_methods_by_seed(demo: Path, tmp_path: Path):
     assert len(before) == 8
     commands.compare(file, "local,splitnn", 2, tmp_path / "compare", as_json=True)
     assert all(p.stat().st_mtime_ns == when for p, when in before.items())
+    cells = [json.loads(p.read_text())["scores"]["balanced"] for p in before]
+    assert all(0 <= end <= 1 for row in rows.values() for end in row["interval"]) and min(cells) > 0
     with pytest.raises(ConfigError, match="there is no vertical method 'splitn'"):
         commands.compare(file, "splitn", 1, tmp_path / "other")
 

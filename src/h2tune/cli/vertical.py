@@ -114,8 +114,14 @@ def plan(file: Path, as_json: bool = False) -> VerticalPlan:
 
 
 def compare(file: Path, methods: str, seeds: int, out: Path | None, as_json: bool = False) -> dict[str, Any]:
-    """`h2tune compare`: methods side by side over seeds, with paired intervals."""
-    names = list(METHODS) if methods == "all" else [name for name in methods.split(",") if name]
+    """`h2tune compare`: methods side by side over seeds, with paired intervals.
+
+    Raises:
+        ConfigError: if no method is named.
+    """
+    names = list(METHODS) if methods == "all" else _names(methods)
+    if not names:
+        raise ConfigError([f"--methods names none; there are: {', '.join(METHODS)}, or all"])
     result = compare_methods(load_vertical(file), names, seeds, out or Path("runs") / f"compare-{file.stem}")
     if as_json:
         print(json.dumps(result))
@@ -126,14 +132,18 @@ def compare(file: Path, methods: str, seeds: int, out: Path | None, as_json: boo
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in result["methods"]:
         mean, low, high = (100 * v for v in row["interval"])
-        other = (
-            ""
-            if row["over"] is None
-            else f"{100 * row['over'][0]:+.1f} ({100 * row['over'][1]:+.1f} to {100 * row['over'][2]:+.1f})"
-        )
-        table.add_row(row["method"], f"{mean:.1f} %", f"{low:.1f} to {high:.1f}", other)
+        over = [f"{100 * v:+.1f}" for v in row["over"] or []]
+        # One seed says nothing of how far another would be.
+        ends, other = ("-", over[0] if over else "") if seeds < 2 else (
+            f"{low:.1f} to {high:.1f}", f"{over[0]} ({over[1]} to {over[2]})" if over else "")  # fmt: skip
+        table.add_row(row["method"], f"{mean:.1f} %", ends, other)
     Console(width=max(Console().width, 100)).print(table)
     return result
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def report(run_dir: Path) -> Path:
@@ -144,7 +154,7 @@ def report(run_dir: Path) -> Path:
 def export(run_dir: Path, parties: str | None, out: Path | None) -> Path:
     """`h2tune export`: a predictor for a subset of the parties, named with commas between; by default all."""
     predictor = Predictor(run_dir)
-    names = parties.split(",") if parties else predictor.here
+    names = _names(parties) if parties is not None else predictor.here
     return predictor.export(names, out or run_dir / "export" / "-".join(names))
 
 
@@ -161,6 +171,7 @@ def predict(run_dir: Path, files: Sequence[str], out: Path | None = None) -> lis
             raise ConfigError(
                 [f"--file {part}: write party=file, for example --file bank=bank.csv --file lab=lab.csv"]
             )
+        name, path = name.strip(), path.strip()
         if name in tables:
             raise ConfigError([f"--file names two files of {name}: {tables[name]} and {path}; write one table"])
         tables[name] = path

@@ -26,6 +26,7 @@ from h2tune.deployment.status import StatusFile, finished
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
+from h2tune.tasks.fingerprint import keep_fingerprint
 from h2tune.transport import access
 from h2tune.transport.access import AccessList
 from h2tune.transport.network import Network
@@ -33,9 +34,11 @@ from h2tune.transport.nvflare.flare import Flare
 from h2tune.utils.files import write_atomic
 from h2tune.version import __version__
 from h2tune.vertical.align import AlignmentError
+from h2tune.vertical.attention import about_columns, about_tables
 from h2tune.vertical.config import VerticalConfig, parse_vertical
 from h2tune.vertical.exchange import Exchange
 from h2tune.vertical.federation import Federation, Watcher, alone, collect, salt_of
+from h2tune.vertical.fingerprint import check_data, data_fingerprint
 from h2tune.vertical.methods import prepare
 from h2tune.vertical.parties import load_party
 from h2tune.vertical.passive import Passive
@@ -154,9 +157,10 @@ class VerticalParticipant:
         self.config, self.name = config_of(kit, own)
         party = next(p for p in self.config.passive if p.name == self.name)
         self.store, self.doing = ClientStore(kit.folder / "state"), dict[str, Any]()
-        self.data = load_party(
-            self.config, party, salt_of(self.config, self.name)
-        )  # every mistake shows before we connect
+        # Every mistake shows before we connect.
+        cure = f"begin anew: move {self.store.folder} away and start the party again"
+        check_data(self.store.folder, self.config, names=[self.name], cure=cure)
+        self.data = load_party(self.config, party, salt_of(self.config, self.name))
         self.passive = self._build()
 
     def _build(self) -> Passive:
@@ -188,6 +192,7 @@ class VerticalParticipant:
         known = self.store.read_json("run.json")
         if known is None and message.kind == "join":
             self.store.write_json("run.json", {"run": message.run})
+            keep_fingerprint(self.store.folder, data_fingerprint(self.config, names=[self.name]))
         elif known is not None and known["run"] != message.run:
             raise ProtocolError(
                 f"this party's state belongs to run {known['run'][:8]}, the server is at run {message.run[:8]};"
@@ -206,6 +211,8 @@ def attend_vertical(kit: Kit, own: dict[str, Any], say: Say = lambda text: None,
     kit.check_certificate()
     status, own = StatusFile(kit), kit.own() | own
     participant = VerticalParticipant(kit, own)
+    for text in about_columns(participant.name, participant.data):
+        say(f"warning: {text}")
     kit.keep_own(own)
     return take_part(kit, status, participant, engine, say, participant.config.network)
 
@@ -223,13 +230,20 @@ def serve_vertical(
     kit.check_certificate()
     own = kit.own() | own
     config, name = config_of(kit, own)
-    data = load_party(config, config.active, salt_of(config, name))
-    kit.keep_own(own)
     store, status, begin = VerticalStore(kit.folder / "run"), StatusFile(kit), time.perf_counter()
     opened = store.exists and store.committed() is not None
+    if opened:
+        cure = f"begin anew: move {store.folder} away and start the server again"
+        check_data(store.folder, config, names=[name], cure=cure)
+    data = load_party(config, config.active, salt_of(config, name))
+    kit.keep_own(own)
     identity = store.open_vertical(config) if opened else store.create_for(config, secrets.token_hex(16), resume=True)
+    if not opened:
+        keep_fingerprint(store.folder, data_fingerprint(config, names=[name]))
 
     tell = teller(store, watcher)
+    for text in about_tables(config, {name: data}) if not opened else ():
+        tell("warning", f"warning: {text}")
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [party.name for party in config.passive]
         network = Network(channel, names, kit.about.federation, config.network, tell, clock, AccessList(kit.engine))

@@ -44,6 +44,8 @@ class Progress:
 
     def message(self, text: str, level: str = "info") -> None:
         """Show a line."""
+        if self.mode == "json":
+            sys.stdout.write(json.dumps({"event": level, "text": text}) + "\n")
         if self.mode in ("live", "plain"):
             self.console.print(text, style="yellow" if level == "warning" else None, highlight=False)
 

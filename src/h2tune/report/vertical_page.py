@@ -12,8 +12,8 @@ from markupsafe import Markup
 from h2tune.report import format as words
 from h2tune.report.html import fill, write_page
 from h2tune.report.plots import Line, heatmap, line_chart
-from h2tune.utils.files import StoreError
 from h2tune.vertical.exposure import STAYS, leaves
+from h2tune.vertical.run_store import not_ended
 
 PLANE = 220  # side of a picture of prototypes
 LONGEST = 18  # characters of a label in it
@@ -27,7 +27,7 @@ def write_vertical_report(run_dir: Path) -> Path:
     """
     source = Path(run_dir) / "metrics.json"
     if not source.is_file():
-        raise StoreError(f"{run_dir} holds no finished vertical run.")
+        raise not_ended(Path(run_dir))
     return write_page(Path(run_dir) / "report.html", render(json.loads(source.read_text(encoding="utf-8"))))
 
 

@@ -26,10 +26,11 @@ def data_fingerprint(experiment: Experiment, names: Sequence[str] | None = None)
     for client in experiment.clients:
         if names is None or client.name in names:
             sources |= {f"{client.name}.{key}": getattr(client, key) for key in _CLIENT_KEYS}
-    return {key: _digest(source) for key, source in sources.items() if source}
+    return {key: source_digest(source) for key, source in sources.items() if source}
 
 
-def _digest(source: str) -> str:
+def source_digest(source: str) -> str:
+    """A digest of a file or folder; of a name, where there is neither."""
     path, split = source_path(source)
     digest = hashlib.sha256(f"{split or ''}".encode())
     if path.is_file():
@@ -56,10 +57,11 @@ def check_fingerprint(
     found: Mapping[str, str],
     changed: Sequence[str] = (),
     cure: str = "say that you mean it: --changed data",
+    told: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Keys of the sources whose data differ from those that the run began with; ``data`` in ``changed`` lets them.
 
-    ``cure`` is what the message says to do where the new data are meant.
+    ``cure`` is what the message says to do where the new data are meant, ``told`` what it calls a source instead of its key.
     A run of an older version has kept nothing and is not checked.
 
     Raises:
@@ -72,8 +74,9 @@ def check_fingerprint(
     # Sources that came or went are changes of the config, which is compared by itself.
     differ = sorted(key for key in before.keys() & found.keys() if before[key] != found[key])
     if differ and "data" not in changed:
+        names = [(told or {}).get(key, key) for key in differ]
         raise StoreError(
-            f"The data of this run have changed since it began: {', '.join(differ[:8])}. Put the old files back, or"
+            f"The data of this run have changed since it began: {', '.join(names[:8])}. Put the old files back, or"
             f" {cure}"
         )
     if differ:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
 import torch
 
 from h2tune.session import EventLog
 from h2tune.store import ClientStore
+from h2tune.tasks.fingerprint import keep_fingerprint
 from h2tune.transport.inprocess import InProcess
 from h2tune.utils.digest import digest_of
 from h2tune.utils.seeds import derive
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
 from h2tune.vertical.align import AlignmentError
+from h2tune.vertical.attention import about_tables
 from h2tune.vertical.config import VerticalConfig, load_vertical
 from h2tune.vertical.evaluation import evaluate
 from h2tune.vertical.exchange import Direct, Exchange, PartyGone
 from h2tune.vertical.figures import pictures
+from h2tune.vertical.fingerprint import Frames, check_data, data_fingerprint
 from h2tune.vertical.meeting import Meeting, meet
 from h2tune.vertical.methods import METHODS, prepare
 from h2tune.vertical.methods.base import configure
@@ -30,8 +32,6 @@ from h2tune.vertical.parties import PartyData, load_party
 from h2tune.vertical.passive import Passive
 from h2tune.vertical.run_store import VerticalStore, keep_top
 from h2tune.vertical.table import TableError, read_table
-
-Frames = Mapping[str, tuple[pd.DataFrame, pd.DataFrame | None]]
 
 
 class Watcher(Protocol):
@@ -178,6 +178,30 @@ def alone(config: VerticalConfig, data: PartyData) -> dict[str, Any] | None:
     return dict(found) if found else None
 
 
+def _opened(store: VerticalStore, config: VerticalConfig, frames: Frames | None) -> tuple[str, dict[str, PartyData]]:
+    """Identity and data of a run that goes on; other data are noticed before they are read."""
+    identity = store.open_vertical(config)
+    check_data(store.folder, config, frames)
+    return identity, load_parties(config, frames)
+
+
+def _begun(
+    store: VerticalStore, config: VerticalConfig, frames: Frames | None, resume: bool
+) -> tuple[str, dict[str, PartyData]]:
+    """Identity and data of a new run; every mistake in a table shows before anything is written."""
+    data = load_parties(config, frames)
+    identity = store.create_for(config, secrets.token_hex(16), resume)
+    keep_fingerprint(store.folder, data_fingerprint(config, frames))
+    return identity, data
+
+
+def _warn(config: VerticalConfig, data: dict[str, PartyData], store: VerticalStore, watcher: Watcher | None) -> None:
+    for text in about_tables(config, data):
+        store.event("warning", text)
+        if watcher:
+            watcher.message(f"warning: {text}", "warning")
+
+
 def run(
     config: VerticalConfig | str | Path, out: str | Path, *, resume: bool = False, frames: Frames | None = None,
     watcher: Watcher | None = None,
@@ -193,9 +217,10 @@ def run(
     begin = time.perf_counter()
     config = prepare(config if isinstance(config, VerticalConfig) else load_vertical(config))
     store = VerticalStore(Path(out))
-    data = load_parties(config, frames)
     opened = resume and store.exists and store.committed() is not None
-    identity = store.open_vertical(config) if opened else store.create_for(config, secrets.token_hex(16), resume)
+    identity, data = _opened(store, config, frames) if opened else _begun(store, config, frames, resume)
+    if not opened:
+        _warn(config, data, store, watcher)
     parties = {
         p.name: Passive(config, data[p.name], salt_of(config, p.name), ClientStore(store.folder / "clients" / p.name))
         for p in config.passive

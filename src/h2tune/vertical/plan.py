@@ -7,37 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from h2tune.vertical.align import FORMS, as_keys, looser, normalise
+from h2tune.vertical.align import as_keys
+from h2tune.vertical.attention import about_tables, class_names
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.exchange import Direct
-from h2tune.vertical.federation import Frames, load_parties, salt_of
+from h2tune.vertical.federation import load_parties, salt_of
+from h2tune.vertical.fingerprint import Frames
 from h2tune.vertical.meeting import meet
 from h2tune.vertical.methods import method_named
 from h2tune.vertical.parties import PartyData
 from h2tune.vertical.passive import Passive
 
-MANY = 200_000  # rows above which ids are not compared in looser forms
 HEADER = 530  # bytes of a message beside its tensors
-
-
-def near_ids(mine: list[str], theirs: list[str]) -> tuple[str, int] | None:
-    """The looser form in which most further ids would be common, and how many; None for large tables or none."""
-    if max(len(mine), len(theirs)) > MANY:
-        return None
-    matched = {normalise(i) for i in mine} & {normalise(i) for i in theirs}
-    rest = [[i for i in map(normalise, ids) if i not in matched] for ids in (mine, theirs)]
-    found = {form: len(_common(rest[0], rest[1], form)) for form in FORMS}
-    best = max(found, key=found.__getitem__)
-    return (best, found[best]) if found[best] else None
-
-
-def _common(mine: list[str], theirs: list[str], form: str) -> set[str]:
-    """What ids have in common in a looser form; by digits alone only where one of the two has nothing else."""
-    first, second = ({looser(i, form) for i in ids} for ids in (mine, theirs))
-    if form == FORMS[0]:
-        return (first & second) - {""}
-    plain = [{looser(i, form) for i in ids if i.isdigit()} for ids in (mine, theirs)]
-    return ((plain[0] & second) | (first & plain[1])) - {""}
 
 
 def _check(config: VerticalConfig, data: dict[str, PartyData]) -> None:
@@ -47,11 +28,6 @@ def _check(config: VerticalConfig, data: dict[str, PartyData]) -> None:
     parties = {p.name: Passive(hashed, data[p.name], salt_of(config, p.name)) for p in config.passive}
     active = data[config.label.party]
     meet(hashed, active, salt_of(config, active.name), Direct(dict(parties)))
-
-
-def _labels_among(columns: dict[str, list[str]], classes: set[str]) -> list[str]:
-    """Columns whose values are names of classes, if empty cells are left out."""
-    return [name for name, values in columns.items() if (found := {*values} - {""}) and found <= classes]
 
 
 @dataclass(frozen=True)
@@ -99,8 +75,7 @@ def make_plan(config: VerticalConfig, frames: Frames | None = None) -> VerticalP
         np.any([shared[p.name] for p in config.passive], axis=0) if config.passive else np.ones(len(mine), bool)
     )
     _check(config, data)
-    names = set(config.label.classes or (v for v in active.train.labels if v is not None))
-    classes = len(names)
+    classes = len(class_names(config, active))
     training = config.training
     batch = min(training.batch, int(any_other.sum())) * training.dim * 4
     prototypes, shares = 2 * classes * training.dim * 4, classes * 4
@@ -115,34 +90,12 @@ def make_plan(config: VerticalConfig, frames: Frames | None = None) -> VerticalP
         labelled = sum(label is not None for label in party.train.labels)
         plans.append(PartyPlan(name, "active" if is_active else "passive", len(party.train), columns, party.width, aligned,
                                labelled, *((0, 0, 0) if is_active else (up, down, 16 * (len(party.train) + tests)))))  # fmt: skip
-    return VerticalPlan(plans, int(any_other.sum()), classes, _warnings(config, data, plans, names))
+    return VerticalPlan(plans, int(any_other.sum()), classes, _warnings(config, data, plans))
 
 
-def _warnings(
-    config: VerticalConfig, data: dict[str, PartyData], plans: list[PartyPlan], names: set[str]
-) -> list[str]:
-    """What deserves attention before anything is trained."""
-    active, classes, found = data[config.label.party], len(names), []
-    for plan, (name, party) in zip(plans, data.items(), strict=True):
-        passive = name != active.name
-        found += [
-            f"{name}: column {column!r} mostly holds numbers, but also {cell!r}, so that each value is a category of its"
-            " own; empty cells are missing numbers"
-            for column, cell in party.columns.odd.items()
-        ]
-        if party.test and (known := len(set(party.train.ids) & set(party.test.ids))):
-            found.append(f"{name}: {known:,} of {len(party.test):,} test people are also in its training table")
-        if not passive:
-            continue
-        if near := near_ids(active.train.ids, party.train.ids):
-            found.append(f"{name}: {near[1]:,} more ids would be shared with {active.name} if compared {near[0]}")
-        found += [
-            f"{name}: the values of column {column!r} are names of classes; if they are labels, declare it"
-            f" (`labels: {column}`)"
-            for column in _labels_among(party.columns.categorical, names)
-        ]
-        if plan.aligned < 2 * classes:
-            found.append(f"{name} shares only {plan.aligned} people with {active.name}; there are {classes} classes")
+def _warnings(config: VerticalConfig, data: dict[str, PartyData], plans: list[PartyPlan]) -> list[str]:
+    """What deserves attention before anything is trained: in the tables, as `run` says it, too, and in the settings."""
+    found = about_tables(config, data)
     if config.method.warmup > config.rounds and any(plan.aligned < plan.rows for plan in plans):
         found.append(
             f"rows that are not aligned are never used: that begins with round {config.method.warmup} (method.warmup), after"

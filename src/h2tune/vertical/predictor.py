@@ -19,9 +19,11 @@ from h2tune.vertical.config import PartyConfig, VerticalConfig, parse_vertical
 from h2tune.vertical.encoder import make_encoder
 from h2tune.vertical.metrics import answers
 from h2tune.vertical.parties import read_rows_of
+from h2tune.vertical.run_store import not_ended
 from h2tune.vertical.table import Columns, TableError, read_table
 from h2tune.vertical.top import Top
 
+NOT_HERE = "-"  # in the config of an export, in place of what is not in it
 SLICES = ("nu", "mu", "counts")  # of the top layer, one a party
 
 
@@ -36,7 +38,7 @@ class Predictor:
         self.folder = Path(folder)
         about_path = self.folder / "server" / "predictor.json"
         if not about_path.is_file():
-            raise StoreError(f"{folder} holds no finished vertical run: server/predictor.json is missing.")
+            raise not_ended(self.folder)
         about = json.loads(about_path.read_text(encoding="utf-8"))
         self.config: VerticalConfig = parse_vertical(yaml.safe_load((self.folder / "config.yaml").read_text("utf-8")))
         self.classes, self.parties = list(about["classes"]), list(about["parties"])
@@ -45,9 +47,12 @@ class Predictor:
         self.top.load_state_dict(load_file(self.folder / "server" / "top.safetensors"))
         self.here = [n for n in self.parties if (self.folder / "clients" / n / "party.json").is_file()]
 
-    def _party(self, name: str) -> tuple[PartyConfig, Columns, nn.Module]:
+    def _check(self, name: str) -> None:
         if name not in self.here:
             raise TableError(f"{name} is not among the parties here: {', '.join(self.here)}.")
+
+    def _party(self, name: str) -> tuple[PartyConfig, Columns, nn.Module]:
+        self._check(name)
         folder = self.folder / "clients" / name
         about = json.loads((folder / "party.json").read_text(encoding="utf-8"))
         encoder = make_encoder(about["width"], self.config.training.hidden, self.config.training.dim, 0)
@@ -90,12 +95,20 @@ class Predictor:
         return answers(p, present, list(people.values()), self.classes, self.parties)
 
     def export(self, parties: list[str], out: str | Path) -> Path:
-        """Write a predictor for a subset of the parties; nothing of the others is in it."""
+        """Write a predictor for a subset of the parties; nothing of the others is in it but their names.
+
+        Raises:
+            StoreError: the folder is not empty, or no party is named.
+            TableError: a party is not here; nothing is written then.
+        """
         out = Path(out)
+        if not parties:
+            raise StoreError(f"No party is named; name one or more of {', '.join(self.here)}.")
+        for name in parties:
+            self._check(name)
         if out.exists() and any(out.iterdir()):
             raise StoreError(f"{out} is not empty; choose another --out.")
         for name in parties:
-            self._party(name)
             for file in ("party.json", "encoder.safetensors"):
                 write_atomic(out / "clients" / name / file, (self.folder / "clients" / name / file).read_bytes())
         tensors = self.top.state_dict()
@@ -105,9 +118,17 @@ class Predictor:
             tensors[key][others] = 0
         write_atomic(out / "server" / "top.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))
         write_atomic(out / "server" / "predictor.json", (self.folder / "server" / "predictor.json").read_bytes())
+        write_atomic(out / "config.yaml", yaml.safe_dump(self._config_of(parties), sort_keys=False).encode())
+        return out
+
+    def _config_of(self, parties: list[str]) -> dict[str, Any]:
+        """The config as some parties may know it: nothing of the others, no secrets."""
         plain = self.config.model_dump(mode="json")
         plain["align"]["salt"] = None
-        for party in plain["parties"]:
-            party["salt"] = None
-        write_atomic(out / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
-        return out
+        plain["parties"] = [party | {"salt": None} for party in plain["parties"] if party["name"] in parties]
+        if plain["label"]["vectors"] is not None:
+            plain["label"]["vectors"] = NOT_HERE  # what they hold is in server/predictor.json
+        if self.config.label.party not in parties:  # a config needs an active party; its name is known to all
+            plain["label"]["column"] = NOT_HERE
+            plain["parties"].append({"name": self.config.label.party, "train": NOT_HERE})
+        return plain

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save
 from torch import nn
 
-from h2tune.store import SCHEMA, RunStore
+from h2tune.store import SCHEMA, RunStore, differences
 from h2tune.utils.files import StoreError, write_atomic
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
@@ -19,6 +19,16 @@ from h2tune.vertical.evaluation import predictions
 from h2tune.vertical.exposure import Sizes
 from h2tune.vertical.meeting import Meeting
 from h2tune.vertical.parties import PartyData
+
+
+def not_ended(folder: Path) -> StoreError:
+    """The error for a folder that holds no finished run: where one was begun, how it is ended."""
+    if not (folder / "run.json").is_file():
+        return StoreError(f"{folder} holds no finished vertical run: choose the --out of one.")
+    goes_on = f"h2tune run FILE --out {folder} --resume"
+    if (folder.parent / "federation.yaml").is_file():
+        goes_on = f"h2tune server {folder.parent}"
+    return StoreError(f"{folder} holds no finished vertical run yet: let it end first ({goes_on}).")
 
 
 class VerticalStore(RunStore):
@@ -46,11 +56,12 @@ class VerticalStore(RunStore):
         """Identity of the run here, whose config must be the given one.
 
         Raises:
-            StoreError: if it differs.
+            StoreError: if it differs, naming the keys.
         """
-        if config is not None and self.config() != config:
+        if config is not None and (changed := differences(self.config().by_name(), config.by_name())):
             raise StoreError(
-                f"The config differs from that of the run in {self.folder}. Put it back, or choose another --out."
+                f"The config differs from that of the run in {self.folder} in {', '.join(changed[:8])}. Put it back, or"
+                " choose another --out."
             )
         return str(json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["run"])
 

@@ -1,0 +1,150 @@
+"""Runs and comparisons that are gone on with: other tables or another config are noticed, and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from vertical.tables import PARTIES, config, planted
+
+from h2tune.cli import vertical as commands
+from h2tune.config import ConfigError
+from h2tune.report.vertical_page import write_vertical_report
+from h2tune.utils.files import StoreError
+from h2tune.vertical.compare import compare_methods
+from h2tune.vertical.config import load_vertical
+from h2tune.vertical.federation import run
+from h2tune.vertical.predictor import Predictor
+from h2tune.vertical.table import TableError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A small federation in files."""
+    for name, (train, test) in planted(tests=20, alone=20, aligned=40).items():
+        train.to_csv(tmp_path / f"{name}.csv", index=False)
+        assert test is not None
+        test.to_csv(tmp_path / f"{name}_test.csv", index=False)
+    plain = config(rounds=2).model_dump(mode="json", exclude_defaults=True)
+    plain["parties"] = [{"name": n, "train": f"{n}.csv", "test": f"{n}_test.csv"} for n in PARTIES]
+    path = tmp_path / "vertical.yaml"
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+def edited(file: Path, **changes: object) -> None:
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopsAfterOneRound:
+    def __init__(self) -> None:
+        self.said: list[tuple[str, str]] = []
+
+    def round_done(self, record: object, rounds: int) -> None:
+        raise Stopped
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.said.append((level, text))
+
+
+def begun(file: Path, out: Path) -> StopsAfterOneRound:
+    watcher = StopsAfterOneRound()
+    with pytest.raises(Stopped):
+        run(file, out, watcher=watcher)
+    return watcher
+
+
+@pytest.mark.parametrize("edit", [lambda t: t.iloc[:30], lambda t: t.drop(columns="x1"), lambda t: t.assign(x1=7.0)])
+def test_a_run_is_not_resumed_on_other_data(file: Path, tmp_path: Path, edit):
+    begun(file, tmp_path / "run")
+    table = tmp_path / "shop.csv"
+    old = table.read_bytes()
+    edit(pd.read_csv(table)).to_csv(table, index=False)
+    with pytest.raises(StoreError) as error:
+        run(file, tmp_path / "run", resume=True)
+    assert str(error.value) == (
+        f"The data of this run have changed since it began: shop.train ({table}). Put the old files back, or begin anew"
+        " with another --out"
+    )
+    table.write_bytes(old)
+    assert run(file, tmp_path / "run", resume=True)["rounds"] == 2
+
+
+def test_tables_in_memory_are_held_against_those_of_the_beginning(tmp_path: Path):
+    frames, settings = planted(), config(rounds=1)
+    run(settings, tmp_path, frames=frames)
+    run(settings, tmp_path, frames=frames, resume=True)
+    other = frames | {"shop": (frames["shop"][0].iloc[1:], frames["shop"][1])}
+    with pytest.raises(StoreError, match=r"changed since it began: shop\.train\. Put"):
+        run(settings, tmp_path, frames=other, resume=True)
+
+
+def test_a_changed_config_is_told_by_its_keys_and_the_order_of_parties_is_no_change(file: Path, tmp_path: Path):
+    begun(file, tmp_path / "run")
+    parties = yaml.safe_load(file.read_text())["parties"]
+    edited(file, parties=[parties[0], parties[2], parties[1] | {"columns": ["x1"]}], rounds=3)
+    with pytest.raises(StoreError, match=r"config differs .* in parties\.clinic\.columns, rounds\. Put it back"):
+        run(file, tmp_path / "run", resume=True)
+    edited(file, parties=parties[::-1], rounds=2)
+    assert run(file, tmp_path / "run", resume=True)["rounds"] == 2
+
+
+def test_a_run_that_has_not_ended_says_how_it_is_ended(file: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    begun(file, out)
+    for use in (Predictor, write_vertical_report):
+        with pytest.raises(StoreError, match=rf"let it end first \(h2tune run FILE --out {out} --resume\)"):
+            use(out)
+
+
+def test_a_run_says_what_plan_says_of_the_tables(file: Path, tmp_path: Path):
+    table = pd.read_csv(tmp_path / "shop.csv")
+    table.assign(x1=[f"{i},5 €" for i in range(len(table))]).to_csv(tmp_path / "shop.csv", index=False)
+    test = pd.read_csv(tmp_path / "shop_test.csv")
+    test.assign(x1="0,5 €").to_csv(tmp_path / "shop_test.csv", index=False)
+    (said,) = begun(file, tmp_path / "run").said
+    assert said[0] == "warning" and "shop: column 'x1' holds many different values such as '0,5 €'" in said[1]
+    assert said[1].removeprefix("warning: ") in commands.plan(file, as_json=True).warnings
+
+
+def compared(file: Path, out: Path) -> dict:
+    return compare_methods(load_vertical(file), ["local"], 2, out)
+
+
+def test_finished_cells_are_of_one_config_and_the_same_data(file: Path, tmp_path: Path):
+    out = tmp_path / "compare"
+    first = compared(file, out)
+    edited(file, name="renamed")
+    assert compared(file, out)["methods"] == first["methods"]
+    edited(file, rounds=3, training={"steps": 5})
+    with pytest.raises(StoreError, match=r"local-seed0.json holds .* in rounds, training.batch, .*Use another --out"):
+        compared(file, out)
+    edited(file, rounds=2, training=config().training.model_dump())
+    compared(file, out)
+    table = pd.read_csv(tmp_path / "bank_test.csv")
+    table.iloc[:10].to_csv(tmp_path / "bank_test.csv", index=False)
+    with pytest.raises(StoreError, match=r"changed since it began: bank\.test\. Use another --out"):
+        compared(file, out)
+    (out / "local-seed0.json").write_text('{"balanced": 0.5}')
+    with pytest.raises(StoreError, match="does not say which config and data"):
+        compared(file, out)
+
+
+def test_a_comparison_without_labelled_test_people_says_so(file: Path, tmp_path: Path):
+    table = pd.read_csv(tmp_path / "bank_test.csv").assign(kind=None)
+    table.to_csv(tmp_path / "bank_test.csv", index=False)
+    with pytest.raises(TableError, match=r"bank \(test table\): no row of it has a label in 'kind'"):
+        compared(file, tmp_path / "compare")
+    assert any("no test person has a label" in text for text in commands.plan(file, as_json=True).warnings)
+    parties = yaml.safe_load(file.read_text())["parties"]
+    edited(file, parties=[parties[0] | {"test": None}, *parties[1:]])
+    with pytest.raises(TableError, match="it has no test table"):
+        compared(file, tmp_path / "compare")
+    with pytest.raises(ConfigError, match="--methods names none"):
+        commands.compare(file, " ,", 1, tmp_path / "compare")
