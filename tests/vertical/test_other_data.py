@@ -110,7 +110,7 @@ def test_a_run_says_what_plan_says_of_the_tables(file: Path, tmp_path: Path):
     test.assign(x1="0,5 €").to_csv(tmp_path / "shop_test.csv", index=False)
     (said,) = begun(file, tmp_path / "run").said
     assert said[0] == "warning" and "shop: column 'x1' holds many different values such as '0,5 €'" in said[1]
-    assert said[1].removeprefix("warning: ") in commands.plan(file, as_json=True).warnings
+    assert said[1] in commands.plan(file, as_json=True).warnings
 
 
 def compared(file: Path, out: Path) -> dict:

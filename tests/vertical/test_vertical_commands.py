@@ -210,8 +210,11 @@ def test_progress_is_shown_in_every_mode(capsys: pytest.CaptureFixture[str]):
     for mode, expected in (("plain", "balanced accuracy 75.0 %"), ("json", '"event": "round"'), ("quiet", "")):
         progress = Progress(["bank", "shop"], ["low", "high"], mode)
         progress.round_done(record, 20)
+        progress.message("shop: column [pay]", "warning")
         progress.stop()
         shown = "".join(capsys.readouterr())
         assert expected in shown and bool(shown) == (mode != "quiet")
+        told = {"plain": "warning: shop: column [pay]", "json": '"level": "warning", "text": "shop: column [pay]"'}
+        assert told.get(mode, "") in shown
     table = Progress(["bank", "shop"], ["low", "high"], "quiet")._table(record, 20)
     assert [list(column.cells) for column in table.columns] == [["bank", "shop"], ["-", "40%"], ["3", "5"], ["0", "8"]]

@@ -126,7 +126,7 @@ def compare(file: Path, methods: str, seeds: int, out: Path | None, as_json: boo
     if as_json:
         print(json.dumps(result))
         return result
-    title = f"{result['name']}: {result['quantity']} accuracy, {seeds} seeds; differences in points, paired by seed"
+    title = f"{result['name']}: {result['quantity']} accuracy, {seeds} seed{'s' * (seeds > 1)}; differences in points, paired by seed"
     table = Table(title=title, title_justify="left")
     for heading in ("method", "mean", "95 % interval", "over the best other"):
         table.add_column(heading, justify="left" if heading == "method" else "right")

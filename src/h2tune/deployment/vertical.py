@@ -34,10 +34,10 @@ from h2tune.transport.nvflare.flare import Flare
 from h2tune.utils.files import write_atomic
 from h2tune.version import __version__
 from h2tune.vertical.align import AlignmentError
-from h2tune.vertical.attention import about_columns, about_tables
+from h2tune.vertical.attention import about_columns
 from h2tune.vertical.config import VerticalConfig, parse_vertical
 from h2tune.vertical.exchange import Exchange
-from h2tune.vertical.federation import Federation, Watcher, alone, collect, salt_of
+from h2tune.vertical.federation import Federation, Watcher, alone, collect, salt_of, warn
 from h2tune.vertical.fingerprint import check_data, data_fingerprint
 from h2tune.vertical.methods import prepare
 from h2tune.vertical.parties import load_party
@@ -242,8 +242,8 @@ def serve_vertical(
         keep_fingerprint(store.folder, data_fingerprint(config, names=[name]))
 
     tell = teller(store, watcher)
-    for text in about_tables(config, {name: data}) if not opened else ():
-        tell("warning", f"warning: {text}")
+    if not opened:
+        warn(config, {name: data}, store, watcher)
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [party.name for party in config.passive]
         network = Network(channel, names, kit.about.federation, config.network, tell, clock, AccessList(kit.engine))

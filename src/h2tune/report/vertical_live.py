@@ -45,9 +45,10 @@ class Progress:
     def message(self, text: str, level: str = "info") -> None:
         """Show a line."""
         if self.mode == "json":
-            sys.stdout.write(json.dumps({"event": level, "text": text}) + "\n")
+            sys.stdout.write(json.dumps({"event": "message", "level": level, "text": text}) + "\n")
         if self.mode in ("live", "plain"):
-            self.console.print(text, style="yellow" if level == "warning" else None, highlight=False)
+            shown = text if level == "info" else f"{level}: {text}"
+            self.console.print(shown, style="yellow" if level == "warning" else None, highlight=False, markup=False)
 
     def stop(self) -> None:
         """Leave the terminal as it is."""

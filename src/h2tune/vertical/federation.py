@@ -195,11 +195,12 @@ def _begun(
     return identity, data
 
 
-def _warn(config: VerticalConfig, data: dict[str, PartyData], store: VerticalStore, watcher: Watcher | None) -> None:
+def warn(config: VerticalConfig, data: dict[str, PartyData], store: VerticalStore, watcher: Watcher | None) -> None:
+    """Say at the start of a run what deserves attention in the tables that are here; it stands in the events, too."""
     for text in about_tables(config, data):
         store.event("warning", text)
         if watcher:
-            watcher.message(f"warning: {text}", "warning")
+            watcher.message(text, "warning")
 
 
 def run(
@@ -220,7 +221,7 @@ def run(
     opened = resume and store.exists and store.committed() is not None
     identity, data = _opened(store, config, frames) if opened else _begun(store, config, frames, resume)
     if not opened:
-        _warn(config, data, store, watcher)
+        warn(config, data, store, watcher)
     parties = {
         p.name: Passive(config, data[p.name], salt_of(config, p.name), ClientStore(store.folder / "clients" / p.name))
         for p in config.passive
