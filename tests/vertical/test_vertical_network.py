@@ -29,6 +29,7 @@ from h2tune.deployment.vertical import (
     provision_vertical,
     serve_vertical,
 )  # fmt: skip
+from h2tune.utils.files import StoreError
 from h2tune.version import __version__
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.federation import run
@@ -93,6 +94,20 @@ class Scenario:
 
     def fault(self, name: str, kind: str, moment: str, action: Any) -> None:
         self.clients[name].faults[kind] = (moment, action)
+
+
+def test_other_data_at_a_party_are_noticed_before_it_connects(tmp_path: Path):
+    scenario = Scenario(tmp_path, rounds=1)
+    scenario.serve()
+    for name, kit in (("bank", "server"), ("shop", "shop")):
+        with Path(scenario.own[name]["train"]).open("a", encoding="utf-8") as file:
+            file.write("\n")
+        with pytest.raises(
+            StoreError, match=rf"changed since it began: {name}.train .*begin anew: move .*{kit}.* away"
+        ):
+            scenario.serve(start=False) if name == "bank" else VerticalParticipant(
+                _Kit(tmp_path / "shop"), scenario.own["shop"]
+            )
 
 
 def same_result(scenario: Scenario, reference: Path) -> bool:
