@@ -23,6 +23,7 @@ from h2tune.session import Status
 from h2tune.store import RunStore
 from h2tune.tasks.demo_problems import demo_anchors
 from h2tune.transport.inprocess import InProcess
+from h2tune.utils.files import Claim, StoreError
 
 
 def test_run_directory_holds_what_it_should(finished: Path) -> None:
@@ -267,3 +268,15 @@ def test_no_private_row_can_influence_the_frames_that_are_sent(tmp_path: Path) -
         client.method.join()
         sent.append(encode(Message("describe", "r", 0, "c0", "h2tune", client.method.describe(Payload()))))
     assert len(sent[0]) > 10_000 and sent[0] == sent[1]
+
+
+def test_a_run_that_another_process_carries_on_is_refused(tmp_path: Path) -> None:
+    federation.run(small(rounds=1), tmp_path)
+    before = (tmp_path / "events.jsonl").read_bytes()
+    other = Claim(tmp_path)
+    other.take()
+    with pytest.raises(StoreError, match="is in use: another process trains there"):
+        federation.run(small(rounds=1), tmp_path, resume=True)
+    assert (tmp_path / "events.jsonl").read_bytes() == before
+    other.give_up()
+    assert federation.run(small(rounds=1), tmp_path, resume=True)["finished"]

@@ -12,7 +12,7 @@ from vertical.tables import PARTIES, config, planted
 from h2tune.cli import vertical as commands
 from h2tune.config import ConfigError
 from h2tune.report.vertical_page import write_vertical_report
-from h2tune.utils.files import StoreError
+from h2tune.utils.files import Claim, StoreError
 from h2tune.vertical.compare import compare_methods
 from h2tune.vertical.config import load_vertical
 from h2tune.vertical.federation import run
@@ -148,3 +148,13 @@ def test_a_comparison_without_labelled_test_people_says_so(file: Path, tmp_path:
         compared(file, tmp_path / "compare")
     with pytest.raises(ConfigError, match="--methods names none"):
         commands.compare(file, " ,", 1, tmp_path / "compare")
+
+
+def test_a_run_that_another_process_carries_on_is_refused_and_let_go_after_a_stop(file: Path, tmp_path: Path) -> None:
+    begun(file, tmp_path / "run")
+    other = Claim(tmp_path / "run")
+    other.take()
+    with pytest.raises(StoreError, match="is in use: another process trains there"):
+        run(file, tmp_path / "run", resume=True)
+    other.give_up()
+    assert run(file, tmp_path / "run", resume=True)["rounds"] == 2

@@ -15,6 +15,7 @@ from h2tune.store import ClientStore
 from h2tune.tasks.fingerprint import keep_fingerprint
 from h2tune.transport.inprocess import InProcess
 from h2tune.utils.digest import digest_of
+from h2tune.utils.files import Claim
 from h2tune.utils.seeds import derive
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
@@ -215,12 +216,25 @@ def run(
         resume: go on with the run in ``out``, from its last committed round.
         frames: training and test table of each party, where they are in memory already.
     """
-    begin = time.perf_counter()
     config = prepare(config if isinstance(config, VerticalConfig) else load_vertical(config))
-    store = VerticalStore(Path(out))
+    claim = Claim(Path(out))
+    try:
+        return _run(config, claim, resume, frames, watcher)
+    finally:
+        claim.give_up()
+
+
+def _run(
+    config: VerticalConfig, claim: Claim, resume: bool, frames: Frames | None, watcher: Watcher | None
+) -> dict[str, Any]:
+    begin, store = time.perf_counter(), VerticalStore(claim.folder)
     opened = resume and store.exists and store.committed() is not None
-    identity, data = _opened(store, config, frames) if opened else _begun(store, config, frames, resume)
-    if not opened:
+    if opened:
+        claim.take()
+        identity, data = _opened(store, config, frames)
+    else:
+        identity, data = _begun(store, config, frames, resume)
+        claim.take()
         warn(config, data, store, watcher)
     parties = {
         p.name: Passive(config, data[p.name], salt_of(config, p.name), ClientStore(store.folder / "clients" / p.name))
