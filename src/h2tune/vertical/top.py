@@ -59,9 +59,8 @@ class Top(nn.Module):
     def probabilities(self, z: list[Tensor], present: Tensor) -> Tensor:
         """Class probabilities (n x C) under equal class shares; 0 for a class that the row cannot be given."""
         possible = self.possible(present)
-        possible = possible | ~possible.any(
-            1, keepdim=True
-        )  # of a row of parties that have seen nothing, nothing is known
+        # Of a row whose parties have seen no class nothing is known.
+        possible = possible | ~possible.any(1, keepdim=True)
         return self.scores(z, present).masked_fill(~possible, -torch.inf).softmax(1)
 
     def scores(self, z: list[Tensor], present: Tensor) -> Tensor:
