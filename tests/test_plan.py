@@ -155,7 +155,7 @@ def test_a_plan_warns_of_answers_that_cannot_be_written_and_of_validation_rows_u
 
 def test_a_plan_knows_that_a_method_needs_several_clients() -> None:
     lada = {"name": "lada", "teacher": "c0", "slice": 4}
-    assert "method lada needs 2 clients or more, and there is 1" in make_plan(small(clients=1, method=lada)).problems
+    assert "method lada needs 2 clients or more; clients here: 1" in make_plan(small(clients=1, method=lada)).problems
     alone = small(clients=1, method=lada | {"directions": "none"})
     assert not any("clients or more" in text for text in make_plan(alone).problems)
 

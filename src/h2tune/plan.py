@@ -215,7 +215,9 @@ def _check_use(plan: Plan, experiment: Experiment, settings: Settings) -> None:
     """Keys that the file's method does not read; `compare` may run another that does, so they are no mistake."""
     method = resolve_method(experiment.method)[0]
     if len(experiment.clients) < (fewest := method.server.fewest(settings)):
-        plan.problems.append(f"method {method.name} needs {fewest} clients or more, and there is 1")
+        plan.problems.append(
+            f"method {method.name} needs {fewest} clients or more; clients here: {len(experiment.clients)}"
+        )
     unread = []
     if not settings.inner.has_core:
         unread += ["depth"] * (experiment.depth is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,28 @@ def test_exports_equal_the_client_and_plain_peft_loads_them(finished: Path, tmp_
 def test_predict_writes_no_file_where_a_folder_stands(finished: Path, tmp_path: Path) -> None:
     code, _, stderr = call("predict", str(finished), "--client", "c0", "--file", "x.jsonl", "--out", str(tmp_path))
     assert (code, stderr) == (1, f"error: --out names a file, but {tmp_path} is a folder.\n")
+
+
+def test_predict_makes_no_answers_that_it_could_not_write(finished: Path) -> None:
+    code, _, stderr = call("predict", str(finished), "--client", "c0", "--file", "x.jsonl", "--out", "/proc/x/y.jsonl")
+    assert code == 1 and stderr.startswith("error: --out: the folder /proc/x cannot be made")
+
+
+def test_the_adapter_of_a_client_is_not_looked_for_at_the_server(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "kit.json").write_text("{}")
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
+    code, _, stderr = call("predict", str(tmp_path / "run"), "--client", "c0", "--file", "x.jsonl")
+    assert code == 1 and "the adapter of c0 is in its own kit, on its own machine" in stderr
+
+
+def test_time_is_not_measured_of_what_is_elsewhere_and_is_a_key_in_json(file: Path, tmp_path: Path) -> None:
+    data = yaml.safe_load(file.read_text()) | {"baseline": "none"}
+    code, stdout, stderr = call("plan", str(file), "--time", "--json")
+    assert code == 0 and json.loads(stdout)["seconds"] > 0, stderr
+    data["clients"][0]["model"] = "-"
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump(data))
+    code, _, stderr = call("plan", str(tmp_path / "f.yaml"), "--time")
+    assert code == 1 and "are on its own machine; measure there" in stderr
 
 
 def test_a_run_where_no_folder_can_be_made_ends_in_a_sentence(file: Path) -> None:

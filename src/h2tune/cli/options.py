@@ -53,9 +53,15 @@ def no_file(folder: Path | None) -> None:
 
 
 def no_folder(file: Path | None) -> None:
-    """End where a file is to be written and a folder stands in its place."""
-    if file is not None and file.is_dir():
+    """End where a file is to be written and a folder stands in its place, or there can be no folder for it."""
+    if file is None:
+        return
+    if file.is_dir():
         fail(f"--out names a file, but {file} is a folder.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out: the folder {file.parent} cannot be made: {error.strerror}.")
 
 
 def fail(text: str) -> NoReturn:

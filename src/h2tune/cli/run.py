@@ -69,28 +69,36 @@ def plan(
         found = make_plan(experiment)
         if mistakes:  # figures without the keys that are wrong would be another federation's
             fail("\n".join(mistakes + found.problems))
-        if as_json:
-            typer.echo(json.dumps(found.plain(), indent=1))
-        else:
+        if not as_json:
             print_plan(found)
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
+        seconds = _seconds_of(experiment) if measure and not found.problems else None
+        if as_json:
+            typer.echo(json.dumps(found.plain() | ({"seconds": seconds} if measure else {}), indent=1))
         if found.problems:
             fail("\n".join(found.problems))
-        if measure and not as_json:
-            typer.echo(_time_of(experiment))
+        if seconds is not None and not as_json:
+            typer.echo(_time_in_words(experiment, seconds))
 
 
-def _time_of(experiment: Experiment) -> str:
+def _seconds_of(experiment: Experiment) -> float:
     """How long the file's run takes on this machine, measured."""
     import torch
 
     from h2tune.comparison.estimate import local_seconds
+    from h2tune.participant.prepare import UNKNOWN
+
+    for client in experiment.clients:
+        if UNKNOWN in (client.model, client.train, client.test):
+            fail(f"--time: the model and the data of {client.name} are on its own machine; measure there.")
+    return local_seconds(experiment, torch.get_num_threads()) * (1 + len(experiment.baselines))
+
+
+def _time_in_words(experiment: Experiment, seconds: float) -> str:
     from h2tune.report.format import duration, plain
 
-    runs = 1 + len(experiment.baselines)
-    seconds = local_seconds(experiment, torch.get_num_threads()) * runs
-    beside = f", with {', '.join(experiment.baselines)} beside it," if runs > 1 else ""
+    beside = f", with {', '.join(experiment.baselines)} beside it," if experiment.baselines else ""
     return plain(
         f"A run{beside} takes about {duration(seconds)} on this machine, one client after the other; a method's own set-up and"
         " choices come on top."

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from h2tune.client import Client
-from h2tune.config import Experiment
+from h2tune.config import ClientConfig, Experiment
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.prepare import Split
 from h2tune.utils.logging import quiet_libraries
@@ -27,14 +27,14 @@ def local_seconds(experiment: Experiment, threads: int) -> float:
     try:
         experiment = experiment.model_copy(update={"method": "local"})
         models = ModelPool.of(experiment)
-        return sum(_of_client(experiment, name, models) for name in range(len(experiment.clients)))
+        return sum(_of_client(experiment, client, models) for client in experiment.clients)
     finally:
         torch.set_num_threads(before)
 
 
-def _of_client(experiment: Experiment, number: int, models: ModelPool) -> float:
+def _of_client(experiment: Experiment, client: ClientConfig, models: ModelPool) -> float:
     begin = time.perf_counter()
-    context = Client(experiment.clients[number], experiment, models).context
+    context = Client(client, experiment, models).context
     loading, data = time.perf_counter() - begin, context.data
     some = Split(data.test.examples[:SAMPLE], data.test.encoded[:SAMPLE])
     # With a cached prefix a row takes longer when it is met for the first time.

@@ -72,7 +72,10 @@ def in_words(error: Any, field: FieldInfo | None = None) -> str:
     kind, given, limits = error["type"], error.get("input"), error.get("ctx", {})
     if kind == "string_pattern_mismatch" and str(limits.get("pattern", "")).startswith(_NAME):
         space = "spaces, " if " " in limits["pattern"] else ""
-        return f"should have only letters from a to z, digits, {space}dots, hyphens and underscores, and begin with a letter or a digit, not {given!r}"
+        return (
+            f"should have only letters from a to z, digits, {space}dots, hyphens and underscores, and begin with a letter or a"
+            f" digit, not {given!r}"
+        )
     if kind not in _WORDS:
         return str(error["msg"]).removeprefix("Value error, ")
     words = _WORDS[kind].format(**limits)

@@ -87,7 +87,9 @@ class LadaSettings(Settings):
         try:
             method, _ = resolve_method(value)
         except MethodError as error:
-            raise ValueError(str(error).replace("method.", "host.", 1)) from None
+            # Its lines name the method's keys; here they are the host's.
+            lines = (line.removeprefix("method.").removeprefix("method: ") for line in str(error).splitlines())
+            raise ValueError("\nmethod.host: ".join(lines)) from None
         if not getattr(method.client, "hosts", False):
             raise ValueError(f"{method.name} cannot be a host: its rounds have no room for other updates")
         return value

@@ -15,7 +15,8 @@ from h2tune.methods.h2tune_settings import CoreSettings
 def planned_core_bytes(experiment: Experiment, settings: CoreSettings, shape: ModelShape) -> PlannedBytes:
     """Covered (depth, slot) pairs x kept entries x width, one bit per entry where the mask is learned.
 
-    A model that the frames do not fit covers nothing and is sent nothing. Under secure aggregation everybody sends all entries of the core, as numbers of 64 bits.
+    A model that the frames do not fit covers nothing and is sent nothing. Under secure aggregation everybody sends all
+    entries of the core, as numbers of 64 bits.
     """
     kind, dims, depth = kind_of(settings.frames), settings.mask == "dims", shape.depth
     rank = kept_rank(shape.keep, experiment.rank) if dims else experiment.rank
