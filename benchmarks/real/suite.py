@@ -86,14 +86,14 @@ def split(args: argparse.Namespace, setting: str, seed: int) -> list[dict[str, A
             random.Random(f"{task} {seed}").shuffle(drawn[task])
         train, valid = (drawn[task][:int(count)], drawn[task][int(count):int(count) + VALIDATION])  # fmt: skip
         drawn[task] = drawn[task][int(count) + VALIDATION :]
-        test = read(source / "dev.tsv")
+        test = drawn[task][-args.test_rows :] if args.tuning else read(source / "dev.tsv")
         random.Random(task).shuffle(test)
-        place = f"{seed}-{i}-{family}"
+        place, tested = f"{seed}-{i}-{family}", f"tuning-{seed}-{task}" if args.tuning else f"test-{task}"
         clients.append({
             "family": family, "task": task, "rows": train,
             "train": written(folder / f"{place}-train.tsv", train),
             "validation": written(folder / f"{place}-validation.tsv", valid),
-            "test": written(args.out / "rows" / f"test-{task}.tsv", test[: args.test_rows]),
+            "test": written(args.out / "rows" / f"{tested}.tsv", test[: args.test_rows]),
         })  # fmt: skip
     for client in clients:
         whole = [row for other in clients if other["task"] == client["task"] for row in other["rows"]]
@@ -108,6 +108,7 @@ def experiment(args: argparse.Namespace, setting: str, method: str, seed: int) -
         "name": f"{c['family']}-{c['task']}", "model": str((args.models / FAMILIES[c["family"]]).resolve()),
         "task": {"preset": c["task"], "kind": "choice"}, "max_length": 160, "truncate": True,
         "train": c["pooled" if method == "pooled" else "train"], "validation": c["validation"], "test": c["test"],
+        "learning_rate": args.rates.get(c["family"], args.rate),
     } for c in made]  # fmt: skip
     steps = max(args.steps, TOGETHER.get(method, 1))
     rounds = args.rounds * args.steps // steps
@@ -263,6 +264,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="updates in a round")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rates", type=json.loads, default={}, help='rates by family, as {"smollm": 0.001}')
+    parser.add_argument(
+        "--tuning", action="store_true", help="score training rows that no client holds, to choose a rate by them"
+    )
     parser.add_argument("--core-rate", type=float, default=2e-2)
     parser.add_argument("--test-rows", type=int, default=150)
     parser.add_argument("--jobs", type=int, default=1, help="processes; each holds the models of all families")
