@@ -87,6 +87,8 @@ def split(args: argparse.Namespace, setting: str, seed: int) -> list[dict[str, A
         train, valid = (drawn[task][:int(count)], drawn[task][int(count):int(count) + VALIDATION])  # fmt: skip
         drawn[task] = drawn[task][int(count) + VALIDATION :]
         test = drawn[task][-args.test_rows :] if args.tuning else read(source / "dev.tsv")
+        if args.tuning and len(test) < args.test_rows:
+            sys.exit(f"{task}: too few training rows for {setting} and {args.test_rows} more to tune on")
         random.Random(task).shuffle(test)
         place, tested = f"{seed}-{i}-{family}", f"tuning-{seed}-{task}" if args.tuning else f"test-{task}"
         clients.append({

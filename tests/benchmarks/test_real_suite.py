@@ -34,7 +34,8 @@ def arguments(folder: Path) -> argparse.Namespace:
         for part, count in (("train", 400), ("dev", 30)):
             lines = [f"{task} {part} {i}\t{i % 2}" for i in range(count)]
             (folder / task / f"{part}.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    return argparse.Namespace(data=folder, out=folder / "out", families=["smollm", "gemma", "qwen"], test_rows=10)
+    names = ["smollm", "gemma", "qwen"]
+    return argparse.Namespace(data=folder, out=folder / "out", families=names, test_rows=10, tuning=False, rates={})
 
 
 def rows(path: str) -> set[str]:
@@ -59,6 +60,18 @@ def test_clients_of_different_tasks_pool_nothing(suite: Any, tmp_path: Path) -> 
         assert rows(client["pooled"]) == rows(client["train"])
 
 
+def test_a_rate_is_chosen_by_training_rows_that_nobody_holds(suite: Any, tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    vars(args).update(tuning=True)
+    clients = suite.split(args, "sst2-32", 0)
+    held = set().union(*(rows(client[part]) for client in clients for part in ("train", "validation")))
+    (scored,) = {client["test"] for client in clients}
+    assert len(rows(scored)) == 10 and not rows(scored) & (held | rows(str(tmp_path / "SST-2" / "dev.tsv")))
+    vars(args).update(test_rows=100)
+    with pytest.raises(SystemExit, match="too few training rows"):
+        suite.split(args, "sst2-32", 0)
+
+
 def test_the_share_of_the_pooled_gain_leaves_out_what_pooling_does_not_help(suite: Any) -> None:
     assert suite.share([(0.8, 0.7, 0.9), (0.7, 0.7, 0.7), (0.9, 0.8, 0.7)]) == pytest.approx(0.5)
     assert suite.share([(0.8, 0.7, 0.6)]) is None
@@ -69,7 +82,9 @@ def test_every_method_has_as_many_updates(suite: Any, tmp_path: Path) -> None:
     vars(args).update(
         models=tmp_path, rounds=30, steps=1, batch=8, rate=3e-4, core_rate=2e-2, device="cpu", precision="fp32", set={}
     )
+    vars(args).update(rates={"gemma": 1e-3})
     made = {method: suite.experiment(args, "sst2-32", method, 0) for method in suite.METHODS}
+    assert {tuple(c.learning_rate for c in e.clients) for e in made.values()} == {(3e-4, 1e-3, 3e-4)}
     assert {m: e.rounds * e.training.steps for m, e in made.items()} == dict.fromkeys(suite.METHODS, 30)
     assert made["fedmkt"].training.steps > 1  # a round learns from public and from own text
 
