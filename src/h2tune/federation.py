@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods.leaving import STAYS, as_lines, what_leaves
-from h2tune.methods.registry import MethodError, check_baselines, method_of, resolve_method
+from h2tune.methods.registry import MethodError, check_other_methods, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
 from h2tune.participant.prepare import in_both
@@ -177,7 +177,7 @@ def _enter(
 
 def check_method(experiment: Experiment, clients: Mapping[str, Simulated | Remote]) -> None:
     """Raise MethodError if the experiment's method cannot run on these clients, or a baseline is no method."""
-    check_baselines(experiment)
+    check_other_methods(experiment)
     method, _ = resolve_method(experiment.method)
     introductions = {name: client.introduction() for name, client in clients.items()}
     try:

@@ -23,7 +23,7 @@ from h2tune.frames.registry import kind_of
 from h2tune.frames.sources import load_anchors, load_texts
 from h2tune.methods.base import ModelShape
 from h2tune.methods.leaving import as_lines, what_leaves
-from h2tune.methods.registry import check_baselines, method_of, resolve_method
+from h2tune.methods.registry import check_other_methods, method_of, resolve_method
 from h2tune.participant import budget
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.errors import ModelAwayError
@@ -84,7 +84,7 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.privacy = [SECRET]
     if settings:
         plan.leaves = as_lines(what_leaves(experiment))
-    _attempt(plan, lambda: check_baselines(experiment))
+    _attempt(plan, lambda: check_other_methods(experiment))
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     models = ModelPool("meta", offline=True)
     known = [_attempt(plan, partial(tasks.build_task, c.task), f"{c.name}: ") for c in experiment.clients]

@@ -45,13 +45,21 @@ def file(tmp_path: Path) -> Path:
 
 def test_each_cell_is_what_the_file_says(file: Path) -> None:
     local = experiment_of(file, Cell("local", 3, n_train=25, rate=0.5))
-    assert local.seed == 3 and local.method == {"name": "local"} and local.training.learning_rate == 0.002
+    assert local.seed == 3 and local.method == {"name": "local"}
+    assert [c.learning_rate for c in local.clients] == [0.002, 0.002]
     assert local.training.core_learning_rate == 0.01 and [c.n_train for c in local.clients] == [25, 25]
     assert local.clients[0].train.endswith("seed=3")
     assert experiment_of(file, Cell("h2tune", 0)).method == {"name": "h2tune", "alternation": "joint"}
     assert experiment_of(file, Cell("h2tune-unshared", 0)).method == {"name": "h2tune-unshared"}
     assert load_config(file, seed=7).clients[1].test.endswith("seed=7")
     assert load_config(file).clients[1].test.endswith("seed=0")
+
+
+def test_a_multiple_of_the_rates_is_one_of_a_clients_own_rate_and_of_a_default_too(file: Path) -> None:
+    own = FILE.replace('model: "zoo:llama"', 'model: "zoo:llama", learning_rate: 0.01')
+    file.write_text(own.replace('model: "zoo:gpt2"', "model: someone/pretrained"))
+    tuned = experiment_of(file, Cell("h2tune", 0, rate=3))
+    assert [c.learning_rate for c in tuned.clients] == pytest.approx([0.03, 0.0009])
 
 
 def test_a_trial_of_a_rate_reads_next_to_no_test_data(file: Path) -> None:

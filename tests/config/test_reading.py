@@ -10,7 +10,7 @@ from federations import small
 
 from h2tune.config import ConfigError, load_config, parse_config, read_yaml
 from h2tune.frames.sources import load_anchors
-from h2tune.methods.registry import MethodError, check_baselines, resolve_method
+from h2tune.methods.registry import MethodError, check_other_methods, resolve_method
 from h2tune.plan import make_plan
 from h2tune.vertical.config import parse_vertical
 
@@ -63,8 +63,25 @@ def test_nothing_is_written_as_the_key_wants_it() -> None:
 def test_a_baseline_that_is_no_method_is_found_by_plan_and_before_a_run() -> None:
     experiment = small(baseline="locl")
     with pytest.raises(MethodError, match=r"baseline: there is no method 'locl'. Did you mean `local`"):
-        check_baselines(experiment)
+        check_other_methods(experiment)
     assert any(problem.startswith("baseline: there is no") for problem in make_plan(experiment).problems)
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ({"locl": {}}, "methods: there is no method 'locl'. Did you mean `local`"),
+        ({"local": {"rnk": 3}}, "methods.local.rnk: local has no such setting"),
+        ({"h2tune": {"frames": 3}}, "methods.h2tune.frames: "),
+    ],
+)
+def test_what_compare_changes_for_a_method_is_checked_by_plan(methods: Any, words: str) -> None:
+    assert any(problem.startswith(words) for problem in make_plan(small(methods=methods)).problems)
+
+
+def test_rates_and_ranks_of_compares_methods_are_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"methods\.local\.learning_rate: should be a number, not 'high'"):
+        parse_config({"clients": [CLIENT], "methods": {"local": {"learning_rate": "high"}}})
 
 
 @pytest.mark.parametrize(("key", "place"), [("anchors", "first"), ("anchor_words", "second")])

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from h2tune.config import Experiment, load_config
+from h2tune.config import Experiment, MethodChanges, load_config
 from h2tune.errors import H2TuneError
-from h2tune.methods.registry import resolve_method
+from h2tune.methods.registry import check_other_methods, resolve_method, spec_beside
 
 TUNING_SEED = 10_000  # rates are chosen on data and randomness that no reported seed has
+RATES = {"learning_rate", "core_learning_rate"}
 UNREAD_TEST = 4  # test rows of a trial: a run needs some, nobody looks at them
 
 
@@ -45,11 +46,6 @@ class Outcome:
     skipped: bool = False  # the method does not suit the federation; nothing went wrong
 
 
-def family_of(name: str) -> str:
-    """The method itself, or the one that it is a variant of: these have the same settings."""
-    return resolve_method(name)[0].variant_of or name
-
-
 def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     """The experiment of one cell."""
     if str(file) == "demo":
@@ -58,30 +54,25 @@ def experiment_of(file: str | Path, cell: Cell) -> Experiment:
         base = demo_experiment(cell.seed)
     else:
         base = load_config(file, seed=cell.seed)
-    own = {"name": base.method} if isinstance(base.method, str) else {"name": "h2tune", **base.method}
-    changes = dict(base.methods.get(cell.method, {}))
-    training = base.training
-    rank, depth = changes.pop("rank", base.rank), changes.pop("depth", base.depth)
-    rates: dict[str, float] = {
-        key: cell.rate * changes.pop(key, getattr(training, key)) for key in ("learning_rate", "core_learning_rate")
-    }
-    same = family_of(cell.method) == family_of(str(own["name"]))
-    spec = (own if same else {}) | changes | {"name": cell.method}
+    check_other_methods(base)
+    spec = spec_beside(base, cell.method)
     resolve_method(spec)
+    changes = base.methods.get(cell.method, MethodChanges())
+    training = base.training.model_copy(update=changes.model_dump(include=RATES, exclude_none=True))
     data: dict[str, Any] = {} if cell.n_train is None else {"n_train": cell.n_train}
     if cell.tuning:
         data["n_test"] = UNREAD_TEST  # rates are chosen by validation: there is nothing to see in test data
-    clients = [c.model_copy(update=data) for c in base.clients]
+    clients = [c.model_copy(update=data | {"learning_rate": cell.rate * training.rate_of(c)}) for c in base.clients]
     return base.model_copy(
         update={
             "method": spec,
-            "rank": rank,
-            "depth": depth,
+            "rank": changes.rank or base.rank,
+            "depth": changes.depth or base.depth,
             "methods": {},
             "baseline": "none",
             "select": "federated",
             "tracking": [],
             "clients": clients,
-            "training": training.model_copy(update=rates),
+            "training": training.model_copy(update={"core_learning_rate": cell.rate * training.core_learning_rate}),
         }
     )

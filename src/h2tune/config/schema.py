@@ -120,7 +120,12 @@ class Training(_Strict):
     steps: int = Field(30, ge=1, description="optimiser updates per client and round")
     batch_size: int = Field(16, ge=1, description="examples per batch")
     accumulation: int = Field(1, ge=1, description="batches per update")
-    learning_rate: float = Field(2e-3, gt=0, description="for A, B and a head (and the whole adapter in `local`)")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="for A, B and a head (and the whole adapter in `local`); by default 0.002 for models of the zoo,"
+        " 0.0003 for all others",
+    )
     core_learning_rate: float = Field(2e-2, gt=0, description="for S, P and M")
     weight_decay: Literal[0] | float = Field(0.0, ge=0, description="for a head only; S, A and B have none")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="over all rounds")
@@ -133,6 +138,21 @@ class Training(_Strict):
         True, description="fit a private bias of the labels before round 1, where all rows offer the same options"
     )
     head_steps: int = Field(30, ge=0, description="updates of a classification head before round 0")
+
+    def rate_of(self, client: ClientConfig) -> float:
+        """A client's learning rate: its own, else that of all, else what suited models like its own (docs/settings.md)."""
+        usual = 2e-3 if client.model.startswith("zoo:") else 3e-4
+        return client.learning_rate or self.learning_rate or usual
+
+
+class MethodChanges(BaseModel):
+    """What is different when `h2tune compare` runs a method: these, and settings of the method itself."""
+
+    model_config = ConfigDict(extra="allow")
+    rank: int | None = Field(None, ge=1)
+    depth: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    core_learning_rate: float | None = Field(None, gt=0)
 
 
 class Cache(_Strict):
@@ -271,7 +291,7 @@ class Experiment(_Strict):
         "none",
         description="methods to run beside this one: `local` trains every client alone, `h2tune-unshared` exchanges no cores",
     )
-    methods: dict[str, dict[str, Any]] = Field(
+    methods: dict[str, MethodChanges] = Field(
         {},
         description="for `h2tune compare`: by method, its own settings and `rank`, `depth`, `learning_rate`, `core_learning_rate`",
     )

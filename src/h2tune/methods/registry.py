@@ -22,7 +22,15 @@ from h2tune.config import Experiment, in_lines, in_words
 from h2tune.errors import MethodError
 from h2tune.methods.base import Method, Settings
 
-__all__ = ["Method", "MethodError", "check_baselines", "known_methods", "method_of", "resolve_method"]
+__all__ = [
+    "Method",
+    "MethodError",
+    "check_other_methods",
+    "known_methods",
+    "method_of",
+    "resolve_method",
+    "spec_beside",
+]
 
 OWN = (
     "bias", "celora", "colora", "crosslora", "fedex", "fedit", "fedmkt", "fedprox", "fedsa", "fedsb", "ffa", "flexlora", "flora", "h2tune", "hetlora",
@@ -59,13 +67,30 @@ def method_of(experiment: Experiment) -> tuple[Method, Settings]:
     return method, settings
 
 
-def check_baselines(experiment: Experiment) -> None:
-    """Raise MethodError if ``baseline:`` names a method that there is not."""
-    for name in experiment.baselines:
-        try:
-            resolve_method(name)
-        except MethodError as error:
-            raise MethodError(f"baseline: {str(error).removeprefix('method: ')}") from None
+def check_other_methods(experiment: Experiment) -> None:
+    """Raise MethodError if ``baseline:`` or ``methods:`` names a method or a setting that there is not."""
+    for key, names in (("baseline", experiment.baselines), ("methods", experiment.methods)):
+        for name in names:
+            try:
+                resolve_method(name if key == "baseline" else spec_beside(experiment, name))
+            except MethodError as error:
+                lines = [line.replace("method.", f"{key}.{name}.", 1) for line in str(error).splitlines()]
+                raise MethodError("\n".join(line.replace("method: ", f"{key}: ", 1) for line in lines)) from None
+
+
+def spec_beside(experiment: Experiment, name: str) -> dict[str, Any]:
+    """What `compare` runs a method with: the file's own settings if it is the file's or a variant of it, then ``methods:``."""
+    own = (
+        {"name": experiment.method} if isinstance(experiment.method, str) else {"name": "h2tune", **experiment.method}
+    )
+    changes = experiment.methods.get(name)
+    same = _family_of(name) == _family_of(str(own["name"]))
+    return (own if same else {}) | ((changes and changes.model_extra) or {}) | {"name": name}
+
+
+def _family_of(name: str) -> str:
+    """The method itself, or the one that it is a variant of: these have the same settings."""
+    return resolve_method(name)[0].variant_of or name
 
 
 def resolve_method(spec: str | Mapping[str, Any]) -> tuple[Method, Settings]:

@@ -129,7 +129,7 @@ class ClientContext:
     @property
     def learning_rate(self) -> float:
         """For A, B and a head; the core has ``training.core_learning_rate``."""
-        return self.config.learning_rate or self.training.learning_rate
+        return self.training.rate_of(self.config)
 
     @contextmanager
     def generator(self, *purpose: object) -> Iterator[None]:
