@@ -18,6 +18,8 @@ from h2tune.participant.base_models import ModelPool
 from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
 from h2tune.protocol.schemas import ClientFacts, FinalScores, RoundReport, Scores, read
 from h2tune.server import Server
+from h2tune.session import Status
+from h2tune.transport.access import PUT_OUT
 
 TRAINING = {"steps": 1, "batch_size": 2, "warmup": 0}
 QUICK: dict[str, Any] = {"rounds": 1, "training": TRAINING, "evaluation": {"every": 9}, "rank": 4}
@@ -315,3 +317,17 @@ def test_what_the_server_passes_on_cannot_end_the_others(method: str, tmp_path: 
     assert server.round == 2 and all(server.members[name].final for name in ("c1", "c2"))
     if same:
         assert "are missing or of another shape" in server.members["c0"].standing
+
+
+def test_a_client_that_ends_in_the_coordinators_words_is_not_admitted_again(tmp_path: Path) -> None:
+    server, _ = build(small(**QUICK), tmp_path)
+    server.session.exclude("c0", PUT_OUT, 1)  # its own reason: nobody has revoked it
+    server.session.put_out(1)
+    assert server.members["c0"].status is Status.EXCLUDED
+
+    server.session.transport.revoked = lambda: {"c1"}
+    server.session.put_out(1)
+    assert (server.members["c1"].status, server.members["c1"].reason) == (Status.EXCLUDED, PUT_OUT)
+    server.session.transport.revoked = tuple
+    server.session.put_out(1)
+    assert server.members["c1"].status is Status.WAITING and server.members["c0"].status is Status.EXCLUDED

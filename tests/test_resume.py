@@ -15,6 +15,8 @@ import pytest
 from federations import equal, outcome, small
 
 from h2tune import federation
+from h2tune.methods.core_server import CoreServer
+from h2tune.session import RoundInterrupted
 from h2tune.store import ClientStore, RunStore, StoreError
 
 
@@ -136,6 +138,29 @@ def test_late_joiner_regresses_on_the_stored_frames_and_takes_part(
         with pytest.raises(Killed):
             federation.run(experiment, tmp_path / "run")
     federation.run(experiment, tmp_path / "run", resume=True)
+    assert equal(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("error", [RoundInterrupted("c9 was revoked"), Killed()])
+def test_a_round_that_begins_again_still_knows_the_client_that_joined_before_it(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = with_late(small(rounds=4))
+    federation.run(experiment, tmp_path / "whole")
+    original, calls = CoreServer.run_round, []
+
+    def failing(self: Any, ask: Any, number: int, selected: list[str]) -> None:
+        original(self, ask, number, selected)
+        calls.append(number)
+        if calls == [1, 2, 3]:  # the first round of the late client, after its answer
+            raise error
+
+    monkeypatch.setattr(CoreServer, "run_round", failing)
+    if isinstance(error, Killed):
+        with pytest.raises(Killed):
+            federation.run(experiment, tmp_path / "run")
+    federation.run(experiment, tmp_path / "run", resume=isinstance(error, Killed))
+    assert calls == [1, 2, 3, 3, 4]
     assert equal(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
 
 

@@ -40,17 +40,22 @@ class Admission:
             raise QuorumError(self.shortage(len(ready), "joined"))
         return ready
 
-    def returning_and_late(self, method: ServerMethod, number: int) -> None:
-        """Before a round: revoked clients leave, those that were away take their place again, late ones are set up."""
+    def returning_and_late(self, method: ServerMethod, number: int) -> bool:
+        """Before a round: revoked clients leave, those that were away take their place again, late ones are set up.
+
+        Returns:
+            Whether somebody was set up, of whom the last commit knows nothing.
+        """
         self.session.put_out(number)
-        here = self.session.returned()
+        here, ready = self.session.returned(), False
         self.session.take_back(here)
         for name in here:  # one by one: nobody is refused for another's sake
             if self.session.members[name].status is Status.WAITING and self.joins[name] <= number:
                 try:
-                    self._set_up(method, [name], number)
+                    ready = bool(self._set_up(method, [name], number)) or ready
                 except (MethodError, ProtocolError) as error:
                     self.session.exclude(name, str(error), number)
+        return ready
 
     def after_a_restart(self, method: ServerMethod, number: int) -> None:
         """The server has restarted: ask the clients that took part to go on from the committed round."""

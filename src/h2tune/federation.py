@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -125,15 +126,22 @@ def run(
     else:
         watch = watcher.step if watcher else None
         gather = partial(in_process, models=models, accelerator=accelerator, watch=watch)
-    claim = Claim(store.folder)
-    try:
+    with ExitStack() as ending:
+        ending.callback(give_back_memory)
+        ending.callback((claim := Claim(store.folder)).give_up)
         again = changed if resume and store.exists else None
         identity, party = _enter(experiment, store, claim, gather, again)
+        ending.callback(lambda: party.close())
+        if workers and experiment.baselines:
+            party.close()  # a baseline's workers need the cores and the memory of these
         beside = {}
         for name in experiment.baselines:
             beside[name] = _baseline(experiment, name, store.folder, gather, watcher)
             models.release()
+        if workers and experiment.baselines:
+            party = gather(experiment, store)
         if experiment.tracking:
+            ending.callback(accelerator.end_training)
             accelerator.init_trackers(experiment.name.replace(" ", "-"))
             store.track = accelerator.log
         server = _federate(experiment, identity, store, party, watcher)
@@ -141,11 +149,7 @@ def run(
         _compare(metrics, experiment, beside, store)
         store.write_metrics(metrics)
         store.event("run_finished", "finished")
-        accelerator.end_training()
         return metrics
-    finally:
-        claim.give_up()
-        give_back_memory()
 
 
 def _enter(

@@ -106,7 +106,8 @@ class Server:
         number = self.round + 1
         for patient in [True] * (ATTEMPTS - 1) + [False]:
             start = time.perf_counter()
-            self.admission.returning_and_late(self.method, number)
+            if self.admission.returning_and_late(self.method, number):
+                self._commit(self.round)  # whatever becomes of this round, it begins again with the late client
             selected = self.select(number)
             if len(selected) < self.quorum:
                 return self.admission.shortage(len(selected), "are here")

@@ -57,7 +57,7 @@ class Member:
     Attributes:
         facts: what it said when it joined. base, final: scores of the untouched model and at the end.
         rounds: one report for each round that it took part in. setup_bytes: sent before round 1.
-        reason: why it is away or excluded.
+        reason: why it is away or excluded. revoked: whether the coordinator has excluded it, who may admit it again.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +67,7 @@ class Member:
     setup_bytes: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
     status: Status = Status.WAITING
     reason: str = ""
+    revoked: bool = False
 
     @property
     def standing(self) -> str:
@@ -168,8 +169,10 @@ class Session:
         for name, member in self.members.items():
             if name in revoked and member.status is not Status.EXCLUDED:
                 self.exclude(name, PUT_OUT, round)
-            elif name not in revoked and member.reason == PUT_OUT:
+                member.revoked = True
+            elif name not in revoked and member.revoked:
                 member.status, member.reason = (Status.AWAY, "") if member.facts else (Status.WAITING, "")
+                member.revoked = False
                 self.log.event("client_admitted", f"{name} was admitted again", round=round, client=name)
         return revoked
 

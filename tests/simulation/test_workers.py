@@ -97,7 +97,7 @@ class InProcessRay:
         class GetTimeoutError(Exception): ...
 
     def __init__(self, *lives: float) -> None:
-        self.lives, self.shares = list(lives), []
+        self.lives, self.shares, self.actors = list(lives), [], []
 
     def is_initialized(self) -> bool:
         return True
@@ -111,7 +111,13 @@ class InProcessRay:
     def remote(self, kind: type) -> Any:
         def options(num_cpus: float, num_gpus: float) -> Any:
             self.shares.append(num_cpus)
-            return SimpleNamespace(remote=lambda *args: Actor(self, *args))
+            return SimpleNamespace(remote=start)
+
+        def start(*args: Any) -> Actor:
+            # A cluster would let it wait for cores that others have, for ever.
+            assert sum(actor._alive for actor in self.actors) < 2
+            self.actors.append(Actor(self, *args))
+            return self.actors[-1]
 
         return SimpleNamespace(options=options)
 
@@ -124,7 +130,9 @@ class InProcessRay:
     def kill(self, actor: Actor) -> None:
         actor._alive = False
 
-    def shutdown(self) -> None: ...
+    def shutdown(self) -> None:
+        for actor in self.actors:
+            actor._alive = False
 
 
 FOREVER = float("inf")
@@ -161,6 +169,21 @@ def test_a_worker_that_ends_is_replaced_and_its_round_held_again(
     assert ray.shares == [1, 1, 0] and not ray.lives
     assert found.keys() == whole.keys() and all(torch.equal(found[k], whole[k]) for k in whole)
     assert ": its worker has ended: killed" in (tmp_path / "replaced" / "events.jsonl").read_text()
+
+
+def test_a_baseline_has_the_cluster_to_itself_and_nothing_is_left_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = small(rounds=1, baseline="local", training={"steps": 1, "batch_size": 2})
+    ray = InProcessRay(*[FOREVER] * 6)
+    run_with(ray, experiment, tmp_path / "run", monkeypatch)
+    assert len(ray.actors) == 6 and not any(actor._alive for actor in ray.actors)
+
+    ray = InProcessRay(*[FOREVER] * 4)
+    monkeypatch.setattr(federation, "_baseline", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_with(ray, experiment, tmp_path / "failed", monkeypatch)
+    assert len(ray.actors) == 2 and not any(actor._alive for actor in ray.actors)
 
 
 def test_what_stops_the_worker_that_takes_over_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
