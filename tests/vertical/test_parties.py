@@ -295,6 +295,13 @@ def test_the_config_says_what_is_wrong(tmp_path):
         load_vertical(tmp_path / "v.yaml")
 
 
+def test_a_lost_party_is_waited_for_a_minute_whatever_else_the_file_says_of_the_network():
+    assert config().network.patience == 60
+    named = config(network={"host": "bank.example"}).network
+    assert (named.host, named.patience) == ("bank.example", 60)
+    assert config(network={"patience": 5}).network.patience == 5
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
