@@ -37,7 +37,7 @@ from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.attention import about_columns
 from h2tune.vertical.config import VerticalConfig, parse_vertical
 from h2tune.vertical.exchange import Exchange
-from h2tune.vertical.federation import Federation, Watcher, alone, collect, salt_of, warn
+from h2tune.vertical.federation import Federation, Watcher, alone, check_vectors, collect, salt_of, warn
 from h2tune.vertical.fingerprint import check_data, data_fingerprint
 from h2tune.vertical.methods import prepare
 from h2tune.vertical.parties import load_party
@@ -236,6 +236,7 @@ def serve_vertical(
         cure = f"begin anew: move {store.folder} away and start the server again"
         check_data(store.folder, config, names=[name], cure=cure)
     data = load_party(config, config.active, salt_of(config, name))
+    check_vectors(config, data)
     kit.keep_own(own)
     identity = store.open_vertical(config) if opened else store.create_for(config, secrets.token_hex(16), resume=True)
     if not opened:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from h2tune.session import EventLog
 from h2tune.store import ClientStore
 from h2tune.tasks.fingerprint import keep_fingerprint
@@ -20,7 +18,7 @@ from h2tune.utils.seeds import derive
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
 from h2tune.vertical.align import AlignmentError
-from h2tune.vertical.attention import about_tables
+from h2tune.vertical.attention import about_tables, class_names
 from h2tune.vertical.config import VerticalConfig, load_vertical
 from h2tune.vertical.evaluation import evaluate
 from h2tune.vertical.exchange import Direct, Exchange, PartyGone
@@ -32,7 +30,8 @@ from h2tune.vertical.methods.base import configure
 from h2tune.vertical.parties import PartyData, load_party
 from h2tune.vertical.passive import Passive
 from h2tune.vertical.run_store import VerticalStore, keep_top
-from h2tune.vertical.table import TableError, read_table
+from h2tune.vertical.table import TableError
+from h2tune.vertical.vectors import class_vectors
 
 
 class Watcher(Protocol):
@@ -52,7 +51,7 @@ def load_parties(config: VerticalConfig, frames: Frames | None = None) -> dict[s
     """The data of all parties, for a run in one process; the active party comes first.
 
     Raises:
-        TableError, AlignmentError: with the first mistake of every party.
+        TableError, AlignmentError: with the first mistake of every party, and of the class vectors.
     """
     found: dict[str, PartyData] = {}
     mistakes: list[TableError | AlignmentError] = []
@@ -62,24 +61,25 @@ def load_parties(config: VerticalConfig, frames: Frames | None = None) -> dict[s
             found[party.name] = load_party(config, party, salt_of(config, party.name), frame)
         except (TableError, AlignmentError) as error:
             mistakes.append(error)
+    try:
+        check_vectors(config, found.get(config.label.party))
+    except TableError as error:
+        mistakes.append(error)
     if mistakes:
         raise type(mistakes[0])("\n".join(map(str, mistakes)))
     return found
 
 
-def class_vectors(config: VerticalConfig, classes: list[str]) -> torch.Tensor | None:
-    """Public vectors of the classes (C x q) from a file whose first column names the class.
+def check_vectors(config: VerticalConfig, active: PartyData | None) -> None:
+    """Read the class vectors, so that a mistake in them shows before anything is written.
+
+    Args:
+        active: None where its table has a mistake; the vectors of the classes that the config names are read all the same.
 
     Raises:
-        TableError: if a class has no vector.
+        TableError: see `class_vectors`.
     """
-    if config.label.vectors is None:
-        return None
-    table = read_table(config.label.vectors)
-    rows = {str(name): values for name, *values in table.itertuples(index=False)}
-    if missing := [name for name in classes if name not in rows]:
-        raise TableError(f"{config.label.vectors}: there is no vector of the class {missing[0]!r}.")
-    return torch.tensor([[float(v) for v in rows[name]] for name in classes])
+    class_vectors(config, sorted(class_names(config, active)) if active else config.label.classes or ())
 
 
 class Federation:
