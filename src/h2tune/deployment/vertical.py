@@ -249,14 +249,13 @@ def serve_vertical(
         names = [party.name for party in config.passive]
         network = Network(channel, names, kit.about.federation, config.network, tell, clock, AccessList(kit.engine))
         exchange = Exchange(identity, config.method.name, names, network, store, config.network.largest)
-        federation = Federation(config, data, exchange)
+        federation = Federation(config, data, exchange, store)
         with status.kept(lambda: _standing(federation, network)):
             if not network.wait(names, len(names), first=True) and not opened:
                 raise AlignmentError(f"Not all of {', '.join(names)} joined within {config.network.gather:g} s.")
             joined = time.perf_counter() - begin
-            federation.store = store
             if opened:
-                federation.resume(store)
+                federation.resume()
             told = (lambda record: watcher.round_done(record, config.rounds)) if watcher else (lambda record: None)
             active = federation.run(told)
         metrics = collect(config, active, time.perf_counter() - begin) | {"seconds_to_join": joined}

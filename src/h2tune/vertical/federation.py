@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from h2tune.session import EventLog
 from h2tune.store import ClientStore
 from h2tune.tasks.fingerprint import keep_fingerprint
 from h2tune.transport.inprocess import InProcess
@@ -83,14 +82,20 @@ def check_vectors(config: VerticalConfig, active: PartyData | None) -> None:
 
 
 class Federation:
-    """One vertical federation with the means to run it: its parties, the way to them, and where it is kept."""
+    """One vertical federation with the means to run it.
+
+    Args:
+        data: of the active party.
+        exchange: the way to the others.
+        store: where the run is kept; without one nothing is.
+    """
 
     def __init__(
-        self, config: VerticalConfig, data: PartyData, exchange: Exchange, log: EventLog | None = None
+        self, config: VerticalConfig, data: PartyData, exchange: Exchange, store: VerticalStore | None = None
     ) -> None:
-        self.config, self.data, self.exchange, self.log = config, data, exchange, log or exchange.session.log
+        self.config, self.data, self.exchange, self.store = config, data, exchange, store
+        self.log = exchange.session.log
         self.active: Active | None = None
-        self.store: VerticalStore | None = None
 
     def open(self) -> Active:
         """Match people and classes; every mistake in the data shows here."""
@@ -108,12 +113,12 @@ class Federation:
         vectors = class_vectors(self.config, meeting.classes)
         return Active(self.config, self.data, meeting, self.exchange, vectors, secret)
 
-    def resume(self, store: VerticalStore) -> Active:
-        """Go on from the last commit of a run that was opened before."""
-        self.store = store
+    def resume(self) -> Active:
+        """Go on from the last commit in the store, which must be there."""
+        store = self.store
+        committed = store.committed() if store else None
+        assert store is not None and committed is not None
         self.active = self._build(store.meeting(), store.secret())
-        committed = store.committed()
-        assert committed is not None
         number, tensors, records = committed
         self.active.restore(number, tensors, records)
         self.exchange.load(records["exchange"])
@@ -187,10 +192,12 @@ def _opened(store: VerticalStore, config: VerticalConfig, frames: Frames | None)
 
 
 def _begun(
-    store: VerticalStore, config: VerticalConfig, frames: Frames | None, resume: bool
+    store: VerticalStore, claim: Claim, config: VerticalConfig, frames: Frames | None, resume: bool
 ) -> tuple[str, dict[str, PartyData]]:
     """Identity and data of a new run; every mistake in a table shows before anything is written."""
     data = load_parties(config, frames)
+    store.check_free(resume)  # a folder of something else does not get so much as a lock
+    claim.take()
     identity = store.create_for(config, secrets.token_hex(16), resume)
     keep_fingerprint(store.folder, data_fingerprint(config, frames))
     return identity, data
@@ -228,13 +235,13 @@ def _run(
     config: VerticalConfig, claim: Claim, resume: bool, frames: Frames | None, watcher: Watcher | None
 ) -> dict[str, Any]:
     begin, store = time.perf_counter(), VerticalStore(claim.folder)
+    if resume and store.exists:
+        claim.take()  # before a look at how far it is, which nobody else may change from here on
     opened = resume and store.exists and store.committed() is not None
     if opened:
-        claim.take()
         identity, data = _opened(store, config, frames)
     else:
-        identity, data = _begun(store, config, frames, resume)
-        claim.take()
+        identity, data = _begun(store, claim, config, frames, resume)
         warn(config, data, store, watcher)
     parties = {
         p.name: Passive(config, data[p.name], salt_of(config, p.name), ClientStore(store.folder / "clients" / p.name))
@@ -242,11 +249,9 @@ def _run(
     }
     names = [p.name for p in config.passive]
     exchange = Exchange(identity, config.method.name, names, InProcess(dict(parties)), store, config.network.largest)
-    federation = Federation(config, data[config.label.party], exchange)
+    federation = Federation(config, data[config.label.party], exchange, store)
     if opened:
-        federation.resume(store)
-    else:
-        federation.store = store
+        federation.resume()
 
     def told(record: dict[str, Any]) -> None:
         # In one process every party's own figures are at hand; over a network nobody else sees them.
