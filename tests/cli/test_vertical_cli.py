@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from h2tune.cli import vertical as commands
 from h2tune.cli.app import app
 from h2tune.vertical.demo import write_demo
+from h2tune.vertical.methods import METHODS
 
 
 def call(*words: object, code: int = 0) -> str:
@@ -53,6 +55,24 @@ def test_compare(demo: Path):
     )
     assert "splitnn" in shown and "local" in shown
     assert " to " not in shown  # one seed has no interval
+
+
+def test_compare_takes_all_vertical_methods_unless_some_are_named(demo: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[list[str]] = []
+
+    def note(config: object, names: list[str], *rest: object) -> dict[str, object]:
+        asked.append(names)
+        return {"name": "demo", "quantity": "balanced", "seeds": 5, "methods": []}
+
+    monkeypatch.setattr(commands, "compare_methods", note)
+    call("compare", demo / "data" / "vertical.yaml")
+    call("compare", demo / "data" / "vertical.yaml", "--methods", "local")
+    assert asked == [list(METHODS), ["local"]]
+    assert "there is no vertical method" not in call(
+        "compare", demo / "data" / "vertical.yaml", "--methods", "", code=1
+    )
+    help_ = " ".join(call("compare", "--help").replace("│", " ").split())
+    assert "By default local, h2tune-unshared, h2tune; of a vertical file all." in help_
 
 
 def test_mistakes_end_in_one_line(demo: Path):

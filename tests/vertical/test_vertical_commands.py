@@ -145,9 +145,14 @@ def test_a_number_beyond_all_measure_is_a_missing_cell(demo: Path):
     assert all(0 <= p <= 1 for answer in missing for p in answer["probabilities"].values())
 
 
-def test_files_are_given_by_party(demo: Path):
+def test_files_are_given_by_party_and_a_path_may_have_commas(demo: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="write party=file"):
         commands.predict(demo / "run", ["bank.csv"])
+    data, odd, out = demo / "data", tmp_path / "new, of may.csv", tmp_path / "out.jsonl"
+    odd.write_bytes((data / "new_bank.csv").read_bytes())
+    plain = commands.predict(demo / "run", [f"bank={data / 'new_bank.csv'}", f"shop={data / 'new_shop.csv'}"], out)
+    for files in ([f"bank={odd},shop={data / 'new_shop.csv'}"], [f" shop = {data / 'new_shop.csv'} , bank = {odd}"]):
+        assert commands.predict(demo / "run", files, out) == plain
 
 
 def test_a_run_is_not_overwritten_and_a_changed_config_is_noticed(demo: Path, tmp_path: Path):
