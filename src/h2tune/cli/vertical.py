@@ -21,7 +21,7 @@ from h2tune.vertical.config import VerticalConfig, load_vertical
 from h2tune.vertical.exposure import STAYS, leaves
 from h2tune.vertical.federation import run as run_vertical
 from h2tune.vertical.methods import METHODS
-from h2tune.vertical.plan import VerticalPlan, make_plan
+from h2tune.vertical.plan import VerticalPlan, plan_of_file
 from h2tune.vertical.predictor import Predictor
 
 NEXT_PARTY = r",(?=\s*[A-Za-z0-9][A-Za-z0-9._-]*\s*=)"
@@ -80,7 +80,7 @@ def print_result(metrics: dict[str, Any]) -> None:
 
 def plan(file: Path, as_json: bool = False) -> VerticalPlan:
     """`h2tune plan`: what each party has and sends, before anything is trained."""
-    found = make_plan(load_vertical(file))
+    found = plan_of_file(file)
     if as_json:
         print(json.dumps(found.plain(), indent=1))
         return found

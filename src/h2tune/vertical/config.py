@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from h2tune.config import ConfigError, Name, NetworkConfig, in_lines, in_words, read_yaml
+from h2tune.config import ConfigError, Name, NetworkConfig, in_lines, in_words, read_yaml, without
 
 
 class _Strict(BaseModel):
@@ -289,6 +289,28 @@ def parse_vertical(data: Any, folder: Path | None = None, seed: int | None = Non
         return VerticalConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(in_lines(error.errors(), data, _explain)) from None
+
+
+def load_past_mistakes(path: str | Path) -> tuple[VerticalConfig | None, list[str]]:
+    """As `load_vertical`, but mistakes are returned: with the config less the keys that are wrong, if that is one.
+
+    Raises:
+        ConfigError: if the file cannot be read.
+    """
+    data, folder = read_yaml(path), Path(path).parent
+    try:
+        return parse_vertical(data, folder), []
+    except ConfigError as error:
+        problems = error.problems
+    try:
+        meant = _resolve(data, folder)
+        VerticalConfig.model_validate(meant)
+    except ValidationError as error:
+        try:
+            return VerticalConfig.model_validate(without(meant, [e["loc"] for e in error.errors()])), problems
+        except ValidationError:
+            pass
+    return None, problems
 
 
 _FILES = {"train", "test", "model", "vectors"}
