@@ -84,6 +84,8 @@ def test_plan_reports_ids_that_nearly_match():
     assert near_ids(["A-1", "b2", "x9"], ["a1", "B2", "y8"]) == ("without punctuation", 1)
     assert near_ids(["007"], ["7"]) == ("by their digits without leading zeros", 1)
     assert near_ids(["ID 12"], ["12"]) == ("by their digits alone", 1)
+    # One party's program took the ids for numbers; punctuation left out, 12.0 would be 120, which may be another's.
+    assert near_ids(["12.0", "13.00", "14.5"], ["12", "13", "120"]) == ("without the .0 of numbers", 2)
     assert near_ids(["B-00001"], ["S-00001"]) is None  # other people, numbered alike
 
 
