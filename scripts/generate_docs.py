@@ -130,12 +130,7 @@ def vertical() -> str:
         f"## The file\n\nThe keys at the top of the YAML.\n\n{table(VerticalConfig)}",
     ]
     for name, model in sections(VerticalConfig).items():
-        patience = " In a vertical federation `patience` is 60 unless the file says otherwise."
-        title = (
-            _TITLES["network"] + patience
-            if name == "network"
-            else inspect.cleandoc(model.__doc__ or "").splitlines()[0]
-        )
+        title = _TITLES["network"] if name == "network" else inspect.cleandoc(model.__doc__ or "").splitlines()[0]
         parts.append(f"## {name}\n\n{title}\n\n{table(model)}")
     return "\n\n".join(parts) + "\n"
 

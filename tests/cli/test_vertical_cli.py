@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from h2tune.cli import vertical as commands
 from h2tune.cli.app import app
 from h2tune.vertical.demo import write_demo
+from h2tune.vertical.methods import METHODS
 
 
 def call(*words: object, code: int = 0) -> str:
@@ -53,6 +56,45 @@ def test_compare(demo: Path):
     )
     assert "splitnn" in shown and "local" in shown
     assert " to " not in shown  # one seed has no interval
+
+
+def test_compare_takes_all_vertical_methods_unless_some_are_named(demo: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[list[str]] = []
+
+    def note(config: object, names: list[str], *rest: object) -> dict[str, object]:
+        asked.append(names)
+        return {"name": "demo", "quantity": "balanced", "seeds": 5, "methods": []}
+
+    monkeypatch.setattr(commands, "compare_methods", note)
+    call("compare", demo / "data" / "vertical.yaml")
+    call("compare", demo / "data" / "vertical.yaml", "--methods", "local")
+    assert asked == [list(METHODS), ["local"]]
+    assert "there is no vertical method" not in call(
+        "compare", demo / "data" / "vertical.yaml", "--methods", "", code=1
+    )
+    help_ = " ".join(call("compare", "--help").replace("│", " ").split())
+    assert "By default local, h2tune-unshared, h2tune; of a vertical file all." in help_
+
+
+def test_a_key_that_is_wrong_hides_no_mistake_in_the_data(demo: Path, tmp_path: Path):
+    plain = yaml.safe_load((demo / "data" / "vertical.yaml").read_text())
+    wrong = {"rondes": 2, "rounds": 0, "method": {"name": "proto-evlf", "borrow": 2}}
+    for party in plain["parties"]:
+        party |= {kind: str(demo / "data" / party[kind]) for kind in ("train", "test")}
+    file = tmp_path / "vertical.yaml"
+    plain["parties"][1] |= {"train": "nowhere.tsv", "encodr": 1}
+    file.write_text(yaml.safe_dump(plain | wrong))
+    shown = call("plan", file, code=1)
+    assert shown.count("error: ") == 6 and "aligned" not in shown
+    for said in ("rondes: unknown key", "rounds: should be 1 or more", "method.borrow: should be 1.0 or less",
+                 "clinic: encodr: unknown key", "no vertical method 'proto-evlf'", f"no file {tmp_path / 'nowhere.tsv'}"):  # fmt: skip
+        assert said in shown
+    del plain["parties"][1]["encodr"]
+    plain["parties"][1]["train"] = str(demo / "data" / "clinic.tsv")
+    file.write_text(yaml.safe_dump(plain | {"rounds": 0}))
+    assert call("plan", file, code=1).splitlines() == ["error: rounds: should be 1 or more, not 0"]
+    file.write_text(yaml.safe_dump(plain | {"parties": plain["parties"][:1] * 2, "rounds": 0}))
+    assert "rounds: should be 1 or more" in call("plan", file, code=1)  # nothing is left without the mistakes
 
 
 def test_mistakes_end_in_one_line(demo: Path):

@@ -13,6 +13,7 @@ from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.exchange import Exchange, NoLog
 from h2tune.vertical.federation import Federation, load_parties, salt_of
 from h2tune.vertical.passive import Passive
+from h2tune.vertical.run_store import VerticalStore
 
 
 class Recorder:
@@ -38,7 +39,7 @@ class Recorder:
 
 
 def recorded(config: VerticalConfig, frames: Frames, change: dict[str, Callable[[Message], bytes | None]] | None = None,
-             stores: dict[str, ClientStore] | None = None) -> tuple[Federation, dict[str, Recorder]]:  # fmt: skip
+             stores: dict[str, ClientStore] | None = None, store: VerticalStore | None = None) -> tuple[Federation, dict[str, Recorder]]:  # fmt: skip
     """A federation in this process whose messages are kept."""
     data = load_parties(config, frames)
     parties = {
@@ -51,7 +52,7 @@ def recorded(config: VerticalConfig, frames: Frames, change: dict[str, Callable[
     exchange = Exchange(
         "0" * 32, config.method.name, list(parties), InProcess(dict(parties)), NoLog(), config.network.largest
     )
-    return Federation(config, data[config.label.party], exchange), parties
+    return Federation(config, data[config.label.party], exchange, store), parties
 
 
 def reply(message: Message, **tensors: object) -> bytes:

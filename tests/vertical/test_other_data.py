@@ -17,6 +17,7 @@ from h2tune.vertical.compare import compare_methods
 from h2tune.vertical.config import load_vertical
 from h2tune.vertical.federation import run
 from h2tune.vertical.predictor import Predictor
+from h2tune.vertical.run_store import VerticalStore
 from h2tune.vertical.table import TableError
 
 
@@ -158,3 +159,36 @@ def test_a_run_that_another_process_carries_on_is_refused_and_let_go_after_a_sto
         run(file, tmp_path / "run", resume=True)
     other.give_up()
     assert run(file, tmp_path / "run", resume=True)["rounds"] == 2
+
+
+def test_nothing_of_a_run_that_another_process_has_just_begun_is_overwritten(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    store = VerticalStore(out)
+    store.create_for(load_vertical(file), "0" * 32)  # as far as a run is before its first commit
+    before = {path: path.read_bytes() for path in (out / "config.yaml", out / "run.json")}
+    other = Claim(out)
+    other.take()
+    edited(file, rounds=1)
+    with pytest.raises(StoreError, match="is in use: another process trains there"):
+        run(file, out, resume=True)
+    assert {path: path.read_bytes() for path in before} == before
+    other.give_up()
+    assert run(file, out, resume=True)["rounds"] == 1
+    with pytest.raises(StoreError, match="holds a run already"):  # committed meanwhile, by a process that has ended
+        store.create_for(load_vertical(file), "1" * 32, resume=True)
+
+
+def test_a_folder_is_claimed_before_a_new_run_writes_to_it(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    other = Claim(out)
+    other.take()
+    with pytest.raises(StoreError, match="is in use: another process trains there"):
+        run(file, out)
+    assert [path.name for path in out.iterdir()] == [".lock"]
+    other.give_up()
+    assert run(file, out)["rounds"] == 2
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match="is not empty and holds no run"):
+        run(file, tmp_path / "else")
+    assert [path.name for path in (tmp_path / "else").iterdir()] == ["notes.txt"]

@@ -164,6 +164,16 @@ def test_nobody_in_common_names_the_salt_first_and_counts_near_ids():
         fit(settings, load_parties(settings, planted()))
 
 
+def test_ids_that_one_party_took_for_numbers_are_told_as_such():
+    numbers = {n: tuple(t.assign(id=[str(700 + k) for k in range(len(t))]) for t in pair)
+               for n, pair in planted().items() if n != "clinic"}  # fmt: skip
+    shop = tuple(table.assign(id=table["id"] + ".0") for table in numbers["shop"])
+    parties = [{"name": n, "train": "-", "test": "-"} for n in numbers]
+    settings = config(parties=parties)
+    with pytest.raises(AlignmentError, match=r"200 without the \.0 of numbers"):
+        fit(settings, load_parties(settings, {"bank": numbers["bank"], "shop": shop}))
+
+
 def test_a_party_without_rows():
     with pytest.raises(TableError, match="shop: the table has no rows"):
         load_parties(config(), changed("shop", lambda t: t.iloc[:0]))
@@ -293,6 +303,13 @@ def test_the_config_says_what_is_wrong(tmp_path):
     (tmp_path / "v.yaml").write_text("parties: [\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_vertical(tmp_path / "v.yaml")
+
+
+def test_a_lost_party_is_waited_for_a_minute_whatever_else_the_file_says_of_the_network():
+    assert config().network.patience == 60
+    named = config(network={"host": "bank.example"}).network
+    assert (named.host, named.patience) == ("bank.example", 60)
+    assert config(network={"patience": 5}).network.patience == 5
 
 
 @pytest.mark.parametrize(

@@ -169,11 +169,11 @@ def test_private_draws_do_not_follow_from_the_seed_that_all_parties_know(tmp_pat
     # A run that goes on repeats its own draws: labels that are randomised twice are less private.
     store = VerticalStore(tmp_path / "run")
     store.create_for(settings, "0" * 32)
-    federation, recorders = recorded(settings, planted(), stores={n: ClientStore(tmp_path / n) for n in PARTIES})
-    federation.store = store
+    stores = {n: ClientStore(tmp_path / n) for n in PARTIES}
+    federation, recorders = recorded(settings, planted(), stores=stores, store=store)
     drawn, gradient = sent(federation, recorders)
-    again, others = recorded(settings, planted(), stores={n: ClientStore(tmp_path / n) for n in PARTIES})
-    resumed = again.resume(store)
+    again, others = recorded(settings, planted(), stores=stores, store=store)
+    resumed = again.resume()
     resumed.one_round()
     assert torch.equal(resumed.labels.y, drawn)
     assert torch.equal(others["shop"].messages("step", "down")[1].payload.tensors["gradient"], gradient)

@@ -84,6 +84,8 @@ def test_plan_reports_ids_that_nearly_match():
     assert near_ids(["A-1", "b2", "x9"], ["a1", "B2", "y8"]) == ("without punctuation", 1)
     assert near_ids(["007"], ["7"]) == ("by their digits without leading zeros", 1)
     assert near_ids(["ID 12"], ["12"]) == ("by their digits alone", 1)
+    # One party's program took the ids for numbers; punctuation left out, 12.0 would be 120, which may be another's.
+    assert near_ids(["12.0", "13.00", "14.5"], ["12", "13", "120"]) == ("without the .0 of numbers", 2)
     assert near_ids(["B-00001"], ["S-00001"]) is None  # other people, numbered alike
 
 
@@ -145,9 +147,14 @@ def test_a_number_beyond_all_measure_is_a_missing_cell(demo: Path):
     assert all(0 <= p <= 1 for answer in missing for p in answer["probabilities"].values())
 
 
-def test_files_are_given_by_party(demo: Path):
+def test_files_are_given_by_party_and_a_path_may_have_commas(demo: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="write party=file"):
         commands.predict(demo / "run", ["bank.csv"])
+    data, odd, out = demo / "data", tmp_path / "new, of may.csv", tmp_path / "out.jsonl"
+    odd.write_bytes((data / "new_bank.csv").read_bytes())
+    plain = commands.predict(demo / "run", [f"bank={data / 'new_bank.csv'}", f"shop={data / 'new_shop.csv'}"], out)
+    for files in ([f"bank={odd},shop={data / 'new_shop.csv'}"], [f" shop = {data / 'new_shop.csv'} , bank = {odd}"]):
+        assert commands.predict(demo / "run", files, out) == plain
 
 
 def test_a_run_is_not_overwritten_and_a_changed_config_is_noticed(demo: Path, tmp_path: Path):

@@ -13,6 +13,7 @@ from h2tune.cli.options import Json, Out, of_no_use, plain_errors
 from h2tune.cli.output import print_comparison
 from h2tune.utils.processes import process_context
 
+DEFAULT, ALL = "local,h2tune-unshared,h2tune", "all"
 Number = TypeVar("Number", int, float)
 
 
@@ -22,8 +23,12 @@ def compare(
         str, typer.Argument(help="A federation's YAML file, or `demo`. `{seed}` in a source is the run's seed.")
     ],
     methods: Annotated[
-        str, typer.Option(help="Names with commas between, or `all`; see `h2tune methods`.")
-    ] = "local,h2tune-unshared,h2tune",
+        str | None,
+        typer.Option(
+            help="Names with commas between, or `all`; see `h2tune methods`. By default"
+            f" {DEFAULT.replace(',', ', ')}; of a vertical file all."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, ...")] = 5,
     out: Out = None,
     n_train: Annotated[
@@ -47,7 +52,7 @@ def compare(
             from h2tune.cli import vertical
 
             of_no_use({"--n-train": n_train, "--tune": tune, "--jobs": jobs})
-            vertical.compare(Path(file), methods, seeds, out, as_json)
+            vertical.compare(Path(file), ALL if methods is None else methods, seeds, out, as_json)
             return
         process_context("h2tune.federation")
         from h2tune.comparison.compare import compare as run_compare
@@ -59,7 +64,7 @@ def compare(
 
         result = run_compare(
             file,
-            compare_names(methods),
+            compare_names(DEFAULT if methods is None else methods),
             seeds,
             folder,
             n_train=sizes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -20,8 +21,10 @@ from h2tune.vertical.config import VerticalConfig, load_vertical
 from h2tune.vertical.exposure import STAYS, leaves
 from h2tune.vertical.federation import run as run_vertical
 from h2tune.vertical.methods import METHODS
-from h2tune.vertical.plan import VerticalPlan, make_plan
+from h2tune.vertical.plan import VerticalPlan, plan_of_file
 from h2tune.vertical.predictor import Predictor
+
+NEXT_PARTY = r",(?=\s*[A-Za-z0-9][A-Za-z0-9._-]*\s*=)"
 
 
 def train(
@@ -77,7 +80,7 @@ def print_result(metrics: dict[str, Any]) -> None:
 
 def plan(file: Path, as_json: bool = False) -> VerticalPlan:
     """`h2tune plan`: what each party has and sends, before anything is trained."""
-    found = make_plan(load_vertical(file))
+    found = plan_of_file(file)
     if as_json:
         print(json.dumps(found.plain(), indent=1))
         return found
@@ -165,7 +168,8 @@ def predict(run_dir: Path, files: Sequence[str], out: Path | None = None) -> lis
         ConfigError: if a file is not given so.
     """
     tables: dict[str, str] = {}
-    for part in (piece for entry in files for piece in entry.split(",")):
+    # A comma that no `party=` follows belongs to the path.
+    for part in (piece for entry in files for piece in re.split(NEXT_PARTY, entry)):
         name, equals, path = part.partition("=")
         if not equals:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """What a YAML file may say, and how it is read."""
 
 from h2tune.config.mistakes import in_lines, in_words
-from h2tune.config.reading import ConfigError, load_config, load_past_mistakes, parse_config, read_yaml
+from h2tune.config.reading import ConfigError, load_config, load_past_mistakes, parse_config, read_yaml, without
 from h2tune.config.schema import (
     Budget,
     Cache,
@@ -41,4 +41,5 @@ __all__ = [
     "load_past_mistakes",
     "parse_config",
     "read_yaml",
+    "without",
 ]

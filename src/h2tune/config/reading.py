@@ -132,14 +132,14 @@ def load_past_mistakes(path: str | Path) -> tuple[Experiment | None, list[str]]:
         return None, problems
     except ValidationError as error:
         try:
-            return Experiment.model_validate(_without(data, [e["loc"] for e in error.errors()])), problems
+            return Experiment.model_validate(without(data, [e["loc"] for e in error.errors()])), problems
         except ValidationError:
             pass
     return None, problems
 
 
-def _without(data: dict[str, Any], places: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Plain data without the keys at these places."""
+def without(data: dict[str, Any], places: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Plain data without the keys at these places, which are those of ``ValidationError.errors()``."""
     data = copy.deepcopy(data)
     for place in places:
         at: Any = data

@@ -37,7 +37,7 @@ from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.attention import about_columns
 from h2tune.vertical.config import VerticalConfig, parse_vertical
 from h2tune.vertical.exchange import Exchange
-from h2tune.vertical.federation import Federation, Watcher, alone, collect, salt_of, warn
+from h2tune.vertical.federation import Federation, Watcher, alone, check_vectors, collect, salt_of, warn
 from h2tune.vertical.fingerprint import check_data, data_fingerprint
 from h2tune.vertical.methods import prepare
 from h2tune.vertical.parties import load_party
@@ -236,6 +236,7 @@ def serve_vertical(
         cure = f"begin anew: move {store.folder} away and start the server again"
         check_data(store.folder, config, names=[name], cure=cure)
     data = load_party(config, config.active, salt_of(config, name))
+    check_vectors(config, data)
     kit.keep_own(own)
     identity = store.open_vertical(config) if opened else store.create_for(config, secrets.token_hex(16), resume=True)
     if not opened:
@@ -248,14 +249,13 @@ def serve_vertical(
         names = [party.name for party in config.passive]
         network = Network(channel, names, kit.about.federation, config.network, tell, clock, AccessList(kit.engine))
         exchange = Exchange(identity, config.method.name, names, network, store, config.network.largest)
-        federation = Federation(config, data, exchange)
+        federation = Federation(config, data, exchange, store)
         with status.kept(lambda: _standing(federation, network)):
             if not network.wait(names, len(names), first=True) and not opened:
                 raise AlignmentError(f"Not all of {', '.join(names)} joined within {config.network.gather:g} s.")
             joined = time.perf_counter() - begin
-            federation.store = store
             if opened:
-                federation.resume(store)
+                federation.resume()
             told = (lambda record: watcher.round_done(record, config.rounds)) if watcher else (lambda record: None)
             active = federation.run(told)
         metrics = collect(config, active, time.perf_counter() - begin) | {"seconds_to_join": joined}

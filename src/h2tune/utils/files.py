@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 
 from h2tune.errors import H2TuneError
 
+LOCK = ".lock"  # the file of a claim
+
 
 class StoreError(H2TuneError, RuntimeError):
     """A run directory cannot be used as asked; the text says what to do."""
@@ -20,10 +22,10 @@ class Claim:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = FileLock(folder / ".lock")
+        self._lock = FileLock(folder / LOCK)
 
     def take(self) -> None:
-        """Claim the folder, which must be there; again is no mistake.
+        """Claim the folder, which is made if it is not there; again is no mistake.
 
         Raises:
             StoreError: another process has it.

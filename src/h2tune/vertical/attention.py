@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from h2tune.vertical.align import FORMS, as_keys, looser, normalise
+from h2tune.vertical.align import DECIMALS, FORMS, as_keys, looser, normalise
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.parties import PartyData
 from h2tune.vertical.table import CATEGORIES
@@ -26,7 +26,7 @@ def near_ids(mine: list[str], theirs: list[str]) -> tuple[str, int] | None:
 def _common(mine: list[str], theirs: list[str], form: str) -> set[str]:
     """What ids have in common in a looser form; by digits alone only where one of the two has nothing else."""
     first, second = ({looser(i, form) for i in ids} for ids in (mine, theirs))
-    if form == FORMS[0]:
+    if form in (FORMS[0], DECIMALS):
         return (first & second) - {""}
     plain = [{looser(i, form) for i in ids if i.isdigit()} for ids in (mine, theirs)]
     return ((plain[0] & second) | (first & plain[1])) - {""}

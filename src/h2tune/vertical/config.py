@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from h2tune.config import ConfigError, Name, NetworkConfig, in_lines, in_words, read_yaml
+from h2tune.config import ConfigError, Name, NetworkConfig, in_lines, in_words, read_yaml, without
 
 
 class _Strict(BaseModel):
@@ -26,7 +26,11 @@ class Align(_Strict):
         "hmac",
         description="`hmac`: keyed hashes of the ids; `psi`: private set intersection (pip install openmined-psi)",
     )
-    salt: str | None = Field(None, description="secret shared by all parties; by default derived from the seed")
+    salt: str | None = Field(
+        None,
+        description="secret shared by all parties; by default `h2tune run` derives it from the seed, and"
+        " `h2tune provision` draws one at random",
+    )
 
 
 class Label(_Strict):
@@ -36,7 +40,8 @@ class Label(_Strict):
     column: str = Field(description="its label column")
     classes: list[str] | None = Field(
         None,
-        description="all classes, also those that the active party has no row of; by default what the parties hold",
+        description="all classes; by default those of the active party's rows, so name them where another party labels a"
+        " class that the active party has no row of",
     )
     vectors: str | None = Field(
         None, description="a CSV file with a public vector of each class, for `unseen: described`"
@@ -166,6 +171,14 @@ class Exposure(_Strict):
     )
 
 
+class VerticalNetwork(NetworkConfig):
+    """Where the active party's server is found, and how long it waits. `h2tune run` ignores these keys."""
+
+    patience: float = Field(
+        60, ge=0, description="seconds to wait for a lost party; then the others go on without its view"
+    )
+
+
 class VerticalConfig(_Strict):
     """A whole vertical federation."""
 
@@ -183,8 +196,7 @@ class VerticalConfig(_Strict):
         "local",
         description="`local` also trains the active party alone, and reports its scores beside the federation's",
     )
-    # `patience`: seconds for a lost party; then the others go on.
-    network: NetworkConfig = Field(NetworkConfig(patience=60), description="deadlines and the server's address")
+    network: VerticalNetwork = Field(VerticalNetwork(), description="deadlines and the server's address")
 
     @field_validator("method", mode="before")
     @classmethod
@@ -279,6 +291,28 @@ def parse_vertical(data: Any, folder: Path | None = None, seed: int | None = Non
         raise ConfigError(in_lines(error.errors(), data, _explain)) from None
 
 
+def load_past_mistakes(path: str | Path) -> tuple[VerticalConfig | None, list[str]]:
+    """As `load_vertical`, but mistakes are returned: with the config less the keys that are wrong, if that is one.
+
+    Raises:
+        ConfigError: if the file cannot be read.
+    """
+    data, folder = read_yaml(path), Path(path).parent
+    try:
+        return parse_vertical(data, folder), []
+    except ConfigError as error:
+        problems = error.problems
+    try:
+        meant = _resolve(data, folder)
+        VerticalConfig.model_validate(meant)
+    except ValidationError as error:
+        try:
+            return VerticalConfig.model_validate(without(meant, [e["loc"] for e in error.errors()])), problems
+        except ValidationError:
+            pass
+    return None, problems
+
+
 _FILES = {"train", "test", "model", "vectors"}
 
 
@@ -296,7 +330,7 @@ def _resolve(value: Any, folder: Path, key: str = "") -> Any:
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "method": MethodConfig, "align": Align, "label": Label, "parties": PartyConfig, "encoder": EncoderConfig,
-    "training": Training, "evaluation": Evaluation, "exposure": Exposure, "network": NetworkConfig,
+    "training": Training, "evaluation": Evaluation, "exposure": Exposure, "network": VerticalNetwork,
 }  # fmt: skip
 
 

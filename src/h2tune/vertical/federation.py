@@ -8,9 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
-from h2tune.session import EventLog
 from h2tune.store import ClientStore
 from h2tune.tasks.fingerprint import keep_fingerprint
 from h2tune.transport.inprocess import InProcess
@@ -20,7 +17,7 @@ from h2tune.utils.seeds import derive
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
 from h2tune.vertical.align import AlignmentError
-from h2tune.vertical.attention import about_tables
+from h2tune.vertical.attention import about_tables, class_names
 from h2tune.vertical.config import VerticalConfig, load_vertical
 from h2tune.vertical.evaluation import evaluate
 from h2tune.vertical.exchange import Direct, Exchange, PartyGone
@@ -32,7 +29,8 @@ from h2tune.vertical.methods.base import configure
 from h2tune.vertical.parties import PartyData, load_party
 from h2tune.vertical.passive import Passive
 from h2tune.vertical.run_store import VerticalStore, keep_top
-from h2tune.vertical.table import TableError, read_table
+from h2tune.vertical.table import TableError
+from h2tune.vertical.vectors import class_vectors
 
 
 class Watcher(Protocol):
@@ -52,7 +50,7 @@ def load_parties(config: VerticalConfig, frames: Frames | None = None) -> dict[s
     """The data of all parties, for a run in one process; the active party comes first.
 
     Raises:
-        TableError, AlignmentError: with the first mistake of every party.
+        TableError, AlignmentError: with the first mistake of every party, and of the class vectors.
     """
     found: dict[str, PartyData] = {}
     mistakes: list[TableError | AlignmentError] = []
@@ -62,35 +60,42 @@ def load_parties(config: VerticalConfig, frames: Frames | None = None) -> dict[s
             found[party.name] = load_party(config, party, salt_of(config, party.name), frame)
         except (TableError, AlignmentError) as error:
             mistakes.append(error)
+    try:
+        check_vectors(config, found.get(config.label.party))
+    except TableError as error:
+        mistakes.append(error)
     if mistakes:
         raise type(mistakes[0])("\n".join(map(str, mistakes)))
     return found
 
 
-def class_vectors(config: VerticalConfig, classes: list[str]) -> torch.Tensor | None:
-    """Public vectors of the classes (C x q) from a file whose first column names the class.
+def check_vectors(config: VerticalConfig, active: PartyData | None) -> None:
+    """Read the class vectors, so that a mistake in them shows before anything is written.
+
+    Args:
+        active: None where its table has a mistake; the vectors of the classes that the config names are read all the same.
 
     Raises:
-        TableError: if a class has no vector.
+        TableError: see `class_vectors`.
     """
-    if config.label.vectors is None:
-        return None
-    table = read_table(config.label.vectors)
-    rows = {str(name): values for name, *values in table.itertuples(index=False)}
-    if missing := [name for name in classes if name not in rows]:
-        raise TableError(f"{config.label.vectors}: there is no vector of the class {missing[0]!r}.")
-    return torch.tensor([[float(v) for v in rows[name]] for name in classes])
+    class_vectors(config, sorted(class_names(config, active)) if active else config.label.classes or ())
 
 
 class Federation:
-    """One vertical federation with the means to run it: its parties, the way to them, and where it is kept."""
+    """One vertical federation with the means to run it.
+
+    Args:
+        data: of the active party.
+        exchange: the way to the others.
+        store: where the run is kept; without one nothing is.
+    """
 
     def __init__(
-        self, config: VerticalConfig, data: PartyData, exchange: Exchange, log: EventLog | None = None
+        self, config: VerticalConfig, data: PartyData, exchange: Exchange, store: VerticalStore | None = None
     ) -> None:
-        self.config, self.data, self.exchange, self.log = config, data, exchange, log or exchange.session.log
+        self.config, self.data, self.exchange, self.store = config, data, exchange, store
+        self.log = exchange.session.log
         self.active: Active | None = None
-        self.store: VerticalStore | None = None
 
     def open(self) -> Active:
         """Match people and classes; every mistake in the data shows here."""
@@ -108,12 +113,12 @@ class Federation:
         vectors = class_vectors(self.config, meeting.classes)
         return Active(self.config, self.data, meeting, self.exchange, vectors, secret)
 
-    def resume(self, store: VerticalStore) -> Active:
-        """Go on from the last commit of a run that was opened before."""
-        self.store = store
+    def resume(self) -> Active:
+        """Go on from the last commit in the store, which must be there."""
+        store = self.store
+        committed = store.committed() if store else None
+        assert store is not None and committed is not None
         self.active = self._build(store.meeting(), store.secret())
-        committed = store.committed()
-        assert committed is not None
         number, tensors, records = committed
         self.active.restore(number, tensors, records)
         self.exchange.load(records["exchange"])
@@ -187,10 +192,12 @@ def _opened(store: VerticalStore, config: VerticalConfig, frames: Frames | None)
 
 
 def _begun(
-    store: VerticalStore, config: VerticalConfig, frames: Frames | None, resume: bool
+    store: VerticalStore, claim: Claim, config: VerticalConfig, frames: Frames | None, resume: bool
 ) -> tuple[str, dict[str, PartyData]]:
     """Identity and data of a new run; every mistake in a table shows before anything is written."""
     data = load_parties(config, frames)
+    store.check_free(resume)  # a folder of something else does not get so much as a lock
+    claim.take()
     identity = store.create_for(config, secrets.token_hex(16), resume)
     keep_fingerprint(store.folder, data_fingerprint(config, frames))
     return identity, data
@@ -228,13 +235,13 @@ def _run(
     config: VerticalConfig, claim: Claim, resume: bool, frames: Frames | None, watcher: Watcher | None
 ) -> dict[str, Any]:
     begin, store = time.perf_counter(), VerticalStore(claim.folder)
+    if resume and store.exists:
+        claim.take()  # before a look at how far it is, which nobody else may change from here on
     opened = resume and store.exists and store.committed() is not None
     if opened:
-        claim.take()
         identity, data = _opened(store, config, frames)
     else:
-        identity, data = _begun(store, config, frames, resume)
-        claim.take()
+        identity, data = _begun(store, claim, config, frames, resume)
         warn(config, data, store, watcher)
     parties = {
         p.name: Passive(config, data[p.name], salt_of(config, p.name), ClientStore(store.folder / "clients" / p.name))
@@ -242,11 +249,9 @@ def _run(
     }
     names = [p.name for p in config.passive]
     exchange = Exchange(identity, config.method.name, names, InProcess(dict(parties)), store, config.network.largest)
-    federation = Federation(config, data[config.label.party], exchange)
+    federation = Federation(config, data[config.label.party], exchange, store)
     if opened:
-        federation.resume(store)
-    else:
-        federation.store = store
+        federation.resume()
 
     def told(record: dict[str, Any]) -> None:
         # In one process every party's own figures are at hand; over a network nobody else sees them.

@@ -126,16 +126,15 @@ def _weights(cost: Tensor, targets: Tensor, round: int, method: MethodConfig) ->
 def train(
     encoder: nn.Module, nu: Tensor, optimisers: list[torch.optim.Optimizer], x: Tensor, found: Assignment, mu: Tensor,
     method: MethodConfig, training: Training, generator: torch.Generator,
-) -> float | None:  # fmt: skip
-    """Steps on the kept rows; returns the mean loss, or None where nothing was kept."""
+) -> None:  # fmt: skip
+    """Steps on the kept rows, if any were kept."""
     kept = found.kept
-    if not len(kept) or not training.local_steps:
-        return None
+    if not len(kept):
+        return
     x, targets, weights = x[kept], found.targets[kept], found.weights[kept]
     shares = (weights[:, None] * targets).sum(0) / weights.sum()
     if not method.adjust:
         shares = (shares > 0).float()
-    total = 0.0
     for _ in range(training.local_steps):
         rows = torch.randperm(len(x), generator=generator)[: training.batch]
         z = encoder(corrupt(x[rows], x, training.corrupt, generator))
@@ -149,8 +148,6 @@ def train(
         torch.autograd.backward(value)
         for optimiser in optimisers:
             optimiser.step()
-        total += float(value.detach())
-    return total / training.local_steps
 
 
 def _means_of(encoder: nn.Module, x: Tensor, targets: Tensor, weights: Tensor, mu: Tensor) -> Tensor:

@@ -142,7 +142,11 @@ def _check_shared(
 
 
 def _classes(config: VerticalConfig, data: PartyData, salt: str, spoken: dict[str, Tensor | None]) -> list[str]:
-    """All classes: the declared ones, or the active party's and after them those that only others have."""
+    """All classes: the declared ones, or those of the active party's rows.
+
+    Raises:
+        AlignmentError: if somebody labels rows with another class, or nobody can know one of them.
+    """
     own = sorted({label for label in data.train.labels if label is not None})
     classes = list(config.label.classes or own)
     if unknown := [c for c in own if c not in classes]:

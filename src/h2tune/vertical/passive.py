@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from h2tune.vertical.prototypes import class_means
 from h2tune.vertical.psi import Responder
 from h2tune.vertical.run_store import write_party
 
-Watch = Callable[..., None]
 CHUNK = 65536  # rows that are embedded at a time
 
 
@@ -37,12 +35,10 @@ class Passive:
 
     Args:
         store: where its private state is kept; without one a restart loses it.
-        watch: told of every local round: party, round, phase, step, steps, loss.
     """
 
-    def __init__(self, config: VerticalConfig, data: PartyData, salt: str, store: ClientStore | None = None,
-                 watch: Watch | None = None) -> None:  # fmt: skip
-        self.config, self.data, self.salt, self.store, self.watch = config, data, salt, store, watch
+    def __init__(self, config: VerticalConfig, data: PartyData, salt: str, store: ClientStore | None = None) -> None:
+        self.config, self.data, self.salt, self.store = config, data, salt, store
         self.name, self.round, self.sizes, self.process = data.name, 0, Sizes(), secrets.token_hex(8)
         training = config.training
         self.encoder = make_encoder(
@@ -203,8 +199,8 @@ class Passive:
             z, self.free_labels, t["nu"], t["mu"], t["prior"], self.round, self.config.method, self.declared, aligned
         )
         generator = torch.Generator().manual_seed(derive(self.config.seed, "local", self.name, self.round))
-        loss = local_round.train(self.encoder, self.nu, [self.optimiser, self.nu_optimiser], self.free_x, found, t["mu"],
-                                 self.config.method, self.config.training, generator)  # fmt: skip
+        local_round.train(self.encoder, self.nu, [self.optimiser, self.nu_optimiser], self.free_x, found, t["mu"],
+                          self.config.method, self.config.training, generator)  # fmt: skip
         kept = found.kept
         mass = found.weights[kept, None] * found.targets[kept]
         mu, counts = class_means(F.normalize(self.embed(self.free_x[kept]), dim=1), mass)
@@ -216,8 +212,6 @@ class Passive:
         if self.store:
             running = {f"average/{name}": tensor for name, tensor in self.average.items()}
             self.store.save_state(self.round, pack(self._parts()) | running)
-        if self.watch:
-            self.watch(self.name, self.round, "local", 1, 1, loss)
         mu = torch.where(counts[:, None] > 0, mu, 0.0)
         return Payload({"nu": self.nu.detach().clone(), "mu": mu, "counts": counts, "prior": found.shares})
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from h2tune.config import ConfigError
+from h2tune.errors import H2TuneError
 from h2tune.vertical.align import as_keys
 from h2tune.vertical.attention import about_tables, class_names
-from h2tune.vertical.config import VerticalConfig
+from h2tune.vertical.config import MethodConfig, VerticalConfig, load_past_mistakes
 from h2tune.vertical.exchange import Direct
 from h2tune.vertical.federation import load_parties, salt_of
 from h2tune.vertical.fingerprint import Frames
@@ -91,6 +94,32 @@ def make_plan(config: VerticalConfig, frames: Frames | None = None) -> VerticalP
         plans.append(PartyPlan(name, "active" if is_active else "passive", len(party.train), columns, party.width, aligned,
                                labelled, *((0, 0, 0) if is_active else (up, down, 16 * (len(party.train) + tests)))))  # fmt: skip
     return VerticalPlan(plans, int(any_other.sum()), classes, _warnings(config, data, plans))
+
+
+def plan_of_file(path: str | Path) -> VerticalPlan:
+    """The plan of a YAML file. Keys that are wrong hide no mistake in the data: whoever mends the file learns of all at once.
+
+    Raises:
+        ConfigError: with every mistake in the file, and what `make_plan` says without the keys that are wrong.
+        TableError, AlignmentError: if nothing is wrong but the data.
+    """
+    config, mistakes = load_past_mistakes(path)
+    if config is None:
+        raise ConfigError(mistakes)
+    try:
+        method_named(config.method.name)
+    except ConfigError as error:
+        mistakes += error.problems
+        config = config.model_copy(update={"method": config.method.model_copy(update={"name": MethodConfig().name})})
+    try:
+        found = make_plan(config)
+    except H2TuneError as error:
+        if not mistakes:
+            raise
+        mistakes.append(str(error))
+    if mistakes:  # figures without the keys that are wrong would be another federation's
+        raise ConfigError(mistakes)
+    return found
 
 
 def _warnings(config: VerticalConfig, data: dict[str, PartyData], plans: list[PartyPlan]) -> list[str]:

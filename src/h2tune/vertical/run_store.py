@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from h2tune.store import SCHEMA, RunStore, differences
-from h2tune.utils.files import StoreError, write_atomic
+from h2tune.utils.files import LOCK, StoreError, write_atomic
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
 from h2tune.vertical.config import VerticalConfig, parse_vertical
@@ -34,19 +34,28 @@ def not_ended(folder: Path) -> StoreError:
 class VerticalStore(RunStore):
     """A run directory whose config has parties."""
 
-    def create_for(self, config: VerticalConfig, identity: str, resume: bool = False) -> str:
-        """Start a new run here.
+    def check_free(self, resume: bool = False) -> None:
+        """Whether a new run may begin here.
 
         Args:
             resume: a run that was never opened may be begun anew.
 
         Raises:
-            StoreError: if the folder holds a run or anything else.
+            StoreError: if the folder holds a run or anything else; the lock of a claim is nothing.
         """
-        if self.exists and not resume:
+        if self.exists and not (resume and self.committed() is None):
             raise StoreError(f"{self.folder} holds a run already: go on with --resume, or choose another --out.")
-        if not self.exists and self.folder.is_dir() and any(self.folder.iterdir()):
+        held = self.folder.iterdir() if self.folder.is_dir() and not self.exists else ()
+        if any(path.name != LOCK for path in held):
             raise StoreError(f"{self.folder} is not empty and holds no run: choose another --out.")
+
+    def create_for(self, config: VerticalConfig, identity: str, resume: bool = False) -> str:
+        """Start a new run here.
+
+        Raises:
+            StoreError: see `check_free`.
+        """
+        self.check_free(resume)
         about = {"schema": SCHEMA, "run": identity, "version": __version__, "kind": "vertical"}
         write_atomic(self.folder / "config.yaml", config.to_yaml().encode())
         write_atomic(self.folder / "run.json", json.dumps(about).encode())
