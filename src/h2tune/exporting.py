@@ -103,7 +103,7 @@ def _measured(trained: Trained, model: nn.Module) -> tuple[float, int] | None:
     try:
         seed = derive(trained.experiment.seed, client.name, "data")
         examples = read_part(client, task, "test", seed=seed)[:_MEASURED]
-        encoded = encode_rows(client, task, base, examples)
+        encoded = encode_rows(client, base, examples)
     except (tasks.TaskError, OSError):
         return None
     whole: Any = model  # PEFT's wrapper passes on what a model of Transformers has

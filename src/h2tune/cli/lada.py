@@ -22,7 +22,7 @@ def demo(out: Path, seed: int, as_json: bool = False, **changes: Any) -> dict[st
     """Run LaDa with every client alone beside it, then with all samples and with random ones at equal bytes; a table of all.
 
     Args:
-        out: folder for the run; the other two lie under ``beside/`` in it.
+        out: folder for the run; the other runs lie under ``beside/`` in it.
         changes: keys of the experiment, for a shorter demo.
 
     Returns:

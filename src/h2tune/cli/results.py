@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from h2tune.cli.options import Out, Run, fail, no_file, no_folder, of_no_use, plain_errors
+from h2tune.cli.options import Run, fail, no_file, no_folder, of_no_use, plain_errors
 
 
 def report(run_dir: Run) -> None:
@@ -33,9 +33,17 @@ def report(run_dir: Run) -> None:
 
 def export(
     run_dir: Run,
-    client: Annotated[str | None, typer.Option(help="Whose adapter; not needed for a client's kit.")] = None,
+    client: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose adapter; not needed for a client's kit. Of a vertical run: parties, with commas between."
+        ),
+    ] = None,
     to: Annotated[str, typer.Option(help="`peft`: a standard LoRA; `merged`: the whole model.")] = "peft",
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for what is made; by default export/ in the run's or kit's folder."),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, bfloat16 or float16; by default float32 for peft, the base's for merged."),

@@ -126,7 +126,11 @@ class Training(_Strict):
         description="for A, B and a head (and the whole adapter in `local`); by default 0.002 for models of the zoo,"
         " 0.0003 for all others",
     )
-    core_learning_rate: float = Field(2e-2, gt=0, description="for S, P and M")
+    core_learning_rate: float = Field(
+        2e-2,
+        gt=0,
+        description="for S, P and M; with `core_rule: gradient`, which `h2tune` has by default, the length of a step of S",
+    )
     weight_decay: Literal[0] | float = Field(0.0, ge=0, description="for a head only; S, A and B have none")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="over all rounds")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of all updates in which the rate rises")
@@ -173,7 +177,7 @@ class Evaluation(_Strict):
 
     every: int = Field(1, ge=1, description="score validation data every this many rounds")
     curves: bool = Field(False, description="also score test data then, for the curves; no choice is ever based on it")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="examples that are scored in one pass")
     n_validation: int | None = Field(200, ge=1, description="at most this many validation rows")
 
 

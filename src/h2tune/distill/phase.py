@@ -116,9 +116,7 @@ def learn(reasoner: Reasoner, host: AdapterClient, phase: Phase, round: int, ste
     phase.lessons = _referenced(reasoner, phase.lessons)
     phase.moves = []
     model = host.activate()
-    loss = _Loss(
-        model, reasoner, phase, _turns(phase.lessons, _share(phase, steps, context.training.batch_size), round)
-    )
+    loss = _Loss(model, reasoner, phase, _turns(phase.lessons, _share(phase, context.training.batch_size), round))
     update = replace(host.update_of(settings.phase), loss=loss)
     batches = context.batches(round, "distil")
     context.train(LocalTraining.of_one_kind(model, "distil", steps, update, batches))
@@ -162,7 +160,7 @@ def _referenced(reasoner: Reasoner, lessons: Sequence[Lesson]) -> list[Lesson]:
     return [replace(lesson, references=tuple(next(scores).logp for _ in lesson.rows)) for lesson in lessons]
 
 
-def _share(phase: Phase, steps: int, batch_size: int) -> int:
+def _share(phase: Phase, batch_size: int) -> int:
     """Questions of an update: a pass through all of them where that fits into a batch."""
     return max(1, min(len(phase.lessons), max(batch_size // 2, 1)))
 

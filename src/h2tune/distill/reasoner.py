@@ -41,7 +41,6 @@ class Reasoner:
 
     Attributes:
         dropped: paths that could not be used so far, by reason.
-        tokens, seconds: written so far, for the figure of tokens per second.
     """
 
     def __init__(self, context: ClientContext, questions: Questions, settings: LadaSettings) -> None:

@@ -16,6 +16,7 @@ class BiasClient(LocalClient):
     """Its adapter stays at 0."""
 
     protects_rows = False  # the bias is fitted to the rows
+    hosts = False  # nothing is trained in its rounds
 
     def train(self, round: int, payload: Payload) -> Payload:
         return Payload()

@@ -60,6 +60,7 @@ def directions(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
 class CrossLoraClient(FactorClient):
     settings: CrossLoraSettings
     offset = True
+    hosts = False
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:

@@ -75,7 +75,7 @@ def load_data(
     problems = []
     for part, examples in parts.items():
         try:
-            splits[part] = Split(examples, encode_rows(config, task, base, examples))
+            splits[part] = Split(examples, encode_rows(config, base, examples))
         except TaskError as error:
             problems.append(f"{part}: {error}")
     if problems:
@@ -114,7 +114,7 @@ def read_rows(
         for part, others in (("train", train), ("test", test)):
             if common := tasks.overlap(others, validation):
                 warnings.warn(f"{common} of {len(validation)} validation examples are also in {part}", stacklevel=3)
-    _note_join(task, train)
+    _note_join(train)
     return train, validation, test, leaked
 
 
@@ -144,7 +144,7 @@ def max_length(config: ClientConfig, base: LoadedModel) -> int:
     return config.max_length or base.context
 
 
-def encode_rows(config: ClientConfig, task: Task, base: LoadedModel, examples: Sequence[Example]) -> list[Encoded]:
+def encode_rows(config: ClientConfig, base: LoadedModel, examples: Sequence[Example]) -> list[Encoded]:
     """Examples as the model reads them.
 
     Raises:
@@ -185,7 +185,7 @@ def _note_room(config: ClientConfig, task: Task, base: LoadedModel, test: Sequen
         )
 
 
-def _note_join(task: Task, train: Sequence[Example]) -> None:
+def _note_join(train: Sequence[Example]) -> None:
     """Say where prompts and answers run into each other in every row: seldom meant, and not ours to change."""
     plain = [e for e in train if e.answer and not e.messages]
     if plain and all(e.prompt[-1:].isalnum() and e.answer[:1].isalnum() for e in plain):
