@@ -39,8 +39,8 @@ def kits(experiment: Experiment, folder: Path, federation: str = FEDERATION) -> 
 
 
 class _Kit(Kit):
-    def check_certificate(self, now: datetime | None = None) -> datetime:
-        return datetime(2100, 1, 1, tzinfo=UTC)
+    def validity(self) -> tuple[datetime, datetime]:
+        return datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
 class SimulatedNetwork:

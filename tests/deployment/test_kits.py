@@ -21,7 +21,6 @@ from h2tune.config import ConfigError
 from h2tune.deployment.join import Participant
 from h2tune.deployment.kits import Kit, KitError, own_values
 from h2tune.deployment.provision import with_public_files
-from h2tune.deployment.status import StatusFile, describe, running
 from h2tune.protocol.codec import Message, ProtocolError, decode, encode
 from h2tune.transport.envelope import Envelope, progress, unpack
 from h2tune.transport.nvflare.engine_log import CLOSED, Sentences, Trouble, judge
@@ -183,27 +182,6 @@ def test_what_a_client_cannot_answer_is_said_without_its_own_words(
         "could not be answered (ValueError)"
         in decode(answer(encode(Message("round", "r", 1, "c0", "h2tune")))).payload.meta["reason"]
     )
-
-
-def test_one_process_at_a_time_works_on_a_kit(tmp_path: Path) -> None:
-    kit = kits(small(), tmp_path)["c0"]
-    StatusFile(kit).write(busy=False)
-    assert running(kit) is None  # that is ourselves
-    status = kit.folder / "status.json"
-    said = json.loads(status.read_text())
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        status.write_text(json.dumps(said | {"pid": other.pid}))
-        assert running(kit) == other.pid and describe(kit)["state"] == "running"
-        with pytest.raises(KitError, match=f"is in use by process {other.pid}"):
-            StatusFile(kit)
-    finally:
-        other.kill()
-        other.wait()
-    assert running(kit) is None and describe(kit)["state"] == "stopped unexpectedly"
-    StatusFile(kit).write(over="finished")
-    status.write_text(json.dumps(json.loads(status.read_text()) | {"pid": other.pid}))
-    assert describe(kit)["state"] == "finished"
 
 
 def test_a_kit_carries_the_public_files_that_all_need(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_each_client_trains_alone_after_the_rounds_if_the_file_asks_for_it(tmp_p
     scenario.serve()
     kit, client = scenario.kits["c1"], scenario.experiment.clients[1]
     own = {key: getattr(client, key) for key in ("model", "train", "test", "validation")}
-    StatusFile(kit).write(over="finished")
+    with StatusFile(kit):
+        pass
     kit.keep_own(own)
     assert asked_for(kit, own)
     words = attend(kit, {})  # it was stopped before it had trained alone

@@ -33,6 +33,7 @@ from h2tune.transport.channel import SERVER, ChannelError
 from h2tune.transport.client_loop import ClientLoop
 from h2tune.transport.envelope import Envelope
 from h2tune.transport.nvflare.flare import Flare
+from h2tune.transport.nvflare.inbox import SPARE
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,24 @@ def test_letters_travel_encrypted_and_outlive_a_cut(made: tuple[Experiment, Path
         client.close()
         tap.close()
         through(kit.folder, experiment.network.port)
+
+
+def test_what_waits_is_bounded_by_the_largest_message_of_the_kit(made: tuple[Experiment, Path], server: Flare) -> None:
+    kit, most = Kit(made[1] / "c1"), made[0].network.largest
+    client, room = Flare(kit.engine, "client", "c1"), server._inbox.room
+    assert room == most + SPARE == client._inbox.room
+    try:
+        server._inbox.room = 1_000_000
+        send(client, SERVER, b"a" * 900_000)
+        send(client, SERVER, b"b" * 900_000)  # reaches the server, and is dropped there
+        send(client, SERVER, b"c" * 900)
+        assert [receive(server)[1][:1] for _ in range(2)] == [b"a", b"c"] and server.receive(0.2) is None
+        assert any("c1 sends more than is read" in text for text in server.told)
+        send(client, SERVER, b"d" * 900_000)  # once there is room it is taken
+        assert receive(server)[1][:1] == b"d"
+    finally:
+        server._inbox.room = room
+        client.close()
 
 
 @pytest.mark.slow

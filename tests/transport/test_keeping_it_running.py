@@ -127,14 +127,15 @@ def test_an_end_that_is_near_is_said_at_every_start(tmp_path: Path, monkeypatch:
         said.clear()
         end = datetime.now(UTC) + timedelta(days=days)
         monkeypatch.setattr(type(kit), "check_certificate", lambda self, now=None, end=end: end)
-        with connection(kit, StatusFile(kit), SimulatedNetwork().engine, said.append):
+        with StatusFile(kit) as status, connection(kit, status, SimulatedNetwork().engine, said.append):
             pass
         assert len(said) == warned and all("--renew c1" in text for text in said)
 
 
 def test_status_says_why_a_client_stopped(tmp_path: Path) -> None:
     kit = FaultScenario(tmp_path).kits["c1"]
-    with pytest.raises(DismissedError), connection(kit, StatusFile(kit), SimulatedNetwork().engine, print):
+    engine = SimulatedNetwork().engine
+    with pytest.raises(DismissedError), StatusFile(kit) as status, connection(kit, status, engine, print):
         raise DismissedError(PUT_OUT)
     assert describe(kit)["state"] == f"stopped: {PUT_OUT}"
 

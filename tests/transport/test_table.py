@@ -49,7 +49,7 @@ ROWS = {
         "test_hostile.py::test_what_a_client_says_of_itself_cannot_stop_the_server",
     ],
     "two processes use one kit": [
-        "deployment/test_kits.py::test_one_process_at_a_time_works_on_a_kit",
+        "deployment/test_status.py::test_one_process_at_a_time_works_on_a_kit",
         "transport/test_takeover.py::test_none_of_five_hundred_schedules_stalls",
         "transport/test_takeover.py::test_a_copied_kit_takes_over_and_nobody_waits",
     ],
@@ -88,7 +88,7 @@ ROWS = {
         "transport/test_revocation.py::test_a_renewed_certificate_cuts_off_the_old_one_and_the_new_kit_takes_part"
     ],
     "two servers use one kit": [
-        "deployment/test_kits.py::test_one_process_at_a_time_works_on_a_kit",
+        "deployment/test_status.py::test_one_process_at_a_time_works_on_a_kit",
         "transport/test_flare.py::test_a_second_server_with_the_same_kit_finds_the_port_taken",
     ],
     "a kit is older or newer": [

@@ -186,10 +186,8 @@ def test_none_of_five_hundred_schedules_stalls(block: int) -> None:
 def test_a_copied_kit_takes_over_and_nobody_waits(attempt: int, tmp_path: Path) -> None:
     """Over the real engine: one of the two ends with the reason, the other takes part."""
     with begun(tmp_path, rounds=500) as session:
-        # As on another machine: on this one status.json names the process that works on the original.
-        shutil.copytree(
-            tmp_path / "kits" / "c1", tmp_path / "kits" / "copy", ignore=shutil.ignore_patterns("status.json")
-        )
+        # As on another machine: nothing in the copy is locked.
+        shutil.copytree(tmp_path / "kits" / "c1", tmp_path / "kits" / "copy")
         session.start("copy")
         twins = {name: session.processes[name] for name in ("c1", "copy")}
         ended = until(lambda: [n for n, p in twins.items() if p.poll() is not None], "one of the two ends")

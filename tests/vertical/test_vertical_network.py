@@ -20,7 +20,9 @@ from simulated_network import FEDERATION, SimulatedClient, SimulatedNetwork
 from vertical.tables import config, planted
 
 from h2tune.config import ConfigError
-from h2tune.deployment.kits import SCHEMA, About, Kit, write_kit
+from h2tune.deployment import vertical
+from h2tune.deployment.kits import SCHEMA, About, Kit, KitError, write_kit
+from h2tune.deployment.status import describe
 from h2tune.deployment.vertical import (
     VerticalParticipant,
     concerns,
@@ -29,18 +31,21 @@ from h2tune.deployment.vertical import (
     provision_vertical,
     serve_vertical,
 )  # fmt: skip
+from h2tune.protocol.codec import Message, decode, encode
+from h2tune.transport import access
 from h2tune.utils.files import StoreError
 from h2tune.version import __version__
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.federation import run
+from h2tune.vertical.passive import Passive
 
 SALT = "a shared secret"
 WAITS = {"deadline": 60, "silence": 5, "gather": 30, "patience": 20}
 
 
 class _Kit(Kit):
-    def check_certificate(self, now: datetime | None = None) -> datetime:
-        return datetime(2100, 1, 1, tzinfo=UTC)
+    def validity(self) -> tuple[datetime, datetime]:
+        return datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
 def tables(folder: Path) -> dict[str, dict[str, str]]:
@@ -196,6 +201,61 @@ def test_kits_hold_only_what_concerns_a_party(tmp_path: Path):
     assert is_vertical_kit(tmp_path / "shop") and not is_vertical_kit(tmp_path)
     with pytest.raises(ConfigError, match="--train is missing"):
         config_of(Kit(tmp_path / "shop"), {})
+
+
+def test_the_active_party_is_running_while_it_trains_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scenario, seen, train = Scenario(tmp_path, rounds=1), [], vertical.alone
+    kit = _Kit(tmp_path / "server")
+
+    def alone(*args: Any) -> Any:
+        before, end = describe(kit), time.monotonic() + 20
+        while (after := describe(kit))["time"] == before["time"] and time.monotonic() < end:
+            time.sleep(0.05)
+        seen.append((after["state"], sorted(after["clients"]), after["time"] > before["time"]))
+        with pytest.raises(KitError, match="one process at a time"):
+            serve_vertical(kit, scenario.own["bank"])
+        return train(*args)
+
+    monkeypatch.setattr(vertical, "alone", alone)
+    scenario.serve()
+    assert seen == [("running", ["clinic", "shop"], True)] and describe(kit)["state"] == "finished"
+
+
+def test_a_message_that_cannot_be_answered_tells_nothing_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scenario = Scenario(tmp_path, rounds=1)
+    party = VerticalParticipant(_Kit(tmp_path / "shop"), scenario.own["shop"])
+
+    def fail(self: Passive, data: bytes) -> bytes:
+        raise AttributeError("row 'patient 7' of /home/someone/train.csv")
+
+    monkeypatch.setattr(Passive, "handle", fail)
+    for data, reason in ((encode(Message("join", "r", 0, "shop", "m")), "'join' could not be answered"), (b"", "")):
+        said = decode(party.answer(data))
+        assert (said.kind, said.client) == ("failure", "shop") and reason in said.payload.meta["reason"]
+        assert "patient" not in str(said.payload.meta) and party.doing == {}
+    said = decode(party.answer(encode(Message("step", "another", 1, "shop", "m"))))
+    assert "this party's state belongs to run r" in said.payload.meta["reason"]
+
+
+def test_kits_of_parties_are_made_as_those_of_clients(tmp_path: Path):
+    pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
+    made, folder = config(network=WAITS), tmp_path / "kits"
+    assert [path.name for path in provision_vertical(made, folder)] == ["server", "clinic", "shop"]
+    plain = {name: yaml.safe_load((folder / name / "federation.yaml").read_text()) for name in ("server", "shop")}
+    assert plain["server"]["align"]["salt"] == plain["shop"]["align"]["salt"] != made.align.salt
+    key = folder / "shop" / "engine" / "startup" / "client.key"
+    assert key.stat().st_mode & 0o777 == 0o600 and not list(key.parent.glob("*.sh"))
+    access.write_revoked(folder / "server" / "engine", ["clinic"])
+    before = key.read_bytes()
+    assert [path.name for path in provision_vertical(made, folder, renew=["shop", "server"])] == ["server", "shop"]
+    assert key.read_bytes() != before and access.read_revoked(folder / "server" / "engine") == ["clinic"]
+    assert yaml.safe_load((folder / "shop" / "federation.yaml").read_text())["align"] == plain["shop"]["align"]
+    named = made.model_dump(mode="json")
+    named["parties"][1]["name"] = "authority"
+    with pytest.raises(KitError, match="No party can be named `server` or `authority`"):
+        provision_vertical(VerticalConfig.model_validate(named), tmp_path / "more")
 
 
 CHILD = """

@@ -132,8 +132,9 @@ def _costs(found: ComparedTable) -> Table:
 
 def status_lines(found: dict[str, Any]) -> list[str]:
     """A kit's status in words."""
+    expired = ", which has expired" if found["certificate_expired"] else ""
     lines = [f"{found['role']} {found['name']}: {found['state']}",
-             f"server {found['server']}, certificate until {found['certificate_until']}"]  # fmt: skip
+             f"server {found['server']}, certificate until {found['certificate_until']}{expired}"]  # fmt: skip
     if found["state"] == "running" and (ports := found.get("listens")):
         lines.append(f"listens on {', '.join(ports)}")
     if "rounds" in found:

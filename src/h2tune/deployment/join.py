@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from h2tune.client import Client, LostStateError
 from h2tune.config import ConfigError
 from h2tune.deployment.alone import FINAL, asked_for, train_alone
+from h2tune.deployment.answering import Answering
 from h2tune.deployment.kept_answer import KeptAnswer
 from h2tune.deployment.kits import THEIRS, Kit
 from h2tune.deployment.process import Engine, Say, take_part
@@ -20,21 +20,14 @@ from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
 from h2tune.participant.row_privacy import promise_in_words
 from h2tune.participant.trainer import nothing
-from h2tune.protocol.codec import Message, Payload, decode, encode
+from h2tune.protocol.codec import Message, decode
 from h2tune.store import ClientStore
-from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
+from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint
 from h2tune.transport.nvflare.flare import Flare
 from h2tune.version import __version__
 
-NONSENSE = (
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-)  # what a message leads to that says other things than it may
 
-
-class Participant:
+class Participant(Answering):
     """Answers the server's messages with a `Client` that is built anew whenever the server gives it its place.
 
     Args:
@@ -47,20 +40,21 @@ class Participant:
         promise: what row privacy will spend, in words; empty without it.
     """
 
-    doing: dict[str, Any]
+    refused, lost = (ProtocolError, MethodError), (LostStateError,)
 
     def __init__(self, kit: Kit, own: dict[str, Any], watch: Callable[..., None] | None = None) -> None:
         self.experiment = kit.experiment(own)
         self.config = self.experiment.clients[0]
         if missing := [key for key in ("model", "train", "test") if getattr(self.config, key) == THEIRS]:
             raise ConfigError([f"--{key} is missing: it is not part of the kit" for key in missing])
+        self.name, self.limit = self.config.name, self.experiment.network.largest
         self.watch, self.doing = watch, {}
         self.process = secrets.token_hex(8)
         self.store = ClientStore(kit.folder / "state")
         self.models = ModelPool.of(self.experiment, kit.folder / "state" / "frames")
         self.anchors = load_anchors(self.experiment.anchors, self.experiment.anchor_words)
         meant = f"delete {self.store.folder / 'data.json'} to go on with the new ones"
-        data = data_fingerprint(self.experiment)
+        data = self.fingerprint()
         check_fingerprint(self.store.folder, data, cure=meant)
         self.kept = KeptAnswer(self.store, f"{__version__} {self.experiment.to_yaml()} {sorted(data.items())}")
         self.interrupt: Callable[[], None] = nothing
@@ -85,46 +79,20 @@ class Participant:
         if self.watch:
             self.watch(client, round, phase, step, steps, loss)
 
-    def answer(self, data: bytes) -> bytes:
-        """The answer to one message of the server; a refused message is answered with the reason."""
-        message = Message("unknown", "", -1, "", "")
-        try:
-            message = decode(data, limit=self.experiment.network.largest)
-            self._check_run(message)
-            if message.kind in ("join", "resume") and (self.client is None or self.client.run):
-                self.client = self._build()
-            assert self.client is not None
-            if (kept := self.kept.find(message, self.client)) is not None:
-                return kept
-            answer = self.client.handle(data)
-            self.kept.keep(message, self.client, answer)
-            if message.kind == "finish":
-                self.store.write_json(FINAL, decode(answer).payload.meta.get("final"))
-            return answer
-        except (ProtocolError, MethodError, LostStateError) as error:  # a full disk or a bug ends the process instead
-            reason = Payload(meta={"reason": str(error), "rejoin": isinstance(error, LostStateError)})
-        except NONSENSE as error:
-            logging.getLogger(__name__).exception("a message of the server could not be answered")
-            # Only what kind of error: its text may hold a path or a row of this machine.
-            kind = type(error).__name__
-            reason = Payload(
-                meta={"reason": f"a message of kind {message.kind[:20]!r} could not be answered ({kind})"}
-            )
-        finally:
-            self.doing = {}
-        return encode(message.reply("failure", reason, self.config.name, self.process))
+    def handle(self, message: Message, data: bytes) -> bytes:
+        if message.kind in ("join", "resume") and (self.client is None or self.client.run):
+            self.client = self._build()
+        assert self.client is not None
+        if (kept := self.kept.find(message, self.client)) is not None:
+            return kept
+        answer = self.client.handle(data)
+        self.kept.keep(message, self.client, answer)
+        if message.kind == "finish":
+            self.store.write_json(FINAL, decode(answer).payload.meta.get("final"))
+        return answer
 
-    def _check_run(self, message: Message) -> None:
-        """Private state belongs to one run; the first join decides which."""
-        known = self.store.read_json("run.json")
-        if known is None and message.kind == "join":
-            self.store.write_json("run.json", {"run": message.run})
-            keep_fingerprint(self.store.folder, data_fingerprint(self.experiment))
-        elif known is not None and known["run"] != message.run:
-            raise ProtocolError(
-                f"this client's state belongs to run {known['run'][:8]}, the server is at run {message.run[:8]};"
-                " to begin anew, move the kit's folder `state` away and start the client again"
-            )
+    def fingerprint(self) -> dict[str, str]:
+        return data_fingerprint(self.experiment)
 
 
 def attend(
@@ -137,19 +105,22 @@ def attend(
     """Take part in the kit's federation until it is over; returns the server's last words.
 
     Raises:
-        KitError, ConfigError, ChannelError, DismissedError
+        KitError, StoreError, ConfigError, ChannelError, DismissedError
     """
-    given = kit.own() | own
-    if words := finished(kit):
-        return f"{words}\n{train_alone(kit, given)}" if asked_for(kit, given) else words
-    kit.check_certificate()
-    status = StatusFile(kit)
-    participant = Participant(kit, given, watch)
-    kit.keep_own(given)
-    if participant.promise:
-        say(participant.promise)
-    words = take_part(kit, status, participant, engine, say, participant.experiment.network)
-    if not asked_for(kit, given):
+    given, words = kit.own() | own, finished(kit)
+    if words and not asked_for(kit, given):
         return words
-    say(f"{words}; {kit.about.name} now trains alone, to compare")
-    return train_alone(kit, given)
+    if not words:
+        kit.check_certificate()
+    with StatusFile(kit, over="finished" if words else "") as status:
+        if words:  # it was stopped before it had trained alone
+            return f"{words}\n{train_alone(kit, given)}"
+        participant = Participant(kit, given, watch)
+        kit.keep_own(given)
+        if participant.promise:
+            say(participant.promise)
+        words = take_part(kit, status, participant, engine, say, participant.experiment.network)
+        if not asked_for(kit, given):
+            return words
+        say(f"{words}; {kit.about.name} now trains alone, to compare")
+        return train_alone(kit, given)

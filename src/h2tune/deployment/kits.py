@@ -7,6 +7,7 @@ KIT/own.yaml          a client's own: model and data paths, written on its machi
 KIT/engine/           the engine's folder: certificate, key, authority's certificate, settings
 KIT/run/ or state/    the server's run directory, or a client's private state
 KIT/status.json       health and progress, for `h2tune status`
+KIT/.lock             locked by the process that works on the kit
 """
 
 from __future__ import annotations
@@ -100,21 +101,29 @@ class Kit:
     def keep_own(self, values: dict[str, Any]) -> None:
         write_atomic(self.folder / "own.yaml", yaml.safe_dump(values, sort_keys=False).encode())
 
+    def validity(self) -> tuple[datetime, datetime]:
+        """Beginning and end of the certificate's life.
+
+        Raises:
+            KitError: the certificate cannot be read.
+        """
+        from cryptography import x509
+
+        path = self.engine / "startup" / f"{self.about.role}.crt"
+        try:
+            certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        except (OSError, ValueError):
+            raise KitError(f"{path} cannot be read: ask the coordinator for the kit again.") from None
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+
     def check_certificate(self, now: datetime | None = None) -> datetime:
         """The end of the certificate's life.
 
         Raises:
             KitError: if it lies in the past, or the beginning in the future.
         """
-        from cryptography import x509
-
         now = now or datetime.now(UTC)
-        path = self.engine / "startup" / f"{self.about.role}.crt"
-        try:
-            certificate = x509.load_pem_x509_certificate(path.read_bytes())
-        except (OSError, ValueError):
-            raise KitError(f"{path} cannot be read: ask the coordinator for the kit again.") from None
-        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        begin, end = self.validity()
         if now > end:
             raise KitError(
                 f"The certificate of {self.about.name} expired on {end:%Y-%m-%d}. The coordinator makes a new kit with"

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from h2tune.config import NetworkConfig
 from h2tune.deployment.kits import Kit
 from h2tune.deployment.status import StatusFile
-from h2tune.errors import H2TuneError
+from h2tune.session import EventLog
 from h2tune.transport.channel import Channel
 from h2tune.transport.client_loop import ClientLoop
 
@@ -19,12 +19,6 @@ SOON = 30  # days before the end of a certificate from which on every start says
 Say = Callable[[str], None]
 Engine = Callable[..., Channel]
 """Makes a channel: folder, role, name, and whom to tell what it says."""
-
-
-class Told(Protocol):
-    """A run's log."""
-
-    def event(self, event: str, text: str, **fields: Any) -> None: ...
 
 
 class Shown(Protocol):
@@ -47,7 +41,7 @@ class Answers(Protocol):
     def answer(self, data: bytes) -> bytes: ...
 
 
-def teller(store: Told, watcher: Shown | None) -> Callable[..., None]:
+def teller(store: EventLog, watcher: Shown | None) -> Callable[..., None]:
     """What tells of an event: in the run's log, and to whoever watches."""
 
     def tell(event: str, text: str, **fields: Any) -> None:
@@ -60,7 +54,7 @@ def teller(store: Told, watcher: Shown | None) -> Callable[..., None]:
 
 @contextmanager
 def connection(kit: Kit, status: StatusFile, engine: Engine, say: Say) -> Iterator[Channel]:
-    """The kit's channel, closed at the end; the status file says last whether the process finished, or why it stopped.
+    """The kit's channel, closed at the end; the status file then says that the federation finished.
 
     Raises:
         ChannelError: the engine does not start.
@@ -69,16 +63,12 @@ def connection(kit: Kit, status: StatusFile, engine: Engine, say: Say) -> Iterat
     if end - datetime.now(UTC) < timedelta(days=SOON):
         cure = f"h2tune provision FILE --out FOLDER --renew {kit.about.name}"
         say(f"the certificate of {kit.about.name} expires on {end:%Y-%m-%d}: the coordinator renews it with `{cure}`")
-    channel, over = engine(kit.engine, kit.about.role, kit.about.name, say), "stopped"
+    channel = engine(kit.engine, kit.about.role, kit.about.name, say)
     try:
         yield channel
-        over = "finished"
-    except H2TuneError as error:
-        over = f"stopped: {str(error).splitlines()[0]}"
-        raise
     finally:
         channel.close()
-        status.write(over=over)
+    status.end("finished")
 
 
 def take_part(

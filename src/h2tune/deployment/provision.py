@@ -13,11 +13,12 @@ import difflib
 import json
 import shutil
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from h2tune.config import Experiment
+from h2tune.config import Experiment, NetworkConfig
 from h2tune.deployment.kits import OWN, PUBLIC, SCHEMA, THEIRS, About, KitError, write_kit
 from h2tune.transport import access
 from h2tune.utils.files import write_atomic
@@ -25,6 +26,17 @@ from h2tune.version import __version__
 
 RELAY = "h2tune.transport.nvflare.relay.Relay"
 ORG = "h2tune"  # NVFlare wants one; authority comes from certificates alone
+Shared = Callable[[str, Path], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Roster:
+    """What provisioning needs to know of a federation; ``word`` is what it calls a participant."""
+
+    name: str
+    network: NetworkConfig
+    clients: list[str]
+    word: str = "client"
 
 
 def provision(experiment: Experiment, out: str | Path, renew: Iterable[str] = (), days: int = 360) -> list[Path]:
@@ -40,20 +52,39 @@ def provision(experiment: Experiment, out: str | Path, renew: Iterable[str] = ()
     Raises:
         KitError: with what to do about it.
     """
-    out = Path(out)
-    authority = out / "authority"
-    participants = ["server", *(client.name for client in experiment.clients)]
-    if "server" in participants[1:] or "authority" in participants[1:]:
-        raise KitError("No client can be named `server` or `authority`: the coordinator's folders have these names.")
+    roster = Roster(experiment.name, experiment.network, [client.name for client in experiment.clients])
+
+    def shared(name: str, folder: Path) -> dict[str, Any]:
+        return with_public_files(concerns(experiment, name), folder / PUBLIC)
+
+    return make_kits(roster, Path(out), shared, renew, days)
+
+
+def make_kits(roster: Roster, out: Path, shared: Shared, renew: Iterable[str], days: int) -> list[Path]:
+    """Make the kits that are not there yet, of any kind of federation; the rest as in `provision`.
+
+    Args:
+        shared: makes what federation.yaml holds in the kit of a participant, given its name and the kit's folder.
+
+    Raises:
+        KitError: with what to do about it.
+    """
+    authority, participants = out / "authority", ["server", *roster.clients]
+    if {"server", "authority"} & set(roster.clients):
+        raise KitError(f"No {roster.word} can be named `server` or `authority`: the coordinator's folders have these"
+                       " names.")  # fmt: skip
     check_names(renew, participants)
-    federation = _identity(authority, experiment)
+    federation = _identity(authority, roster)
     wanted = [name for name in participants if name in set(renew) or not (out / name).exists()]
     if not wanted:
         return []
-    made = _certificates(experiment, authority, days)
+    made = _certificates(roster, authority, days)
     for name in wanted:
-        _make_kit(experiment, name, made / _engine_name(experiment, name), out / name, federation)
-    _forget_private_keys(authority / experiment_slug(experiment))
+        _make_engine(roster, name, made / _engine_name(roster, name), out / name)
+        role, network = _role(name), roster.network
+        about = About(SCHEMA, role, name, federation, network.host, network.port, __version__)
+        write_kit(out / name, about, shared(name, out / name))
+    _forget_private_keys(authority / _slug(roster))
     record_certificates(out, wanted, renew)
     return [out / name for name in wanted]
 
@@ -101,32 +132,36 @@ def revoke(out: str | Path, names: Iterable[str]) -> list[str]:
     return access.read_revoked(engine)
 
 
-def experiment_slug(experiment: Experiment) -> str:
+def _slug(roster: Roster) -> str:
     """The federation's name as the engine accepts it."""
-    return "".join(c if c.isalnum() else "-" for c in experiment.name.lower())
+    return "".join(c if c.isalnum() else "-" for c in roster.name.lower())
 
 
-def _identity(authority: Path, experiment: Experiment) -> str:
+def _role(name: str) -> str:
+    return "server" if name == "server" else "client"
+
+
+def _identity(authority: Path, roster: Roster) -> str:
     """Identity of the federation; made with the authority, and kept."""
     path = authority / "federation.json"
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
-        if known["name"] != experiment.name:
-            raise KitError(f"{authority} belongs to the federation {known['name']!r}, not {experiment.name!r}: use"
+        if known["name"] != roster.name:
+            raise KitError(f"{authority} belongs to the federation {known['name']!r}, not {roster.name!r}: use"
                            " another --out.")  # fmt: skip
         return str(known["federation"])
     authority.mkdir(parents=True, mode=0o700, exist_ok=True)
     identity = uuid.uuid4().hex
-    write_atomic(path, json.dumps({"name": experiment.name, "federation": identity}, indent=1).encode())
+    write_atomic(path, json.dumps({"name": roster.name, "federation": identity}, indent=1).encode())
     return identity
 
 
-def _engine_name(experiment: Experiment, name: str) -> str:
+def _engine_name(roster: Roster, name: str) -> str:
     """The server's certificate must carry the name of its machine."""
-    return experiment.network.host if name == "server" else name
+    return roster.network.host if name == "server" else name
 
 
-def _certificates(experiment: Experiment, authority: Path, days: int) -> Path:
+def _certificates(roster: Roster, authority: Path, days: int) -> Path:
     """Let NVFlare make its startup kits; returns the folder that holds one for each participant."""
     from nvflare.lighter.constants import CtxKey
     from nvflare.lighter.impl.cert import CertBuilder
@@ -136,13 +171,11 @@ def _certificates(experiment: Experiment, authority: Path, days: int) -> Path:
     from nvflare.lighter.provision import prepare_project
     from nvflare.lighter.provisioner import Provisioner
 
-    network = experiment.network
+    network = roster.network
     server = {"name": network.host, "type": "server", "org": ORG, "fed_learn_port": network.port,
               "admin_port": network.port}  # fmt: skip
-    clients = [{"name": client.name, "type": "client", "org": ORG} for client in experiment.clients]
-    project = prepare_project(
-        {"api_version": 3, "name": experiment_slug(experiment), "participants": [server, *clients]}
-    )
+    clients = [{"name": name, "type": "client", "org": ORG} for name in roster.clients]
+    project = prepare_project({"api_version": 3, "name": _slug(roster), "participants": [server, *clients]})
     builders = [
         WorkspaceBuilder(["master_template.yml"]),
         StaticFileBuilder(config_folder="config", scheme="http"),
@@ -166,9 +199,9 @@ class _Silence:
         print(text)
 
 
-def _make_kit(experiment: Experiment, name: str, made: Path, folder: Path, federation: str) -> None:
-    role = "server" if name == "server" else "client"
-    engine = folder / "engine"
+def _make_engine(roster: Roster, name: str, made: Path, folder: Path) -> None:
+    """The engine's folder in a kit, anew; who was refused stays refused."""
+    role, engine = _role(name), folder / "engine"
     refused = access.read_revoked(engine)
     if engine.exists():
         shutil.rmtree(engine)
@@ -179,13 +212,10 @@ def _make_kit(experiment: Experiment, name: str, made: Path, folder: Path, feder
     (engine / "startup" / f"{role}.key").chmod(0o600)
     if refused:
         access.write_revoked(engine, refused)
-    _settle(engine, role, experiment)
-    network = experiment.network
-    about = About(SCHEMA, role, name, federation, network.host, network.port, __version__)
-    write_kit(folder, about, with_public_files(concerns(experiment, name), folder / PUBLIC))
+    _settle(engine, role, roster)
 
 
-def _settle(engine: Path, role: str, experiment: Experiment) -> None:
+def _settle(engine: Path, role: str, roster: Roster) -> None:
     """The engine's own settings: our relay, nothing that could run a job, nothing outside the kit."""
     local = engine / "local"
     for default in local.glob("*.default"):
@@ -194,7 +224,7 @@ def _settle(engine: Path, role: str, experiment: Experiment) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     unwanted = {"site_log_streamer", "log_receiver", "process_launcher"}
     components = [c for c in settings["components"] if c["id"] not in unwanted]
-    relay = {"id": "h2tune", "path": RELAY, "args": {"server": role == "server", "limit": experiment.network.largest}}
+    relay = {"id": "h2tune", "path": RELAY, "args": {"server": role == "server", "limit": roster.network.largest}}
     settings["components"] = [*components, relay]
     settings["class_allow_list"] = [RELAY, *(c["path"] for c in components)]
     settings["allow_log_streaming"] = False
@@ -203,7 +233,7 @@ def _settle(engine: Path, role: str, experiment: Experiment) -> None:
     path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     # What the engine itself accepts, before the relay sees anything.
     (local / "comm_config.json").write_text(
-        json.dumps({"max_message_size": experiment.network.largest}, indent=1), encoding="utf-8"
+        json.dumps({"max_message_size": roster.network.largest}, indent=1), encoding="utf-8"
     )
 
 

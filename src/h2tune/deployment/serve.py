@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,18 @@ def serve(
         clock: seconds, for deadlines.
 
     Raises:
-        KitError, ConfigError, ChannelError, QuorumError
+        KitError, StoreError, ConfigError, ChannelError, QuorumError
     """
     kit.check_certificate()
-    experiment, status = kit.experiment(), StatusFile(kit)
+    experiment = kit.experiment()
+    with StatusFile(kit) as status:
+        return _serve(kit, experiment, status, watcher, engine, clock)
+
+
+def _serve(
+    kit: Kit, experiment: Experiment, status: StatusFile, watcher: Watcher | None, engine: Engine,
+    clock: Callable[[], float],
+) -> dict[str, Any]:  # fmt: skip
     begin = time.perf_counter()
     store = WatchedStore(kit.folder / "run", watcher)
     identity = store.open(experiment, moved(store, experiment))[0] if store.exists else store.create(experiment)
@@ -50,16 +58,18 @@ def serve(
         about, access = kit.about, AccessList(kit.engine)
         network = Network(channel, names, about.federation, experiment.network, tell, clock, access)
         if metrics is not None:  # only clients that were away at the end have something to hear
-            say_farewell(network, store, metrics["clients"], experiment.network.gather)
+            done, standings = metrics["rounds"], {n: str(c["status"]) for n, c in metrics["clients"].items()}
+            with status.kept(lambda: _standing(network, done, experiment.rounds, standings)):
+                say_farewell(network, store, metrics["clients"], experiment.network.gather)
             return metrics
         server = Server(experiment, identity, names, network, store)
-        with status.kept(lambda: _standing(server, network)):
+        with status.kept(lambda: _standing(network, server.round, experiment.rounds, _standings(server))):
             _run(experiment, server, store, watcher)
-        metrics = collect(experiment, server, store, time.perf_counter() - begin)
-        open_farewell(store)
-        store.write_metrics(metrics)
-        store.event("run_finished", "finished")
-        say_farewell(network, store, metrics["clients"], STAY)
+            metrics = collect(experiment, server, store, time.perf_counter() - begin)
+            open_farewell(store)
+            store.write_metrics(metrics)
+            store.event("run_finished", "finished")
+            say_farewell(network, store, metrics["clients"], STAY)
     return metrics
 
 
@@ -92,14 +102,17 @@ def _run(experiment: Experiment, server: Server, store: RunStore, watcher: Watch
     server.run()
 
 
-def _standing(server: Server, network: Network) -> dict[str, Any]:
+def _standings(server: Server) -> dict[str, str]:
+    return {name: member.standing for name, member in server.members.items()}
+
+
+def _standing(network: Network, done: int, rounds: int, standings: Mapping[str, str]) -> dict[str, Any]:
     """How things stand, for status.json."""
     now, clients, out = network.clock(), {}, network.access.revoked if network.access else ()
-    for name, member in server.members.items():
+    for name, standing in standings.items():
         presence = network.present.get(name)
         heard = None if presence is None else round(now - presence.heard, 1)
         doing = presence.doing if presence and presence.busy else {}
-        standing = f"{Status.EXCLUDED}: {PUT_OUT}" if name in out else member.standing
+        standing = f"{Status.EXCLUDED}: {PUT_OUT}" if name in out else standing
         clients[name] = {"status": standing, "heard_seconds_ago": heard, "doing": doing}
-    done = {"round": server.round, "rounds": server.experiment.rounds, "clients": clients}
-    return done | {"listens": network.channel.ports}
+    return {"round": done, "rounds": rounds, "clients": clients, "listens": network.channel.ports}

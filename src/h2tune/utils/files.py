@@ -10,11 +10,16 @@ from filelock import FileLock, Timeout
 
 from h2tune.errors import H2TuneError
 
-LOCK = ".lock"  # the file of a claim
+LOCK = ".lock"  # in a folder that is claimed
+GLANCE = 0.2  # seconds after which a lock is no longer taken for that of another who only asks
 
 
 class StoreError(H2TuneError, RuntimeError):
     """A run directory cannot be used as asked; the text says what to do."""
+
+
+class InUseError(StoreError):
+    """Another process has the folder."""
 
 
 class Claim:
@@ -24,18 +29,22 @@ class Claim:
         self.folder = folder
         self._lock = FileLock(folder / LOCK)
 
-    def take(self) -> None:
+    def take(self, patience: float = 0.0) -> None:
         """Claim the folder, which is made if it is not there; again is no mistake.
 
+        Args:
+            patience: seconds for which to wait; needed where others ask whether the folder is `taken`.
+
         Raises:
-            StoreError: another process has it.
+            InUseError: another process has it.
+            StoreError: the folder cannot be written to, or its file system knows no locks.
         """
         if self._lock.is_locked:
             return
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=patience)
         except Timeout:
-            raise StoreError(
+            raise InUseError(
                 f"{self.folder} is in use: another process trains there. Let it end, or take another --out."
             ) from None
         except OSError as error:
@@ -43,6 +52,23 @@ class Claim:
 
     def give_up(self) -> None:
         self._lock.release()
+
+    def taken(self) -> bool:
+        """Whether a process has the folder, be it this one.
+
+        Raises:
+            StoreError: it cannot be known, as in `take`.
+        """
+        if self._lock.is_locked:
+            return True
+        if not (self.folder / LOCK).exists():
+            return False  # nobody has ever claimed it; asking leaves no file behind
+        try:
+            self.take(GLANCE)
+        except InUseError:
+            return True
+        self.give_up()
+        return False
 
 
 def write_atomic(path: Path, data: bytes, several: bool = False) -> None:

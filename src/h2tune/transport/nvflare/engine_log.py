@@ -15,6 +15,7 @@ from pathlib import Path
 from h2tune.transport.access import PUT_OUT
 
 MINUTE = 60.0  # seconds; a sentence is told once in so many
+TAIL = 4096  # bytes
 GIVE_UP, TIMES = 45.0, 3  # seconds and number of refusals after which a client no longer tries
 
 
@@ -80,6 +81,14 @@ def follow(log: Path, place: int, process: subprocess.Popen[bytes], tell: Callab
             if ended:
                 return
             time.sleep(0.2)
+
+
+def last_line(log: Path) -> str:
+    """Of the log's last kilobytes, however long it has become over the runs."""
+    with open(log, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - TAIL))
+        lines = file.read(TAIL).decode("utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 class Sentences:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.transport.channel import ChannelError, Done
-from h2tune.transport.nvflare.engine_log import Sentences, Trouble, follow
+from h2tune.transport.nvflare.engine_log import Sentences, Trouble, follow, last_line
+from h2tune.transport.nvflare.inbox import Inbox
 from h2tune.transport.nvflare.listener import Link, LinkClosed, Listener
 
 SECONDS = 600.0  # in which one envelope must be delivered; the receiver's side confirms it at once
@@ -47,7 +48,7 @@ class Flare:
         self, workspace: Path, role: str, name: str, notice: Callable[[str], None] = lambda text: None
     ) -> None:
         self.workspace, self.role, self.name, self.notice = workspace.resolve(), role, name, notice
-        self._inbox: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self._inbox = Inbox(self._largest(), notice)
         self._waiting: dict[int, Done] = {}
         self._numbers = itertools.count()
         self._link: Link | None = None
@@ -78,7 +79,7 @@ class Flare:
 
     def receive(self, seconds: float) -> tuple[str, bytes] | None:
         try:
-            return self._inbox.get(timeout=seconds) if seconds else self._inbox.get_nowait()
+            return self._inbox.get(seconds)
         except queue.Empty:
             if self._failure:
                 raise ChannelError(self._failure) from None
@@ -110,6 +111,11 @@ class Flare:
             )  # fmt: skip
         threading.Thread(target=follow, args=(self.log, place, process, self._read), daemon=True).start()
         return process
+
+    def _largest(self) -> int:
+        """Most bytes of an envelope, as the kit tells the engine."""
+        path = self.workspace / "local" / "comm_config.json"
+        return int(json.loads(path.read_text(encoding="utf-8"))["max_message_size"])
 
     def _keep_inside(self) -> None:
         """The engine's stores must have absolute paths, and a kit may be moved."""
@@ -150,8 +156,7 @@ class Flare:
         self.failures = 0 if self.ready else self.failures + 1
         self.ready = False
         if self.failures >= TRIES:
-            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            self._failure = f"The engine cannot be started; {self.log} says: {''.join(last)[:300]}"
+            self._failure = f"The engine cannot be started; {self.log} says: {last_line(self.log)[:300]}"
             self._over.set()
 
     def _accept(self) -> Link:
@@ -162,7 +167,7 @@ class Flare:
             self.ready, self.ports = True, header["ports"]
         elif "from" in header:
             self._addresses[header["from"]] = header["address"]
-            self._inbox.put((header["from"], body))
+            self._inbox.put(header["from"], body)
         elif "sent" in header:
             if not header["error"]:
                 self._sentences.contact()
