@@ -6,7 +6,7 @@ Models are built on the meta device: shapes without weights.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ from h2tune.participant.errors import ModelAwayError
 from h2tune.participant.prepare import UNKNOWN, client_base, in_both, load_data, read_part, read_rows
 from h2tune.participant.row_privacy import promise_in_words
 from h2tune.tasks.example import Task
+from h2tune.tasks.prompts import encode_prompts
+from h2tune.tasks.public import Questions, load_questions
 from h2tune.tasks.sources import source_path
 from h2tune.utils.seeds import derive
 from h2tune.utils.sizes import parse_size
@@ -110,6 +112,8 @@ def make_plan(experiment: Experiment) -> Plan:
         _check_sharing(plan, experiment, known)
     if settings:
         _check_use(plan, experiment, settings)
+        if settings.asks_public and experiment.public and not plan.problems:
+            _check_public(plan, experiment.clients, shapes, load_questions(experiment.public))
     largest = max((row.bytes_down or 0 for row in plan.clients), default=0)
     if plan.privacy and (asked := experiment.privacy) and largest:
         entries = largest // (4 if experiment.wire.download == "float32" else 2)
@@ -227,6 +231,22 @@ def _check_use(plan: Plan, experiment: Experiment, settings: Settings) -> None:
         unread.append("public")
     if unread:
         plan.warnings.append(f"without effect with method {method.name}: {', '.join(unread)}")
+
+
+def _check_public(
+    plan: Plan, clients: Sequence[ClientConfig], shapes: Sequence[LoadedModel | None], questions: Questions
+) -> None:
+    """Questions that fill a model's context: in the run it leaves them out."""
+    new = questions.task.max_new_tokens
+    for client, shape in zip(clients, shapes, strict=True):
+        if shape is None:
+            continue
+        prompts = encode_prompts(questions.examples, shape.tokenizer)
+        if over := sum(len(ids) > shape.context - new for ids in prompts):
+            plan.warnings.append(
+                f"{client.name}: {over} of {len(prompts)} public questions leave no room for an answer of {new} tokens in"
+                f" the {shape.context} that {client.model} reads; it leaves them out"
+            )
 
 
 def _check_client(plan: Plan, settings: Any, client: ClientConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ from h2tune.protocol.codec import decode, encode
 
 HEAD = client("s1", task="sst2", train="demo:fill?split=train&n=16&seed=1")
 BARE = {"kind": "generate", "prompt": "{prompt}", "answer": "{answer}", "join": " ", "score": "number"}
+
+
+def test_plan_says_which_public_questions_a_model_cannot_answer(tmp_path: Path) -> None:
+    rows = [{"prompt": "word " * 2000, "answer": "1"}, {"prompt": "2 and 3 is", "answer": "5"}]
+    (tmp_path / "public.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    public = {"source": str(tmp_path / "public.jsonl"), "task": BARE | {"max_new_tokens": 8}}
+    warned = make_plan(lada(public=public)).warnings
+    assert [w.partition(" leave")[0] for w in warned if "public questions" in w] == [
+        f"{name}: 1 of 2 public questions" for name in ("big", "s1", "s2")
+    ]
+    assert not [w for w in make_plan(lada()).warnings if "public questions" in w]
 
 
 @pytest.mark.parametrize(
