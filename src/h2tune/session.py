@@ -19,7 +19,7 @@ from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.protocol.exchange import QuorumMissed, Reply, payload_of
 from h2tune.protocol.schemas import RoundReport, read
 from h2tune.transport.access import PUT_OUT
-from h2tune.transport.base import Absent, Lost, Transport
+from h2tune.transport.base import Absent, Lost, Revoked, Transport
 
 ATTEMPTS = 3  # times that a client which restarts in a round is asked again, and that a round is begun
 T = TypeVar("T")
@@ -137,7 +137,7 @@ class Session:
             except Absent as error:
                 self.lose(name, error, place.round)
             except ProtocolError as error:
-                self.exclude(name, str(error), place.round)
+                self.exclude(name, str(error), place.round, revoked=isinstance(error, Revoked))
 
     def _check_address(self, message: Message, name: str, kind: str, place: Place) -> None:
         if message.client != name:
@@ -157,9 +157,10 @@ class Session:
         if message.examples != known:
             raise ProtocolError(f"it reports {message.examples} training examples but reported {known} when it joined")
 
-    def exclude(self, name: str, reason: str, round: int) -> None:
-        """A client that failed takes no further part; the others go on if the quorum allows."""
-        self.members[name].status, self.members[name].reason = Status.EXCLUDED, reason
+    def exclude(self, name: str, reason: str, round: int, revoked: bool = False) -> None:
+        """A client that failed or was revoked takes no further part; the others go on if the quorum allows."""
+        member = self.members[name]
+        member.status, member.reason, member.revoked = Status.EXCLUDED, reason, revoked
         self.log.event("client_excluded", f"{name}: {reason}", round=round, client=name)
         self.transport.dismiss(name, reason)
 
@@ -168,8 +169,7 @@ class Session:
         revoked = set(self.transport.revoked())
         for name, member in self.members.items():
             if name in revoked and member.status is not Status.EXCLUDED:
-                self.exclude(name, PUT_OUT, round)
-                member.revoked = True
+                self.exclude(name, PUT_OUT, round, revoked=True)
             elif name not in revoked and member.revoked:
                 member.status, member.reason = (Status.AWAY, "") if member.facts else (Status.WAITING, "")
                 member.revoked = False
