@@ -113,7 +113,9 @@ def make_plan(experiment: Experiment) -> Plan:
     if settings:
         _check_use(plan, experiment, settings)
         if settings.asks_public and experiment.public and not plan.problems:
-            _check_public(plan, experiment.clients, shapes, load_questions(experiment.public))
+            with warnings.catch_warnings(action="ignore"):  # the method's own check has said what there is to say
+                questions = load_questions(experiment.public)
+            _check_public(plan, experiment.clients, shapes, questions)
     largest = max((row.bytes_down or 0 for row in plan.clients), default=0)
     if plan.privacy and (asked := experiment.privacy) and largest:
         entries = largest // (4 if experiment.wire.download == "float32" else 2)

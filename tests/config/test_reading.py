@@ -79,6 +79,16 @@ def test_what_compare_changes_for_a_method_is_checked_by_plan(methods: Any, word
     assert any(problem.startswith(words) for problem in make_plan(small(methods=methods)).problems)
 
 
+def test_all_mistakes_in_other_methods_are_told_at_once() -> None:
+    with pytest.raises(MethodError) as told:
+        check_other_methods(small(baseline="locl", methods={"nope": {}, "local": {"rnk": 3}}))
+    assert [line.split(":")[0] for line in str(told.value).splitlines()] == [
+        "baseline",
+        "methods",
+        "methods.local.rnk",
+    ]
+
+
 def test_rates_and_ranks_of_compares_methods_are_numbers() -> None:
     with pytest.raises(ConfigError, match=r"methods\.local\.learning_rate: should be a number, not 'high'"):
         parse_config({"clients": [CLIENT], "methods": {"local": {"learning_rate": "high"}}})

@@ -68,14 +68,20 @@ def method_of(experiment: Experiment) -> tuple[Method, Settings]:
 
 
 def check_other_methods(experiment: Experiment) -> None:
-    """Raise MethodError if ``baseline:`` or ``methods:`` names a method or a setting that there is not."""
+    """Raise MethodError, with all of them, if ``baseline:`` or ``methods:`` names methods or settings that there are not."""
+    found: list[str] = []
     for key, names in (("baseline", experiment.baselines), ("methods", experiment.methods)):
         for name in names:
             try:
                 resolve_method(name if key == "baseline" else spec_beside(experiment, name))
             except MethodError as error:
-                lines = [line.replace("method.", f"{key}.{name}.", 1) for line in str(error).splitlines()]
-                raise MethodError("\n".join(line.replace("method: ", f"{key}: ", 1) for line in lines)) from None
+                for line in str(error).splitlines():
+                    setting = line.removeprefix("method.")
+                    found.append(
+                        f"{key}.{name}.{setting}" if setting != line else f"{key}: {line.removeprefix('method: ')}"
+                    )
+    if found:
+        raise MethodError("\n".join(found))
 
 
 def spec_beside(experiment: Experiment, name: str) -> dict[str, Any]:
