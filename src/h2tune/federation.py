@@ -121,10 +121,10 @@ def run(
     if watcher:
         watcher.message("loading models and data")
     accelerator = make_accelerator(experiment, models.device, store.folder)
+    watch, frames = watcher.step if watcher else None, Path(out) / "frames"
     if workers:
-        gather: Gather = lambda e, s: Workers(e, s.folder, workers)  # noqa: E731
+        gather: Gather = lambda e, s: Workers(e, s.folder, frames, workers, watch)  # noqa: E731
     else:
-        watch = watcher.step if watcher else None
         gather = partial(in_process, models=models, accelerator=accelerator, watch=watch)
     with ExitStack() as ending:
         ending.callback(give_back_memory)

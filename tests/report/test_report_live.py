@@ -86,6 +86,21 @@ def test_live_table_on_a_terminal() -> None:
     assert output(console).endswith("\x1b[?25h")  # the cursor is back
 
 
+def test_an_update_that_is_told_after_the_clients_answer_changes_nothing() -> None:
+    """In a worker's process the two take different ways."""
+    progress = Progress("quiet")
+    progress.start([{"name": "a", "model": "m", "task": "t"}], 2)
+    progress.step("a", 1, "shared", 1, 2, 0.5)
+    progress.client_done("a", 1, {}, 1, 1)
+    for late in ("before", "after"):
+        progress.step("a", 1, "shared", 2, 2, 0.5)
+        row = progress._state.rows["a"]
+        assert (row.phase, row.round) == ("done", 1), late
+        progress.round_done(1, 1.0)
+    progress.step("a", 2, "shared", 1, 2, 0.5)
+    assert (row.phase, row.round) == ("shared", 2)
+
+
 def test_many_clients_leave_room_for_the_footer() -> None:
     console = terminal(width=80, height=20)
     progress = Progress("live", console=console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -21,7 +22,7 @@ from federations import outcome, small
 from h2tune import federation
 from h2tune.config import ConfigError, Experiment
 from h2tune.errors import ClientError, QuorumError
-from h2tune.simulation.processes import Processes
+from h2tune.simulation.processes import Processes, Teller, listen
 from h2tune.simulation.worker import Worker, WorkerEnded, WorkersError
 from h2tune.simulation.workers import Workers, spread
 from h2tune.utils.processes import portable, starting
@@ -177,6 +178,11 @@ def test_a_baseline_has_the_cluster_to_itself_and_nothing_is_left_when_it_fails(
     experiment = small(rounds=1, baseline="local", training={"steps": 1, "batch_size": 2})
     ray = InProcessRay(*[FOREVER] * 6)
     run_with(ray, experiment, tmp_path / "run", monkeypatch)
+    # What is worked out for a base, such as practised frames, holds for the baseline, too.
+    assert {actor._worker.frames for actor in ray.actors} == {str(tmp_path / "run" / "frames")}
+    assert {
+        actor._worker.party.clients["c0"].context.models.folder for actor in ray.actors if "c0" in actor._worker.names
+    } == {tmp_path / "run" / "frames"}
     assert len(ray.actors) == 6 and not any(actor._alive for actor in ray.actors)
 
     ray = InProcessRay(*[FOREVER] * 4)
@@ -273,6 +279,51 @@ def test_in_processes_is_in_process_bit_for_bit(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Workers, "exchange", deadly)
     in_workers_as_here(tmp_path)
     assert "its process is gone" in (tmp_path / "there" / "events.jsonl").read_text()
+
+
+class Heard:
+    """A watcher that keeps what it is told of updates."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Any, ...]] = []
+
+    def step(self, *update: Any) -> None:
+        self.steps.append(update)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **more: None
+
+
+def test_a_watcher_hears_of_updates_in_processes(tmp_path: Path) -> None:
+    heard = Heard()
+    federation.run(small(clients=2, rounds=1, method="local"), tmp_path / "run", workers=2, watcher=heard)
+    assert {step[0] for step in heard.steps} == {"c0", "c1"}
+    assert all(1 <= step <= steps == 2 and round == 1 for _, round, _, step, steps, _ in heard.steps)
+
+
+def test_a_worker_goes_on_when_nobody_listens_any_more() -> None:
+    heard, told = multiprocessing.Pipe(duplex=False)
+    tell = Teller(told)
+    tell("c0", 1, "training", 1, 2, 0.5)
+    assert heard.recv() == ("c0", 1, "training", 1, 2, 0.5)
+    tell("c0", 1, "training", 2, 2, 0.5)
+    assert not heard.poll()  # too soon after the first
+    heard.close()
+    tell.last = 0.0
+    tell("c0", 2, "training", 1, 2, 0.5)
+    tell("c0", 2, "training", 2, 2, 0.5)
+
+
+def test_a_watcher_that_fails_does_not_stop_the_worker() -> None:
+    heard, told = multiprocessing.Pipe(duplex=False)
+    Teller(told)("c0", 1, "training", 1, 2, 0.5)
+
+    def fail(*update: Any) -> None:
+        raise OSError("the terminal is gone")
+
+    listen(heard, fail)
+    with pytest.raises(OSError, match="Broken pipe"):
+        told.send(None)
 
 
 SCRIPT = """
@@ -376,7 +427,7 @@ def test_ray_is_taken_where_a_cluster_was_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(WorkersError, match=r"h2tune\[cluster\]"):
-        Workers(small(clients=2), Path("nowhere"), 2)
+        Workers(small(clients=2), Path("nowhere"), Path("frames"), 2)
 
 
 def test_two_threads_that_start_processes_leave_the_script_in_its_place() -> None:

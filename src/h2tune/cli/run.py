@@ -177,9 +177,16 @@ def demo(
 
             flows.demo(_free(out), seed, as_json)
             return
+        from h2tune.utils.processes import cores, process_context
+
+        several = cores() > 1
+        if several:
+            process_context("h2tune.federation")
         from h2tune.demo import demo_experiment
 
-        _train(demo_experiment(seed), _free(out), as_json=as_json)
+        experiment = demo_experiment(seed)
+        # Models this small compute faster side by side with a thread each than one after the other with all threads.
+        _train(experiment, _free(out), as_json=as_json, workers=len(experiment.clients) if several else 0)
 
 
 def _train(

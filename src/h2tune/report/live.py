@@ -60,6 +60,8 @@ class Progress:
 
     def step(self, client: str, round: int, phase: str, step: int, steps: int, loss: float | None) -> None:
         with self._lock:
+            if self._state.finished(client, round):
+                return  # a worker's words may come after its answer
             row = self._state.row(client, round, phase)
             row.step, row.steps, row.loss = step, steps, number(loss)
             self._view.moved(self._state, row)

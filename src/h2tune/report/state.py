@@ -66,6 +66,11 @@ class State:
         row.phase, row.touched = clean(phase), time.monotonic()
         return row
 
+    def finished(self, client: str, round: int) -> bool:
+        """Whether the client has done this round already."""
+        row = self.rows.get(client)
+        return row is not None and row.phase == "done" and round <= row.round
+
     def finish_client(self, client: str, row: Row) -> None:
         self._phases = max(len(row.phases) - 1, 1)
         self.done.add(client)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from h2tune.participant.context import Watch
 from h2tune.simulation.worker import Worker, WorkerEnded, WorkersError
 from h2tune.utils.processes import cores, leave_with_parent, portable, process_context, starting
 
@@ -28,6 +32,7 @@ class Processes:
 
     Args:
         count: workers; each gets an equal part of the cores, and one of the GPUs if there are any.
+        watch: told of the clients' updates now and then, from a thread of its own.
 
     Raises:
         WorkersError: this process may start none.
@@ -35,7 +40,7 @@ class Processes:
 
     several_machines = False
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, watch: Watch | None = None) -> None:
         if multiprocessing.current_process().daemon:
             raise WorkersError(
                 "A daemonic process may start no others: start it with daemon=False, or take workers=0."
@@ -44,15 +49,18 @@ class Processes:
         gpus = _gpus()
         self.gpus = [gpus[i * len(gpus) // count] for i in range(count)] if gpus else []
         self.workers: list[Process] = []
+        self.watch = watch
 
     def start(self, about: tuple[Any, ...], place: int, again: bool = False) -> Process:
         environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": self.gpus[place]} if self.gpus else {})
-        arguments = (environment, *about, self.threads)
-        pool = ProcessPoolExecutor(
-            1, process_context("h2tune.simulation.clients"), initializer=_begin, initargs=arguments
-        )
+        context = process_context("h2tune.simulation.clients")
+        heard, told = context.Pipe(duplex=False)
+        arguments = (environment, told, (*about, self.threads))
+        pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=arguments)
         with starting() as started:
             pool.submit(os.getpid)  # a pool starts its process with its first task
+        told.close()  # the worker has the only one now: when it ends, so does the thread that listens
+        threading.Thread(target=listen, args=(heard, self.watch), daemon=True).start()
         worker = Process(pool, started[0])
         self.workers.append(worker)
         return worker
@@ -88,12 +96,45 @@ class Processes:
 _HERE: list[Worker] = []  # in a worker's process: the worker
 
 
-def _begin(environment: dict[str, str], plain: dict[str, Any], run: str, names: list[str], threads: int) -> None:
+TELL_EVERY = 0.1  # seconds
+
+
+def _begin(environment: dict[str, str], told: Connection, about: tuple[Any, ...]) -> None:
     """At the start of a worker's process: it is started by a server, whose environment may be an older one."""
     leave_with_parent()
     os.environ.clear()
     os.environ.update(environment)
-    _HERE[:] = [Worker(plain, run, names, threads)]
+    worker = Worker(*about)
+    worker.watch = Teller(told)
+    _HERE[:] = [worker]
+
+
+class Teller:
+    """In a worker's process: tells the one that runs the federation of updates, not of every one."""
+
+    def __init__(self, told: Connection) -> None:
+        self.told, self.last = told, 0.0
+
+    def __call__(self, client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None:
+        if (now := time.monotonic()) - self.last < TELL_EVERY:
+            return
+        self.last = now
+        try:
+            self.told.send((client, round, phase, step, steps, loss))
+        except OSError:
+            self.last = float("inf")  # nobody listens any more
+
+
+def listen(heard: Connection, watch: Watch | None) -> None:
+    """Pass on what a worker tells, until it ends."""
+    with heard:
+        try:
+            while True:
+                update = heard.recv()
+                if watch:
+                    watch(*update)
+        except (EOFError, OSError):
+            return
 
 
 def _act(action: str, *args: Any) -> Any:

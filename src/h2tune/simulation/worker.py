@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from h2tune.config import parse_config
 from h2tune.errors import H2TuneError
+
+if TYPE_CHECKING:
+    from h2tune.participant.context import Watch
 
 
 class WorkersError(H2TuneError, RuntimeError):
@@ -34,11 +37,17 @@ class Worker:
 
     Args:
         plain: the experiment, as JSON has it. run: its directory.
+        frames: what was worked out for a base is kept there (`ModelPool`), also for the runs beside this one.
         names: of the clients. threads: that they may use.
+
+    Attributes:
+        watch: told of the clients' updates.
     """
 
-    def __init__(self, plain: dict[str, Any], run: str, names: list[str], threads: int) -> None:
-        self.plain, self.run, self.names, self.threads = plain, run, names, threads
+    watch: Watch | None = None
+
+    def __init__(self, plain: dict[str, Any], run: str, frames: str, names: list[str], threads: int) -> None:
+        self.plain, self.run, self.frames, self.names, self.threads = plain, run, frames, names, threads
 
     @cached_property
     def party(self) -> Any:
@@ -53,8 +62,8 @@ class Worker:
         torch.set_num_threads(self.threads)
         quiet_libraries()
         experiment, store = parse_config(self.plain), RunStore(self.run)
-        models = ModelPool.of(experiment, Path(self.run) / "frames")
-        return in_process(experiment, store, models, names=self.names)
+        models = ModelPool.of(experiment, Path(self.frames))
+        return in_process(experiment, store, models, watch=self.watch, names=self.names)
 
     def sees(self, path: str) -> bool:
         """Whether a file of the process that runs the federation is here, too."""

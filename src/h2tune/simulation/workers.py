@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from h2tune.config import ClientConfig, Experiment
+from h2tune.participant.context import Watch
 from h2tune.simulation.on_ray import OnRay, wants_ray
 from h2tune.simulation.processes import Processes
 from h2tune.simulation.worker import WorkerEnded, WorkersError
@@ -79,16 +80,20 @@ class Workers:
     """A transport (`h2tune.transport.base.Transport`) to clients in workers.
 
     Args:
+        run: the run's directory. frames: where what was worked out for a base is kept.
         count: workers; each gets an equal part of the machine's or cluster's CPUs and GPUs.
+        watch: told of the clients' updates, except of those on a cluster.
 
     Raises:
         WorkersError: if they cannot be had.
     """
 
-    def __init__(self, experiment: Experiment, run: Path, count: int) -> None:
+    def __init__(
+        self, experiment: Experiment, run: Path, frames: Path, count: int, watch: Watch | None = None
+    ) -> None:
         shares = spread(experiment.clients, count)
-        self.engine: Engine = OnRay(len(shares)) if wants_ray() else Processes(len(shares))
-        self.about = (experiment.model_dump(mode="json"), str(run.resolve()))
+        self.engine: Engine = OnRay(len(shares)) if wants_ray() else Processes(len(shares), watch)
+        self.about = (experiment.model_dump(mode="json"), str(run.resolve()), str(frames.resolve()))
         self.shares, self.known = shares, set[str]()
         self.place = {name: i for i, names in enumerate(shares) for name in names}
         try:
