@@ -61,7 +61,7 @@ def main() -> None:
         for row in pool.map(one, range(args.seeds)):
             rows.append(row)
             mean = row["mean"]
-            print(f"seed {row['seed']}: base {mean['base']:.3f}  alone {mean['local']:.3f}  frames only"
+            print(f"seed {row['seed']}: base {mean['base']:.3f}  alone {mean['local']:.3f}  not averaged"
                   f" {mean['unshared']:.3f}  federated {mean['final']:.3f}  ({row['seconds']:.0f} s)", flush=True)  # fmt: skip
     result: dict[str, Any] = {"seeds": rows}
     for other in ("local", "unshared"):

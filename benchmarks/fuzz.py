@@ -214,7 +214,7 @@ def besiege(count: int) -> dict[str, Any]:
     while channel.left:
         rounds += 1
         here = session.returned()
-        session.take_back(here)
+        session.rejoin(here)
         new = [name for name in here if session.members[name].status is Status.WAITING]
         for reply in session.request("join", dict.fromkeys(new, Payload())):
             session.activate(reply.client)

@@ -288,7 +288,7 @@ def test_nonsense_of_a_server_is_refused_by_name(kind: str, meta: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "kind", ["describe", "welcome", "keys", "train", "finish", "resume", "delete", "handle", "__init__"]
+    "kind", ["describe", "welcome", "keys", "train", "finish", "rejoin", "delete", "handle", "__init__"]
 )
 def test_what_comes_before_its_time_is_refused(kind: str, tmp_path: Path) -> None:
     _, clients = build(small(clients=1), tmp_path)

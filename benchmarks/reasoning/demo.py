@@ -41,10 +41,10 @@ METHODS: dict[str, dict[str, Any]] = (
 )
 
 
-def one(folder: Path, seed: int, method: str, changes: dict[str, Any]) -> dict[str, Any]:
+def one(folder: Path, seed: int, method: str, settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Accuracy and nats of the students and of the teacher, and bytes of a round and student."""
     quiet_libraries()
-    experiment = lada_demo(seed, METHODS[method], **changes)
+    experiment = lada_demo(seed, METHODS[method] | settings, **changes)
     if method.startswith("fedmkt"):  # on as many public texts as LaDa asks questions
         experiment = experiment.model_copy(update={"method": {"name": "fedmkt", "sentences": 100}})
     if method.startswith("unanswered"):
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="first seed; rates were chosen on seeds from 100 on")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--rate", type=float, help="another learning rate than the demo's, the same for all methods")
+    parser.add_argument("--set", type=json.loads, default={}, help="settings of LaDa for all methods, as JSON")
     parser.add_argument("--name", default=NAME, help="name of the result")
     args = parser.parse_args()
     seeds = range(args.first, args.first + args.seeds)
@@ -87,7 +88,7 @@ def main() -> None:
         for method in args.methods:
 
             def make(seed: int = seed, method: str = method) -> dict[str, Any]:
-                return in_folder(lambda folder: one(folder, seed, method, changes))
+                return in_folder(lambda folder: one(folder, seed, method, args.set, changes))
 
             kept(args.name, f"{method}/{seed}", make)
     pairs = {f"lada over {other}": f"lada - {other}" for other in METHODS if other != "lada"}

@@ -48,7 +48,7 @@ class Admission:
         """
         self.session.put_out(number)
         here, ready = self.session.returned(), False
-        self.session.take_back(here)
+        self.session.rejoin(here)
         for name in here:  # one by one: nobody is refused for another's sake
             if self.session.members[name].status is Status.WAITING and self.joins[name] <= number:
                 try:
@@ -62,7 +62,7 @@ class Admission:
         self.session.put_out(number)
         active = self.session.with_status(Status.ACTIVE)
         self.session.transport.wait(active, len(active), first=True)
-        for _ in self.session.request("resume", {name: method.rejoin(name) for name in active}, Place(number)):
+        for _ in self.session.request("rejoin", {name: method.rejoin(name) for name in active}, Place(number)):
             pass
 
     def wait_for_quorum(self, shortage: str) -> None:

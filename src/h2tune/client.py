@@ -110,8 +110,8 @@ class Client:
         kind, method = message.kind, self.method
         if kind == "join":
             return self._join(message)
-        if kind == "resume":
-            return self._resume(message)
+        if kind == "rejoin":
+            return self._rejoin(message)
         if kind in method.setup_actions and self.joined:
             return self._set_up(message)
         if kind in method.actions and self.ready:
@@ -140,7 +140,7 @@ class Client:
             self.rounds.end(max(0, message.round - 1))
         return payload
 
-    def _resume(self, message: Message) -> Payload:
+    def _rejoin(self, message: Message) -> Payload:
         """Rebuild what a committed round left: the same objects, then the saved tensors."""
         self.method.join(fresh=False)
         self.method.welcome(message.payload, fresh=False)

@@ -68,7 +68,7 @@ class Commits:
         members = {name: Member.from_plain(member) for name, member in records["members"].items()}
         return Committed(number, digest_of(tensors, number), method, members, records["progress"])
 
-    def welcome_back(self, names: list[str]) -> tuple[int, dict[str, Payload]]:
+    def rejoining(self, names: list[str]) -> tuple[int, dict[str, Payload]]:
         """What clients that restarted need to take their place again: the committed round, and a payload for each."""
         # From a new method object: the sums of a round under way are not to be disturbed.
         last = self.last()

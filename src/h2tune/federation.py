@@ -84,7 +84,7 @@ class WatchedStore(RunStore):
                 self.watcher.message(f"round {fields['round']}: epsilon {spent['epsilon']:.2f}{budget} is spent")
         elif event in ("client_excluded", "client_away", "quorum_missed", "warning", "run_stopped"):
             self.watcher.message(text, "warning")
-        elif event == "frames":
+        elif event == "set_up":
             self.watcher.message(text)
         elif event == "client_set_up":
             self.watcher.message(text, "detail")

@@ -45,7 +45,7 @@ class Server:
         self.commits = Commits(log, partial(self.kind.server, experiment, settings))
         self.method: ServerMethod = self.commits.new_method()
         limit = experiment.network.largest
-        self.session = Session(run, self.kind.name, names, transport, log, limit, self.commits.welcome_back)
+        self.session = Session(run, self.kind.name, names, transport, log, limit, self.commits.rejoining)
         self.quorum = max(experiment.quorum, self.method.least)
         self.admission = Admission(experiment, self.kind, self.session, self.quorum)
         self.round, self.state, self.opened = 0, "", False
@@ -86,7 +86,7 @@ class Server:
         self._commit(0)
         found = self.method.found()
         self.log.event(
-            "frames", f"{len(joined)} clients joined; the shared state is set up" + (found and f": {found}")
+            "set_up", f"{len(joined)} clients joined; the shared state is set up" + (found and f": {found}")
         )
 
     def resume(self) -> None:
@@ -168,7 +168,7 @@ class Server:
 
     def finish(self) -> None:
         """Hand the last shared state to everyone and collect the final scores."""
-        self.session.take_back(self.session.returned())
+        self.session.rejoin(self.session.returned())
         ask = Exchanges(self.session, Place(self.round, state=self.state))
 
         def keep(reply: Reply) -> None:

@@ -102,7 +102,7 @@ class Session:
         method: name of the method.
         names: the clients, in a fixed order.
         limit: most bytes of an answer.
-        rejoin: what clients that restarted need to take their place again, as of the last commit: its round, and a
+        rejoining: what clients that restarted need to take their place again, as of the last commit: its round, and a
             payload for each.
     """
 
@@ -114,10 +114,10 @@ class Session:
         transport: Transport,
         log: EventLog,
         limit: int,
-        rejoin: Callable[[list[str]], tuple[int, dict[str, Payload]]],
+        rejoining: Callable[[list[str]], tuple[int, dict[str, Payload]]],
     ) -> None:
         self.run_id, self.method_name, self.transport, self.log, self.limit = run, method, transport, log, limit
-        self.rejoin = rejoin
+        self.rejoining = rejoining
         self.process = secrets.token_hex(8)
         self.members = {name: Member() for name in names}
 
@@ -127,7 +127,7 @@ class Session:
         requests = {
             name: encode(Message(kind, client=name, payload=payload, **header)) for name, payload in payloads.items()
         }
-        for name, data in self.transport.exchange(requests, fresh=kind in ("join", "resume")):
+        for name, data in self.transport.exchange(requests, fresh=kind in ("join", "rejoin")):
             try:
                 if isinstance(data, Exception):
                     raise data
@@ -151,7 +151,7 @@ class Session:
                 f"it answered {message.kind!r} of round {message.round}, step {message.step}; it was asked for {kind!r} of"
                 f" round {place.round}, step {place.step}"
             )
-        if kind == "resume":  # data may have been changed on purpose while the run was stopped (--changed data)
+        if kind == "rejoin":  # data may have been changed on purpose while the run was stopped (--changed data)
             self.members[name].facts["n_train"] = message.examples
         known = self.members[name].facts.get("n_train", message.examples)
         if message.examples != known:
@@ -200,16 +200,16 @@ class Session:
                 self.transport.dismiss(name, self.members[name].standing)
         return [name for name in here if self.members[name].status is not Status.EXCLUDED]
 
-    def take_back(self, names: list[str]) -> list[str]:
+    def rejoin(self, names: list[str]) -> list[str]:
         """Give clients that restarted their place as of the last commit; returns those that took it."""
         names = [name for name in names if self.members[name].status in (Status.ACTIVE, Status.AWAY)]
         if not names:
             return []
-        number, payloads = self.rejoin(names)
-        back = [reply.client for reply in self.request("resume", payloads, Place(number))]
+        number, payloads = self.rejoining(names)
+        back = [reply.client for reply in self.request("rejoin", payloads, Place(number))]
         for name in back:
             self.activate(name)
-            self.log.event("client_back", f"{name} takes part again", client=name)
+            self.log.event("client_rejoined", f"{name} takes part again", client=name)
         return back
 
 
@@ -276,7 +276,7 @@ class Exchanges:
         for _ in range(ATTEMPTS):
             for reply in self.session.request(kind, left, place):
                 self._take(reply, kind, read, found)
-            back = self._take_back([name for name in left if name not in found]) if again and self.patient else []
+            back = self._rejoined([name for name in left if name not in found]) if again and self.patient else []
             if begun & set(back):
                 raise RoundInterrupted(f"{', '.join(sorted(begun & set(back)))} restarted")
             if not back:
@@ -320,9 +320,9 @@ class Exchanges:
                 "client_finished", f"{name} finished round {round}", client=name, **self.reports[name]
             )
 
-    def _take_back(self, missing: list[str]) -> list[str]:
+    def _rejoined(self, missing: list[str]) -> list[str]:
         here = set(self.session.returned())
-        return self.session.take_back([name for name in missing if name in here])
+        return self.session.rejoin([name for name in missing if name in here])
 
     def exclude(self, name: str, reason: str) -> None:
         self.reports.pop(name, None)

@@ -76,7 +76,7 @@ def test_a_client_away_for_a_round_is_taken_back(tmp_path: Path) -> None:
     metrics = scenario.serve()
     rounds = [record["round"] for record in metrics["clients"]["c1"]["rounds"]]
     assert 1 not in rounds and rounds[-1] == 5 and metrics["clients"]["c1"]["final"]
-    assert [e["client"] for e in scenario.events("client_back")] == ["c1"]
+    assert [e["client"] for e in scenario.events("client_rejoined")] == ["c1"]
 
 
 def test_a_client_that_hangs_misses_rounds_and_its_late_answer_is_dropped(tmp_path: Path) -> None:

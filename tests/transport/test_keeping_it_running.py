@@ -189,5 +189,5 @@ def test_clocks_of_the_engine_that_jump_an_hour_change_nothing(
             assert finished.count("c1") > 5 and finished.count("c0") > 5
             said = json.loads((tmp_path / "kits" / name / "status.json").read_text())["time"]
             assert abs(said - time.time() - seconds) < 60  # its clock has jumped
-        for kind in ("client_away", "client_back", "refused", "round_interrupted"):
+        for kind in ("client_away", "client_rejoined", "refused", "round_interrupted"):
             assert not session.events(kind), session.events(kind)

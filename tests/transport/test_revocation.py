@@ -189,7 +189,7 @@ def test_a_renewed_certificate_cuts_off_the_old_one_and_the_new_kit_takes_part(t
         (session.folder / "c1").rename(tmp_path / "old")
         (made / "c1").rename(session.folder / "c1")
         session.start("c1")
-        until(lambda: [e for e in session.events("client_back") if e["client"] == "c1"], "the new kit takes part")
+        until(lambda: [e for e in session.events("client_rejoined") if e["client"] == "c1"], "the new kit takes part")
 
 
 def test_a_kit_made_again_because_it_was_missing_leaves_the_old_one_in_force(tmp_path: Path) -> None:

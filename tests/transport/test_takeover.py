@@ -136,7 +136,7 @@ def hold_rounds(network: SharedNames, log: Log) -> tuple[Timed, dict[str, int]]:
     while network.now < END:
         number += 1
         here = session.returned()
-        session.take_back(here)
+        session.rejoin(here)
         new = [name for name in here if session.members[name].status is Status.WAITING]
         for reply in session.request("join", dict.fromkeys(new, Payload())):
             session.activate(reply.client)

@@ -31,7 +31,7 @@ def test_all_messages_hold_names_shapes_and_types_of_the_list():
             for message in map(decode, messages):
                 kinds.add(message.kind)
                 check(message.kind, way, message.payload, sizes if message.kind != "join" else Sizes(), "test")
-    assert kinds == {kind for kind, _ in ALLOWED} - {"resume"}
+    assert kinds == {kind for kind, _ in ALLOWED} - {"rejoin"}
 
 
 def test_whatever_may_cross_is_said_to_people():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from h2tune.report.data import Client
 
 UNBROKEN = 400  # columns
-HEADINGS = {"base": "base", "local": "alone", "unshared": "frames only", "final": "federated"}
+HEADINGS = {"base": "base", "local": "alone", "unshared": "not averaged", "final": "federated"}
 
 
 def short_model(model: str) -> str:

@@ -80,7 +80,7 @@ class Participant(Answering):
             self.watch(client, round, phase, step, steps, loss)
 
     def handle(self, message: Message, data: bytes) -> bytes:
-        if message.kind in ("join", "resume") and (self.client is None or self.client.run):
+        if message.kind in ("join", "rejoin") and (self.client is None or self.client.run):
             self.client = self._build()
         assert self.client is not None
         if (kept := self.kept.find(message, self.client)) is not None:

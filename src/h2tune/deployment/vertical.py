@@ -129,7 +129,7 @@ class VerticalParticipant(Answering):
         self.process = self.passive.process
 
     def handle(self, message: Message, data: bytes) -> bytes:
-        if message.kind in ("join", "resume") and self.passive.sizes.classes >= 0:
+        if message.kind in ("join", "rejoin") and self.passive.sizes.classes >= 0:
             self._build()
         self.doing = {"round": message.round, "phase": message.kind}
         return self.passive.handle(data)

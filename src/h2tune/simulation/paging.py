@@ -98,7 +98,7 @@ class PagedClient:
             client.handle(data)
         if self._ready:
             welcome = decode(self._welcome.read_bytes())
-            client.handle(encode(replace(welcome, kind="resume", round=self._done)))
+            client.handle(encode(replace(welcome, kind="rejoin", round=self._done)))
         return client
 
 

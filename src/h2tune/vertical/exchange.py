@@ -97,14 +97,14 @@ class Exchange:
             raise PartyGone(sorted(missing))
         return answers
 
-    def take_back(self, round: int, returned: list[str]) -> None:
+    def rejoin(self, round: int, returned: list[str]) -> None:
         """Set all parties that are here, and those that have returned, to a committed round."""
         self.begin(round)
         names = [name for name in self.session.members if name in {*self.here, *returned}]
-        for name in self.ask("resume", self._places(names)[1]):
+        for name in self.ask("rejoin", self._places(names)[1]):
             if name in returned:
                 self.session.activate(name)
-                self.session.log.event("client_back", f"{name} takes part again", client=name)
+                self.session.log.event("client_rejoined", f"{name} takes part again", client=name)
 
     def _places(self, names: list[str]) -> tuple[int, dict[str, Payload]]:
         """What parties need to take their place as of a committed round."""

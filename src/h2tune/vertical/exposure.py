@@ -72,8 +72,8 @@ ALLOWED: dict[tuple[str, str], tuple[dict[str, Field], dict[str, type]]] = {
     ("local", "up"): ({"nu": _CLASSES, "mu": _CLASSES, "counts": _SHARES, "prior": _SHARES}, {}),
     ("predict", "down"): ({}, {"split": str, "start": int, "stop": int}),
     ("predict", "up"): ({"z": Field(("*", "d"))}, {}),
-    ("resume", "down"): ({}, {"round": int}),
-    ("resume", "up"): ({}, {}),
+    ("rejoin", "down"): ({}, {"round": int}),
+    ("rejoin", "up"): ({}, {}),
     ("finish", "down"): ({}, {"keep": int, "best": int}),
     ("finish", "up"): ({}, {}),
 }  # fmt: skip

@@ -105,7 +105,7 @@ class Federation:
             self.store.keep_meeting(meeting)
             self.store.keep_secret(self.active.secret)
         alone = int((~self.active.labels.trained).sum())
-        self.log.event("frames", f"{len(meeting.rows):,} people are aligned, {alone:,} of them kept for validation")
+        self.log.event("set_up", f"{len(meeting.rows):,} people are aligned, {alone:,} of them kept for validation")
         self._commit()
         return self.active
 
@@ -123,7 +123,7 @@ class Federation:
         self.active.restore(number, tensors, records)
         self.exchange.load(records["exchange"])
         self.exchange.sizes, self.exchange.state = store.sizes(self.active), digest_of(tensors, number)
-        self.exchange.take_back(number, self.exchange.away)
+        self.exchange.rejoin(number, self.exchange.away)
         return self.active
 
     def _commit(self) -> None:
@@ -149,7 +149,7 @@ class Federation:
         saved, kept = active.state(), active.records()
         while True:
             if returned := self._returned():
-                self.exchange.take_back(active.round, returned)
+                self.exchange.rejoin(active.round, returned)
             try:
                 record = active.one_round()
                 if active.round % self.config.evaluation.every == 0 or active.round == self.config.rounds:
@@ -162,7 +162,7 @@ class Federation:
                 names = [*self.exchange.here, *self.exchange.away]
                 complete = self.exchange.session.transport.wait(names, len(names))
                 self.log.event("info", "all parties are here again" if complete else "going on without them")
-                self.exchange.take_back(active.round, self._returned())
+                self.exchange.rejoin(active.round, self._returned())
 
     def _returned(self) -> list[str]:
         """Parties that were away and are here again."""

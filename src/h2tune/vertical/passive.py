@@ -68,7 +68,7 @@ class Passive:
         """The answer to what a message holds; see `handle`."""
         actions = {
             "join": self._join, "align": self._align, "step": self._step, "local": self._local,
-            "predict": self._predict, "resume": self._resume, "finish": self._finish,
+            "predict": self._predict, "rejoin": self._rejoin, "finish": self._finish,
         }  # fmt: skip
         if kind not in actions:
             raise ProtocolError(f"{kind!r} is not a kind of message.")
@@ -247,7 +247,7 @@ class Passive:
 
     # Coming back, and the end
 
-    def _resume(self, payload: Payload) -> Payload:
+    def _rejoin(self, payload: Payload) -> Payload:
         """Go back to the state of a committed round."""
         round, folder = payload.meta["round"], self.store.folder if self.store else None
         state = self.store.load_state(round) if self.store else None
