@@ -105,6 +105,22 @@ def test_a_run_is_never_overwritten_nor_resumed_with_another_config(finished: Pa
         RunStore(tmp_path).open()
 
 
+def test_a_run_that_was_cut_off_before_it_had_an_identity_begins_again(tmp_path: Path) -> None:
+    config = small(rounds=1, method="local", baseline="local", training={"steps": 1})
+    for folder in (tmp_path / "run", tmp_path / "run" / "baselines" / "local"):
+        store = RunStore(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("h2tune.store._plain", lambda value: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                store.create(config)
+        assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+        store.create(config)
+        (folder / "run.json").unlink()
+        other = config.model_copy(update={"seed": 5})
+        with pytest.raises(StoreError, match="not empty and is not a run"):  # a file that somebody wrote stays
+            store.create(other)
+
+
 def test_more_rounds_may_be_added_when_said(finished: Path, tmp_path: Path) -> None:
     federation.run(small(rounds=1, training={"steps": 4, "batch_size": 4, "schedule": "constant"}), tmp_path / "run")
     longer = small(rounds=2, training={"steps": 4, "batch_size": 4, "schedule": "constant"})

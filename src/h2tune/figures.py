@@ -23,6 +23,7 @@ def facts_of(context: ClientContext, store: ClientStore | None = None) -> dict[s
         store.write_json("anchors.json", {"covered": covered, "missing": missing})
     data, task, model = context.data, context.task, context.config.model
     golds = [example.gold for example in data.test.examples]
+    private = context.config.row_privacy is not None  # then nothing exact about training rows leaves
     return {
         # A path says something about this machine; a public name says nothing.
         "model": f"local {context.base.family}" if Path(model).exists() else model,
@@ -34,10 +35,12 @@ def facts_of(context: ClientContext, store: ClientStore | None = None) -> dict[s
         "n_validation": len(data.validation),
         "n_test": len(data.test),
         "keep": context.keep,
-        "unigram_nats": unigram_nats(data.train.encoded, data.test.encoded, len(context.tokenizer)),
+        "unigram_nats": None
+        if private
+        else unigram_nats(data.train.encoded, data.test.encoded, len(context.tokenizer)),
         "majority": max(map(golds.count, set(golds))) / len(golds),
-        "leaked": data.leaked,
-        "anchor_coverage": covered,
+        "leaked": None if private else data.leaked,
+        "anchor_coverage": None if private else covered,
     }
 
 

@@ -189,7 +189,8 @@ def _promise_rows(
     elif asked and rows and task:
         head = task.kind == "classify"
         words = promise_in_words(asked, experiment.training, rows, experiment.rounds, head)
-        plan.privacy.append(f"{client.name}: {words}")
+        again = f"; each baseline ({', '.join(names)}) spends as much" if (names := experiment.baselines) else ""
+        plan.privacy.append(f"{client.name}: {words}{again}")
     else:
         plan.privacy.append(f"{client.name}: row privacy: what it spends is said at the client, before it connects")
 

@@ -55,10 +55,14 @@ class RunStore:
         """
         if self.exists:
             raise StoreError(f"{self.folder} holds a run already: continue it with --resume, or choose another --out.")
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        config, plain = self.folder / "config.yaml", experiment.to_yaml().encode()
+        held = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        if held and not (
+            held == [config] and config.read_bytes() == plain
+        ):  # a start that was cut off here leaves that
             raise StoreError(f"{self.folder} is not empty and is not a run: choose another --out.")
         identity = uuid.uuid4().hex
-        write_atomic(self.folder / "config.yaml", experiment.to_yaml().encode())
+        write_atomic(config, plain)
         write_atomic(self.folder / "run.json", _plain({"schema": SCHEMA, "run": identity, "version": __version__}))
         return identity
 

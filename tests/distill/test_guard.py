@@ -17,6 +17,15 @@ def test_eight_consecutive_private_words_are_recognised_whatever_their_case_and_
     assert not guard.recites("")
 
 
+@pytest.mark.parametrize("text", [
+    "患者张三于二零二六年三月因胸痛入院诊断为急性心肌梗死",
+    "患者は三月に胸の痛みで入院し心筋梗塞と診断された",
+])  # fmt: skip
+def test_scripts_without_spaces_are_read_by_characters(text: str) -> None:
+    guard = Guard([text], [])
+    assert guard.recites(f"答：{text[3:16]}") and not guard.recites(text[:4] + "！".join("天地玄黄"))
+
+
 def test_what_is_public_is_no_secret() -> None:
     assert not Guard([SECRET], [f"As we all know, {SECRET}."]).recites(SECRET)
 

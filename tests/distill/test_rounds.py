@@ -12,6 +12,7 @@ from distill.lada_federation import client, lada, question_file, same, scripted,
 from federations import build
 
 from h2tune.client import Client
+from h2tune.errors import ClientError
 from h2tune.participant.base_models import ModelPool
 from h2tune.protocol.codec import decode
 from h2tune.server import Server
@@ -152,6 +153,48 @@ def test_a_budget_too_small_for_one_path_is_said_at_once(tmp_path: Path) -> None
     scripted(clients["big"], true_path)
     server.run()
     assert any("too small for any path" in text and "Raise method.budget" in text for text in events(tmp_path))
+
+
+def test_a_budget_is_too_small_where_what_is_left_beside_exploring_is(tmp_path: Path) -> None:
+    server, clients = build(lada(changes={"budget": "30B", "explore": 0.9}, rounds=1), tmp_path)
+    scripted(clients["big"], true_path)
+    server.run()
+    assert any("(less 90% for exploring) is too small for any path" in text for text in events(tmp_path))
+
+
+def test_a_round_without_the_teacher_says_why_nothing_flows(tmp_path: Path) -> None:
+    server, clients = build(lada(rounds=1), tmp_path)
+
+    def fail(*args: Any) -> Any:
+        raise ClientError("no disk")
+
+    clients["big"].method.answer = fail
+    server.run()
+    assert "round 1: nobody was given anything: the teacher big was not in round 1" in events(tmp_path)
+
+
+def test_a_client_that_missed_a_round_learns_from_no_public_rows_of_another(tmp_path: Path) -> None:
+    """The texts of FedMKT's round are those of the round before; what was allocated longer ago stands for other texts."""
+    server, clients = build(lada("fedmkt", {"accept": False}, rounds=3), tmp_path)
+    scripted(clients["big"], true_path)
+    method, read = clients["s1"].method, []
+    train = method.host.train
+
+    def seen(round: int, payload: Any) -> Any:
+        read.append((round, list(method.host.public_rows)))
+        return train(round, payload)
+
+    method.host.train = seen
+    server.open()
+    server.one_round()
+    assert method.taken[0] == 1 and method.taken[1]
+    old = method.taken[1]
+    method.taken = (0, old)  # as if it had missed round 1
+    server.one_round()
+    method.load_state(method.state())
+    server.one_round()
+    given = next(row["items"] for row in table(server, "s1") if row["round"] == 2)
+    assert read[1] == (2, []) and read[2] == (3, sorted({method.items(2).index(item) for item in given}))
 
 
 def test_without_right_answers_samples_that_agree_stand_in(tmp_path: Path) -> None:

@@ -149,6 +149,18 @@ def test_hetlora_prunes_and_keeps_pruned(tmp_path: Path) -> None:
         )
 
 
+def test_a_client_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
+    server, clients = build(twins(4, method="fedit"), tmp_path)
+    joined = {name: client.method.join() for name, client in clients.items()}
+    method = server.new_method() if hasattr(server, "new_method") else server.method
+    method.open({name: joined[name] for name in ("c0", "c1")}, {})
+    joined["c2"].meta["rank"] += 1
+    with pytest.raises(MethodError, match="one rank within a group"):
+        method.open({"c2": joined["c2"]}, {})
+    assert method.known.keys() == {"c0", "c1"}
+    assert method.open({"c3": joined["c3"]}, {}).keys() == {"c3"}
+
+
 def test_what_does_not_suit_is_said_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(MethodError, match=r"fedit: .*only fit between equal base models.* c0, c1"):
         federation.run(small(method="fedit"), tmp_path / "a")

@@ -348,6 +348,15 @@ def test_twins_share_their_bases_in_fedsb_and_colora(tmp_path: Path) -> None:
             assert torch.equal(one, two), name
 
 
+def test_colora_takes_no_late_joiner_with_fewer_blocks_than_are_exchanged(tmp_path: Path) -> None:
+    """gpt2 has four blocks, llama five; qwen, with three, joins late."""
+    config = trio(method="colora", rounds=3)
+    late = [c.model_copy(update={"joins": 2} if c.model == "zoo:qwen" else {}) for c in config.clients]
+    metrics = federation.run(config.model_copy(update={"clients": late}), tmp_path / "run")
+    name = next(c.name for c in late if c.joins == 2)
+    assert "its model has 3 blocks, and the others exchange 4" in metrics["clients"][name]["status"]
+
+
 def test_colora_aligns_on_as_many_sentences_as_it_is_told(tmp_path: Path) -> None:
     server, clients = build(trio(method={"name": "colora", "sentences": 25}), tmp_path / "run")
     server.open()  # the kit has 60 anchors: every third is 20 of them

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from h2tune import federation
 from h2tune.aggregation.private import epsilon
+from h2tune.client import Client
 from h2tune.config import Experiment, RowPrivacy, Training
 from h2tune.errors import MethodError
+from h2tune.figures import facts_of
 from h2tune.participant import row_privacy
+from h2tune.participant.base_models import ModelPool
 from h2tune.participant.batches import collate, stream
 from h2tune.participant.row_privacy import (
     FILE,
@@ -226,6 +229,27 @@ def test_a_federation_in_which_one_client_protects_its_rows(tmp_path: Path) -> N
     assert account["epsilon"] < account["budget"] == 15.0
     assert not (tmp_path / "clients" / "c1" / FILE).exists()
     assert write_report(tmp_path).is_file()
+
+
+def test_nothing_exact_about_its_training_rows_is_among_its_facts() -> None:
+    """What is sent when it joins is the same whatever its training rows are."""
+    found = []
+    for seed in (0, 1):
+        experiment = private(2)
+        for config in experiment.clients:
+            config = config.model_copy(update={"train": f"{config.train}{seed}"})
+            client = Client(config, experiment, ModelPool("cpu"), ["a drummer"])
+            found.append(facts_of(client.context))
+    assert found[0] == found[2] and found[1] != found[3]
+    assert found[0]["leaked"] is found[0]["unigram_nats"] is found[0]["anchor_coverage"] is None
+
+
+def test_glossary_frames_are_practised_on_public_text(tmp_path: Path) -> None:
+    method = {"name": "h2tune", "frames": "glossary", "slots": ["o"], "train_factors": False, "practice_steps": 1}
+    experiment = private(2, method=method)
+    rows = [c.model_copy(update={"practice": "demo:fill?split=practice&n=60"}) for c in experiment.clients]
+    metrics = federation.run(experiment.model_copy(update={"clients": rows}), tmp_path / "run")
+    assert metrics["clients"]["c0"]["status"] == "ok"
 
 
 def test_a_method_that_uses_rows_in_other_ways_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from h2tune.vertical.compare import interval
 from h2tune.vertical.config import load_vertical, parse_vertical
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.plan import make_plan
-from h2tune.vertical.table import Columns, TableError, read_table
+from h2tune.vertical.table import Columns, TableError, numbers_of, read_table, text_of
 
 
 def with_test(edit, **changes):
@@ -79,6 +79,24 @@ def test_plan_says_what_to_do_about_them():
     assert (
         text.startswith("shop: column 'pay' holds many different values such as '0 €'") and "write them bare" in text
     )
+
+
+def test_cells_that_are_missing_in_columns_of_pandas_own_types():
+    assert text_of(pd.Series(["a", pd.NA, "b"], dtype="string")) == ["a", None, "b"]
+    assert text_of(pd.Series([1, pd.NA, 3], dtype="Int64")) == ["1", None, "3"]
+    assert text_of(pd.Series([pd.Timestamp("2026-01-02"), pd.NaT])) == ["2026-01-02 00:00:00", None]
+    assert text_of(pd.Series(["x", pd.NA], dtype="category")) == ["x", None]
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_dates_are_days_and_a_missing_one_is_a_gap(zone: str | None):
+    dates = pd.Series([pd.Timestamp("2026-01-01"), pd.NaT, pd.Timestamp("2026-01-03")]).dt.tz_localize(zone)
+    found = numbers_of(dates)
+    assert found is not None and np.isnan(found[1]) and found[2] - found[0] == 2
+    durations = numbers_of(pd.Series([pd.Timedelta(hours=12), pd.NaT]))
+    assert durations is not None and durations[0] == 0.5 and np.isnan(durations[1])
+    columns = Columns.fit(pd.DataFrame({"seen": dates}), ["seen"])
+    assert columns.numeric["seen"]["gaps"] == 1.0 and columns.numeric["seen"]["scale"] < 2
 
 
 def test_numbers_too_large_for_the_arithmetic_are_missing():

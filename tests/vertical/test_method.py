@@ -21,6 +21,7 @@ from h2tune.vertical.evaluation import views
 from h2tune.vertical.federation import fit, load_parties, run
 from h2tune.vertical.fuse import view_logits
 from h2tune.vertical.methods import METHODS
+from h2tune.vertical.methods.base import configure
 from h2tune.vertical.prototypes import relations
 from h2tune.vertical.trial import evaluate
 
@@ -146,6 +147,18 @@ def test_the_best_round_by_validation_is_kept(tmp_path):
     assert set(scores) == {3, 6, 9}
     assert metrics["best"] == max(scores, key=lambda number: (scores[number], number))
     assert metrics["validation"]["balanced"] == pytest.approx(max(scores.values()))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_best_round_is_the_result_alone_and_in_a_comparison_too(tmp_path, seed: int):
+    settings = config(rounds=6, seed=seed, evaluation={"every": 1, "validation": 0.3})
+    frames = planted(seed=seed, spread=2.0)
+    data = load_parties(settings, frames)
+    metrics = run(settings, tmp_path / "run", frames=frames)
+    assert evaluate(settings, METHODS[settings.method.name], data) == metrics["final"]
+    alone = fit(configure(settings, METHODS["local"]), {"bank": data["bank"]})
+    best = next(record for record in alone.history if record["round"] == alone.best)
+    assert metrics["alone"] == best["test"]
 
 
 def test_no_label_of_a_validation_row_is_trained_on():

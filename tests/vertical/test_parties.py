@@ -31,6 +31,8 @@ from h2tune.vertical.align import (
 )
 from h2tune.vertical.config import load_vertical, parse_vertical
 from h2tune.vertical.federation import fit, load_parties
+from h2tune.vertical.methods import METHODS
+from h2tune.vertical.methods.base import configure
 from h2tune.vertical.passive import Passive
 from h2tune.vertical.plan import make_plan
 from h2tune.vertical.table import NO_LABEL, Columns, TableError, read_table, text_of
@@ -211,6 +213,34 @@ def test_an_aligned_row_without_a_label():
         fit(config(), load_parties(config(), frames))
 
 
+@pytest.mark.parametrize("prefix", ["bank-", "a"])
+def test_alone_the_active_party_learns_from_its_labelled_rows(prefix: str):
+    """Nobody is aligned with it then; a row without a label is no mistake."""
+    table = planted()["bank"][0]
+    place = next(i for i, name in enumerate(table["id"]) if name.startswith(prefix))
+    frames = changed("bank", lambda t: t.assign(kind=[None if i == place else k for i, k in enumerate(t["kind"])]))
+    settings = configure(config(), METHODS["local"])
+    data = load_parties(config(), frames)["bank"]
+    active = fit(settings, {"bank": data})
+    assert len(active.labels.y) == len(table) - 1
+    assert None not in [data.train.labels[row] for row in active.meeting.rows.tolist()]
+    assert active.history[-1]["test"]["balanced"] > 0.5
+
+
+def test_a_class_of_which_only_aligned_rows_are_left_is_a_class_that_nobody_can_know():
+    """A party trains on unaligned rows; at the join it does not know yet which those are."""
+    frames = planted(unseen=3)
+    table, probe = frames["clinic"]
+    settings = config(unseen=3)
+    rows = [i for i, code in enumerate(table["code"]) if code == "class-3"][: settings.exposure.min_count]
+    # One of the people who carry the class becomes one whom the bank knows.
+    ids, codes = list(table["id"]), [c if i in rows else None for i, c in enumerate(table["code"])]
+    ids[0], ids[rows[0]] = ids[rows[0]], ids[0]
+    frames["clinic"] = (table.assign(id=ids, code=codes), probe)
+    with pytest.raises(AlignmentError, match=r"Nobody can know the class 'class-3'.*beside the people whom it shares"):
+        fit(settings, load_parties(settings, frames))
+
+
 def test_labels_of_a_passive_party_that_the_federation_does_not_know():
     settings = config(
         parties=[{"name": n, "train": "-", "test": "-"} | ({"labels": "code"} if n == "shop" else {}) for n in PARTIES]
@@ -242,6 +272,18 @@ def test_a_party_that_answers_with_nonsense_is_excluded_and_the_others_go_on(tmp
     again, _ = recorded(config(), planted())  # who is out stays out when the active party is started again
     again.exchange.load(json.loads(json.dumps(federation.exchange.plain())))
     assert again.exchange.here == ["clinic"] and again.exchange.excluded == federation.exchange.excluded
+
+
+@pytest.mark.parametrize("rows", [0, 1, 99, 101])
+def test_a_party_that_predicts_for_more_or_fewer_people_than_asked_is_excluded(tmp_path, rows: int):
+    def spoilt(message: Message) -> bytes | None:
+        return reply(message, z=torch.zeros(rows, 8)) if message.kind == "predict" else None
+
+    stores = {party: ClientStore(tmp_path / party) for party in PARTIES}
+    federation, _ = recorded(config(), planted(), {"shop": spoilt}, stores)
+    federation.run()
+    assert federation.exchange.here == ["clinic"]
+    assert f"predict was asked for 100 rows and has {rows}" in federation.exchange.excluded["shop"]
 
 
 @pytest.mark.parametrize("name", ["counts", "prior"])

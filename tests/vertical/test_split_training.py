@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from vertical.recorder import recorded
 from vertical.tables import PARTIES, config, planted
 
+from h2tune.protocol.codec import Payload, decode
 from h2tune.store import ClientStore
 from h2tune.transport.base import Absent
 from h2tune.utils.seeds import derive
@@ -211,6 +213,60 @@ def test_a_party_that_is_lost_in_a_round(tmp_path, returns: bool):
     assert ("shop" in federation.exchange.here) == returns
     if not returns:
         assert active.history[-1]["test"]["balanced"] > 0.5
+
+
+class Away(Flaky):
+    """A transport without a party in one round, whoever waits; it is back in the next."""
+
+    asked = 0
+
+    def exchange(self, requests, fresh=False):
+        for name, data in requests.items():
+            away = name == self.party and decode(data).kind == "step" and decode(data).round == self.round
+            self.lost = self.lost or away
+            yield name, Absent("no answer") if away else self.clients[name].handle(data)
+
+    def wait(self, names, count, first=False):
+        return False
+
+    def returned(self):
+        self.asked += self.lost
+        return [self.party] if self.asked > 2 else []  # not when the round begins again, but when the next one does
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_party_that_was_away_after_the_best_round_ends_with_its_networks_of_that_round(tmp_path, seed: int):
+    settings = config(rounds=5, seed=seed, evaluation={"every": 1, "validation": 0.4})
+    frames = planted(seed=seed, spread=2.0)
+    best = fit(settings, load_parties(settings, frames)).best
+    if best == settings.rounds:
+        settings = settings.model_copy(update={"rounds": best + 2})
+    stores = {name: ClientStore(tmp_path / name) for name in PARTIES}
+    federation, parties = recorded(settings, frames, stores=stores)
+    federation.exchange.session.transport = Away(parties, "shop", best + 1, True)
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep(record: dict) -> None:
+        kept[record["round"]] = {n: t.clone() for n, t in parties["shop"].party.encoder.state_dict().items()}
+
+    active = federation.run(keep)
+    rounds = {message.round for message in parties["shop"].messages("step")}
+    assert rounds == set(range(1, settings.rounds + 1)) - {best + 1}
+    found = parties["shop"].party.encoder.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in kept[active.best].items())
+    # The file says which round it is of, for a party that is started again.
+    again = Passive(settings, load_parties(settings, frames)["shop"], "", stores["shop"])
+    again.answer("rejoin", settings.rounds, Payload(meta={"round": settings.rounds}))
+    again.answer("finish", settings.rounds, Payload(meta={"best": active.best}))
+    assert all(torch.equal(again.encoder.state_dict()[name], tensor) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_batch_of_validation_rows_alone_trains_nothing(batch: int):
+    settings = config(rounds=3, training={"batch": batch, "steps": 30}, evaluation={"every": 1, "validation": 0.6})
+    active = fit(settings, load_parties(settings, planted()))
+    assert all(math.isfinite(record["loss"]) for record in active.history)
+    assert any(record["loss"] > 0 for record in active.history)
 
 
 def by_hand(rounds: list[dict[str, torch.Tensor]], keep: float) -> dict[str, torch.Tensor]:

@@ -120,7 +120,7 @@ class SecureClient:
         whole, r = torch.zeros(*core.shape[:2], self.rank, self.rank), core.shape[-1]
         whole[..., :r, :r] = torch.where(coverage, core.detach().cpu(), 0.0)
         largest = float(whole.abs().max()) * weight * (len(sealed) + 1)
-        if largest >= 2.0 ** (63 - STEP_BITS):
+        if not largest < 2.0 ** (63 - STEP_BITS):  # so that a core that is no number is refused, too
             raise SecureError(f"{self.name}: its core times its weight is too large to be summed in 64 bits")
         masked = self.secrets.mask(to_steps(whole, weight), sealed)
         return {"masked": torch.from_numpy(masked.view("int64"))}

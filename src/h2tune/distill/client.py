@@ -45,7 +45,8 @@ class LadaClient(ClientMethod):
         self.reasoner: Reasoner | None = None
         self.own: dict[int, str] = {}
         self.answered = 0
-        self.taken: list[int] = []  # places of the questions whose paths came last, for a host that reads public texts
+        # For a host that reads public texts: a round, and places of the questions whose paths came in it.
+        self.taken: tuple[int, list[int]] = (0, [])
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
@@ -153,8 +154,9 @@ class LadaClient(ClientMethod):
         given = unpack_given(ours, self.items(round), self.settings.paths)
         phase, host = self._gate(given, round), self.host
         if host.reads_public:
-            host.public_rows = self.taken
-            self.taken = sorted({self.items(round).index(entry.item) for entry in given})
+            of, places = self.taken
+            host.public_rows = places if of == round - 1 else []  # the texts are those of the round before
+            self.taken = round, sorted({self.items(round).index(entry.item) for entry in given})
         if self.settings.filter == "bandit":
             self.level = reasoner_level(self._reasoner())
         host.left_out, host.addition = 0, None
@@ -190,12 +192,15 @@ class LadaClient(ClientMethod):
         self.host.receive(payload)
 
     def state(self) -> dict[str, Tensor]:
-        kept = {TAKEN: torch.tensor(self.taken, dtype=torch.int32)} if self.host.public_texts else {}
+        kept = (
+            {TAKEN: torch.tensor([self.taken[0], *self.taken[1]], dtype=torch.int32)} if self.host.public_texts else {}
+        )
         return self.host.state() | kept
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         if TAKEN in state:
-            self.taken = state[TAKEN].tolist()
+            of, *places = state[TAKEN].tolist()
+            self.taken = of, places
         self.host.load_state({k: t for k, t in state.items() if k != TAKEN})
 
     def report(self) -> dict[str, Any]:

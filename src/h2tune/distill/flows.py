@@ -66,7 +66,7 @@ class Flows:
             budget = self.budgets.setdefault(student, float(self.settings.bytes))
             pairs = [Pair(t, student, scores[t], scores[student], lengths, asked) for t in teachers]
             seed = derive(self.seed, "allocate", number, student)
-            allowed = budget if lengths.any() else 2 * budget
+            allowed = budget if lengths.any() else min(2 * budget, 2.0 * self.settings.bytes)
             found = choose(self, pairs, allowed, seed, up=student == self.settings.teacher, answered=answered)
             self.chosen[student] = found
             gold = [("", 0.0)]  # the student has the reference answers
@@ -77,6 +77,10 @@ class Flows:
             ]
             self._note(number, student, found, items)
         self._show(questions, items, answers, scores)
+        if self.settings.teacher not in answers:
+            self.notices.append(
+                f"nobody was given anything: the teacher {self.settings.teacher} was not in round {number}"
+            )
         if number == 1 and not answered and self.settings.directions == "both":
             self.notices.append(
                 f"the public questions have no right answers: {self.settings.teacher} may learn what smaller models are"
@@ -142,10 +146,12 @@ class Flows:
                     f"{student} was given nothing: {who} answered none of the {found.questions} public questions right."
                     " Easier questions, or a model that has learnt the task, are needed"
                 )
-            elif found.high and found.least > found.allocation.budget:
+            elif found.high and found.least > (room := (1 - self.settings.explore) * found.allocation.budget):
+                kept = "" if not self.settings.explore else f" (less {self.settings.explore:.0%} for exploring)"
                 self.notices.append(
-                    f"{student} was given nothing: its budget of {found.allocation.budget:.0f} bytes is too small for any"
-                    f" path; the shortest that it should learn from needs {found.least:.0f}. Raise method.budget"
+                    f"{student} was given nothing: its budget of {found.allocation.budget:.0f} bytes{kept} is too small for"
+                    f" any path; the shortest that it should learn from needs {found.least:.0f}, and there are {room:.0f}."
+                    " Raise method.budget"
                 )
 
     def close(self, number: int, learnt: Mapping[str, Learnt]) -> None:

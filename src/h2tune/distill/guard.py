@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from h2tune.frames.anchor_text import words as spans
+
 WORDS = 8
 
 
 def _runs(text: str) -> Iterator[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.casefold())
+    folded = text.casefold()
+    # A script without spaces has words only by Unicode's rules: in Chinese a character each.
+    words = [word for a, b in spans(folded) for word in re.findall(r"\w+", folded[a:b])]
     for start in range(len(words) - WORDS + 1):
         yield tuple(words[start : start + WORDS])
 

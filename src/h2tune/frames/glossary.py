@@ -20,6 +20,7 @@ from h2tune.frames.episodes import load_practice
 from h2tune.frames.lexicon import Episode, code, fit_readers, written
 from h2tune.frames.words import practised_factors
 from h2tune.participant.batches import collate
+from h2tune.participant.trainer import Trainer
 from h2tune.protocol.codec import Payload
 
 FITTED_EPISODES = 12  # whose prompts A is fitted on
@@ -88,6 +89,7 @@ def _fit(method: FramedAdapter, episodes: list[Episode]) -> None:
 def _obey(method: FramedAdapter, episodes: list[Episode], rate: float) -> None:
     """One update of A and B per episode, with the core that its lexicon asks for."""
     context, rank = method.context, method.shared_rank
+    trainer = Trainer(context.training, context.accelerator)  # the text is public: no row is to be protected
     group = method.group(method.factors, rate, len(episodes))
     model = method.activate()
     for leaf in method.middles:
@@ -98,5 +100,5 @@ def _obey(method: FramedAdapter, episodes: list[Episode], rate: float) -> None:
             for leaf in method.middles:
                 leaf[..., :rank, :rank] = core
         batch = collate(episode.rows, context.tokenizer.pad_token_id)
-        context.trainer.gradients(model, repeat((batch, [])), passes=context.passes)
-        context.trainer.apply([group])
+        trainer.gradients(model, repeat((batch, [])), passes=context.passes)
+        trainer.apply([group])

@@ -230,6 +230,11 @@ class CoLoraServer(OneExchange):
         sketch = payload.tensors.get("sketch", torch.zeros(0))
         if self.settings.relevance == "sketch" and tuple(sketch.shape) != (SKETCH,):
             raise ProtocolError("its introduction holds no sketch")
+        if self.known and payload.meta["depth"] < self.count:
+            raise ProtocolError(
+                f"its model has {payload.meta['depth']} blocks, and the others exchange {self.count}: join from the"
+                " first round, or lower method.blocks"
+            )
 
     def describers(self, joined: dict[str, Payload]) -> list[str]:
         if self.known:

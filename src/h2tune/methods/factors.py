@@ -218,9 +218,10 @@ class FactorServer(OneExchange):
                 raise MethodError(f"this method needs one rank within a group, but there are {ranks}")
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        self.known |= {name: dict(p.meta) for name, p in joined.items()}
+        known = self.known | {name: dict(p.meta) for name, p in joined.items()}
+        self.suits(self.experiment, known)  # a client that is refused must leave nothing behind
+        self.known = known
         self.current |= dict.fromkeys(joined, self.round)
-        self.suits(self.experiment, self.known)
         self._form_groups()
         return {name: self.rejoin(name) for name in joined}
 

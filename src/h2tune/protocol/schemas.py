@@ -73,7 +73,7 @@ class ClientFacts(_Said):
     keep: float = Field(gt=0, le=1)
     unigram_nats: float | None = None  # none where answers are no text
     majority: float = Field(ge=0, le=1)
-    leaked: Count
+    leaked: Count | None = None
     anchor_coverage: float | None = None
 
 

@@ -95,7 +95,7 @@ class Active:
     ) -> tuple[float, dict[str, Tensor]]:
         """One exchange: send the gradients owed, get embeddings, update; returns the loss and the next gradients."""
         config, training = self.config, self.config.training
-        meta = {"step": step} | ({"keep": self.best} if step == 0 and self.best == number - 1 > 0 else {})
+        meta = {"step": step} | ({"keep": self.best} if step == 0 and self.best else {})
         requests = {name: Payload({"gradient": owed[name]} if name in owed else {}, dict(meta)) for name in here}
         answers = self.exchange.ask_all("step", requests)
         rows = batch_rows(len(self.labels.y), training.batch, config.seed, "batch", number, step)
@@ -124,7 +124,10 @@ class Active:
         self._collect([view.detach() for view in z], present & used[:, None], rows)
         if not bool(used.all()):
             z, present, rows = [view[used] for view in z], present[used], rows[used]
-        value = self.top.loss(z, present, self.labels.y[rows], self.labels.shares, generator, self.labels.flip)
+        if len(rows):
+            value = self.top.loss(z, present, self.labels.y[rows], self.labels.shares, generator, self.labels.flip)
+        else:  # validation rows alone: no gradient
+            value = torch.stack([view.sum() for view in z]).sum()
         if len(self.labels.own_y) and training.local_steps:
             value = value + self._own_loss(generator) / len(z)
         return value
@@ -201,9 +204,14 @@ class Active:
             self.best = record["round"]
             self.best_parts = pack(dict(zip(self._modules(), self.shown, strict=True)))
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """The record of the round whose networks are the result: the best by validation, else the last."""
+        return next((r for r in self.history if r["round"] == self.best), self.history[-1])
+
     def finish(self) -> None:
         """The end: everyone's result is that of the best round, or of the last if there is no validation."""
-        chosen = {"best": self.best} | ({"keep": self.best} if self.best == self.round else {}) if self.best else {}
+        chosen = {"best": self.best} if self.best else {}
         self.exchange.ask("finish", {name: Payload(meta=dict(chosen)) for name in self.exchange.here})
         chosen_parts = self.best_parts if self.best else pack(dict(zip(self._modules(), self.shown, strict=True)))
         unpack({**self._modules()}, chosen_parts)

@@ -11,7 +11,7 @@ from h2tune.protocol.exchange import Reply
 from h2tune.session import EventLog, Exchanges, Member, Place, Session, Status
 from h2tune.transport.base import Transport
 from h2tune.transport.inprocess import InProcess
-from h2tune.vertical.exposure import Sizes, check
+from h2tune.vertical.exposure import Sizes, check, check_rows
 
 
 class NoLog:
@@ -81,7 +81,10 @@ class Exchange:
         def read(reply: Reply) -> Payload:
             for ways, size in ((self.sent, reply.bytes_down), (self.received, reply.bytes_up)):
                 ways[reply.client][kind] = ways[reply.client].get(kind, 0) + size
-            return check(kind, "up", reply.payload, self.sizes, reply.client)
+            answer = check(kind, "up", reply.payload, self.sizes, reply.client)
+            if kind == "predict":
+                check_rows(payloads[reply.client], answer, reply.client)
+            return answer
 
         answers = self._asks(kind, payloads, read, again=False)
         return {name: answers[name] for name in payloads if name in answers}

@@ -65,7 +65,7 @@ ALLOWED: dict[tuple[str, str], tuple[dict[str, Field], dict[str, type]]] = {
         {"keys": _KEYS, "places": _PLACES, "test_keys": _KEYS, "test_places": _PLACES, "classes": Field(("C", DIGEST), torch.uint8)},
         {"rows": int, "test_rows": int},
     ),
-    ("align", "up"): ({}, {}),
+    ("align", "up"): ({"labels": _KEYS}, {}),
     ("step", "down"): ({"gradient": _GRADIENT}, {"step": int, "keep": int}),
     ("step", "up"): ({"z": _BATCH}, {}),
     ("local", "down"): ({"gradient": _GRADIENT, "nu": _CLASSES, "mu": _CLASSES, "prior": _SHARES}, {}),
@@ -74,13 +74,14 @@ ALLOWED: dict[tuple[str, str], tuple[dict[str, Field], dict[str, type]]] = {
     ("predict", "up"): ({"z": Field(("*", "d"))}, {}),
     ("rejoin", "down"): ({}, {"round": int}),
     ("rejoin", "up"): ({}, {}),
-    ("finish", "down"): ({}, {"keep": int, "best": int}),
+    ("finish", "down"): ({}, {"best": int}),
     ("finish", "up"): ({}, {}),
 }  # fmt: skip
 
 SAID: dict[tuple[str, str], str] = {
     ("join", "up"): "once: hashes of ids (with psi: blinded ids), hashes of the names of its labels of min_count rows or more,"
     " and how many rows it has",
+    ("align", "up"): "once: hashes of the names of its labels of min_count rows or more beside the aligned ones",
     ("step", "up"): "every step: embeddings of the aligned people of a batch; the active party may try to invert them",
     ("local", "up"): "every round: prototypes, class means, counts of classes of min_count rows or more, and class shares",
     ("predict", "up"): "when the result is scored or used: embeddings of the people asked for",
@@ -133,6 +134,13 @@ def check(kind: str, way: str, payload: Payload, sizes: Sizes, who: str) -> Payl
         if name in payload.meta and type(payload.meta[name]) is not kind_of:
             raise ProtocolError(f"{who}: {name!r} in {kind} is not of type {kind_of.__name__}")
     return payload
+
+
+def check_rows(asked: Payload, answer: Payload, who: str) -> None:
+    """Raise ProtocolError where an answer to ``predict`` has more or fewer rows than were asked for."""
+    wanted, found = asked.meta["stop"] - asked.meta["start"], len(answer.tensors["z"])
+    if found != wanted:
+        raise ProtocolError(f"{who}: predict was asked for {wanted} rows and has {found}")
 
 
 def flip_matrix(epsilon: float, classes: int) -> Tensor:

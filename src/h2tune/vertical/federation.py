@@ -180,7 +180,7 @@ def alone(config: VerticalConfig, data: PartyData) -> dict[str, Any] | None:
     """Scores of the active party by itself on the same test people; None where none are asked for."""
     if config.baseline == "none" or config.method.name == "local" or data.test is None:
         return None
-    found = fit(configure(config, METHODS["local"]), {data.name: data}).history[-1].get("test")
+    found = fit(configure(config, METHODS["local"]), {data.name: data}).result.get("test")
     return dict(found) if found else None
 
 
@@ -276,12 +276,12 @@ def collect(config: VerticalConfig, active: Active, seconds: float) -> dict[str,
                for kind in ("join", "align", "step", "local", "predict")}
         for name in active.meeting.passive
     }  # fmt: skip
-    last = next((r for r in active.history if r["round"] == active.best), active.history[-1])
+    result = active.result
     return {
         "schema": 1, "kind": "vertical", "version": __version__, "name": config.name, "method": config.method.name,
         "seed": config.seed, "rounds": active.round, "best": active.best or active.round, "finished": True, "seconds": seconds, "parties": active.parties,
         "classes": active.classes, "unseen": active.labels.unseen, "aligned": len(active.labels.y),
         "rows": dict(zip(active.parties, [len(active.data.train), *active.meeting.sizes], strict=True)),
-        "final": last.get("test"), "validation": last.get("validation"), "history": active.history, "bytes": bytes_of,
+        "final": result.get("test"), "validation": result.get("validation"), "history": active.history, "bytes": bytes_of,
         "excluded": exchange.excluded,
     } | pictures(active)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from h2tune.protocol.codec import Payload
 from h2tune.vertical.align import (
     FORMS,
     AlignmentError,
+    Matching,
     as_keys,
     digests,
     looser,
@@ -68,7 +70,10 @@ def meet(config: VerticalConfig, data: PartyData, salt: str, exchange: Exchange)
     for name in asked:
         _check_shared(name, data, train[name], sizes[asked.index(name)], salt, exchange, config.align.how)
     classes = _classes(config, data, salt, {name: answers[name].tensors.get("labels") for name in asked})
-    found = match(data.train.keys, train)
+    own = data.train.keys
+    if not asked:  # with nobody to share people with, those that can be learnt from
+        own = own[[label is not None for label in data.train.labels]]
+    found = match(own, train)
     rows = positions(data.train.keys, found.order)
     tests = data.test.keys if data.test else data.train.keys[:0]
     test_present = torch.stack(
@@ -81,11 +86,23 @@ def meet(config: VerticalConfig, data: PartyData, salt: str, exchange: Exchange)
     meeting = Meeting(asked, classes, rows, found.present, torch.arange(len(tests)), test_present, sizes)
     _check_labels(config, data, rows)
     exchange.sizes = Sizes(len(classes), config.training.dim, min(config.training.batch, len(rows)))
-    exchange.ask_all("align", {
-        name: _positions(found.order, found.present[:, k], tests, test_present[:, k], digests(classes, salt))
-        for k, name in enumerate(asked, 1)
-    })  # fmt: skip
+    _tell_positions(config, data, meeting, found, tests, digests(classes, salt), exchange)
     return meeting
+
+
+def _tell_positions(
+    config: VerticalConfig, data: PartyData, meeting: Meeting, found: Matching, tests: np.ndarray, keys: np.ndarray,
+    exchange: Exchange,
+) -> None:  # fmt: skip
+    """Tell every party which people are aligned; it answers which classes it can name beside them."""
+    answers = exchange.ask_all("align", {
+        name: _positions(found.order, found.present[:, k], tests, meeting.test_present[:, k], keys)
+        for k, name in enumerate(meeting.passive, 1)
+    })  # fmt: skip
+    if config.method.labels:  # a method that leaves labels of others unused cannot know such classes anyway
+        names = {key.tobytes(): name for key, name in zip(keys, meeting.classes, strict=True)}
+        left = {names.get(key.tobytes()) for answer in answers.values() for key in answer.tensors["labels"].numpy()}
+        _check_known(config, data, meeting.classes, left | set(data.train.labels), " beside the people whom it shares")
 
 
 def _rows_of(name: str, answer: Payload) -> int:
@@ -166,13 +183,20 @@ def _classes(config: VerticalConfig, data: PartyData, salt: str, spoken: dict[st
                     f" (hash {row.tobytes().hex()[:8]}). Name all classes in label.classes."
                 )
             held.add(known[row.tobytes()])
-    if spoken and config.method.unseen == "named" and (lost := [c for c in classes if c not in held]):
+    _check_known(config, data, classes, held)
+    return classes
+
+
+def _check_known(
+    config: VerticalConfig, data: PartyData, classes: list[str], held: Collection[str | None], where: str = ""
+) -> None:
+    """Raise AlignmentError where a class is neither described nor among those that somebody has rows of."""
+    if config.passive and config.method.unseen == "named" and (lost := [c for c in classes if c not in held]):
         raise AlignmentError(
             f"Nobody can know the class {lost[0]!r}: {data.name} has no row of it, and no other party labels"
-            f" {config.exposure.min_count} rows or more with it. Take it out of label.classes, let a party label rows"
-            " (`labels`), or describe it (`unseen: described`)."
+            f" {config.exposure.min_count} rows or more with it{where}. Take it out of label.classes, let a party label"
+            " rows (`labels`), or describe it (`unseen: described`)."
         )
-    return classes
 
 
 def _check_labels(config: VerticalConfig, data: PartyData, rows: Tensor) -> None:

@@ -28,6 +28,7 @@ from h2tune.vertical.psi import Responder
 from h2tune.vertical.run_store import write_party
 
 CHUNK = 65536  # rows that are embedded at a time
+_BEST, _ROUND = "best.safetensors", "round"  # the best round's networks, and in the file which round that is
 
 
 class Passive:
@@ -49,6 +50,7 @@ class Passive:
         self._x: tuple[Tensor, Tensor] | None = None  # of the batch whose gradient is owed
         self._z: Tensor | None = None
         self._best: dict[str, Tensor] | None = None
+        self._best_round = 0
         self.average: dict[str, Tensor] = {}  # of the weights over rounds, with `training.average`
         self._responder: Responder | None = None
 
@@ -111,9 +113,11 @@ class Passive:
             tests[t["test_places"].long()] = positions(self.data.test.keys, t["test_keys"].numpy())
         self._set_up({"aligned": aligned, "tests": tests, "classes": t["classes"]})
         if self.store:
+            (self.store.folder / _BEST).unlink(missing_ok=True)  # of a run before this one
             write_atomic(self.store.folder / "align.safetensors", save(self._alignment))
             self.store.save_state(0, pack(self._parts()))
-        return Payload()
+        used = sorted(set(self.free_labels[self.free_labels >= 0].tolist()))
+        return Payload({"labels": t["classes"][used].clone()})
 
     def _set_up(self, alignment: dict[str, Tensor]) -> None:
         self._alignment = alignment
@@ -157,7 +161,8 @@ class Passive:
 
     def _step(self, payload: Payload) -> Payload:
         """Apply the gradient of the last batch, embed the next one."""
-        self._keep(payload.meta.get("keep"))
+        if best := payload.meta.get("keep"):
+            self._keep(best)
         self._learn(payload.tensors.get("gradient"))
         rows = batch_rows(
             len(self.aligned), self.config.training.batch, self.config.seed, "batch", self.round, payload.meta["step"]
@@ -227,13 +232,17 @@ class Passive:
             found = [encoder(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)]
         return torch.cat(found) if found else torch.zeros(0, self.config.training.dim)
 
-    def _keep(self, number: int | None) -> None:
-        """Keep this round's networks: by validation it is the best so far."""
-        if number is None:
+    def _keep(self, best: int) -> None:
+        """Keep the networks of the best round so far by validation, which a party hears of before it trains again.
+
+        Whoever was away since then still has them, or those with which it was away.
+        """
+        if best == self._best_round:
             return
-        self._best = pack({"encoder": self.shown})
+        self._best, self._best_round = pack({"encoder": self.shown}), best
         if self.store:
-            write_atomic(self.store.folder / "best.safetensors", save(self._best))
+            kept = self._best | {_ROUND: torch.tensor(best)}
+            write_atomic(self.store.folder / _BEST, save(kept))
 
     def _predict(self, payload: Payload) -> Payload:
         """Embeddings of aligned people of a split; zeros for those who are not here."""
@@ -257,13 +266,15 @@ class Passive:
         unpack(self._parts(), state)
         self.average = {n.removeprefix("average/"): t for n, t in state.items() if n.startswith("average/")}
         self._x = self._z = None
-        best = folder / "best.safetensors"
+        best = folder / _BEST
         self._best = load_file(best) if best.is_file() else None
+        self._best_round = int(self._best.pop(_ROUND)) if self._best else 0
         return Payload()
 
     def _finish(self, payload: Payload) -> Payload:
         """The end; where validation chose a round, its networks are those of the result."""
-        self._keep(payload.meta.get("keep"))
+        if "best" in payload.meta:
+            self._keep(payload.meta["best"])
         best = self._best if "best" in payload.meta else None
         unpack({"encoder": self.encoder}, best or pack({"encoder": self.shown}))
         self.average = {}

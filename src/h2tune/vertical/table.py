@@ -101,7 +101,7 @@ def text_of(values: pd.Series, missing: Collection[str] = MISSING) -> list[str |
     """Cells as text; None for missing ones. 12.0 is the text 12."""
     found: list[str | None] = []
     for value in values.tolist():
-        if value is None or (isinstance(value, float) and np.isnan(value)):
+        if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
             found.append(None)
             continue
         if isinstance(value, float) and value.is_integer():
@@ -129,7 +129,14 @@ def numbers_with_more(values: pd.Series) -> str | None:
 
 
 def numbers_of(values: pd.Series) -> np.ndarray | None:
-    """A column as float64 with NaN for missing cells and for infinite or too large ones; None where a cell is something else."""
+    """A column as float64 with NaN for missing cells and for infinite or too large ones; None where a cell is something else.
+
+    Points in time and durations count in days.
+    """
+    if pd.api.types.is_datetime64_any_dtype(values):
+        values = values.dt.tz_localize(None) - pd.Timestamp(0)
+    if pd.api.types.is_timedelta64_dtype(values):
+        values = values / pd.Timedelta(days=1)
     if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
         return _finite(values.to_numpy(dtype=np.float64, na_value=np.nan))
     cells = values.map(lambda v: v.strip() if isinstance(v, str) else v).replace(MISSING, None)

@@ -25,7 +25,7 @@ def evaluate(config: VerticalConfig, method: Method, data: Data) -> dict[str, An
     """Train a method and score it on the test people; see `h2tune.vertical.metrics.score`."""
     if method.train is None:
         active = fit(configure(config, method), data)
-        return dict(active.history[-1].get("test") or {})
+        return dict(active.result.get("test") or {})
     pooled = pool(config, data)
     scores, seen = method.train(config, pooled)()
     return score(predict(scores, seen), pooled.test_y, pooled.unseen)
