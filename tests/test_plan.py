@@ -74,6 +74,18 @@ def test_a_coordinator_may_not_know_models_and_data() -> None:
     assert not found.problems and found.clients[0].blocks is None and found.clients[1].bytes_up
 
 
+def test_a_method_for_equal_models_is_told_that_they_differ() -> None:
+    found = make_plan(small(method="fedit"))
+    assert any("fedit: this method averages LoRA factors" in problem for problem in found.problems)
+    assert not make_plan(small(method="fedit", same_model=True)).problems
+
+
+def test_no_mistake_is_cut_off() -> None:
+    wrong = {"name": "h2tune"} | {f"key{n}": n for n in range(6)}
+    problems = make_plan(small().model_copy(update={"method": wrong})).problems
+    assert all(any(f"key{n}" in problem for problem in problems) for n in range(6))
+
+
 def test_public_texts_that_are_missing_are_among_the_mistakes() -> None:
     experiment = small(method={"name": "h2tune", "frames": "words", "private": 4})
     rows = [experiment.clients[0].model_copy(update={"practice": "nowhere.txt"}), experiment.clients[1]]

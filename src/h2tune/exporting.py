@@ -18,7 +18,8 @@ from h2tune.adapter.card import CardFacts, card_text, licence_of
 from h2tune.participant.checkpoints import Checkpoint, open_checkpoint
 from h2tune.participant.prepare import encode_rows, read_part
 from h2tune.participant.scoring import score
-from h2tune.tasks.example import UNNAMED, RowError, Task
+from h2tune.tasks.custom import with_columns
+from h2tune.tasks.example import UNNAMED, Example, RowError, Task
 from h2tune.trained import Trained, load_trained
 from h2tune.utils.files import StoreError
 from h2tune.utils.seeds import derive
@@ -45,10 +46,14 @@ def export(run: Path, name: str, out: Path, to: str = "peft", dtype: str | None 
         dtype: number format of the weights; by default the LoRA's exact float32, and for a merged model its base's.
 
     Raises:
-        StoreError: if ``out`` is not empty or ``dtype`` is not known.
+        StoreError: if ``out`` is not empty or cannot be made, or ``dtype`` is not known.
     """
-    if out.exists() and any(out.iterdir()):
-        raise StoreError(f"{out} is not empty: choose another --out.")
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise StoreError(f"{out} is not empty: choose another --out.")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{out} could not be made: {error.strerror}. Choose another --out.") from None
     if dtype is not None and dtype not in DTYPES:
         raise StoreError(f"--dtype must be {', '.join(DTYPES)}, not {dtype!r}.")
     trained = load_trained(run, name, device="cpu", whole=True)
@@ -114,7 +119,7 @@ def _measured(trained: Trained, model: nn.Module) -> tuple[float, int] | None:
 def _describe(trained: Trained, checkpoint: Checkpoint, base: str, out: Path, merged: bool, dtype: str) -> None:
     """The prompt and the labels, for programs (task.json) and for people (README.md)."""
     task = trained.task
-    prompt, answer = task_texts(task, trained.client.task)
+    prompt, answer = task_texts(task, trained.client.task, trained.client.columns, _first(trained))
     facts = {"name": task.name, "kind": task.kind, "prompt": prompt, "answer": answer, "labels": list(task.labels),
              "max_new_tokens": task.max_new_tokens, "base_model": base, "revision": trained.client.revision}  # fmt: skip
     bias = _label_bias(trained)
@@ -142,22 +147,49 @@ def _licence(checkpoint: Checkpoint) -> str | None:
     return licence_of(Path(card).parent) if isinstance(card, str) else None
 
 
-def task_texts(task: Task, spec: Any) -> tuple[str, str]:
-    """Prompt and answer of a task, with the names of the columns in braces where their texts go."""
+def _first(trained: Trained) -> Example | None:
+    """The first of the client's test rows, if it can be read here."""
+    seed = derive(trained.experiment.seed, trained.client.name, "data")
+    try:
+        return next(iter(read_part(trained.client, trained.task, "test", seed=seed)), None)
+    except (tasks.TaskError, OSError):
+        return None
+
+
+def task_texts(
+    task: Task, spec: Any, columns: Mapping[str, str] | None = None, first: Example | None = None
+) -> tuple[str, str]:
+    """Prompt and answer of a task, with the names of the columns in braces where their texts go.
+
+    Args:
+        columns: the file's names for columns that the task knows by others.
+        first: a row of the client's data. Which of its usual columns a task reads, the data decide.
+    """
+    if first is not None and first.messages:
+        return "the turns of a chat, through the tokenizer's chat template", "the last turn of the assistant"
     if isinstance(spec, Mapping) and "prompt" in spec:
         return str(spec["prompt"]), f"{spec.get('join', '')}{spec['answer']}"
     answer = "{label}" if task.labels else "{answer}"
-    for columns in (task.texts, ("question",), ("question", "options"), ("prompt",), ("prompt", "options")):
-        row: dict[str, Any] = {column: f"{{{column}}}" for column in columns}
-        if "options" in row:
-            row["options"] = ["{option A}", "{option B}"]
+    task = with_columns(task, columns)
+    named = {**((spec.get("columns") if isinstance(spec, Mapping) else None) or {}), **(columns or {})}
+    for usual in (
+        task.texts,
+        ("question",),
+        ("question", "options"),
+        ("prompt",),
+        ("prompt", "options"),
+        ("instruction",),
+    ):
+        row: dict[str, Any] = {named.get(name, name): f"{{{named.get(name, name)}}}" for name in usual}
+        if "options" in usual:
+            row[named.get("options", "options")] = ["{option A}", "{option B}"]
         try:
-            if columns:
+            if usual:
                 example = task.ask(row)
                 return example.prompt, example.lead + answer
         except RowError:
             continue
-    return "the turns of a chat, through the tokenizer's chat template", answer
+    return "the row's text as the task reads it; its columns are not known here", answer
 
 
 def _one_mode(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -16,7 +17,7 @@ from h2tune.exporting import Exported, export
 from h2tune.participant.prepare import max_length
 from h2tune.participant.scoring import answers
 from h2tune.tasks.dataset import read_questions
-from h2tune.tasks.example import Example, Task
+from h2tune.tasks.example import Example, Task, TaskError
 from h2tune.tasks.prompts import encode, encode_prompts, fit_prompts, templated
 from h2tune.trained import Trained, find_client, load_trained, only_client
 
@@ -35,10 +36,12 @@ def predict(run: Path, name: str, source: Path, batch_size: int = 32) -> Iterato
     Rows that are too long for the model lose their beginning; how many is said on standard error.
 
     Raises:
-        TaskError: naming the row that cannot be read.
+        TaskError: naming the row that cannot be read, or a column that is called as the answers will be.
     """
     trained = load_trained(run, name)
     pairs = list(read_questions(str(source), trained.task, trained.client.columns))
+    if any("prediction" in row for row, _ in pairs):
+        raise TaskError(f"{source}: there is a column 'prediction' already, which would be lost: rename it")
     length = max_length(trained.client, trained.base)
     if cut := _too_long(trained, [example for _, example in pairs], length):
         print(f"{source}: {cut} of {len(pairs)} rows are longer than the model reads and lost their beginning",
@@ -68,4 +71,13 @@ def _too_long(trained: Trained, examples: list[Example], length: int) -> int:
 def to_jsonl(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
     """One row a line, letters as they are."""
     for row in rows:
-        yield json.dumps(row, ensure_ascii=False, default=str)
+        yield json.dumps(_plain(row), ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _plain(value: Any) -> Any:
+    """A value without numbers that JSON does not know: a missing cell of a Parquet file is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -14,10 +14,11 @@ from typing import Any
 
 from h2tune import tasks
 from h2tune.aggregation.private import epsilon, noise_in_words, rounds_within
-from h2tune.config import ClientConfig, Experiment, Privacy
+from h2tune.config import ClientConfig, Experiment, Privacy, PublicQuestions
 from h2tune.core.masks import kept_rank
 from h2tune.core.slots import Layout
 from h2tune.declared import Settings
+from h2tune.errors import H2TuneError, MethodError
 from h2tune.frames.anchor_text import anchor_batch, words
 from h2tune.frames.registry import kind_of
 from h2tune.frames.sources import load_anchors, load_texts
@@ -31,7 +32,7 @@ from h2tune.participant.prepare import UNKNOWN, client_base, in_both, load_data,
 from h2tune.participant.row_privacy import promise_in_words
 from h2tune.tasks.example import Task
 from h2tune.tasks.prompts import encode_prompts
-from h2tune.tasks.public import Questions, load_questions
+from h2tune.tasks.public import load_questions
 from h2tune.tasks.sources import source_path
 from h2tune.utils.seeds import derive
 from h2tune.utils.sizes import parse_size
@@ -111,11 +112,10 @@ def make_plan(experiment: Experiment) -> Plan:
     elif settings and getattr(settings.inner, "frames", "") == "effect":
         _check_sharing(plan, experiment, known)
     if settings:
+        _attempt(plan, lambda: _check_bases(experiment, shapes))
         _check_use(plan, experiment, settings)
         if settings.asks_public and experiment.public and not plan.problems:
-            with warnings.catch_warnings(action="ignore"):  # the method's own check has said what there is to say
-                questions = load_questions(experiment.public)
-            _check_public(plan, experiment.clients, shapes, questions)
+            _check_public(plan, experiment.clients, shapes, experiment.public)
     largest = max((row.bytes_down or 0 for row in plan.clients), default=0)
     if plan.privacy and (asked := experiment.privacy) and largest:
         entries = largest // (4 if experiment.wire.download == "float32" else 2)
@@ -146,8 +146,14 @@ def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:
     try:
         return action()
     except (ValueError, OSError) as error:
-        plan.problems += [prefix + line for line in str(error).splitlines()[:4]]
+        plan.problems += [prefix + line for line in _lines(error)]
         return None
+
+
+def _lines(error: Exception) -> list[str]:
+    """What an error says: all mistakes of ours, the beginning of what a library has to say."""
+    lines = str(error).splitlines()
+    return lines if isinstance(error, H2TuneError) else lines[:4]
 
 
 def _check_data(
@@ -218,6 +224,22 @@ def _check_sharing(plan: Plan, experiment: Experiment, known: list[Task | None])
     )
 
 
+def _check_bases(experiment: Experiment, shapes: Sequence[LoadedModel | None]) -> None:
+    """Raise MethodError where the method cannot run on these models, if all are known; equal shapes are taken for equal models."""
+    method = resolve_method(experiment.method)[0]
+    introductions = {
+        client.name: {"fingerprint": f"{base.family} {base.maps(base.layout)}", "rank": experiment.rank}
+        for client, base in zip(experiment.clients, shapes, strict=True)
+        if base is not None
+    }
+    if len(introductions) < len(shapes):
+        return
+    try:
+        method.server.suits(experiment, introductions)
+    except MethodError as error:
+        raise MethodError(f"{method.name}: {error}") from None
+
+
 def _check_use(plan: Plan, experiment: Experiment, settings: Settings) -> None:
     """Keys that the file's method does not read; `compare` may run another that does, so they are no mistake."""
     method = resolve_method(experiment.method)[0]
@@ -237,9 +259,11 @@ def _check_use(plan: Plan, experiment: Experiment, settings: Settings) -> None:
 
 
 def _check_public(
-    plan: Plan, clients: Sequence[ClientConfig], shapes: Sequence[LoadedModel | None], questions: Questions
+    plan: Plan, clients: Sequence[ClientConfig], shapes: Sequence[LoadedModel | None], public: PublicQuestions
 ) -> None:
     """Questions that fill a model's context: in the run it leaves them out."""
+    with warnings.catch_warnings(action="ignore"):  # the method's own check has said what there is to say
+        questions = load_questions(public)
     new = questions.task.max_new_tokens
     for client, shape in zip(clients, shapes, strict=True):
         if shape is None:
@@ -274,7 +298,7 @@ def _shape(plan: Plan, client: ClientConfig, task: Task | None, models: ModelPoo
     except ModelAwayError:
         plan.warnings.append(f"{client.name}: {client.model} is not on this machine yet, so its figures are not known")
     except (ValueError, OSError) as error:
-        plan.problems += [f"{client.name}: {line}" for line in str(error).splitlines()[:4]]
+        plan.problems += [f"{client.name}: {line}" for line in _lines(error)]
     return None
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from federations import small
@@ -152,6 +153,48 @@ def test_time_is_not_measured_of_what_is_elsewhere_and_is_a_key_in_json(file: Pa
 def test_a_run_where_no_folder_can_be_made_ends_in_a_sentence(file: Path) -> None:
     code, _, stderr = call("run", str(file), "--out", "/proc/x", "--quiet")
     assert code == 1 and "/proc/x" in stderr and "could not be written" in stderr
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(file: Path, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("")
+    inside = str(tmp_path / "afile" / "x")
+    for words in (
+        ["export", str(finished), "--client", "c0", "--out", inside],
+        ["init", inside],
+        ["init", inside, "--lada"],
+    ):
+        code, _, stderr = call(*words)
+        assert code == 1 and "could not be" in stderr and "Traceback" not in stderr, words
+    code, _, stderr = call("compare", str(file), "--out", str(tmp_path / "afile"))
+    assert code == 1 and "is a file" in stderr
+
+
+def test_options_that_contradict_the_file_are_told_before_anything_is_trained(file: Path, tmp_path: Path) -> None:
+    best = tmp_path / "best.yaml"
+    best.write_text(small(rounds=1, select="best", baseline=["local", "h2tune-unshared"]).to_yaml())
+    code, _, stderr = call("run", str(best), "--no-baseline", "--out", str(tmp_path / "run"))
+    assert code == 1 and "select: best needs baseline: local" in stderr and not (tmp_path / "run").exists()
+
+
+def test_baseline_keeps_the_others_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Experiment] = []
+    monkeypatch.setattr("h2tune.cli.run._train", lambda experiment, *rest: kept.append(experiment))
+    for beside, wanted in (("h2tune-unshared", ["local", "h2tune-unshared"]), ("none", ["local"])):
+        path = tmp_path / "file.yaml"
+        path.write_text(small(rounds=1, baseline=beside).to_yaml())
+        assert call("run", str(path), "--baseline")[0] == 0
+        assert kept[-1].baselines == wanted
+
+
+def test_predict_writes_json_that_everyone_reads_and_loses_no_column(finished: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.parquet"
+    pd.DataFrame([{"prompt": "Two and two are", "x": float("nan")}, {"prompt": "One is", "x": 1.0}]).to_parquet(rows)
+    code, stdout, stderr = call("predict", str(finished), "--client", "c0", "--file", str(rows))
+    found = [json.loads(line, parse_constant=pytest.fail) for line in stdout.splitlines()]
+    assert code == 0 and [row["x"] for row in found] == [None, 1.0], stderr
+    pd.DataFrame([{"prompt": "One is", "prediction": "mine"}]).to_parquet(rows)
+    code, _, stderr = call("predict", str(finished), "--client", "c0", "--file", str(rows))
+    assert code == 1 and "a column 'prediction' already" in stderr
 
 
 def test_predict_answers_rows_without_answers(finished: Path, tmp_path: Path) -> None:

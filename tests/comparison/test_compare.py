@@ -190,3 +190,34 @@ def test_an_amount_of_data_that_a_client_does_not_have_is_refused(file: Path, tm
     with pytest.raises(CompareError, match="--n-train 5000: a has 30 training rows"):
         compare(file, ["local"], 1, tmp_path / "out", n_train=[20, 5000])
     assert not (tmp_path / "out").exists()
+
+
+def test_finished_runs_of_other_data_are_not_taken_for_these(file: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "test.jsonl"
+    row = {"prompt": "Two and two are", "answer": " 4", "gold": "4"}
+    rows.write_text(json.dumps(row) + "\n")
+    file.write_text(FILE.replace('"demo:fill?split=test&n=8&seed={seed}"', str(rows)))
+    compare(file, ["local"], 1, tmp_path / "out")
+    rows.write_text(json.dumps(row | {"answer": " 5", "gold": "5"}) + "\n")
+    with pytest.raises(CompareError, match=r"seed-0 holds a run of something else: The data of this run have changed"):
+        compare(file, ["local"], 2, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("methods", "changes", "said"), [
+    ([], {}, "--methods: name one or more"),
+    (["local"], {"tune": [1.0, 0.0]}, "--tune 0: .* above 0"),
+    (["local"], {"tune": [float("nan")]}, "--tune nan: "),
+    (["local"], {"tune": [-1.0]}, "--tune -1: "),
+    (["local"], {"n_train": [0]}, "--n-train 0: .* 1 row or more"),
+])  # fmt: skip
+def test_numbers_that_can_be_none_are_refused(
+    methods: list[str], changes: dict[str, list[float]], said: str, file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CompareError, match=said):
+        compare(file, methods, 1, tmp_path / "out", **changes)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_amount_given_twice_is_run_once(file: Path, tmp_path: Path) -> None:
+    result = compare(file, ["local"], 1, tmp_path / "out", n_train=[20, 20], jobs=1)
+    assert [table["n_train"] for table in result["tables"]] == [20] and not result["failed"]

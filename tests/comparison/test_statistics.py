@@ -194,3 +194,29 @@ def test_a_page_of_seeds_that_came_out_alike(file: Path, noise: float) -> None:
 def test_the_interval_alone() -> None:
     assert span_of([0.5, 0.4, 0.6], "metric") == "(40.0 to 60.0)"
     assert span_of([0.5, 0.5 - 1e-16, 0.5 + 1e-16], "metric") == span_of(None, "metric") == ""
+
+
+def test_only_a_variant_that_does_not_average_tells_what_averaging_is_worth(file: Path) -> None:
+    def outcomes(first: str, second: str) -> list[Outcome]:
+        scores = {"a": (0.5, 1.0), "b": (0.6, 1.0)}
+        return [Outcome(Cell(name, seed), metrics(scores)) for name in (first, second) for seed in (0, 1)]
+
+    experiment = load_config(file)
+    assert averaging_of(summarise(experiment, outcomes("h2tune", "h2tune-unshared"), {})["tables"][0])
+    assert averaging_of(summarise(experiment, outcomes("lada", "lada-published"), {})["tables"][0]) == ""
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_a_sweep_has_the_unit_of_each_amount_where_one_has_no_result(empty: int, file: Path) -> None:
+    found = []
+    for place, size in enumerate((10, 20, 30)):
+        for name in ("local", "h2tune"):
+            for seed in (0, 1):
+                right = 0.001 if place == 1 else 0.5  # next to nothing right: this table is in nats
+                scores = metrics({"a": (right, 1.0 + seed), "b": (right, 1.0)})
+                cell = Cell(name, seed, n_train=size)
+                found.append(Outcome(cell, reason="no memory") if place == empty else Outcome(cell, scores))
+    result = summarise(load_config(file), found, {})
+    page = render(result)
+    row = page.split("How much data")[1].split("</table>")[0]
+    assert [size for size in ("10", "20", "30") if f"{size} rows" in row] and row.count("<td") == 2 * 3

@@ -142,3 +142,13 @@ def test_keys_that_would_have_no_effect(changes: dict[str, Any], said: str) -> N
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
 def test_devices(device: str) -> None:
     assert parse_config({"clients": [CLIENT], "device": device}).device == device
+
+
+def test_a_date_that_no_calendar_has_and_patterns_are_told_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text("name: 2026-02-30\n")
+    with pytest.raises(ConfigError, match="not valid YAML: day is out of range"):
+        load_config(path)
+    path.write_text(small().to_yaml().replace("device: cpu", "device: gpu"))
+    with pytest.raises(ConfigError, match=r"device: should be auto, cpu, cuda.*not 'gpu'"):
+        load_config(path)

@@ -188,3 +188,26 @@ def test_options_and_labels_that_are_no_list_are_refused_in_words(wrong: Any) ->
     for kind in ("generate", "classify"):
         with pytest.raises(TaskError, match="labels"):
             build_task(spec | {"kind": kind, "labels": wrong if wrong is not None else 1.5})
+
+
+def test_a_question_needs_no_column_of_answers_whatever_it_is_called() -> None:
+    task = build_task({"preset": "gsm8k", "columns": {"question": "problem", "answer": "solution"}})
+    asked = task.ask({"problem": "How many?", "answer": "of another"})
+    assert "How many?" in asked.prompt and asked.answer == ""
+    with pytest.raises(RowError, match="no column 'solution'"):
+        task.read({"problem": "How many?"})
+    with pytest.raises(RowError, match="no column 'problem'"):
+        task.ask({"solution": "3"})
+
+
+def test_the_space_that_an_answer_begins_with_stands_before_every_option() -> None:
+    task = build_task({"kind": "choice", "prompt": "Q: {t}\nA:", "answer": " {u}", "options": ["x", "y"]})
+    example = task.read({"t": "which?", "u": "x"})
+    assert (example.answer, example.options, example.gold) == (" x", (" x", " y"), "x")
+
+
+@pytest.mark.parametrize("options", [["yes", "no", None], ["yes", " "], "a) yes, b) , c) no"])
+def test_an_empty_option_is_named(options: Any) -> None:
+    task = build_task({"kind": "choice", "prompt": "{t}", "answer": "{u}", "options": "{choices}"})
+    with pytest.raises(RowError, match="option"):
+        task.read({"t": "which?", "u": "yes", "choices": options})

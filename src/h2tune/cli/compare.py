@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from h2tune.cli.options import Json, Out, of_no_use, plain_errors
+from h2tune.cli.options import Json, Out, no_file, of_no_use, plain_errors
 from h2tune.cli.output import print_comparison
 from h2tune.utils.processes import process_context
 
@@ -46,6 +46,7 @@ def compare(
 ) -> None:
     """Run methods side by side over seeds, and say which is better and how sure that is. Goes on where it stopped."""
     with plain_errors("Stopped. Finished runs are kept; the same command goes on."):
+        no_file(out)
         from h2tune.vertical.config import is_vertical
 
         if is_vertical(file):

@@ -38,7 +38,7 @@ def print_run(folder: Path) -> None:
         return plain(percent(value))
 
     def sent(client: Client) -> str:
-        return plain(size(client.rounds[-1].traffic.up if client.rounds else 0))
+        return plain(size(client.in_rounds.up / len(client.rounds) if client.rounds else 0))
 
     for client in run.clients:
         scores = (share(client.score(stage).metric) for stage in run.stages)

@@ -25,6 +25,8 @@ def init(
     """Write a commented YAML file to fill in with your own models and data."""
     from importlib.resources import files
 
+    from h2tune.utils.files import write_atomic
+
     if vertical:
         with plain_errors():
             from h2tune.cli import vertical as parties
@@ -34,9 +36,9 @@ def init(
 
     if file.exists():
         fail(f"{file} exists already.")
-    file.parent.mkdir(parents=True, exist_ok=True)
     template = files("h2tune") / ("distill/template.yaml" if lada else "template.yaml")
-    file.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+    with plain_errors():
+        write_atomic(file, template.read_bytes())
     typer.echo(f"wrote {file}; edit it, then: h2tune plan {file}")
 
 
@@ -131,7 +133,7 @@ def run(
     """Train a federation and write its run directory and report."""
     with plain_errors():
         no_file(out)
-        from h2tune.config import load_config
+        from h2tune.config import load_config, parse_config
         from h2tune.vertical.config import is_vertical
 
         if is_vertical(file):
@@ -151,11 +153,14 @@ def run(
             process_context("h2tune.federation")
         update: dict[str, Any] = {}
         if baseline is not None:
-            update["baseline"] = "local" if baseline else "none"
+            beside = [name for name in experiment.baselines if name != "local"]
+            update["baseline"] = ["local", *beside] if baseline else "none"
         if tensorboard and "tensorboard" not in experiment.tracking:
             update["tracking"] = [*experiment.tracking, "tensorboard"]
         folder = out or Path("runs") / experiment.name
-        _train(experiment.model_copy(update=update), folder, resume, tuple(changed or ()), as_json, quiet, workers)
+        if update:
+            experiment = parse_config(experiment.model_dump(mode="json") | update)
+        _train(experiment, folder, resume, tuple(changed or ()), as_json, quiet, workers)
 
 
 def demo(

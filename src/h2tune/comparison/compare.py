@@ -12,8 +12,9 @@ between methods is written in the file under `methods:` and stands in the result
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from h2tune.comparison.cells import TUNING_SEED, Cell, CompareError, Outcome, experiment_of
@@ -56,23 +57,42 @@ def compare(
         ConfigError, MethodError, CompareError: before anything is trained.
     """
     out = Path(out)
-    sizes: list[int | None] = list(n_train) or [None]
+    _check_numbers(methods, n_train, tune)
+    sizes: list[int | None] = list(dict.fromkeys(n_train)) or [None]
     jobs = jobs or cores()
     for name in methods:
         experiment_of(file, Cell(name, 0))  # every mistake in names and settings, before anything runs
     _enough_rows(experiment_of(file, Cell(methods[0], 0)), n_train)
-    rates: dict[str, float] = {}
-    if tune:
-        trials = [Cell(m, TUNING_SEED, n, r, tuning=True) for n in sizes for m in methods for r in tune]
-        rates = best_rates(run_grid(file, trials, out, jobs, say))
-        write_atomic(out / "tuned.json", (json.dumps(rates, indent=1) + "\n").encode())
-        say("rates chosen by validation: " + ", ".join(f"{m} x{r:g}" for m, r in rates.items()))
+    trials = [Cell(m, TUNING_SEED, n, r, tuning=True) for n in sizes for m in methods for r in dict.fromkeys(tune)]
+    rates = _tuned(file, trials, out, jobs, say) if trials else {}
     cells = [Cell(m, s, n, rates.get(rate_key(m, n), 1.0)) for n in sizes for m in methods for s in range(seeds)]
     outcomes = run_grid(file, cells, out, jobs, say)
     result = summarise(experiment_of(file, cells[0]), outcomes, rates)
     write_atomic(out / "compare.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     write_atomic(out / "compare.csv", to_csv(result).encode())
     return result
+
+
+def _tuned(
+    file: str | Path, trials: Sequence[Cell], out: Path, jobs: int, say: Callable[[str], None]
+) -> dict[str, float]:
+    """The best multiple of the rates for each method, which is also written down."""
+    rates = best_rates(run_grid(file, trials, out, jobs, say))
+    if not rates:
+        raise CompareError("--tune: no trial was finished; each one's reason stands above.")
+    write_atomic(out / "tuned.json", (json.dumps(rates, indent=1) + "\n").encode())
+    say("rates chosen by validation: " + ", ".join(f"{m} x{r:g}" for m, r in rates.items()))
+    return rates
+
+
+def _check_numbers(methods: Sequence[str], n_train: Sequence[int], tune: Sequence[float]) -> None:
+    """Raise CompareError where nothing is to be compared, or a number can be none of its kind."""
+    if not methods:
+        raise CompareError("--methods: name one or more, with commas between, or `all`; `h2tune methods` lists them.")
+    if wrong := [size for size in n_train if size < 1]:
+        raise CompareError(f"--n-train {wrong[0]}: an amount of data is 1 row or more.")
+    if strange := [rate for rate in tune if not 0 < rate < math.inf]:
+        raise CompareError(f"--tune {strange[0]:g}: a multiple of a learning rate is a number above 0.")
 
 
 def _enough_rows(experiment: Experiment, sizes: Sequence[int]) -> None:

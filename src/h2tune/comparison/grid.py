@@ -20,6 +20,7 @@ from h2tune.comparison.cells import Cell, CompareError, Outcome, experiment_of
 from h2tune.comparison.result import finals
 from h2tune.methods.registry import MethodError, resolve_method
 from h2tune.store import RunStore
+from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint
 from h2tune.utils.files import StoreError
 from h2tune.utils.processes import cores, leave_with_parent, process_context, starting
 
@@ -131,9 +132,11 @@ def _finished(file: str | Path, cell: Cell, out: Path) -> Outcome | None:
     if not store.exists:
         return None
     try:
-        store.open(experiment_of(file, cell))
+        experiment = experiment_of(file, cell)
+        store.open(experiment)
+        check_fingerprint(folder, data_fingerprint(experiment), cure="")
     except StoreError as error:
-        what = str(error).split(". Put it back")[0]
+        what = str(error).split(". Put ")[0]
         raise CompareError(
             f"{folder} holds a run of something else: {what}. Use another --out, or delete it."
         ) from None

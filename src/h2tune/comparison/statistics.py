@@ -73,8 +73,12 @@ def _table(outcomes: Sequence[Outcome], size: int | None, rates: dict[str, float
     ]
     _set_side_by_side(rows, quantity)
     named = {row["method"]: row for row in rows}
-    variants = {name: resolve_method(name)[0].variant_of for name in named}
-    pairs = [(named[whole], named[name]) for name, whole in variants.items() if whole in named]
+    methods = {name: resolve_method(name)[0] for name in named}
+    pairs = [
+        (named[method.variant_of], named[name])
+        for name, method in methods.items()
+        if not method.averages and method.variant_of in named
+    ]
     averaging = _difference(*pairs[0], quantity) if pairs else None
     return {"n_train": size, "quantity": quantity, "methods": rows, "averaging": averaging, "missing": missing}
 

@@ -23,6 +23,10 @@ _WORDS = {
 _KINDS = ("int", "float", "str", "bool")  # the branch of a union that did not fit, which pydantic puts after the key
 _MEMBERS = {"clients": "client", "parties": "party"}
 _NAME = "^[A-Za-z0-9]"  # how the pattern of a name begins
+_PATTERNS = {  # how others begin: what is meant
+    "^(auto": "should be auto, cpu, cuda, cuda:1 (the second GPU), mps, xpu, hpu or npu",
+    "^[1-9]": "should be a part and the number of parts, such as 1/3",
+}
 _NOTHING = ("none", "None", "nil", "NULL")
 
 
@@ -76,6 +80,8 @@ def in_words(error: Any, field: FieldInfo | None = None) -> str:
             f"should have only letters from a to z, digits, {space}dots, hyphens and underscores, and begin with a letter or a"
             f" digit, not {given!r}"
         )
+    if kind == "string_pattern_mismatch" and (words := _PATTERNS.get(str(limits.get("pattern", ""))[:6])):
+        return f"{words}, not {given!r}"
     if kind not in _WORDS:
         return str(error["msg"]).removeprefix("Value error, ")
     words = _WORDS[kind].format(**limits)

@@ -75,7 +75,7 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeyLoader)
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"]) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that no calendar has
         raise ConfigError([f"{path} is not valid YAML: {error}"]) from None
 
 

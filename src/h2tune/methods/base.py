@@ -269,6 +269,7 @@ class Method:
         version: raised whenever clients and servers of two versions could not work together.
         one_architecture: whether it only averages between clients of equal models.
         variant_of: the method whose settings it takes over when it runs as a baseline beside it.
+        averages: whether what clients send is combined; a variant that does not tells what combining is worth.
         heading: what its column is called where it is a baseline.
     """
 
@@ -286,11 +287,12 @@ class Method:
         version: int = 1,
         one_architecture: bool = False,
         variant_of: str = "",
+        averages: bool = True,
         heading: str = "",
     ) -> None:
         self.name, self.settings, self.client, self.server, self.says = name, settings, client, server, says
         self.source, self.version, self.one_architecture = source, version, one_architecture
-        self.variant_of, self.heading = variant_of, heading or name
+        self.variant_of, self.averages, self.heading = variant_of, averages, heading or name
         self.registry[name] = self
 
     @property

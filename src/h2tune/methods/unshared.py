@@ -65,5 +65,6 @@ Method(
     "the same frames and phases, never averaged",
     source="Guo et al., arXiv 2507.22633; the frames are this project's",
     variant_of="h2tune",
+    averages=False,
     heading="not averaged",
 )

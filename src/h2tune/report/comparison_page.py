@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from h2tune.comparison.result import Comparison, Interval, MethodRow, Table
+from h2tune.comparison.result import Comparison, Interval, MethodRow, Quantity, Table
 from h2tune.report.comparison_text import (
     averaging_of,
     client_of,
@@ -162,8 +162,8 @@ def curves(table: Table) -> Markup | None:
     return line_chart(lines, [], rounds, "validation loss by round and method", share=False)
 
 
-def sweep(tables: Sequence[Table]) -> list[tuple[str, list[tuple[str, Interval | None]]]]:
-    """For a sweep over amounts of data: method -> (amount, its figure), in the order of the tables."""
+def sweep(tables: Sequence[Table]) -> list[tuple[str, list[tuple[str, Interval | None, Quantity]]]]:
+    """For a sweep over amounts of data: method -> (amount, its figure, in what), in the order of the tables."""
     sized = [t for t in tables if t["n_train"]]
     if len(sized) < 2:
         return []
@@ -172,7 +172,11 @@ def sweep(tables: Sequence[Table]) -> list[tuple[str, list[tuple[str, Interval |
         (
             name,
             [
-                (str(t["n_train"]), next((r.get("over_local") for r in t["methods"] if r["method"] == name), None))
+                (
+                    str(t["n_train"]),
+                    next((r.get("over_local") for r in t["methods"] if r["method"] == name), None),
+                    t["quantity"],
+                )
                 for t in sized
             ],
         )

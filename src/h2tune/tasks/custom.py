@@ -72,18 +72,31 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
     if not isinstance(columns, Mapping) or not all(isinstance(name, str) for pair in columns.items() for name in pair):
         raise TaskError(f"columns should map names that the task knows to names in the file, not {columns!r}")
 
-    def renamed(row: Row) -> Row:
+    def require(row: Row) -> None:
         for column in columns.values():
             if column not in row:
                 raise RowError(f"no column {column!r}")
+
+    def renamed(row: Row) -> Row:
         # The file's column goes by its new name only: what was called so before is another thing.
-        kept = {name: value for name, value in row.items() if name not in columns.values()}
-        return kept | {known: row[column] for known, column in columns.items()}
+        kept = {name: value for name, value in row.items() if name not in {*columns, *columns.values()}}
+        return kept | {known: row[column] for known, column in columns.items() if column in row}
+
+    def read(row: Row) -> Example:
+        require(row)
+        return task.read(renamed(row))
+
+    def ask(row: Row) -> Example:
+        try:
+            return task.ask(renamed(row))  # a question needs no column of answers
+        except RowError:
+            require(row)
+            raise
 
     return replace(
         task,
-        read=lambda row: task.read(renamed(row)),
-        ask=lambda row: task.ask(renamed(row)),
+        read=read,
+        ask=ask,
         accepts=lambda row: task.accepts({**row, **{k: row[c] for k, c in columns.items() if c in row}}),
         texts=tuple(columns.get(name, name) for name in task.texts),
     )
@@ -121,7 +134,7 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
     if any(isinstance(option, bool) for option in options):
         raise TaskError(f"options: {_QUOTE}")
     labels, written = _labels(spec, kind)
-    if kind != "choice" and not any(value[:1].isspace() for value, _ in written):
+    if not any(value[:1].isspace() for value, _ in written):
         spec = _lead_apart(spec)
     name = str(spec.get("name", UNNAMED))
     solve = _solver(spec, kind, name, labels, written)

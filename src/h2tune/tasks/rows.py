@@ -57,7 +57,12 @@ def split_options(value: Any) -> list[str]:
         value = value.tolist()
     if not isinstance(value, Sequence) or len(value) < 2:
         raise RowError(f"options should be a list of two or more, not {str(value)[:60]!r}")
-    return [re.sub(r"^\(?([A-Ja-j])\s*\)\s*", "", plain_text(option, "an option").strip()).strip() for option in value]
+    found = [
+        re.sub(r"^\(?([A-Ja-j])\s*\)\s*", "", plain_text(option, "an option").strip()).strip() for option in value
+    ]
+    if "" in found:
+        raise RowError(f"option {found.index('') + 1} of {len(found)} is empty")
+    return found
 
 
 def _listed(text: str) -> list[str] | None:

@@ -121,11 +121,12 @@ def _tsv(path: Path) -> Rows:
 def _csv(path: Path) -> Rows:
     csv.field_size_limit(1 << 30)  # the library's own limit of 128 KiB is shorter than some texts
     with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, strict=True)
         try:
-            return _table(path, [cells for cells in csv.reader(file, strict=True) if cells])
+            return _table(path, [cells for cells in rows if cells])
         except csv.Error as error:
             hint = "; cells should be separated by commas, not by semicolons" if ";" in _first_line(path) else ""
-            raise TaskError(f"{path}: not CSV: {error}{hint}") from None
+            raise TaskError(f"{path}: line {rows.line_num} is not CSV: {error}{hint}") from None
 
 
 def _first_line(path: Path) -> str:
