@@ -25,10 +25,9 @@ def output_of(command: str, folder: Path) -> str:
     """What an ``h2tune`` command prints in a terminal of 100 columns; raises CalledProcessError if it fails."""
     words = [sys.executable, "-m", *command.split()]
     surroundings = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        words, cwd=folder, env=surroundings, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    lines = [line.rstrip().replace(str(ROOT / "src"), "…") for line in done.stdout.splitlines()]
+    done = subprocess.run(words, cwd=folder, env=surroundings, check=True, text=True, capture_output=True)
+    said = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]  # libraries write there, too
+    lines = [line.rstrip().replace(str(ROOT / "src"), "…") for line in [*done.stdout.splitlines(), *said]]
     return "".join(f"{line}\n" for line in lines if not OF_A_COMPARISON.match(line))
 
 
