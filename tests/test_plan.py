@@ -80,6 +80,16 @@ def test_a_method_for_equal_models_is_told_that_they_differ() -> None:
     assert not make_plan(small(method="fedit", same_model=True)).problems
 
 
+@pytest.mark.parametrize(("method", "said"), [
+    ({"frames": "glossary", "slots": ["o"]}, "c0: frames: glossary needs `practice:`"),
+    ({"frames": "words"}, "frames: words needs `private:`"),
+    ({"frames": "words", "private": 4}, "c0: frames: words needs a task that chooses among labels, not generate"),
+])  # fmt: skip
+def test_frames_that_a_client_cannot_have_are_among_the_mistakes(method: dict[str, Any], said: str) -> None:
+    problems = make_plan(small(method={"name": "h2tune"} | method)).problems
+    assert any(problem.startswith(said) for problem in problems), problems
+
+
 def test_no_mistake_is_cut_off() -> None:
     wrong = {"name": "h2tune"} | {f"key{n}": n for n in range(6)}
     problems = make_plan(small().model_copy(update={"method": wrong})).problems

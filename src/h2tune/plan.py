@@ -98,7 +98,7 @@ def make_plan(experiment: Experiment) -> Plan:
     for client, task, shape in zip(experiment.clients, known, shapes, strict=True):
         row = ClientPlan(client.name, client.model, task=task.name if task else "?")
         inner = settings.inner if settings else None
-        _check_client(plan, inner, client)
+        _check_client(plan, inner, client, task)
         rows = _check_data(plan, experiment, client, task, shape)
         if client.row_privacy and settings:
             _promise_rows(plan, experiment, client, task, rows)
@@ -276,8 +276,10 @@ def _check_public(
             )
 
 
-def _check_client(plan: Plan, settings: Any, client: ClientConfig) -> None:
+def _check_client(plan: Plan, settings: Any, client: ClientConfig, task: Task | None) -> None:
     where = f"{client.name}: "
+    if task and UNKNOWN not in (client.model, client.train) and (kind := getattr(settings, "frames", None)):
+        _attempt(plan, lambda: kind_of(kind).client.suits(settings, client, task))
     if client.practice and settings is not None and getattr(settings, "frames", "") == "words":
         _attempt(plan, lambda: load_texts(client.practice or ""), where)
     away = "/" in client.model and not Path(client.model).is_absolute() and not Path(client.model).exists()

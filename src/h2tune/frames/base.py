@@ -14,13 +14,14 @@ from pydantic import Field
 from torch import Tensor
 
 from h2tune.adapter import TriLoraLayer
-from h2tune.config import Experiment
+from h2tune.config import ClientConfig, Experiment
 from h2tune.core.client_core import ANY, CoreShape
 from h2tune.core.slots import Layout
 from h2tune.declared import ModelShape, Sent, Settings
 from h2tune.errors import ProtocolError
 from h2tune.participant.adapter_trainer import AdapterTrainer
 from h2tune.protocol.codec import Payload
+from h2tune.tasks.example import Task
 
 FRAMES = (
     "`effect`: what a block does to predictions of common words; `anchor`: what it says of public text; `words`: practised"
@@ -63,8 +64,13 @@ class ClientFrames:
     def __init__(self, adapter: FramedAdapter) -> None:
         self.adapter, self.settings, self.context = adapter, adapter.settings, adapter.context
 
+    @classmethod
+    def suits(cls, settings: Any, client: ClientConfig, task: Task) -> None:
+        """Raise MethodError if a client with this task cannot have such frames; needs no model, so that `plan` can ask."""
+
     def check(self) -> None:
         """Raise MethodError if this client cannot have such frames."""
+        self.suits(self.settings, self.context.config, self.context.task)
 
     @property
     def layout(self) -> Layout:

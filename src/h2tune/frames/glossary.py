@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from h2tune.config import ClientConfig
 from h2tune.core.client_core import CoreShape
 from h2tune.core.slots import input_kind
 from h2tune.errors import MethodError
@@ -22,6 +24,7 @@ from h2tune.frames.words import practised_factors
 from h2tune.participant.batches import collate
 from h2tune.participant.trainer import Trainer
 from h2tune.protocol.codec import Payload
+from h2tune.tasks.example import Task
 
 FITTED_EPISODES = 12  # whose prompts A is fitted on
 
@@ -47,12 +50,12 @@ def practise(method: FramedAdapter, rate: float) -> None:
 
 
 class GlossaryClient(ClientFrames):
-    def check(self) -> None:
-        context = self.context
-        if not context.config.practice:
-            raise MethodError(f"{context.name}: frames: glossary needs `practice:`, public problems with a lexicon")
-        if context.task.kind == "classify":
-            raise MethodError(f"{context.name}: frames: glossary works for tasks that write text, not for classify")
+    @classmethod
+    def suits(cls, settings: Any, client: ClientConfig, task: Task) -> None:
+        if not client.practice:
+            raise MethodError(f"{client.name}: frames: glossary needs `practice:`, public problems with a lexicon")
+        if task.kind == "classify":
+            raise MethodError(f"{client.name}: frames: glossary works for tasks that write text, not for classify")
 
     def set_up(self, payload: Payload, shape: CoreShape, relation: Tensor) -> Tensor:
         practise(self.adapter, self.settings.practice_rate)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, log_softmax
 
+from h2tune.config import ClientConfig
 from h2tune.core.client_core import ANY, CoreShape
 from h2tune.core.slots import Layout, input_kind
 from h2tune.errors import MethodError, ProtocolError
@@ -37,6 +38,7 @@ from h2tune.participant.batches import collate
 from h2tune.participant.context import ClientContext
 from h2tune.participant.trainer import Group, NanLossError
 from h2tune.protocol.codec import Payload
+from h2tune.tasks.example import Task
 from h2tune.utils.seeds import derive
 
 SLOTS = ("o", "up", "down")  # where the core acts unless the settings name others
@@ -45,14 +47,8 @@ READING, FORMAT = 2.0, 0.3  # weights of the losses beside obeying
 
 
 def check_words(method: FramedAdapter) -> None:
-    """Raise MethodError or AnchorError if the client's task or its public texts are nothing for these frames."""
+    """Raise AnchorError if the client's public texts are nothing for these frames."""
     context = method.context
-    if method.adapter_rank == method.shared_rank:
-        raise MethodError("frames: words needs `private:`, a LoRA that is practised along, for example 32")
-    if context.task.kind != "choice":
-        raise MethodError(
-            f"{context.name}: frames: words needs a task that chooses among labels, not {context.task.kind}"
-        )
     first, columns = public_texts(context)[0].split("\t"), columns_of(method)
     text = tuple((first * 2)[: len(columns)])
     asked(method, [text], question_of(method, text).options)
@@ -98,7 +94,15 @@ def practised_factors(method: FramedAdapter) -> dict[str, Tensor]:
 
 
 class WordsClient(ClientFrames):
+    @classmethod
+    def suits(cls, settings: Any, client: ClientConfig, task: Task) -> None:
+        if settings.private == 0:
+            raise MethodError("frames: words needs `private:`, a LoRA that is practised along, for example 32")
+        if task.kind != "choice":
+            raise MethodError(f"{client.name}: frames: words needs a task that chooses among labels, not {task.kind}")
+
     def check(self) -> None:
+        super().check()
         check_words(self.adapter)
 
     @property
