@@ -117,6 +117,8 @@ def test_questions_without_answers(tmp_path: Path) -> None:
         ("a.csv", 'sentence,label\n"x,1\n', "line 2 is not CSV"),
         ("a.csv", 'sentence;label\n"x";1\n', "line [0-9]+ is not CSV: .* separated by commas, not by semicolons"),
         ("a.parquet", "x", "not a Parquet file"),
+        ("a.jsonl", '{"sentence": "x", "label": ' + "9" * 5000 + "}", "digits"),
+        ("a.json", "[" * 100_000, "recursion depth"),
         ("a.docx", "x", "cannot read .docx; known: .jsonl"),
     ],
 )  # fmt: skip
@@ -125,6 +127,12 @@ def test_bad_files_say_file_and_row(tmp_path: Path, name: str, text: str, messag
     with pytest.raises(TaskError, match=message) as error:
         load_examples(str(tmp_path / name), SST2)
     assert name in str(error.value) and str(error.value).count("\n") <= 1
+
+
+@pytest.mark.parametrize("query", ["seed=--5", "n=²", "n=-1", "rows=3"])
+def test_a_demo_source_that_is_no_number_says_how_it_is_written(query: str) -> None:
+    with pytest.raises(TaskError, match="write demo:fill"):
+        load_examples(f"demo:fill?{query}", build_task("demo-fill"))
 
 
 def test_missing_files_and_other_mistakes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,10 @@ def read_rows(source: str, split: str | None = None) -> Rows:
         raise TaskError(f"{source}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise TaskError(f"{source}: {error.strerror or error}") from None
+    except TaskError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists in lists
+        raise TaskError(f"{source}: {str(error).splitlines()[0]}") from None
 
 
 def source_path(source: str) -> tuple[Path, str | None]:
@@ -224,6 +229,6 @@ def _demo(source: str, split: str | None) -> Rows:
     form, _, query = source.removeprefix("demo:").partition("?")
     options = {"seed": "0", "n": "60", "split": split or "train", **dict(parse_qsl(query))}
     unknown = set(options) - {"seed", "n", "split"}
-    if unknown or not options["seed"].lstrip("-").isdigit() or not options["n"].isdigit():
+    if unknown or not re.fullmatch("-?[0-9]+", options["seed"]) or not re.fullmatch("[0-9]+", options["n"]):
         raise TaskError(f"{source}: write demo:fill?seed=0&n=60&split=train")
     return list(demo_rows(options["split"], form, int(options["n"]), int(options["seed"])))
