@@ -152,7 +152,7 @@ def test_hetlora_prunes_and_keeps_pruned(tmp_path: Path) -> None:
 def test_a_client_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
     server, clients = build(twins(4, method="fedit"), tmp_path)
     joined = {name: client.method.join() for name, client in clients.items()}
-    method = server.new_method() if hasattr(server, "new_method") else server.method
+    method = server.method
     method.open({name: joined[name] for name in ("c0", "c1")}, {})
     joined["c2"].meta["rank"] += 1
     with pytest.raises(MethodError, match="one rank within a group"):

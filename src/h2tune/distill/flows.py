@@ -78,9 +78,7 @@ class Flows:
             self._note(number, student, found, items)
         self._show(questions, items, answers, scores)
         if self.settings.teacher not in answers:
-            self.notices.append(
-                f"nobody was given anything: the teacher {self.settings.teacher} was not in round {number}"
-            )
+            self.notices.append(f"nobody was given anything: the teacher {self.settings.teacher} did not take part")
         if number == 1 and not answered and self.settings.directions == "both":
             self.notices.append(
                 f"the public questions have no right answers: {self.settings.teacher} may learn what smaller models are"
