@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from federations import small
 
 from h2tune.config import Experiment
 from h2tune.deployment.provision import provision
+
+if TYPE_CHECKING:
+    from h2tune.transport.nvflare.flare import Flare
 
 SECONDS = 300  # in which things must have happened; they take a few, on a busy machine many
 
@@ -36,6 +39,22 @@ def until(true: Callable[[], Any], what: str) -> Any:
             return found
         time.sleep(0.05)
     raise AssertionError(f"{what}: not within {SECONDS} s")
+
+
+def receive(channel: Flare) -> tuple[str, bytes]:
+    return until(lambda: channel.receive(0.1), "an envelope")
+
+
+def send(channel: Flare, to: str, data: bytes) -> None:
+    """As senders do: again until it is delivered."""
+
+    def once() -> bool:
+        fate: list[str] = []
+        channel.send(to, data, fate.append)
+        until(lambda: fate, "an envelope's fate")
+        return not fate[0]
+
+    until(once, "an envelope is delivered")
 
 
 def engines(folder: Path) -> list[psutil.Process]:
@@ -56,10 +75,10 @@ class Tap:
     """
 
     def __init__(self, port: int) -> None:
-        self.port, self.seen, self.cuts = port, bytearray(), 0
+        self.port, self.seen, self.cuts, self.swallowed = port, bytearray(), 0, 0
         self.cut_after: int | None = None
         self.idle: float | None = None
-        self.away, self._ends = False, list[socket.socket]()
+        self.away, self._ends, self._silent = False, list[socket.socket](), set[socket.socket]()
         self._door = socket.create_server(("127.0.0.1", 0))
         self.door = self._door.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
@@ -85,6 +104,9 @@ class Tap:
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
         try:
             while data := source.recv(1 << 16):
+                if source in self._silent:
+                    self.swallowed += len(data)
+                    continue
                 self.seen += data
                 if self.cut_after is not None and len(self.seen) > self.cut_after:
                     self.cut_after, self.cuts = None, self.cuts + 1
@@ -94,7 +116,7 @@ class Tap:
             self.cuts += 1
         except OSError:
             pass
-        for end in (source, target):
+        for end in (source,) if source in self._silent else (source, target):
             end.close()
 
     def shut(self, away: bool) -> None:
@@ -102,6 +124,16 @@ class Tap:
         self.away = away
         while away and self._ends:
             end = self._ends.pop()
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def silence(self) -> None:
+        """Let nothing more through on the connections of now, and let neither side know."""
+        self._silent, self.swallowed = self._silent | set(self._ends), 0
+
+    def hang_up(self) -> None:
+        """Close the client's ends of silent connections; the server's end is not told."""
+        for end in self._ends[::2]:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from federations import small
-from loopback import SECONDS, Session, Tap, begun, engines, free_port, through, until
+from loopback import SECONDS, Session, Tap, begun, engines, free_port, receive, send, through, until
 from safetensors.torch import load_file
 
 pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
@@ -52,22 +52,6 @@ def server(made: tuple[Experiment, Path]) -> Iterator[Flare]:
     until(lambda: channel.ready, "the server's engine is ready")
     yield channel
     channel.close()
-
-
-def receive(channel: Flare) -> tuple[str, bytes]:
-    return until(lambda: channel.receive(0.1), "a envelope")
-
-
-def send(channel: Flare, to: str, data: bytes) -> None:
-    """As senders do: again until it is delivered."""
-
-    def once() -> bool:
-        fate: list[str] = []
-        channel.send(to, data, fate.append)
-        until(lambda: fate, "a envelope's fate")
-        return not fate[0]
-
-    until(once, "a envelope is delivered")
 
 
 def test_kits_hold_only_what_concerns_them(made: tuple[Experiment, Path]) -> None:

@@ -24,7 +24,7 @@ from h2tune.transport.nvflare.engine_log import Sentences, Trouble, follow, last
 from h2tune.transport.nvflare.inbox import Inbox
 from h2tune.transport.nvflare.listener import Link, LinkClosed, Listener
 
-SECONDS = 600.0  # in which one envelope must be delivered; the receiver's side confirms it at once
+SECONDS = 120.0  # without progress after which an envelope is given up; the receiver's side confirms it at once
 PAUSE = 2.0  # seconds before an engine that ended is started again
 TRIES = 3  # starts without success before we give up
 # No run-time installs, no usage reports; BLAS threads are of no use to a channel.

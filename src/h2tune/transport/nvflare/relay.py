@@ -6,12 +6,15 @@ site. No job is ever submitted, so no code is shipped and nothing ends when a si
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.core_cell import Message, make_reply
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
@@ -44,13 +47,15 @@ class Relay(FLComponent):
         self.server, self.limit = server, limit
         self.guard: Guard | None = None
         self.senders = ThreadPoolExecutor(THREADS, "h2tune-send")
-        self.under_way: dict[int, str] = {}  # number of an envelope to its addressee
+        # number of an envelope to its addressee, and to what ends the engine's wait for a confirmation
+        self.under_way: dict[int, tuple[str, Signal]] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         if event_type == EventType.SYSTEM_START and Engine.relay is None:
             engine = fl_ctx.get_engine()
             self.cell = engine.get_cell()
-            connections = self.cell.core_cell.communicator.conn_manager
+            self.connections = connections = self.cell.core_cell.communicator.conn_manager
+            connections.update_endpoint = self.renewed(connections.update_endpoint)
             if self.server:
                 self.guard = Guard(Engine.workspace, connections, engine.client_manager)
             self.cell.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=self.arrived)
@@ -60,14 +65,30 @@ class Relay(FLComponent):
 
     def take(self, header: dict[str, Any], body: bytes) -> None:
         """An envelope of our process, to be sent without making the next one wait."""
-        self.under_way[header["number"]] = header["to"]
+        self.under_way[header["number"]] = header["to"], Signal()
         self.senders.submit(self.send, header, body)
 
+    def renewed(self, update: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        """`update_endpoint`, after which nobody waits for what went into an older connection.
+
+        A connection that breaks without a word (a router that restarts) is noticed here only when the other side connects again.
+        """
+
+        def update_and_tell(connection: Any, handshake: Any) -> None:
+            update(connection, handshake)
+            self.lost(connection.sfm_endpoint.endpoint.name)
+
+        return update_and_tell
+
     def cut(self, peer: Any) -> None:
-        """A connection was lost: the engine would wait for answers that cannot come, we say so at once."""
-        name = peer.get_fqcn()
-        for number, to in list(self.under_way.items()):
+        """A connection was closed."""
+        self.lost(peer.get_fqcn())
+
+    def lost(self, name: str) -> None:
+        """The engine would wait for confirmations that cannot come: say so at once, and free its threads."""
+        for number, (to, abort) in list(self.under_way.items()):
             if to == name:
+                abort.trigger("the connection was lost")
                 self.settle(number, "the connection was lost")
 
     def settle(self, number: int, error: str) -> None:
@@ -76,16 +97,28 @@ class Relay(FLComponent):
             Engine.link.send({"sent": number, "error": error})
 
     def send(self, header: dict[str, Any], body: bytes) -> None:
+        to, number, seconds = header["to"], header["number"], header["seconds"]
+        if number not in self.under_way:
+            return  # the connection was lost while the envelope waited for its turn
+        _, abort = self.under_way[number]
         try:
             reply = self.cell.send_request(
-                target=header["to"], channel=CHANNEL, topic=TOPIC, request=new_cell_message({}, body),
-                timeout=header["seconds"], optional=True,
+                target=to, channel=CHANNEL, topic=TOPIC, request=new_cell_message({}, body), timeout=seconds,
+                optional=True, abort_signal=abort,
             )  # fmt: skip
             code = reply.get_header(MessageHeaderKey.RETURN_CODE)
             error = "" if code == ReturnCode.OK else f"{code} {reply.get_header(MessageHeaderKey.ERROR) or ''}".strip()
+            if code == ReturnCode.TIMEOUT:
+                self.close_silent(to, seconds / 2)
         except Exception as problem:  # whatever the engine throws, the envelope was not delivered
             error = f"{type(problem).__name__}: {problem}"
-        self.settle(header["number"], error)
+        self.settle(number, error)
+
+    def close_silent(self, name: str, seconds: float) -> None:
+        """Close a connection on which nothing came for so long: the engine makes a new one."""
+        for connection in self.connections.get_connections(name) or ():
+            if time.time() - connection.last_activity > seconds:
+                connection.conn.close()
 
     def arrived(self, request: Message) -> Message:
         """An envelope from the network: judge its sender and size, pass it on."""
