@@ -22,6 +22,7 @@ from h2tune.transport.access import PUT_OUT
 from h2tune.transport.base import Absent, Lost, Revoked, Transport
 
 ATTEMPTS = 3  # times that a client which restarts in a round is asked again, and that a round is begun
+REASON = 500  # characters of a reason; a client may have written some of it
 T = TypeVar("T")
 
 
@@ -143,7 +144,7 @@ class Session:
         if message.client != name:
             raise ProtocolError(f"it sent an answer in the name of {message.client}")
         if message.kind == "failure":
-            reason = str(message.payload.meta.get("reason", "failed"))[:500]
+            reason = str(message.payload.meta.get("reason", "failed"))[:REASON]
             raise Lost(reason) if message.payload.meta.get("rejoin") is True else ProtocolError(reason)
         found = Place(message.round, message.attempt, message.step, message.state)
         if (message.kind, found) != (kind, place):
@@ -159,7 +160,7 @@ class Session:
 
     def exclude(self, name: str, reason: str, round: int, revoked: bool = False) -> None:
         """A client that failed or was revoked takes no further part; the others go on if the quorum allows."""
-        member = self.members[name]
+        member, reason = self.members[name], reason[:REASON]
         member.status, member.reason, member.revoked = Status.EXCLUDED, reason, revoked
         self.log.event("client_excluded", f"{name}: {reason}", round=round, client=name)
         self.transport.dismiss(name, reason)

@@ -41,23 +41,23 @@ def request(loop: ClientLoop, number: str, process: str | None = None) -> Envelo
     return Envelope("request", {"number": number, "process": loop.process if process is None else process}, b"q")
 
 
-def stop(reason: str, finished: bool = False, process: str = "") -> Envelope:
-    return Envelope("stop", {"reason": reason, "finished": finished, "process": process})
+def stop(loop: ClientLoop, reason: str, finished: bool = False, process: str = "") -> Envelope:
+    return Envelope("stop", {"reason": reason, "finished": finished, "process": process or loop.process})
 
 
 def test_requests_and_stops_for_another_process_are_left_alone() -> None:
     wire = Wire()
     loop = ClientLoop(wire, "f", beat=0.01)
-    for envelope in (request(loop, "1", "other"), stop("no", process="other"), request(loop, "2")):
+    for envelope in (request(loop, "1", "other"), stop(loop, "no", process="other"), request(loop, "2")):
         wire.inbox.put(envelope)
-    threading.Timer(0.3, lambda: wire.inbox.put(stop("over", finished=True))).start()
+    threading.Timer(0.3, lambda: wire.inbox.put(stop(loop, "over", finished=True))).start()
     assert loop.run(lambda data: b"a") == "over" and wire.answers() == ["2"]
 
 
 def test_a_request_that_comes_twice_is_answered_twice_and_done_once() -> None:
     wire, done = Wire(), []
     loop = ClientLoop(wire, "f", beat=0.01)
-    for delay, envelope in ((0.0, request(loop, "1")), (0.2, request(loop, "1")), (0.4, stop("over", finished=True))):
+    for delay, envelope in ((0.0, request(loop, "1")), (0.2, request(loop, "1")), (0.4, stop(loop, "over", finished=True))):
         threading.Timer(delay, wire.inbox.put, [envelope]).start()
     loop.run(lambda data: done.append(data) or b"a")
     assert wire.answers() == ["1", "1"] and len(done) == 1
@@ -69,7 +69,7 @@ def test_a_stop_ends_a_client_that_works(how: str) -> None:
     loop = ClientLoop(wire, "f", beat=0.01)
 
     def work(data: bytes) -> bytes:
-        wire.inbox.put(stop("the coordinator has revoked this participant"))
+        wire.inbox.put(stop(loop, "the coordinator has revoked this participant"))
         end = time.monotonic() + 20
         while time.monotonic() < end:
             time.sleep(0.01)
@@ -119,3 +119,32 @@ def test_a_client_does_not_wait_for_ever() -> None:
     threading.Timer(0.1, lambda: setattr(wire, "error", "unreachable")).start()
     with pytest.raises(ChannelError, match=r"could not be reached for 0\.3 s"):
         once.run(lambda data: b"a")
+
+
+def test_a_stop_is_believed_from_whoever_knows_the_process_and_from_nobody_else() -> None:
+    wire = Wire()
+    loop = ClientLoop(wire, "f")
+    stop = {"reason": "over", "finished": True}
+    for process in ("", "another"):
+        assert loop.talk.heard(Envelope("stop", stop | {"process": process}).pack()) is None
+    assert loop.talk.heard(Envelope("stop", stop | {"process": loop.process}).pack()) is not None
+
+
+def test_the_signal_of_the_last_word_may_come_late() -> None:
+    class Late(threading.Thread):
+        """A thread during whose end the signal arrives."""
+
+        left = 2
+
+        def is_alive(self) -> bool:
+            return self.left > 0
+
+        def join(self, timeout: float | None = None) -> None:
+            self.left -= 1
+            raise KeyboardInterrupt
+
+    loop = ClientLoop(Wire(), "f")
+    with pytest.raises(KeyboardInterrupt):  # a person
+        loop._join(Late())
+    loop._end = Envelope("stop", {"reason": "over", "finished": True, "process": loop.process})
+    loop._join(Late())

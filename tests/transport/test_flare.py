@@ -164,7 +164,7 @@ def test_a_proxy_that_closes_idle_connections_closes_none(made: tuple[Experiment
         time.sleep(12)
         assert tap.cuts == 0 and time.time() - loop.heard < 3
     finally:
-        server.send("c0", Envelope("stop", {"reason": "over", "finished": True, "process": ""}).pack())
+        server.send("c0", Envelope("stop", {"reason": "over", "finished": True, "process": loop.process}).pack())
         client.close()
         tap.close()
         through(kit.folder, experiment.network.port)

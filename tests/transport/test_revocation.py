@@ -20,6 +20,7 @@ from h2tune.transport.access import (
     CERTIFICATES,
     PUT_OUT,
     REPLACED,
+    AccessError,
     AccessList,
     read_revoked,
     write_certificates,
@@ -118,13 +119,21 @@ def test_the_lists_are_read_again_when_they_change_and_damage_changes_nothing(tm
         access.objection("c1", 255) == "" and access.objection("c1", 6) == REPLACED and not access.objection("c3", 6)
     )
     (tmp_path / "disabled_clients.json").write_text("[")
-    assert not access.look() and access.revoked == {"c2"}
+    assert not access.look() and access.revoked == {"c2"} and "cannot be read" in access.fault
+    with pytest.raises(AccessError, match="copy it from the coordinator's folder `authority` again"):
+        AccessList(tmp_path)  # a start with a damaged list would let everybody in
+    write_revoked(tmp_path, [])
+    assert access.look() and access.revoked == set() and not access.fault
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
     for name in ("server", "hospital-a", "hospital-b"):
         (tmp_path / name / "engine").mkdir(parents=True)
         (tmp_path / name / "kit.json").write_text("{}")
+    with pytest.raises(KitError, match="holds no kits of a federation: is --out the folder"):
+        revoke(tmp_path, ["hospital-a"])
+    (tmp_path / "authority").mkdir()
+    (tmp_path / "authority" / "federation.json").write_text("{}")
     with pytest.raises(KitError, match=r"There is no participant 'hospital-c'; did you mean hospital-[ab]"):
         revoke(tmp_path, ["hospital-c"])
     with pytest.raises(KitError, match=r"There is no participant 'x'; there are hospital-a, hospital-b"):

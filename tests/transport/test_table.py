@@ -38,6 +38,10 @@ ROWS = {
         "transport/test_flare.py::test_letters_travel_encrypted_and_outlive_a_cut",
         "transport/test_faults.py::test_a_short_cut_of_the_connection_changes_nothing",
     ],
+    "the line breaks without a word": [
+        "transport/test_silent_connections.py::test_what_the_server_sent_into_a_silent_connection_is_told_when_the_client_connects_again",
+        "transport/test_silent_connections.py::test_a_client_leaves_a_silent_connection",
+    ],
     "the connection is cut for minutes": [
         "transport/test_kept_answers.py::test_a_cut_of_minutes_loses_no_work",
         "transport/test_faults.py::test_a_long_cut_is_outlived",

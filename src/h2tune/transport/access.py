@@ -10,11 +10,16 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from h2tune.errors import H2TuneError
 from h2tune.utils.files import write_atomic
 
 REVOKED, CERTIFICATES = "disabled_clients.json", "certificates.json"
 PUT_OUT = "the coordinator has revoked this participant"
 REPLACED = "its certificate was replaced by a newer one: use the newest kit"
+
+
+class AccessError(H2TuneError, ValueError):
+    """A list is there and cannot be read."""
 
 
 class AccessList:
@@ -26,14 +31,20 @@ class AccessList:
     Attributes:
         revoked: names of participants that are refused.
         certificates: serial numbers that a participant's certificate may have; who is not named may have any.
+        fault: why the newest lists are not in force, or an empty text.
+
+    Raises:
+        AccessError: a list cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.revoked: frozenset[str] = frozenset()
         self.certificates: dict[str, tuple[int, ...]] = {}
-        self._seen: tuple[int, ...] = ()
+        self._seen, self.fault = tuple[int, ...](), ""
         self.look()
+        if self.fault:
+            raise AccessError(f"{self.fault}: copy it from the coordinator's folder `authority` again")
 
     def look(self) -> bool:
         """Read the lists again if a file has changed; returns whether it has. A file that cannot be read changes nothing."""
@@ -42,9 +53,11 @@ class AccessList:
             return False
         try:
             revoked, certificates = read_revoked(self.folder), read_certificates(self.folder)
-        except (OSError, ValueError, LookupError, TypeError):
-            return False  # looked at again next time: somebody may be copying it
-        self._seen, self.revoked, self.certificates = seen, frozenset(revoked), certificates
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            # looked at again next time: somebody may be copying it
+            self.fault = f"{self.folder / REVOKED} or {CERTIFICATES} beside it cannot be read"
+            return False
+        self._seen, self.revoked, self.certificates, self.fault = seen, frozenset(revoked), certificates, ""
         return True
 
     def objection(self, name: str, serial: int | None = None) -> str:

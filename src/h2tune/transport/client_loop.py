@@ -54,8 +54,8 @@ class Conversation:
             envelope = unpack(data)
         except ProtocolError:
             return None  # from the server's engine, but not of our kind: nothing to act on
-        anyone = ("", self.process) if envelope.kind == "stop" else (self.process,)
-        return envelope if envelope.kind in ("request", "stop") and envelope.fields["process"] in anyone else None
+        mine = envelope.kind in ("request", "stop") and envelope.fields["process"] == self.process
+        return envelope if mine else None
 
 
 class ClientLoop:
@@ -123,13 +123,22 @@ class ClientLoop:
         finally:
             self._over.set()
             for thread in threads:
-                thread.join()
+                self._join(thread)
         if isinstance(self._end, Exception):
             raise self._end
         assert self._end is not None
         if self._end.fields["finished"]:
             return str(self._end.fields["reason"])
         raise DismissedError(self._end.fields["reason"])
+
+    def _join(self, thread: threading.Thread) -> None:
+        """Wait for a thread to end; the signal of one that has just heard the last word may come late."""
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt:
+                if self._end is None:  # it was a person
+                    raise
 
     def check(self) -> None:
         """For those who work long: raise KeyboardInterrupt if nothing more is to be done."""

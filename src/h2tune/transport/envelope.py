@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, type]] = {
     "hello": {"federation": str, "process": str, "version": str, "protocol": int, "busy": bool, "doing": dict},
     "answer": {"number": str},
     "request": {"number": str, "process": str},  # for one process
-    "stop": {"reason": str, "finished": bool, "process": str},  # of one process, or with "" of all
+    "stop": {"reason": str, "finished": bool, "process": str},  # of one process
 }
 
 
@@ -80,10 +80,24 @@ def unpack(data: bytes) -> Envelope:
     return Envelope(kind, head, bytes(data[4 + size :]))
 
 
+def writer(data: bytes) -> str:
+    """The process that wrote a hello, or an empty text."""
+    try:
+        return str(unpack(data).fields.get("process", ""))
+    except OtherVersion as error:
+        return error.process
+    except ProtocolError:
+        return ""
+
+
 PROGRESS = {"round": int, "phase": str, "step": int, "steps": int}
 
 
 def progress(doing: dict[str, Any]) -> dict[str, Any]:
     """What a client says it is doing, if it says so as clients do; people and commands read it."""
-    fits = {k: type(v) for k, v in doing.items()} == PROGRESS and len(doing["phase"]) <= 40
+    fits = (
+        {k: type(v) for k, v in doing.items()} == PROGRESS
+        and len(doing["phase"]) <= 40
+        and doing["phase"].isprintable()
+    )
     return doing if fits else {}

@@ -20,11 +20,12 @@ from h2tune.errors import ProtocolError
 from h2tune.transport.access import PUT_OUT, REPLACED, AccessList
 from h2tune.transport.base import Absent, Reply, Revoked
 from h2tune.transport.channel import Channel
-from h2tune.transport.envelope import PROCESS, Envelope, OtherVersion, progress, unpack
+from h2tune.transport.envelope import PROCESS, Envelope, OtherVersion, progress, unpack, writer
 from h2tune.version import __version__
 
 RETRY = 0.5  # seconds after which an envelope that could not be delivered is sent again
 REPEAT = 3.0  # seconds after which a request is sent again to a client that is idle
+REASON = 500  # characters of a reason; a client may have written some of it
 MINUTE = 60.0  # seconds; a client that is refused is told of once in so many
 REMIND = 30.0  # seconds between lines about whom we wait for
 LINGER = 5.0  # seconds in which a last envelope must be delivered
@@ -32,6 +33,7 @@ MOST_EVENTS = 200  # of one kind that one client may bring about
 OLDER = 100  # processes of a client that are remembered: who starts new ones without end fills no memory
 LOOK = 1.0  # seconds between looks at who may take part
 GLANCE = 100  # envelopes for each client that are taken in at a time
+ADMITTED = "the lists of who may take part can be read again"
 NOBODY: Mapping[str, str] = {}
 Tell = Callable[..., None]
 
@@ -82,11 +84,12 @@ class Network:
         self.channel, self.names, self.federation, self.config = channel, set(names), federation, config
         self.tell, self.clock, self.access, self._looked = tell, clock, access, -LOOK
         self._certificates = access.certificates if access else {}
-        self._revoked: set[str] = set()
+        self._revoked, self._fault = set[str](), ""
         self.present: dict[str, Presence] = {}
         self.served: dict[str, str] = {}  # the process that has its place in the run
         self.open: dict[str, Open] = {}
-        self._refused: dict[str, float] = {}  # when a refusal of this name was last told
+        self._refused: dict[str, float] = {}  # when a refusal of this name was last told here
+        self._answered: dict[str, float] = {}  # and to the one who is refused
         self._complaints: Counter[tuple[str, str]] = Counter()
 
     def exchange(self, requests: dict[str, bytes], fresh: bool = False) -> Iterator[Reply]:
@@ -156,7 +159,9 @@ class Network:
 
     def _stop(self, name: str, reason: str, finished: bool = False, process: str = "",
               done: Callable[[str], None] = lambda error: None) -> None:  # fmt: skip
-        fields = {"reason": reason, "finished": finished, "process": process}
+        """Tell a process to end. It believes whoever knows what it calls itself, and nobody else."""
+        process = process or (self.present[name].process if name in self.present else "")
+        fields = {"reason": reason[:REASON], "finished": finished, "process": process}
         self.channel.send(name, Envelope("stop", fields).pack(), done)
 
     def _here(self, name: str) -> bool:
@@ -207,6 +212,9 @@ class Network:
             return
         self._looked = self.clock()
         self.access.look()
+        if self.access.fault != self._fault:
+            self._fault = self.access.fault
+            self.tell("revoked", f"{self._fault}; the lists of before stay in force" if self._fault else ADMITTED)
         for name in sorted((self.access.revoked & self.names) - self._revoked):
             self._tell_some("revoked", f"{name}: {PUT_OUT}", name)
             self._stop(name, PUT_OUT)
@@ -241,7 +249,8 @@ class Network:
             return None
         name, data = found
         if name not in self.names or name in self._revoked:
-            self._refuse(name, PUT_OUT if name in self._revoked else "it is not a participant of this federation")
+            reason = PUT_OUT if name in self._revoked else "it is not a participant of this federation"
+            self._refuse(name, reason, writer(data))
             return []
         try:
             envelope = unpack(data)
@@ -258,7 +267,7 @@ class Network:
     def _hello(self, name: str, envelope: Envelope) -> list[Reply]:
         said, known = envelope.fields, self.present.get(name)
         if said["federation"] != self.federation:
-            self._refuse(name, "its kit belongs to another federation")
+            self._refuse(name, "its kit belongs to another federation", said["process"])
         elif known and said["process"] in known.replaced:
             self._refuse(name, "another process runs with the same kit", said["process"])
         elif known and said["process"] == known.process:
@@ -283,9 +292,11 @@ class Network:
         return [(name, envelope.body)]
 
     def _refuse(self, name: str, reason: str, process: str = "") -> None:
-        """Say so on both sides."""
+        """Say so on both sides, to the other one not more often than a hello comes."""
         self._tell_refusal(name, reason)
-        self._stop(name, reason, process=process)
+        if self.clock() - self._answered.get(name, -RETRY) >= RETRY:
+            self._answered[name] = self.clock()
+            self._stop(name, reason, process=process)
 
     def _tell_refusal(self, name: str, reason: str) -> None:
         """Told at most once a minute for each who is refused; of strangers, for all of them together."""

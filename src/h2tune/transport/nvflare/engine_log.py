@@ -28,6 +28,8 @@ class Trouble(StrEnum):
 
 
 P, R, F = Trouble.PASSING, Trouble.REFUSED, Trouble.FINAL
+NO_ENGINE = "NVFlare is not installed: pip install 'h2tune[network]'"
+PORT_TAKEN = "the port is taken: stop what listens on it, or provision with another `network.port`"
 AUTHORITY = ("a connection was refused: the other side's certificate is not of this kit's authority; ask the coordinator for"
              " a kit of this federation")  # fmt: skip
 EXPIRED = (
@@ -50,14 +52,13 @@ TROUBLES: list[tuple[str, str, Trouble]] = [
      " refused", R),
     (r"WRONG_VERSION_NUMBER|HTTP_REQUEST|wrong version number|http request", "a connection without encryption was"
      " refused", R),
-    (r"[Aa]ddress already in use", "the port is taken: stop what listens on it, or provision with another `network.port`",
-     F),
+    (r"[Aa]ddress already in use", PORT_TAKEN, F),
     (r"Name or service not known|nodename nor servname|Temporary failure in name resolution", "the server's name cannot"
      " be resolved; trying again", P),
     (r"Connection refused|Connect call failed|TARGET_UNREACHABLE|target_unreachable", "the server cannot be reached;"
      " trying again", P),
     (r"Connection \[CN\d+ Not Connected\] is closed", CLOSED, R),
-    (r"ModuleNotFoundError: No module named 'nvflare'", "NVFlare is not installed: pip install 'h2tune[network]'", F),
+    (r"ModuleNotFoundError: No module named 'nvflare'", NO_ENGINE, F),
 ]  # fmt: skip
 
 
@@ -92,10 +93,13 @@ def last_line(log: Path) -> str:
 
 
 class Sentences:
-    """Decides what of an engine's log a person is told, and when a client gives up.
+    """Decides what of an engine's log a person is told, and when we give up.
+
+    A client's log holds what the server's side says of it. A server's log also holds what clients write (names, channels):
+    nothing that stands there ends a server, but for the two reasons for which it cannot begin.
 
     Args:
-        role: ``server`` or ``client``; a server is not told that connections are closed, and does not give up.
+        role: ``server`` or ``client``; a server is not told that connections are closed.
         clock: seconds, monotonic.
     """
 
@@ -108,15 +112,20 @@ class Sentences:
         """An envelope was delivered: whatever was in the way no longer is."""
         self._refusals.clear()
 
-    def take(self, text: str, trouble: Trouble) -> tuple[bool, bool]:
-        """Whether a sentence is told (at most once a minute each), and whether it is the end."""
+    def take(self, text: str, trouble: Trouble, ready: bool = False) -> tuple[bool, bool]:
+        """Whether a sentence is told (at most once a minute each), and whether it is the end.
+
+        Args:
+            ready: whether the engine has begun.
+        """
         now = self.clock()
         if trouble is Trouble.REFUSED and self.client:
             self._refusals.append(now)
         elif self.client:
             self._refusals.clear()  # the server is away, or something else: not a refusal
         lasting = len(self._refusals) >= TIMES and now - self._refusals[0] > GIVE_UP
-        ends = trouble is Trouble.FINAL or lasting
+        final = trouble is Trouble.FINAL and (self.client or (not ready and text in (NO_ENGINE, PORT_TAKEN)))
+        ends = final or lasting
         if text == CLOSED and not lasting:
             return False, False  # connections also close for other reasons
         told = ends or now - self._told.get(text, -MINUTE) >= MINUTE

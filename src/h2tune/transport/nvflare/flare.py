@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from h2tune.transport.channel import ChannelError, Done
 from h2tune.transport.nvflare.engine_log import Sentences, Trouble, follow, last_line
 from h2tune.transport.nvflare.inbox import Inbox
 from h2tune.transport.nvflare.listener import Link, LinkClosed, Listener
+from h2tune.utils.files import StoreError, write_atomic
 
 SECONDS = 120.0  # without progress after which an envelope is given up; the receiver's side confirms it at once
 PAUSE = 2.0  # seconds before an engine that ended is started again
@@ -120,22 +122,33 @@ class Flare:
     def _keep_inside(self) -> None:
         """The engine's stores must have absolute paths, and a kit may be moved."""
         path, store = self.workspace / "local" / "resources.json", str(self.workspace / "jobs")
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        before = path.read_text(encoding="utf-8")
+        settings = json.loads(before)
         settings["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = store
         next(c for c in settings["components"] if c["id"] == "job_manager")["args"]["uri_root"] = store
-        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        if (after := json.dumps(settings, indent=1)) != before:
+            write_atomic(path, after.encode())
 
     def _read(self, text: str, trouble: Trouble) -> None:
         """What the engine's log says."""
-        told, ends = self._sentences.take(text, trouble)
+        told, ends = self._sentences.take(text, trouble, self.ready)
         if told:
-            self.notice(text)
+            with suppress(StoreError):  # the disk is full: the work itself says so where it writes
+                self.notice(text)
         if ends:
             self._failure = text
             self._over.set()
 
     def _serve(self) -> None:
-        """Receive from the engine; start it again when it ends."""
+        """Receive from the engine and start it again when it ends, until that cannot be done."""
+        try:
+            self._receive_and_restart()
+        except Exception as error:  # a full disk, say: whoever waits for envelopes is told
+            self._failure = f"The engine cannot be kept running: {error}"
+            for number in list(self._waiting):
+                self._settle(number, self._failure)
+
+    def _receive_and_restart(self) -> None:
         while not self._over.is_set():
             try:
                 self._link = self._accept()

@@ -3,7 +3,8 @@
 NVFlare reads its list of disabled clients when it starts and asks it when a client registers. A client that is connected
 or reconnects does not register again. So the guard looks at every connection when it is made, and at all connections
 whenever a list changes. NVFlare has no interface for that: the guard stands before `ConnManager.update_endpoint`, where
-NVFlare itself compares a connection's certificate with the name that is claimed.
+NVFlare itself compares a connection's certificate with the name that is claimed. It also stands before the receiver of
+messages: NVFlare forwards what one client writes to another, and does not bind the name of its writer to the connection.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.comm_error import CommError
 from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
@@ -43,6 +46,8 @@ class Guard:
         self._told: dict[str, float] = {}  # when it was last said that a participant is refused
         self._due: dict[str, float] = {}  # revoked participants, and when their connections are closed
         connections.update_endpoint = self._judged(connections.update_endpoint)
+        for receiver in connections.receivers.values():
+            receiver.process_message = self._direct(receiver.process_message)
         threading.Thread(target=self._watch, daemon=True, name="h2tune-guard").start()
 
     def objection(self, name: str) -> str:
@@ -68,6 +73,19 @@ class Guard:
                 connection.conn.close()
                 raise CommError(CommError.BAD_DATA, f"{name}: {reason}")
             update(connection, handshake)
+
+        return judged
+
+    def _direct(self, process: Callable[..., None]) -> Callable[..., None]:
+        """`process_message`, for what a participant writes in its own name to the server: clients do not talk to each other."""
+
+        def judged(endpoint: Any, connection: Any, app: int, message: Any) -> None:
+            written, to = (message.get_header(key) for key in (MessageHeaderKey.ORIGIN, MessageHeaderKey.DESTINATION))
+            if written == endpoint.name and to == FQCN.ROOT_SERVER:
+                process(endpoint, connection, app, message)
+            elif time.monotonic() - self._told.get(endpoint.name, -MINUTE) > MINUTE:
+                self._told[endpoint.name] = time.monotonic()
+                say(f"{endpoint.name} wrote in another's name or to another participant: refused")
 
         return judged
 

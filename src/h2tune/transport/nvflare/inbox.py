@@ -6,6 +6,9 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+
+from h2tune.utils.files import StoreError
 
 SPARE = 16 << 20  # bytes of a sender besides one largest envelope: signs of life of nine hours in which nobody reads
 HULL = 200  # bytes in memory around an envelope, at least
@@ -37,9 +40,10 @@ class Inbox:
                 self._queue.put((name, data))
         if not fits and name not in self._told:
             self._told.add(name)
-            self.notice(
-                f"{name} sends more than is read: {self.room:,} bytes wait, what comes on top of them is dropped"
-            )
+            with suppress(StoreError):  # the disk is full: the work itself says so where it writes
+                self.notice(
+                    f"{name} sends more than is read: {self.room:,} bytes wait, what comes on top of them is dropped"
+                )
         return fits
 
     def get(self, seconds: float) -> tuple[str, bytes]:

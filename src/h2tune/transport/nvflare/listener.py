@@ -17,6 +17,7 @@ from typing import Any
 
 PLACE = "H2TUNE_LINK"  # in the environment of the engine's process
 HEAD_LIMIT, FRAME_LIMIT = 1 << 16, 1 << 31  # bytes
+LONGEST_FOLDER = 70  # characters
 POLL = 0.2  # seconds between looks at whether the engine's process still runs
 Frame = tuple[dict[str, Any], bytes]
 
@@ -57,7 +58,9 @@ class Listener:
     """Where our process waits for the engine's."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="h2tune-"))  # mode 0700
+        # mode 0700; a long TMPDIR does not fit a socket's address
+        short = len(tempfile.gettempdir()) < LONGEST_FOLDER
+        self._folder = Path(tempfile.mkdtemp(prefix="h2tune-", dir=None if short else "/tmp"))  # noqa: S108
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(self._folder / "link"))
         self._socket.listen()

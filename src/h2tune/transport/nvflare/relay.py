@@ -27,7 +27,8 @@ from h2tune.transport.nvflare.listener import LinkClosed
 
 CHANNEL, TOPIC = "h2tune", "envelope"
 SERVER = FQCN.ROOT_SERVER
-THREADS = 32  # envelopes under way at a time
+THREADS, SHARE = 32, 8  # envelopes under way at a time; of a server to one client
+REASON = 500  # characters of what went wrong: the other side writes some of it
 
 
 class Relay(FLComponent):
@@ -65,7 +66,11 @@ class Relay(FLComponent):
 
     def take(self, header: dict[str, Any], body: bytes) -> None:
         """An envelope of our process, to be sent without making the next one wait."""
-        self.under_way[header["number"]] = header["to"], Signal()
+        number, to = header["number"], header["to"]
+        taken = sum(other == to for other, _ in list(self.under_way.values()))
+        self.under_way[number] = to, Signal()
+        if self.server and taken >= SHARE:  # who confirms nothing keeps nobody else waiting
+            return self.settle(number, "too many envelopes wait for it")
         self.senders.submit(self.send, header, body)
 
     def renewed(self, update: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
@@ -94,7 +99,7 @@ class Relay(FLComponent):
     def settle(self, number: int, error: str) -> None:
         """Say once what became of an envelope."""
         if self.under_way.pop(number, None) is not None:
-            Engine.link.send({"sent": number, "error": error})
+            Engine.link.send({"sent": number, "error": error[:REASON]})
 
     def send(self, header: dict[str, Any], body: bytes) -> None:
         to, number, seconds = header["to"], header["number"], header["seconds"]
