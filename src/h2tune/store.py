@@ -12,6 +12,7 @@ RUN/clients/NAME/          a client's own: state-*.safetensors, adapter/; on rea
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -26,11 +27,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from h2tune.config import Experiment, parse_config
-from h2tune.utils.files import StoreError, write_atomic
+from h2tune.utils.files import StoreError, append, write_atomic
 from h2tune.utils.tensors import on_cpu
 from h2tune.version import __version__
 
 SCHEMA = 2
+_STATE = re.compile(r"state-(\d+)\.safetensors")
 
 
 def _plain(value: Any) -> bytes:
@@ -56,7 +58,7 @@ class RunStore:
         if self.exists:
             raise StoreError(f"{self.folder} holds a run already: continue it with --resume, or choose another --out.")
         config, plain = self.folder / "config.yaml", experiment.to_yaml().encode()
-        held = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        held = [path for path in self.folder.iterdir() if path.suffix != ".partial"] if self.folder.is_dir() else []
         if held and not (
             held == [config] and config.read_bytes() == plain
         ):  # a start that was cut off here leaves that
@@ -110,8 +112,7 @@ class RunStore:
         """Append a line to events.jsonl and tell whoever watches."""
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, "round": None,
                  "client": None, "text": text} | fields  # fmt: skip
-        with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append(self.folder / "events.jsonl", json.dumps(entry) + "\n")
 
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors that never change."""
@@ -158,7 +159,8 @@ class ClientStore:
         self.folder = folder
 
     def _states(self) -> list[tuple[int, Path]]:
-        return sorted((int(p.stem.split("-")[1]), p) for p in self.folder.glob("state-*.safetensors"))
+        found = ((_STATE.fullmatch(path.name), path) for path in self.folder.glob("state-*.safetensors"))
+        return sorted((int(match[1]), path) for match, path in found if match)  # copies that people made are none
 
     def save_state(self, round: int, state: Mapping[str, Tensor]) -> None:
         """Keep the private state of a round, and that of the one before: the server may not have committed yet."""
@@ -179,9 +181,18 @@ class ClientStore:
         write_atomic(self.folder / name, _plain(value))
 
     def read_json(self, name: str) -> Any:
-        """A value written by `write_json`, or None."""
+        """A value written by `write_json`, or None.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except ValueError:
+            raise StoreError(
+                f"{path} is damaged: put it back from a backup, or move {self.folder} away and join anew."
+            ) from None
 
     def save_adapter(self, model: PeftModel, adapter: str) -> Path:
         """Write one client's adapter as PEFT would, under ``adapter/``."""

@@ -16,14 +16,17 @@ from simulated_network import kits
 from typer.testing import CliRunner
 
 from h2tune.cli.app import app
+from h2tune.cli.output import status_lines
 from h2tune.client import Client
 from h2tune.config import ConfigError
 from h2tune.deployment.join import Participant
 from h2tune.deployment.kits import Kit, KitError, own_values
 from h2tune.deployment.provision import with_public_files
+from h2tune.deployment.status import describe
 from h2tune.protocol.codec import Message, ProtocolError, decode, encode
 from h2tune.transport.envelope import Envelope, progress, unpack
 from h2tune.transport.nvflare.engine_log import CLOSED, Sentences, Trouble, judge
+from h2tune.transport.nvflare.flare import Flare
 
 
 def test_status_needs_no_tensors() -> None:
@@ -229,3 +232,75 @@ def test_help_teaches() -> None:
     for command in ("provision", "server", "client", "status"):
         result = CliRunner().invoke(app, [command, "--help"], env=os.environ | {"COLUMNS": "200"})
         assert result.exit_code == 0 and "kit" in result.output.lower()
+
+
+def test_nothing_that_clients_write_into_its_log_ends_a_server() -> None:
+    revoked, taken = judge("Client 'Address' is disabled"), judge("Address already in use")
+    assert revoked and taken and revoked[1] is taken[1] is Trouble.FINAL
+    assert Sentences("client").take(*revoked)[1] and not Sentences("server").take(*revoked)[1]
+    assert Sentences("server").take(*taken)[1] and not Sentences("server").take(*taken, ready=True)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("own.yaml", "- a\n"), ("own.yaml", "{a: b"), ("federation.yaml", "[1, 2]"), ("federation.yaml", "\t: {")],
+)
+def test_a_damaged_file_of_a_kit_is_named(name: str, text: str, tmp_path: Path) -> None:
+    kit = kits(small(), tmp_path)["c0"]
+    (kit.folder / name).write_text(text)
+    with pytest.raises(KitError, match=name):
+        kit.experiment(kit.own())
+
+
+def test_a_damaged_status_is_named(tmp_path: Path) -> None:
+    kit = kits(small(), tmp_path)["c0"]
+    (kit.folder / "status.json").write_text("{")
+    with pytest.raises(KitError, match=r"status\.json is damaged: delete it"):
+        describe(kit)
+
+
+def test_settings_that_are_no_yaml_and_a_file_named_like_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cpu").touch()
+    assert own_values({"device": "cpu"}, []) == {"device": "cpu"}
+    with pytest.raises(KitError, match=r"--set columns: '\{a: b' is not a value as YAML writes it"):
+        own_values({}, ["columns={a: b"])
+
+
+def test_changed_data_are_noticed_again_after_they_were_accepted(tmp_path: Path) -> None:
+    experiment = small()
+    kit, client = kits(experiment, tmp_path)["c0"], experiment.clients[0]
+    own = {"model": client.model, "train": client.train, "test": client.test, "validation": client.validation}
+    begun = Participant(kit, own)
+    begun._check_run(Message("join", "r" * 32, 0, "", ""))
+    kept = begun.store.folder / "data.json"
+    known = kept.read_bytes()
+    kept.unlink()  # as the message about changed data says
+    Participant(kit, own)
+    assert kept.read_bytes() == known
+
+
+def test_what_others_wrote_does_not_steer_the_terminal() -> None:
+    doing = {"round": 1, "phase": "\x1b[2Jx", "step": 1, "steps": 2}
+    assert progress(doing) == {}
+    found = {"role": "server", "name": "server", "state": "running", "certificate_expired": False, "server": "h:1",
+             "certificate_until": "2030-01-01", "clients": {"c0": {"status": "ok", "heard_seconds_ago": 1.0, "doing": doing}}}  # fmt: skip
+    assert not any("\x1b" in line for line in status_lines(found))
+
+
+def test_the_engines_settings_are_written_whole_and_only_when_they_change(tmp_path: Path) -> None:
+    path = tmp_path / "local" / "resources.json"
+    path.parent.mkdir()
+    settings = {
+        "snapshot_persistor": {"args": {"storage": {"args": {}}}},
+        "components": [{"id": "job_manager", "args": {}}],
+    }
+    path.write_text(json.dumps(settings))
+    flare = Flare.__new__(Flare)
+    flare.workspace = tmp_path
+    flare._keep_inside()
+    written = path.stat().st_mtime_ns, path.read_bytes()
+    flare._keep_inside()
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == written and b"/jobs" in written[1]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from h2tune.cli.options import File, Json, plain_errors
+from h2tune.cli.options import REFUSED, File, Json, no_file, of_no_use, plain_errors
 from h2tune.cli.output import print_run, status_lines
 
 LOCALHOST = (
@@ -28,11 +28,12 @@ def provision(
     out: Annotated[Path, typer.Option("--out", help="Folder for the kits.")] = Path("kits"),
     renew: Renewed = None,
     revoke: Revoked = None,
-    days: Annotated[int, typer.Option(min=1, help="Validity of the authority, when it is made.")] = 360,
+    days: Annotated[int, typer.Option(min=1, max=36_500, help="Validity of the authority, when it is made.")] = 360,
 ) -> None:
     """Make a kit for the server and for every client: certificate, key, address, and what concerns it of FILE.
 
-    Kits that are there are left alone, so that a client may be added to FILE later. Give each organisation its own kit
+    Kits that are there are left alone. A client that was added to FILE gets its kit, and takes part once the server has a
+    kit that names it: --renew server, before the run begins. With --revoke alone no kit is made. Give each organisation its own kit
     over a channel that you trust; it holds a private key. OUT/authority stays with you.
     """
     with plain_errors():
@@ -40,24 +41,25 @@ def provision(
         from h2tune.deployment import provision as making
         from h2tune.vertical.config import is_vertical
 
+        no_file(out)
         if is_vertical(file):
             from h2tune.cli import vertical
 
             vertical.provision(file, out, renew or (), days, revoke or ())
             return
         experiment = load_config(file)
+        if revoke:
+            typer.echo(REFUSED.format(", ".join(making.revoke(out, revoke))))
+            if not renew:
+                return
         made = making.provision(experiment, out, renew or (), days)
         for folder in made:
             typer.echo(f"{folder.name:<16} {folder}")
         if made and "host" not in experiment.network.model_fields_set:
             typer.echo(f"warning: {LOCALHOST}", err=True)
-        if revoke:
-            typer.echo(
-                f"refused from now on: {', '.join(making.revoke(out, revoke))}; a running server puts them out within seconds"
-            )
-        elif not made:
+        if not made:
             typer.echo("all kits are there already; --renew NAME makes one again")
-        else:
+        elif not revoke:
             typer.echo(
                 f"\nhere        h2tune server {out / 'server'}\nat a client h2tune client KIT --model ... --train ... --test ..."
             )
@@ -90,6 +92,7 @@ def server(
             given = {"train": train, "test": test}
             vertical.serve(kit, own_values({k: v for k, v in given.items() if v}, settings or []), as_json)
             return
+        of_no_use({"--train": train, "--test": test, "--set": settings}, "the server's kit of a horizontal federation")
         progress = Progress(mode="json" if as_json else "auto")
         try:
             metrics = serve(Kit(kit, "server"), progress)
@@ -130,15 +133,15 @@ def client(
         _stop_on_terminate()
         given = {"model": model, "train": train, "test": test, "validation": validation, "device": device}
         own = own_values({k: v for k, v in given.items() if v is not None}, settings or [])
-
         if is_vertical_kit(kit):
             from h2tune.cli import vertical
 
             vertical.attend(kit, own, as_json)
             return
+        from h2tune.report.format import printable
 
         def say(text: str) -> None:
-            typer.echo(json.dumps({"event": "message", "text": text}) if as_json else text)
+            typer.echo(json.dumps({"event": "message", "text": text}) if as_json else printable(text))
 
         def watch(name: str, round: int, phase: str, step: int, steps: int, loss: float) -> None:
             if step == steps or (as_json and step % 10 == 0):

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+REFUSED = "refused from now on: {}; a running server puts them out within seconds"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for what is made; by default under runs/.")]
 Run = Annotated[Path, typer.Argument(help="A run directory, or (for `export` and `predict`) a client's kit.")]
@@ -66,6 +67,8 @@ def no_folder(file: Path | None) -> None:
 
 def fail(text: str) -> NoReturn:
     """Print a mistake, each line of it marked as an error, and end with exit code 1."""
-    for line in text.splitlines():
+    from h2tune.report.format import printable
+
+    for line in map(printable, text.splitlines()):  # names and reasons in it may come from others
         typer.echo(f"error: {line}" if not line.startswith(" ") else line, err=True)
     raise typer.Exit(1)

@@ -132,6 +132,8 @@ def _costs(found: ComparedTable) -> Table:
 
 def status_lines(found: dict[str, Any]) -> list[str]:
     """A kit's status in words."""
+    from h2tune.report.format import clean
+
     expired = ", which has expired" if found["certificate_expired"] else ""
     lines = [f"{found['role']} {found['name']}: {found['state']}",
              f"server {found['server']}, certificate until {found['certificate_until']}{expired}"]  # fmt: skip
@@ -142,7 +144,9 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     for name, client in found.get("clients", {}).items():
         heard = client["heard_seconds_ago"]
         doing = client["doing"]
-        where = f"round {doing['round']}, {doing['phase']} {doing['step']}/{doing['steps']}" if doing else "idle"
+        where = (
+            f"round {doing['round']}, {clean(doing['phase'])} {doing['step']}/{doing['steps']}" if doing else "idle"
+        )
         seen = "never heard from" if heard is None else f"heard from {heard:.0f} s ago, {where}"
         lines.append(f"  {name:<16} {client['status']:<16} {seen}")
     return lines

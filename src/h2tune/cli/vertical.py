@@ -219,15 +219,19 @@ def provision(
     file: Path, out: Path, renew: Sequence[str] = (), days: int = 360, revoke: Sequence[str] = ()
 ) -> list[Path]:
     """`h2tune provision`: a kit for the active party (`server`) and for every other party."""
+    from h2tune.cli.options import REFUSED
     from h2tune.deployment.provision import revoke as refuse
     from h2tune.deployment.vertical import provision_vertical
 
     config = load_vertical(file)
+    if revoke:
+        print(REFUSED.format(", ".join(refuse(out, revoke))))
+        if not renew:
+            return []
     made = provision_vertical(config, out, renew, days)
     for folder in made:
         print(f"{folder.name:<16} {folder}")
     if revoke:
-        print(f"refused from now on: {', '.join(refuse(out, revoke))}; a running server puts them out within seconds")
         return made
     if not made:
         print("all kits are there already; --renew NAME makes one again")

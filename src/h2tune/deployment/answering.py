@@ -67,8 +67,8 @@ class Answering(ABC):
         """Private state belongs to one run; the first join decides which."""
         known = self.store.read_json("run.json")
         if known is None and message.kind == "join":
-            self.store.write_json("run.json", {"run": message.run})
             keep_fingerprint(self.store.folder, self.fingerprint())
+            self.store.write_json("run.json", {"run": message.run})
         elif known is not None and known["run"] != message.run:
             raise ProtocolError(
                 f"this {self.word}'s state belongs to run {known['run'][:8]}, the server is at run {message.run[:8]};"

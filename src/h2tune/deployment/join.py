@@ -22,7 +22,7 @@ from h2tune.participant.row_privacy import promise_in_words
 from h2tune.participant.trainer import nothing
 from h2tune.protocol.codec import Message, decode
 from h2tune.store import ClientStore
-from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint
+from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
 from h2tune.transport.nvflare.flare import Flare
 from h2tune.version import __version__
 
@@ -56,6 +56,10 @@ class Participant(Answering):
         meant = f"delete {self.store.folder / 'data.json'} to go on with the new ones"
         data = self.fingerprint()
         check_fingerprint(self.store.folder, data, cure=meant)
+        if (
+            self.store.read_json("run.json") is not None
+        ):  # where data.json was deleted, the new data are meant from now on
+            keep_fingerprint(self.store.folder, data)
         self.kept = KeptAnswer(self.store, f"{__version__} {self.experiment.to_yaml()} {sorted(data.items())}")
         self.interrupt: Callable[[], None] = nothing
         self.client: Client | None = self._build()  # every mistake in model and data shows before we connect

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ SCHEMA = 1
 OWN = ("model", "train", "test", "validation")  # a client's own, never in a kit
 PUBLIC = "public"
 THEIRS = "(the client's own)"
+SOON = 30  # days before the end of a certificate from which on every start says so
+NO_NETWORK = "The network's libraries are not installed: pip install 'h2tune[network]'"
 
 
 class KitError(H2TuneError, RuntimeError):
@@ -79,8 +81,9 @@ class Kit:
 
         Raises:
             ConfigError: with every mistake at once.
+            KitError: federation.yaml is missing or damaged.
         """
-        data = yaml.safe_load((self.folder / "federation.yaml").read_text(encoding="utf-8"))
+        data = self.mapping("federation.yaml")
         if own:
             data["device"] = own.get("device", data["device"])
             data["clients"][0] |= {k: v for k, v in own.items() if k != "device"}
@@ -94,9 +97,27 @@ class Kit:
         return str((self.folder / value).resolve()) if inside else value
 
     def own(self) -> dict[str, Any]:
-        """own.yaml as plain data; nothing if there is none yet."""
-        path = self.folder / "own.yaml"
-        return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+        """own.yaml as plain data; nothing if there is none yet.
+
+        Raises:
+            KitError: it holds something else than keys and values.
+        """
+        return self.mapping("own.yaml") if (self.folder / "own.yaml").is_file() else {}
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """What a YAML file of the kit holds.
+
+        Raises:
+            KitError: it is missing, damaged, or holds something else than keys and values.
+        """
+        path = self.folder / name
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise KitError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        if not isinstance(found, dict):
+            raise KitError(f"{path} holds no keys and values.")
+        return found
 
     def keep_own(self, values: dict[str, Any]) -> None:
         write_atomic(self.folder / "own.yaml", yaml.safe_dump(values, sort_keys=False).encode())
@@ -107,9 +128,21 @@ class Kit:
         Raises:
             KitError: the certificate cannot be read.
         """
-        from cryptography import x509
+        return self._life(f"{self.about.role}.crt")
 
-        path = self.engine / "startup" / f"{self.about.role}.crt"
+    def cure(self, now: datetime | None = None) -> str:
+        """What the coordinator does about a certificate that ends, or has ended."""
+        if self._life("rootCA.pem")[1] - (now or datetime.now(UTC)) < timedelta(days=SOON):
+            return "the authority of the federation ends, too: all kits are made anew, as docs/upgrade.md says"
+        return f"the coordinator makes a new kit with `h2tune provision FILE --out FOLDER --renew {self.about.name}`"
+
+    def _life(self, name: str) -> tuple[datetime, datetime]:
+        """From when to when a certificate of the kit is valid."""
+        try:
+            from cryptography import x509
+        except ModuleNotFoundError:
+            raise KitError(NO_NETWORK) from None
+        path = self.engine / "startup" / name
         try:
             certificate = x509.load_pem_x509_certificate(path.read_bytes())
         except (OSError, ValueError):
@@ -126,8 +159,8 @@ class Kit:
         begin, end = self.validity()
         if now > end:
             raise KitError(
-                f"The certificate of {self.about.name} expired on {end:%Y-%m-%d}. The coordinator makes a new kit with"
-                f" `h2tune provision FILE --out FOLDER --renew {self.about.name}`; own.yaml and state/ may be moved over."
+                f"The certificate of {self.about.name} expired on {end:%Y-%m-%d}: {self.cure(now)}; own.yaml and state/ may"
+                " be moved over."
             )
         if now < begin:
             raise KitError(
@@ -150,12 +183,15 @@ def own_values(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
     Raises:
         KitError: if a setting is malformed or not a client's own to decide.
     """
-    own = {k: str(Path(v).resolve()) if Path(v).exists() else v for k, v in given.items()}
+    own = {k: str(Path(v).resolve()) if k != "device" and Path(v).exists() else v for k, v in given.items()}
     for text in settings:
         key, separator, value = text.partition("=")
         if not separator:
             raise KitError(f"--set takes KEY=VALUE, got {text!r}")
         if key in ("name", "joins", "keep", "task"):
             raise KitError(f"`{key}` is the same for all clients and cannot be set here: ask the coordinator")
-        own[key] = yaml.safe_load(value)
+        try:
+            own[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise KitError(f"--set {key}: {value!r} is not a value as YAML writes it") from None
     return own

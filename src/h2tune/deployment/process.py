@@ -8,14 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from h2tune.config import NetworkConfig
-from h2tune.deployment.kits import Kit
+from h2tune.deployment.kits import SOON, Kit
 from h2tune.deployment.status import StatusFile
 from h2tune.session import EventLog
 from h2tune.transport.channel import Channel
 from h2tune.transport.client_loop import ClientLoop
 
 LEAST_PATIENCE = 600.0  # seconds without a server after which a client ends, at the least
-SOON = 30  # days before the end of a certificate from which on every start says so
 Say = Callable[[str], None]
 Engine = Callable[..., Channel]
 """Makes a channel: folder, role, name, and whom to tell what it says."""
@@ -61,8 +60,7 @@ def connection(kit: Kit, status: StatusFile, engine: Engine, say: Say) -> Iterat
     """
     end = kit.check_certificate()
     if end - datetime.now(UTC) < timedelta(days=SOON):
-        cure = f"h2tune provision FILE --out FOLDER --renew {kit.about.name}"
-        say(f"the certificate of {kit.about.name} expires on {end:%Y-%m-%d}: the coordinator renews it with `{cure}`")
+        say(f"the certificate of {kit.about.name} expires on {end:%Y-%m-%d}: {kit.cure()}")
     channel = engine(kit.engine, kit.about.role, kit.about.name, say)
     try:
         yield channel

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.config import Experiment, NetworkConfig
-from h2tune.deployment.kits import OWN, PUBLIC, SCHEMA, THEIRS, About, KitError, write_kit
+from h2tune.deployment.kits import NO_NETWORK, OWN, PUBLIC, SCHEMA, THEIRS, About, KitError, write_kit
 from h2tune.transport import access
 from h2tune.utils.files import write_atomic
 from h2tune.version import __version__
@@ -29,6 +30,8 @@ ORG = "h2tune"  # NVFlare wants one; authority comes from certificates alone
 # Bytes under way before the other side has confirmed them. The engine's own 64 MiB fill a slow line for minutes, and signs
 # of life wait behind them.
 WINDOW = {"streaming_window_size": 4 << 20, "streaming_ack_interval": 1 << 20}
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+NO_FEDERATION = "{} holds no kits of a federation: is --out the folder in which they were made?"
 Shared = Callable[[str, Path], dict[str, Any]]
 
 
@@ -76,20 +79,41 @@ def make_kits(roster: Roster, out: Path, shared: Shared, renew: Iterable[str], d
     if {"server", "authority"} & set(roster.clients):
         raise KitError(f"No {roster.word} can be named `server` or `authority`: the coordinator's folders have these"
                        " names.")  # fmt: skip
+    _check_for_engine(roster)
     check_names(renew, participants)
+    if renew and not _holds_federation(out):
+        raise KitError(NO_FEDERATION.format(out))
     federation = _identity(authority, roster)
-    wanted = [name for name in participants if name in set(renew) or not (out / name).exists()]
-    if not wanted:
-        return []
-    made = _certificates(roster, authority, days)
-    for name in wanted:
-        _make_engine(roster, name, made / _engine_name(roster, name), out / name)
-        role, network = _role(name), roster.network
-        about = About(SCHEMA, role, name, federation, network.host, network.port, __version__)
-        write_kit(out / name, about, shared(name, out / name))
-    _forget_private_keys(authority / _slug(roster))
-    record_certificates(out, wanted, renew)
-    return [out / name for name in wanted]
+    wanted = [name for name in participants if name in set(renew) or not (out / name / "kit.json").is_file()]
+    workspace, made = authority / _slug(roster), list[Path]()
+    try:
+        certificates = _certificates(roster, authority, days) if wanted else out
+        for name in wanted:
+            _make_engine(roster, name, certificates / _engine_name(roster, name), out)
+            role, network = _role(name), roster.network
+            about = About(SCHEMA, role, name, federation, network.host, network.port, __version__)
+            write_kit(out / name, about, shared(name, out / name))
+            made.append(out / name)
+    finally:  # also of a start that was stopped here: no private key stays, and no certificate is unknown
+        _forget_private_keys(workspace)
+        known = access.read_certificates(authority)
+        record_certificates(out, [n for n in participants if n in wanted or n not in known], renew)
+    return made
+
+
+def _check_for_engine(roster: Roster) -> None:
+    """Names that the engine does not take, said before anything is made."""
+    host = roster.network.host
+    if not _HOST.fullmatch(host):
+        raise KitError(f"`network.host` must be a machine's name or address, got {host!r}")
+    for name in roster.clients:
+        if "." in name or name == host:
+            raise KitError(f"Over a network no {roster.word} can be named {name!r}: a name has no dot and is not"
+                           " `network.host`")  # fmt: skip
+
+
+def _holds_federation(out: Path) -> bool:
+    return (out / "authority" / "federation.json").is_file()
 
 
 def check_names(names: Iterable[str], known: Collection[str]) -> None:
@@ -107,32 +131,47 @@ def record_certificates(out: Path, made: Iterable[str], renewed: Iterable[str]) 
 
     known = access.read_certificates(out / "authority")
     for name in made:
-        if name != "server":
-            path = out / name / "engine" / "startup" / "client.crt"
-            serial = x509.load_pem_x509_certificate(path.read_bytes()).serial_number
+        path = out / name / "engine" / "startup" / "client.crt"
+        if name == "server" or not path.is_file():
+            continue
+        serial = x509.load_pem_x509_certificate(path.read_bytes()).serial_number
+        if serial not in known.get(name, ()):
             # A kit that is made again because it was not there leaves the one that was handed out in force.
             known[name] = (serial,) if name in renewed else (*known.get(name, ()), serial)
-    access.write_certificates(out / "authority", known)
-    engine = out / "server" / "engine"
-    if engine.is_dir():
-        access.write_certificates(engine, known)
-        access.write_revoked(engine, set(access.read_revoked(engine)) - set(renewed))
+    _write_lists(out, _refused(out) - set(renewed), known)
+
+
+def _refused(out: Path) -> set[str]:
+    """Who is revoked. The authority's folder remembers it, too: the server's kit may have moved to another machine."""
+    return {name for folder in (out / "authority", out / "server" / "engine") for name in access.read_revoked(folder)}
+
+
+def _write_lists(out: Path, refused: Iterable[str], certificates: dict[str, tuple[int, ...]]) -> None:
+    for folder in (out / "authority", out / "server" / "engine"):
+        if folder.is_dir():
+            access.write_certificates(folder, certificates)
+            access.write_revoked(folder, refused)
 
 
 def revoke(out: str | Path, names: Iterable[str]) -> list[str]:
     """Refuse participants from now on: written into the server's kit, where a running server sees it within seconds.
 
+    If the server's kit is not here, the lists in ``out/authority`` are to be copied into its folder ``engine``.
+
     Returns:
         all that are refused.
+
+    Raises:
+        KitError: there are no kits here, or nobody has this name.
     """
     out, names = Path(out), list(names)
-    engine = out / "server" / "engine"
-    if not engine.is_dir():
-        raise KitError(f"{out} has no server's kit.")
-    made = {path.parent.name for path in out.glob("*/kit.json")} | set(access.read_certificates(out / "authority"))
+    if not _holds_federation(out):
+        raise KitError(NO_FEDERATION.format(out))
+    certificates = access.read_certificates(out / "authority")
+    made = {path.parent.name for path in out.glob("*/kit.json")} | set(certificates)
     check_names(names, made - {"server"})
-    access.write_revoked(engine, {*access.read_revoked(engine), *names})
-    return access.read_revoked(engine)
+    _write_lists(out, {*_refused(out), *names}, certificates)
+    return sorted(_refused(out))
 
 
 def _slug(roster: Roster) -> str:
@@ -166,7 +205,10 @@ def _engine_name(roster: Roster, name: str) -> str:
 
 def _certificates(roster: Roster, authority: Path, days: int) -> Path:
     """Let NVFlare make its startup kits; returns the folder that holds one for each participant."""
-    from nvflare.lighter.constants import CtxKey
+    try:
+        from nvflare.lighter.constants import CtxKey
+    except ModuleNotFoundError:
+        raise KitError(NO_NETWORK) from None
     from nvflare.lighter.impl.cert import CertBuilder
     from nvflare.lighter.impl.signature import SignatureBuilder
     from nvflare.lighter.impl.static_file import StaticFileBuilder
@@ -202,20 +244,25 @@ class _Silence:
         print(text)
 
 
-def _make_engine(roster: Roster, name: str, made: Path, folder: Path) -> None:
-    """The engine's folder in a kit, anew; who was refused stays refused."""
-    role, engine = _role(name), folder / "engine"
-    refused = access.read_revoked(engine)
-    if engine.exists():
-        shutil.rmtree(engine)
+def _make_engine(roster: Roster, name: str, made: Path, out: Path) -> None:
+    """The engine's folder in a kit, anew; who was refused is refused by the new one from its first moment."""
+    role, folder = _role(name), out / name
+    engine, fresh, old = (folder / place for place in ("engine", "engine.new", "engine.old"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shutil.copytree(made, engine)
-    for script in (*engine.glob("startup/*.sh"), engine / "readme.txt"):
+    for rest in (fresh, old):  # of a start that was stopped here
+        shutil.rmtree(rest, ignore_errors=True)
+    shutil.copytree(made, fresh)
+    for script in (*fresh.glob("startup/*.sh"), fresh / "readme.txt"):
         script.unlink(missing_ok=True)  # the engine is started by h2tune alone
-    (engine / "startup" / f"{role}.key").chmod(0o600)
-    if refused:
-        access.write_revoked(engine, refused)
-    _settle(engine, role, roster)
+    (fresh / "startup" / f"{role}.key").chmod(0o600)
+    _settle(fresh, role, roster)
+    if role == "server":
+        access.write_revoked(fresh, _refused(out))
+        access.write_certificates(fresh, access.read_certificates(out / "authority"))
+    if engine.exists():
+        engine.rename(old)
+    fresh.rename(engine)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _settle(engine: Path, role: str, roster: Roster) -> None:
@@ -264,9 +311,10 @@ def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
     names: dict[Path, str] = {}
 
     def carry(value: Any) -> Any:
-        source = Path(value).resolve() if isinstance(value, str) else None
-        if source is None or not source.is_file():
+        # The config's own paths are absolute by now; a name like `builtin` is none, whatever lies in this folder.
+        if not isinstance(value, str) or not Path(value).is_absolute() or not Path(value).is_file():
             return value
+        source = Path(value).resolve()
         if source not in names:
             names[source] = _free_name(source, names.values())
             folder.mkdir(parents=True, exist_ok=True)
@@ -295,9 +343,10 @@ def _free_name(source: Path, taken: Collection[str]) -> str:
 def _forget_private_keys(workspace: Path) -> None:
     """Of what NVFlare keeps, only the authority itself is needed again."""
     state = workspace / "state" / "cert.json"
-    kept = json.loads(state.read_text(encoding="utf-8"))
-    authority = {k: v for k, v in kept.items() if not isinstance(v, dict)}
-    write_atomic(state, json.dumps(authority).encode())
-    state.chmod(0o600)
+    if state.is_file():
+        kept = json.loads(state.read_text(encoding="utf-8"))
+        authority = {k: v for k, v in kept.items() if not isinstance(v, dict)}
+        write_atomic(state, json.dumps(authority).encode())
+        state.chmod(0o600)
     for made in workspace.glob("prod_*"):
         shutil.rmtree(made)

@@ -53,9 +53,9 @@ def _serve(
     if metrics is not None and not unaware(store, metrics["clients"]):
         return metrics
 
+    access = AccessList(kit.engine)
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
-        names = [client.name for client in experiment.clients]
-        about, access = kit.about, AccessList(kit.engine)
+        names, about = [client.name for client in experiment.clients], kit.about
         network = Network(channel, names, about.federation, experiment.network, tell, clock, access)
         if metrics is not None:  # only clients that were away at the end have something to hear
             done, standings = metrics["rounds"], {n: str(c["status"]) for n, c in metrics["clients"].items()}

@@ -126,7 +126,11 @@ def finished(kit: Kit) -> str:
 def read(kit: Kit) -> dict[str, Any] | None:
     """What status.json says, or None."""
     path = kit.folder / "status.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        raise KitError(f"{path} is damaged: delete it; it holds nothing that is needed to go on.") from None
+    return found if isinstance(found, dict) else None
 
 
 def describe(kit: Kit) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def config_of(kit: Kit, own: dict[str, Any]) -> tuple[VerticalConfig, str]:
     Raises:
         ConfigError: with every mistake at once.
     """
-    plain = yaml.safe_load((kit.folder / "federation.yaml").read_text(encoding="utf-8"))
+    plain = kit.mapping("federation.yaml")
     name = plain["label"]["party"] if kit.about.role == "server" else kit.about.name
     mine = next(party for party in plain["parties"] if party["name"] == name)
     mine |= {key: value for key, value in own.items() if key != "name"}
@@ -189,12 +189,12 @@ def _serve(
     if not opened:
         keep_fingerprint(store.folder, data_fingerprint(config, names=[name]))
 
-    tell = teller(store, watcher)
+    tell, access = teller(store, watcher), AccessList(kit.engine)
     if not opened:
         warn(config, {name: data}, store, watcher)
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [party.name for party in config.passive]
-        network = Network(channel, names, kit.about.federation, config.network, tell, clock, AccessList(kit.engine))
+        network = Network(channel, names, kit.about.federation, config.network, tell, clock, access)
         exchange = Exchange(identity, config.method.name, names, network, store, config.network.largest)
         federation = Federation(config, data, exchange, store)
         with status.kept(lambda: _standing(federation, network)):

@@ -68,7 +68,12 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def clean(text: Any) -> str:
     """Text without control or direction marks: names come from others and must not steer a terminal."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(str(text).split()))
+    return printable(" ".join(str(text).split()))
+
+
+def printable(line: str) -> str:
+    """A line of text whose spaces stay."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
 
 
 def plain(text: str) -> str:

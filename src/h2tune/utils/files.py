@@ -89,3 +89,16 @@ def write_atomic(path: Path, data: bytes, several: bool = False) -> None:
         with suppress(OSError):
             partial.unlink()
         raise StoreError(f"{path} could not be written: {error.strerror}. Nothing committed was lost.") from error
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise StoreError(f"{path} could not be written: {error.strerror}. Nothing committed was lost.") from error
