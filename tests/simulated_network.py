@@ -39,7 +39,7 @@ def kits(experiment: Experiment, folder: Path, federation: str = FEDERATION) -> 
 
 
 class _Kit(Kit):
-    def validity(self) -> tuple[datetime, datetime]:
+    def _life(self, name: str) -> tuple[datetime, datetime]:
         return datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 

@@ -238,7 +238,13 @@ def test_nothing_that_clients_write_into_its_log_ends_a_server() -> None:
     revoked, taken = judge("Client 'Address' is disabled"), judge("Address already in use")
     assert revoked and taken and revoked[1] is taken[1] is Trouble.FINAL
     assert Sentences("client").take(*revoked)[1] and not Sentences("server").take(*revoked)[1]
-    assert Sentences("server").take(*taken)[1] and not Sentences("server").take(*taken, ready=True)[1]
+    server = Sentences("server")
+    connected = judge(
+        "2026-11-27 21:24:15,152 - conn_manager - INFO - Connection [CN00002 127.0.0.1:39089 <= 127.0.0.1:36028 SSL c0] is"
+        " created: PID: 7490"
+    )
+    assert server.take(*taken)[1] and connected and server.take(*connected) == (False, False)
+    assert not server.take(*taken)[1]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,11 @@ def test_requests_and_stops_for_another_process_are_left_alone() -> None:
 def test_a_request_that_comes_twice_is_answered_twice_and_done_once() -> None:
     wire, done = Wire(), []
     loop = ClientLoop(wire, "f", beat=0.01)
-    for delay, envelope in ((0.0, request(loop, "1")), (0.2, request(loop, "1")), (0.4, stop(loop, "over", finished=True))):
+    for delay, envelope in (
+        (0.0, request(loop, "1")),
+        (0.2, request(loop, "1")),
+        (0.4, stop(loop, "over", finished=True)),
+    ):
         threading.Timer(delay, wire.inbox.put, [envelope]).start()
     loop.run(lambda data: done.append(data) or b"a")
     assert wire.answers() == ["1", "1"] and len(done) == 1

@@ -44,7 +44,7 @@ WAITS = {"deadline": 60, "silence": 5, "gather": 30, "patience": 20}
 
 
 class _Kit(Kit):
-    def validity(self) -> tuple[datetime, datetime]:
+    def _life(self, name: str) -> tuple[datetime, datetime]:
         return datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 

@@ -25,9 +25,10 @@ class Trouble(StrEnum):
     PASSING = "it is tried again"
     REFUSED = "it is tried again for a minute: nothing will change by itself"
     FINAL = "it is of no use to try again"
+    NONE = "somebody has connected: this engine listens"
 
 
-P, R, F = Trouble.PASSING, Trouble.REFUSED, Trouble.FINAL
+P, R, F, N = Trouble.PASSING, Trouble.REFUSED, Trouble.FINAL, Trouble.NONE
 NO_ENGINE = "NVFlare is not installed: pip install 'h2tune[network]'"
 PORT_TAKEN = "the port is taken: stop what listens on it, or provision with another `network.port`"
 AUTHORITY = ("a connection was refused: the other side's certificate is not of this kit's authority; ask the coordinator for"
@@ -40,6 +41,7 @@ CLOSED = ("the server closes the connections of this kit: it may have been renew
 # pattern, sentence, what follows
 TROUBLES: list[tuple[str, str, Trouble]] = [
     (r"^h2tune: (?P<text>.+)", "{text}", P),
+    (r" - conn_manager - INFO - Connection \[CN\d+ [^\]]*<= ", "a connection was made", N),
     (r"Client '[^']*' is disabled", PUT_OUT, F),
     (r"Reject disabled client (?:registration|heartbeat): (?P<who>\S+)", "{who} was refused: it is revoked", P),
     (r"authenticated as '(?P<who>[^']+)' but claimed endpoint '(?P<other>[^']+)'", "{who} tried to connect as {other} and"
@@ -96,7 +98,7 @@ class Sentences:
     """Decides what of an engine's log a person is told, and when we give up.
 
     A client's log holds what the server's side says of it. A server's log also holds what clients write (names, channels):
-    nothing that stands there ends a server, but for the two reasons for which it cannot begin.
+    nothing that stands there ends a server to which somebody has connected, and before that only what keeps it from beginning.
 
     Args:
         role: ``server`` or ``client``; a server is not told that connections are closed.
@@ -107,24 +109,24 @@ class Sentences:
         self.client, self.clock = role == "client", clock
         self._told: dict[str, float] = {}
         self._refusals: list[float] = []
+        self._connected = False  # nobody has been able to write into this log before
 
     def contact(self) -> None:
         """An envelope was delivered: whatever was in the way no longer is."""
         self._refusals.clear()
 
-    def take(self, text: str, trouble: Trouble, ready: bool = False) -> tuple[bool, bool]:
-        """Whether a sentence is told (at most once a minute each), and whether it is the end.
-
-        Args:
-            ready: whether the engine has begun.
-        """
+    def take(self, text: str, trouble: Trouble) -> tuple[bool, bool]:
+        """Whether a sentence is told (at most once a minute each), and whether it is the end."""
+        if trouble is Trouble.NONE:
+            self._connected = True
+            return False, False
         now = self.clock()
         if trouble is Trouble.REFUSED and self.client:
             self._refusals.append(now)
         elif self.client:
             self._refusals.clear()  # the server is away, or something else: not a refusal
         lasting = len(self._refusals) >= TIMES and now - self._refusals[0] > GIVE_UP
-        final = trouble is Trouble.FINAL and (self.client or (not ready and text in (NO_ENGINE, PORT_TAKEN)))
+        final = trouble is Trouble.FINAL and (self.client or (not self._connected and text in (NO_ENGINE, PORT_TAKEN)))
         ends = final or lasting
         if text == CLOSED and not lasting:
             return False, False  # connections also close for other reasons

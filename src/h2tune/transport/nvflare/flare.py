@@ -131,7 +131,7 @@ class Flare:
 
     def _read(self, text: str, trouble: Trouble) -> None:
         """What the engine's log says."""
-        told, ends = self._sentences.take(text, trouble, self.ready)
+        told, ends = self._sentences.take(text, trouble)
         if told:
             with suppress(StoreError):  # the disk is full: the work itself says so where it writes
                 self.notice(text)
