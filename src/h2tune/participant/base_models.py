@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import _get_in_out_features
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -128,7 +128,16 @@ class LoadedModel:
         if len(self.peft.peft_config) > 1:
             self.peft.delete_adapter(adapter)
         else:
-            self.model, self.peft = self.peft.unload(), None
+            self.release()
+
+    def release(self) -> None:
+        """Remove all adapters; the model is again what was loaded."""
+        if self.peft is None:
+            return
+        wrapped = [(n, m) for n, m in self.model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+        self.model, self.peft = self.peft.unload(), None
+        for name, wrapper in wrapped:  # PEFT leaves the trained copy in the place of what it was copied from
+            self.model.set_submodule(name, wrapper.original_module.requires_grad_(False))
 
     def attach(self, adapter: str, config: TriLoraConfig) -> None:
         """Add an adapter and a head of its own where the task has one, and make it the one in use."""
@@ -250,10 +259,7 @@ class ModelPool:
     def release(self) -> None:
         """Take all adapters off; the bases stay in memory."""
         for base in self._held.values():
-            if base.peft and not any(isinstance(m, AuxiliaryTrainingWrapper) for m in base.model.modules()):
-                base.model, base.peft = base.peft.unload(), None
-            for adapter in list(base.peft.peft_config) if base.peft else []:
-                base.detach(adapter)
+            base.release()
 
     def __len__(self) -> int:
         return len(self._held)
