@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from model_folders import LABELS, TASKS, model_folder, one_client
+from safetensors.torch import load_file
 
 from h2tune import federation
 from h2tune.participant.base_models import LoadedModel, ModelPool, adapter_name
@@ -31,6 +32,24 @@ def test_a_trained_head_leaves_with_its_adapter(family: str, way: str, tmp_path:
     assert base.peft is None and after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not any(p.requires_grad for p in base.model.parameters())
+
+
+@pytest.mark.parametrize("family", ["bert-cls", "llama-cls"])
+def test_a_head_that_the_checkpoint_holds_is_where_training_starts(family: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", family)
+    head = "score.weight" if family == "llama-cls" else "classifier.weight"
+    held = load_file(folder / "model.safetensors")[head]
+    labels = [*LABELS, "more"]
+    for count, kept in ((3, True), (4, False)):  # with other labels it does not fit, and is drawn anew
+        task = TASKS["classify"] | {"labels": labels[:count]}
+        experiment = one_client(
+            tmp_path, folder, task, method="local", training={"head_steps": 0, "learning_rate": 1e-12}
+        )
+        run = tmp_path / f"run-{count}"
+        federation.run(experiment, run)
+        saved = load_file(run / "clients" / "c" / "adapter" / "adapter_model.safetensors")
+        (trained,) = (tensor for name, tensor in saved.items() if name.endswith(head))
+        assert len(trained) == count and torch.allclose(trained[:3], held, atol=1e-4) is kept
 
 
 def weights(base: LoadedModel) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ from h2tune.participant.checkpoints import (
     resolve_source,
 )
 from h2tune.participant.errors import ModelError
-from h2tune.participant.load_report import renew_head
+from h2tune.participant.load_report import NewHead, renew_head
 from h2tune.participant.products import FrozenConv1D, FrozenLinear, supported, use_onednn
 from h2tune.participant.state_cache import StateCache
 from h2tune.utils.memory import keep_freed_memory
@@ -61,6 +61,7 @@ class LoadedModel:
         peft: the same model with adapters, one per client, by name; None before the first.
         targets: full names of the maps that the first adapter was put on.
         head: new modules beside PEFT's usual heads, trained and saved with every adapter.
+        new: weights of the head that the checkpoint lacks.
         bare: whether the adapters are disabled for a while (`untouched`).
     """
 
@@ -73,6 +74,7 @@ class LoadedModel:
     peft: PeftModel | None = None
     targets: frozenset[str] = frozenset()
     head: tuple[str, ...] = ()
+    new: frozenset[str] = frozenset()
     bare: bool = False
     cache: dict[Any, Any] = field(default_factory=dict)
 
@@ -188,8 +190,8 @@ class LoadedModel:
                 self.bare = False
 
     def renew_head(self, adapter: str) -> None:
-        """Start an adapter's head anew from the current random state."""
-        renew_head(self.model, adapter)
+        """Start what the checkpoint lacks of an adapter's head anew from the current random state."""
+        renew_head(self.model, adapter, self.new)
 
     def activate(self, adapter: str) -> PeftModel:
         """Make one client's adapter (and head) the one in use."""
@@ -320,10 +322,11 @@ def loaded_model(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     layout: Layout,
-    head: tuple[str, ...],
+    head: NewHead,
 ) -> LoadedModel:
     """A base from its parts."""
-    return LoadedModel(checkpoint.source, model, tokenizer, layout, checkpoint.family, checkpoint.causal, head=head)
+    about = (checkpoint.source, model, tokenizer, layout, checkpoint.family, checkpoint.causal)
+    return LoadedModel(*about, head=head.modules, new=head.weights)
 
 
 def _share_weights(model: nn.Module, donor: nn.Module) -> None:
