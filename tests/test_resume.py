@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 from federations import equal, outcome, small
+from model_folders import write_rows
 
 from h2tune import federation
+from h2tune.config import Experiment
 from h2tune.methods.core_server import CoreServer
 from h2tune.session import RoundInterrupted
 from h2tune.store import ClientStore, RunStore, StoreError
+from h2tune.tasks.demo_problems import demo_rows
 
 
 class Killed(BaseException):
@@ -126,6 +129,65 @@ def test_more_rounds_may_be_added_when_said(finished: Path, tmp_path: Path) -> N
     longer = small(rounds=2, training={"steps": 4, "batch_size": 4, "schedule": "constant"})
     metrics = federation.run(longer, tmp_path / "run", resume=True, changed=["rounds"])
     assert metrics["rounds"] == 2
+
+
+def one_update(rounds: int) -> Experiment:
+    training = {"steps": 1, "batch_size": 4, "schedule": "constant"}
+    return small(rounds=rounds, method="fedit", same_model=True, baseline=["local"], training=training)
+
+
+def baseline_rounds(run: Path) -> list[int]:
+    metrics = json.loads((run / "baselines" / "local" / "metrics.json").read_text())
+    return [len(client["rounds"]) for client in metrics["clients"].values()]
+
+
+def test_a_baseline_is_made_anew_where_the_config_was_changed_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, fresh = tmp_path / "run", tmp_path / "fresh"
+    federation.run(one_update(1), run)
+    account = run / "baselines" / "local" / "clients" / "c0" / "row_privacy.json"
+    account.write_text("{}")  # what was spent stays spent
+    metrics = federation.run(one_update(2), run, resume=True, changed=["rounds"])
+    assert baseline_rounds(run) == [2, 2] and account.is_file()
+    alone = federation.run(one_update(2), fresh)
+    assert equal(outcome(run / "baselines" / "local"), outcome(fresh / "baselines" / "local"))
+    assert metrics["mean"]["local"] == alone["mean"]["local"]
+
+    began: list[str] = []
+    real = federation._federate
+    monkeypatch.setattr(federation, "_federate", lambda *args: (began.append(args[0].method), real(*args))[1])
+    federation.run(one_update(2), run, resume=True)
+    assert began == ["fedit"]
+
+
+def test_a_run_that_was_stopped_in_its_baseline_goes_on_with_a_changed_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(*args: Any, **kwargs: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClientStore, "save_adapter", dying)
+        with pytest.raises(Killed):
+            federation.run(one_update(1), tmp_path / "run")
+    metrics = federation.run(one_update(2), tmp_path / "run", resume=True, changed=["rounds"])
+    assert metrics["rounds"] == 2 and baseline_rounds(tmp_path / "run") == [2, 2]
+
+
+def test_a_baseline_is_made_anew_where_the_data_were_changed(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", demo_rows("train", "fill", 8, 0))
+    experiment, run = one_update(1), tmp_path / "run"
+    first = experiment.clients[0].model_copy(update={"train": str(rows)})
+    experiment = experiment.model_copy(update={"clients": [first, *experiment.clients[1:]]})
+    federation.run(experiment, run)
+    before = outcome(run / "baselines" / "local")
+    write_rows(rows, demo_rows("train", "fill", 8, 1))
+    federation.run(experiment, run, resume=True, changed=["data"])
+    after = outcome(run / "baselines" / "local")
+    federation.run(experiment, tmp_path / "fresh")
+    assert not equal(before, after)
+    assert equal(after, outcome(tmp_path / "fresh" / "baselines" / "local"))
 
 
 def with_late(experiment: Any, name: str = "c1", joins: int = 3) -> Any:

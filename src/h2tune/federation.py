@@ -6,7 +6,6 @@ metrics = run("federation.yaml", out="runs/first")
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +20,18 @@ from h2tune.methods.registry import MethodError, check_other_methods, method_of,
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import make_accelerator
 from h2tune.participant.prepare import in_both
+from h2tune.participant.row_privacy import FILE as ROW_ACCOUNT
 from h2tune.server import Server
 from h2tune.simulation.clients import Simulated, in_process
 from h2tune.simulation.workers import Remote, Workers
-from h2tune.store import RunStore
-from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
+from h2tune.store import RunStore, differences
+from h2tune.tasks.fingerprint import (
+    check_fingerprint,
+    data_fingerprint,
+    differing,
+    keep_fingerprint,
+    kept_fingerprint,
+)
 from h2tune.transport.inprocess import InProcess
 from h2tune.utils.files import Claim
 from h2tune.utils.memory import give_back_memory
@@ -225,10 +231,20 @@ def _baseline(
 ) -> dict[str, Any]:
     """Metrics of the same experiment with another method, in a run directory of its own inside this one; cached."""
     store = WatchedStore(folder / "baselines" / name, watcher)
-    finished = store.folder / "metrics.json"
-    if finished.is_file():
-        metrics: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
-        return metrics
+    beside = _beside(experiment, name)
+    identity = _open_baseline(store, beside, kept_fingerprint(folder))
+    if (finished := store.metrics()) is not None:
+        return finished
+    begin = time.perf_counter()
+    party = gather(beside, store)
+    server = _federate(beside, identity, store, party, watcher, "for comparison: ")
+    metrics = collect(beside, server, store, time.perf_counter() - begin)
+    store.write_metrics(metrics)
+    return metrics
+
+
+def _beside(experiment: Experiment, name: str) -> Experiment:
+    """The same experiment with the method of a baseline."""
     method, _ = resolve_method(name)
     own = experiment.method if isinstance(experiment.method, dict) else {"name": experiment.method}
     # A variant differs from the experiment's method in one thing; other methods have settings of their own.
@@ -243,14 +259,28 @@ def _baseline(
         "privacy": None,
         "secure_aggregation": None,
     }
-    beside = experiment.model_copy(update=changes)
-    identity = store.open(beside)[0] if store.exists else store.create(beside)
-    begin = time.perf_counter()
-    party = gather(beside, store)
-    server = _federate(beside, identity, store, party, watcher, "for comparison: ")
-    metrics = collect(beside, server, store, time.perf_counter() - begin)
-    store.write_metrics(metrics)
-    return metrics
+    return experiment.model_copy(update=changes)
+
+
+def _open_baseline(store: RunStore, beside: Experiment, data: Mapping[str, str]) -> str:
+    """Identity of a baseline, which goes on where it stands, or begins anew if the run's config or data were changed.
+
+    Args:
+        data: fingerprint of the run's data.
+    """
+    if not store.exists:
+        identity = store.create(beside)
+        keep_fingerprint(store.folder, data)
+        return identity
+    before, known = store.open()[1], kept_fingerprint(store.folder)
+    changed = differences(before.model_dump(mode="json"), beside.model_dump(mode="json"))
+    if changed or differing(known, data):
+        # Before its config and data are written: a start that is cut off here begins anew again. What was spent of
+        # privacy stays spent, though what it was spent on is thrown away.
+        store.forget(kept=(ROW_ACCOUNT,))
+    identity, _ = store.open(beside, tuple(changed))
+    keep_fingerprint(store.folder, {**known, **data})
+    return identity
 
 
 def _compare(metrics: dict[str, Any], experiment: Experiment, beside: dict[str, Any], store: RunStore) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from h2tune.version import __version__
 
 SCHEMA = 2
 _STATE = re.compile(r"state-(\d+)\.safetensors")
+_IDENTITY = ("config.yaml", "run.json", "data.json", "events.jsonl")  # what a run is, and its history
 
 
 def _plain(value: Any) -> bytes:
@@ -107,6 +109,19 @@ class RunStore:
             write_atomic(self.folder / "config.yaml", experiment.to_yaml().encode())
             self.event("warning", f"resumed with a changed config: {', '.join(changed)}")
         return about["run"], experiment
+
+    def forget(self, kept: Sequence[str] = ()) -> None:
+        """Throw away all that was learnt here, but for some of the clients' files; the run's identity stays."""
+        for path in self.folder.iterdir():
+            if path.name == "clients":
+                inner = [file for client in path.iterdir() for file in client.iterdir() if file.name not in kept]
+            else:
+                inner = [] if path.name in _IDENTITY else [path]
+            for one in inner:
+                if one.is_dir():
+                    shutil.rmtree(one)
+                else:
+                    one.unlink()
 
     def event(self, event: str, text: str, **fields: Any) -> None:
         """Append a line to events.jsonl and tell whoever watches."""

@@ -12,13 +12,14 @@ import pytest
 import torch
 import yaml
 from cases.bad_cases import GOOD, masked_model
-from families import CLASSIFIERS, build, config_of
+from families import CLASSIFIERS, adapted, build, config_of
 from model_folders import LABELS, ROWS, TASKS, model_folder, one_client, write_rows
 from peft import PeftModel
 from tiny_tokenizers import tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, LlamaForCausalLM
 
 from h2tune import federation
+from h2tune.distill.generation import write_paths
 from h2tune.exporting import export
 from h2tune.inference import predict
 from h2tune.participant.base_models import ModelPool, adapter_name
@@ -99,6 +100,39 @@ def test_an_answer_ends_at_the_models_own_end_tokens() -> None:
     (text,) = generate(model, words, [prompt], 8)
     whole = words.decode(free[0, : len(prompt) + first], skip_special_tokens=True)
     assert words.decode(prompt, skip_special_tokens=True) + text == whole
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"repetition_penalty": 1.8},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 3},
+        {"min_new_tokens": 8},
+        {"do_sample": True, "temperature": 3.0, "top_k": 2},
+    ],
+)
+@pytest.mark.parametrize("peft", [False, True], ids=["base", "adapter"])
+def test_what_is_written_obeys_no_other_settings_of_the_model(own: dict[str, Any], peft: bool) -> None:
+    words = tokenizer("characters")
+    prompts = [words(text)["input_ids"][:-1] for text in ("the old", "two ships")]
+    model: Any = adapted("llama") if peft else build("llama")
+    plain: Any = model.get_base_model() if peft else model
+    plain.generation_config = GenerationConfig()
+    free = generate(model, words, prompts, 8)
+    ends = [
+        words.convert_tokens_to_ids(text[1:2]) for text in free
+    ]  # so that not before some tokens makes a difference
+    plain.generation_config = GenerationConfig(eos_token_id=ends)
+    expected = generate(model, words, prompts, 8)
+    torch.manual_seed(5)
+    sampled = write_paths(model, words, prompts, new_tokens=8, size=2, one_line=True, temperature=0.9)
+
+    plain.generation_config = held = GenerationConfig(eos_token_id=ends, **own)
+    assert generate(model, words, prompts, 8) == expected
+    torch.manual_seed(5)
+    assert write_paths(model, words, prompts, new_tokens=8, size=2, one_line=True, temperature=0.9) == sampled
+    assert plain.generation_config is held and model.generation_config.eos_token_id == ends
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -12,6 +12,7 @@ import torch
 from federations import ANCHORS
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from model_folders import write_rows
 from torch.nn.functional import cross_entropy
 
 from h2tune.config import parse_config
@@ -19,6 +20,8 @@ from h2tune.exporting import export
 from h2tune.federation import run
 from h2tune.inference import predict
 from h2tune.participant import label_bias
+from h2tune.participant.base_models import ModelPool
+from h2tune.participant.context import ClientContext
 from h2tune.participant.label_bias import LabelBias, answer_places, label_tokens, telling_tokens
 from h2tune.participant.passes import Answered
 from h2tune.tasks.example import Example
@@ -157,6 +160,19 @@ def test_a_choice_among_tokens_hears_nothing_else() -> None:
     )
     (gradient,) = torch.autograd.grad(out.loss, logits)
     assert not gradient[[1, 3]].any() and (gradient[[0, 2]] != 0).sum() == 4
+
+
+@pytest.mark.parametrize("kind", ["choice", "generate"])
+def test_what_is_written_has_no_bias_though_its_rows_have_options(kind: str, tmp_path: Path) -> None:
+    row = {"question": "What is two and one?", "options": ["A)1", "B)3", "C)9"]}
+    path = write_rows(tmp_path / "rows.jsonl", [row | {"correct": letter} for letter in "BBAB"])
+    client = {"name": "c", "model": "zoo:llama", "task": {"preset": "aqua", "kind": kind}}
+    client |= dict.fromkeys(("train", "validation", "test"), str(path))
+    experiment = parse_config({"anchors": ANCHORS, "device": "cpu", "method": "local", "clients": [client]})
+    context = ClientContext(experiment.clients[0], experiment, ModelPool("cpu"))
+    assert all(example.options == (" A", " B", " C") for example in context.data.train.examples)
+    assert (context.passes.bias is not None) is (kind == "choice")
+    assert len(context.telling) == (3 if kind == "choice" else 0)
 
 
 @pytest.fixture(scope="module")

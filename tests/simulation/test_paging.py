@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federations import equal, outcome, small
+from federations import ANCHORS, equal, outcome, small
+from model_folders import ROWS, TASKS, model_folder, write_rows
 
+from h2tune.config import parse_config
 from h2tune.federation import run
 from h2tune.participant.base_models import ModelPool
+from h2tune.participant.row_privacy import FILE
 from h2tune.simulation import clients
 from h2tune.simulation.paging import PagedClient
+from h2tune.store import ClientStore, RunStore
 
 
 def sampled(**changes: Any) -> Any:
@@ -54,3 +58,28 @@ def test_same_figures(
     assert max(held) == 2 == experiment.clients_per_round
     assert equal(outcome(tmp_path / "whole"), outcome(tmp_path / "paged"))
     assert whole["mean"] == paged["mean"]
+
+
+@pytest.mark.parametrize("method", ["fedit", "h2tune"])
+def test_what_joining_spends_of_row_privacy_is_spent_once(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fedit trains a new head when it joins; h2tune when it is set up, and so its clients may leave before."""
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    client = {"model": str(model_folder(tmp_path / "model", "llama-cls")), "task": TASKS["classify"]}
+    client |= dict.fromkeys(("train", "validation", "test"), str(rows))
+    client["row_privacy"] = {"clip": 1.0, "noise": 1.0}
+    data = {"rounds": 1, "rank": 2, "anchors": ANCHORS, "device": "cpu", "baseline": "none", "participation": 0.3}
+    data["method"] = {"name": method, "frames": "anchor"} if method == "h2tune" else method
+    data["training"] = {"steps": 2, "batch_size": 4, "head_steps": 6}
+    experiment = parse_config(data | {"clients": [client | {"name": f"c{i}"} for i in range(3)]})
+    accounts = []
+    for few in (64, 1):
+        monkeypatch.setattr(clients, "FEW", few)
+        run(experiment, tmp_path / f"few-{few}")
+        accounts.append([store_of(tmp_path / f"few-{few}", i).read_json(FILE) for i in range(3)])
+    assert accounts[0] == accounts[1] and max(accounts[0][0]["updates"]) >= 3
+
+
+def store_of(folder: Path, client: int) -> ClientStore:
+    return RunStore(folder).client(f"c{client}")

@@ -139,7 +139,9 @@ class Training(_Strict):
     checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the input of A")
     label_bias: bool = Field(
-        True, description="fit a private bias of the labels before round 1, where all rows offer the same options"
+        True,
+        description="fit a private bias of the labels before round 1, where answers are chosen (`kind: choice`) and all rows"
+        " offer the same options",
     )
     head_steps: int = Field(30, ge=0, description="updates of a classification head before round 0")
 

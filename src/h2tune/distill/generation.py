@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from h2tune.participant.batches import by_length, left_padded
+from h2tune.participant.batches import by_length
+from h2tune.participant.passes import Writing, continued
 from h2tune.participant.scoring import evaluating
 from h2tune.tasks.chat_template import stop_tokens
 from h2tune.tasks.scoring import own_part
@@ -64,25 +65,16 @@ def write_paths(
         size: prompts in a batch. one_line: whether an answer ends with its first line.
     """
     stops = stop_tokens(tokenizer, getattr(model, "generation_config", None))
-    pad, texts = tokenizer.pad_token_id, [""] * len(prompts)
+    writing, texts = Writing(new_tokens, tuple(stops), tokenizer.pad_token_id), [""] * len(prompts)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    device = next(model.parameters()).device
     with evaluating(model):
         for picked in by_length([len(prompt) for prompt in prompts], size, split=False):
-            padded = {name: value.to(device) for name, value in left_padded([prompts[i] for i in picked], pad).items()}
-            longest = padded["input_ids"].shape[1]
-            out = model.generate(
-                **padded,
-                max_new_tokens=new_tokens,
-                pad_token_id=pad,
-                eos_token_id=stops or None,
-                use_cache=True,
-                stopping_criteria=StoppingCriteriaList([Answered(tokenizer, longest, one_line)]),
-                **sampling,
-            )
-            for i, new in zip(picked, out[:, longest:].tolist(), strict=True):
+            some = [prompts[i] for i in picked]
+            answered = StoppingCriteriaList([Answered(tokenizer, max(map(len, some)), one_line)])
+            out = continued(model, some, writing, answered, use_cache=True, **sampling)
+            for i, new in zip(picked, out.tolist(), strict=True):
                 kept = list(takewhile(lambda token: token not in stops, new))
                 texts[i] = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return texts

@@ -69,8 +69,8 @@ class AlternatingSettings(CoreSettings):
     )
     core_loss: Literal["answers", "labels"] = Field(
         "answers",
-        description="what updates of the core (and `accept`) listen to: all of an answer, or, where all rows offer the same"
-        " options, what tells them apart",
+        description="what updates of the core (and `accept`) listen to: all of an answer, or, where answers are chosen and"
+        " all rows offer the same options, what tells them apart",
     )
     ridge: float = Field(0.0, ge=0, description="pull of the core towards 0, divided by the client's examples")
     proximal: float = Field(0.0, ge=0, description="mu, pull of the core towards the server's")

@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import _get_in_out_features
-from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ from h2tune.participant.checkpoints import (
     resolve_source,
 )
 from h2tune.participant.errors import ModelError
-from h2tune.participant.load_report import renew_head
+from h2tune.participant.load_report import NewHead, renew_head
 from h2tune.participant.products import FrozenConv1D, FrozenLinear, supported, use_onednn
 from h2tune.participant.state_cache import StateCache
 from h2tune.utils.memory import keep_freed_memory
@@ -61,6 +61,7 @@ class LoadedModel:
         peft: the same model with adapters, one per client, by name; None before the first.
         targets: full names of the maps that the first adapter was put on.
         head: new modules beside PEFT's usual heads, trained and saved with every adapter.
+        new: weights of the head that the checkpoint lacks.
         bare: whether the adapters are disabled for a while (`untouched`).
     """
 
@@ -73,6 +74,7 @@ class LoadedModel:
     peft: PeftModel | None = None
     targets: frozenset[str] = frozenset()
     head: tuple[str, ...] = ()
+    new: frozenset[str] = frozenset()
     bare: bool = False
     cache: dict[Any, Any] = field(default_factory=dict)
 
@@ -128,7 +130,16 @@ class LoadedModel:
         if len(self.peft.peft_config) > 1:
             self.peft.delete_adapter(adapter)
         else:
-            self.model, self.peft = self.peft.unload(), None
+            self.release()
+
+    def release(self) -> None:
+        """Remove all adapters; the model is again what was loaded."""
+        if self.peft is None:
+            return
+        wrapped = [(n, m) for n, m in self.model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+        self.model, self.peft = self.peft.unload(), None
+        for name, wrapper in wrapped:  # PEFT leaves the trained copy in the place of what it was copied from
+            self.model.set_submodule(name, wrapper.original_module.requires_grad_(False))
 
     def attach(self, adapter: str, config: TriLoraConfig) -> None:
         """Add an adapter and a head of its own where the task has one, and make it the one in use."""
@@ -179,8 +190,8 @@ class LoadedModel:
                 self.bare = False
 
     def renew_head(self, adapter: str) -> None:
-        """Start an adapter's head anew from the current random state."""
-        renew_head(self.model, adapter)
+        """Start what the checkpoint lacks of an adapter's head anew from the current random state."""
+        renew_head(self.model, adapter, self.new)
 
     def activate(self, adapter: str) -> PeftModel:
         """Make one client's adapter (and head) the one in use."""
@@ -250,10 +261,7 @@ class ModelPool:
     def release(self) -> None:
         """Take all adapters off; the bases stay in memory."""
         for base in self._held.values():
-            if base.peft and not any(isinstance(m, AuxiliaryTrainingWrapper) for m in base.model.modules()):
-                base.model, base.peft = base.peft.unload(), None
-            for adapter in list(base.peft.peft_config) if base.peft else []:
-                base.detach(adapter)
+            base.release()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -314,10 +322,11 @@ def loaded_model(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     layout: Layout,
-    head: tuple[str, ...],
+    head: NewHead,
 ) -> LoadedModel:
     """A base from its parts."""
-    return LoadedModel(checkpoint.source, model, tokenizer, layout, checkpoint.family, checkpoint.causal, head=head)
+    about = (checkpoint.source, model, tokenizer, layout, checkpoint.family, checkpoint.causal)
+    return LoadedModel(*about, head=head.modules, new=head.weights)
 
 
 def _share_weights(model: nn.Module, donor: nn.Module) -> None:

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from h2tune.core.slots import Layout, layout_of
 from h2tune.participant.errors import ModelAwayError, ModelError
 from h2tune.participant.gguf import gguf_file, unpacked
-from h2tune.participant.load_report import check_report
+from h2tune.participant.load_report import NewHead, check_report
 
 ENCODERS = {
     "bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert", "deberta", "deberta-v2",
@@ -155,8 +155,8 @@ def load_weights(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     quantization: str = "none",
-) -> tuple[PreTrainedModel, Layout, tuple[str, ...]]:
-    """The model, its layout, and the modules beside PEFT's usual heads that are new and must be trained and saved.
+) -> tuple[PreTrainedModel, Layout, NewHead]:
+    """The model, its layout, and what of its head is new and must be trained and saved.
 
     On the device ``meta`` nothing is read but the names and shapes of the weights.
 

@@ -28,6 +28,7 @@ from h2tune.participant.row_privacy import trainer_of
 from h2tune.participant.scoring import Score, all_answered, score
 from h2tune.participant.trainer import Batches, LocalTraining, NanLossError, Trainer
 from h2tune.store import ClientStore
+from h2tune.tasks.example import Example
 from h2tune.utils.launcher import no_launcher
 from h2tune.utils.seeds import derive
 
@@ -174,7 +175,7 @@ class ClientContext:
     def _label_bias(self) -> LabelBias | None:
         """Fitted on the training rows to what the untouched model says; found once and kept."""
         fits = self.training.label_bias and not self.config.row_privacy  # it would be fitted to the rows without noise
-        tokens = label_tokens(self.data.train.examples, self.tokenizer) if fits else []
+        tokens = label_tokens(self._chosen_from, self.tokenizer) if fits else []
         if not tokens:
             return None
         known = self._store.read_json(LABEL_BIAS) if self._store else None
@@ -190,8 +191,16 @@ class ClientContext:
 
     @cached_property
     def telling(self) -> list[int]:
-        """Tokens that tell the options apart, where all rows offer the same ones; none otherwise."""
-        return telling_tokens(self.data.train.examples, self.tokenizer)
+        """Tokens that tell the options apart, where answers are chosen and all rows offer the same; none otherwise."""
+        return telling_tokens(self._chosen_from, self.tokenizer)
+
+    @property
+    def _chosen_from(self) -> Sequence[Example]:
+        """Training rows whose answers are chosen among options; none where the model writes its answers.
+
+        Rows may have options there too (`aqua` as ``generate``), but what is written hears no bias and may be any word.
+        """
+        return self.data.train.examples if self.task.kind == "choice" else ()
 
     def validation_loss(self, among: Sequence[int] = ()) -> float:
         """Nats per answer token (or of the choice among some) of the client's model, as it stands, on validation rows."""

@@ -1,8 +1,9 @@
 """The label bias: a client's own prior of its labels, fitted before anything is shared.
 
 A model that knows the task may still prefer one label, or none of them. Gradients of two such models point apart, since
-each corrects its own prior first. So every client whose rows all offer the same options fits one number for each token of
-the options at each place of the answer, added to the token's logit there. It stays with the client.
+each corrects its own prior first. So every client whose answers are chosen, and whose rows all offer the same options, fits
+one number for each token of the options at each place of the answer, added to the token's logit there. It stays with the
+client. A client that writes its answers has none: `generate` adds nothing to what a model says.
 
 Why each place by itself: the end of an answer follows a label and never stands in its place. A number for the end that
 held everywhere would have to be large on models that seldom end an answer, and would then compete with the labels.
@@ -47,8 +48,10 @@ def telling_tokens(examples: Sequence[Example], tokenizer: Any) -> list[int]:
 
 def _options(examples: Sequence[Example], tokenizer: Any) -> list[list[int]]:
     """Answer tokens of each option, where every row offers the same ones; none otherwise."""
+    if not examples or not examples[0].options:
+        return []
     first = examples[0]
-    if not first.options or any(set(example.options) != set(first.options) for example in examples):
+    if any(set(example.options) != set(first.options) for example in examples):
         return []
     rows = encode_options([first], tokenizer, max_length=1 << 30)[0]
     return [[token for token in row.labels if token != IGNORED] for row in rows]

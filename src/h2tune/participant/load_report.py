@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -19,10 +20,21 @@ _PREFIXES = {
 _TABLES = ("inv_freq", "position_ids", ".attn.bias", "masked_bias")
 
 
-def check_report(
-    source: str, model: Any, info: Mapping[str, Any], blocks: str, *, classifies: bool
-) -> tuple[str, ...]:
-    """Modules of a new task head beside `classifier` and `score`, which PEFT saves anyway.
+@dataclass(frozen=True)
+class NewHead:
+    """What of a task head no checkpoint holds.
+
+    Attributes:
+        modules: those that are new beside `classifier` and `score`, which PEFT saves anyway.
+        weights: full names of its new weights; the others are a trained head's.
+    """
+
+    modules: tuple[str, ...] = ()
+    weights: frozenset[str] = frozenset()
+
+
+def check_report(source: str, model: Any, info: Mapping[str, Any], blocks: str, *, classifies: bool) -> NewHead:
+    """What of a task head is new.
 
     Args:
         model: as loaded. info: its loading report. blocks: name of its list of blocks.
@@ -45,7 +57,7 @@ def check_report(
             " config.json does not fit them. Use the config that was saved with the weights."
         )
     heads = {_head_module(name, prefix) for name in (*missing, *shapes)}
-    return tuple(sorted(heads - set(_PEFT_HEADS)))
+    return NewHead(tuple(sorted(heads - set(_PEFT_HEADS))), frozenset((*missing, *shapes)))
 
 
 def _of_head(name: str, prefix: str) -> bool:
@@ -77,15 +89,22 @@ def _explained(source: str, new: list[str], unexpected: list[str], shapes: Mappi
     )
 
 
-def renew_head(model: nn.Module, adapter: str) -> None:
-    """A classification head is private and new: it must not depend on who attached before.
+def renew_head(model: nn.Module, adapter: str, new: frozenset[str]) -> None:
+    """What is new of an adapter's classification head must not depend on who attached before.
 
-    Matrices get small random numbers, gains of norms 1, all else 0.
+    Matrices get small random numbers, gains of norms 1, all else 0. Weights that the checkpoint holds stay.
+
+    Args:
+        new: names that the weights have without adapters.
     """
+    copied = f"modules_to_save.{adapter}"
     for name, module in model.named_modules():
-        if f"modules_to_save.{adapter}." not in f"{name}.":
+        if f"{copied}." not in f"{name}.":
             continue
+        plain = f"{name}.".replace(f"{copied}.", "")
         for key, parameter in module.named_parameters(recurse=False):
+            if plain + key not in new:
+                continue
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
             elif key == "weight":

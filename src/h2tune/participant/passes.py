@@ -9,8 +9,10 @@ from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
+from transformers import GenerationConfig
 
 from h2tune.participant.batches import Batch, left_padded
 from h2tune.participant.label_bias import LabelBias, answer_places
@@ -80,15 +82,7 @@ class Passes:
 
         They go through all blocks, from the cached states of the tokens before.
         """
-        device = next(model.parameters()).device
-        padded = {name: value.to(device) for name, value in left_padded(prompts, writing.pad).items()}
-        asked = {
-            "max_new_tokens": writing.room,
-            "pad_token_id": writing.pad,
-            "eos_token_id": list(writing.stops) or None,
-        }
-        out: Tensor = model.generate(**padded, **asked, do_sample=False)  # type: ignore[operator]
-        new = out[:, padded["input_ids"].shape[1] :].tolist()
+        new = continued(model, prompts, writing, do_sample=False).tolist()
         return [list(takewhile(lambda token: token not in writing.stops, tokens)) for tokens in new]
 
     def _read(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -111,6 +105,40 @@ class Passes:
         if self.bias is not None and batch["labels"].ndim > 1:
             logits = self.bias.added_to(logits, answer_places(batch["labels"]))
         return Answered(logits, wanted)
+
+
+def continued(
+    model: nn.Module, prompts: Sequence[list[int]], writing: Writing, stopping: Any = None, **how: Any
+) -> Tensor:
+    """New tokens after each prompt (prompts x tokens), filled up once a text has ended.
+
+    Args:
+        stopping: more criteria of Transformers by which a text ends. how: settings of Transformers' `GenerationConfig`.
+    """
+    device = next(model.parameters()).device
+    padded = {name: value.to(device) for name, value in left_padded(prompts, writing.pad).items()}
+    ends = {"pad_token_id": writing.pad, "eos_token_id": list(writing.stops) or None}
+    settings = GenerationConfig(max_new_tokens=writing.room, **ends, **how)
+    with _plain_generation(model):
+        out: Tensor = model.generate(  # type: ignore[operator]
+            **padded, generation_config=settings, stopping_criteria=stopping
+        )
+    return out[:, padded["input_ids"].shape[1] :]
+
+
+@contextmanager
+def _plain_generation(model: nn.Module) -> Iterator[None]:
+    """Without the settings of the model's own generation_config: repetition penalties, banned n-grams, beams.
+
+    Transformers takes from there whatever `generate` is not told, and nobody trained for it.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = base.generation_config
+    base.generation_config = GenerationConfig(use_cache=own.use_cache)
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def answered_each(model: nn.Module, passes: Sequence[Passes], batches: Sequence[Batch], filler: int) -> list[Answered]:

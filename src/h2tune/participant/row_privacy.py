@@ -119,6 +119,11 @@ class RowLedger:
         """Of each row, whatever their noise was."""
         return [sum(row) for row in zip(*self.counts.values(), strict=True)]
 
+    @property
+    def begun(self) -> bool:
+        """Whether any row was in an update."""
+        return any(count for counts in self.counts.values() for count in counts)
+
     def count(self, rows: Sequence[int]) -> None:
         """Enter one update that these rows are in.
 

@@ -16,6 +16,7 @@ from typing import Any
 from h2tune.client import Client
 from h2tune.config import ClientConfig
 from h2tune.participant.context import ClientContext
+from h2tune.participant.row_privacy import RowPrivateTrainer
 from h2tune.protocol.codec import decode, encode
 from h2tune.store import ClientStore
 from h2tune.utils.files import write_atomic
@@ -26,6 +27,7 @@ class Memory:
 
     Args:
         room: most clients. A client must not leave between two exchanges of a round, so a round's clients must fit.
+            While clients are set up there may be more: those that have trained on private rows stay until they are.
     """
 
     def __init__(self, room: int) -> None:
@@ -35,8 +37,9 @@ class Memory:
     def get(self, name: str, bring: Callable[[], Client]) -> Client:
         """The client of this name; ``bring`` builds it if it is not here."""
         if name not in self._held:
-            while len(self._held) >= self.room:
-                _leave(self._held.popitem(last=False)[1])
+            may_leave = [held for held, client in self._held.items() if not _has_spent(client)]
+            for held in may_leave[: max(0, len(self._held) - self.room + 1)]:
+                _leave(self._held.pop(held))
             self._held[name] = bring()
         self._held.move_to_end(name)
         return self._held[name]
@@ -100,6 +103,15 @@ class PagedClient:
             welcome = decode(self._welcome.read_bytes())
             client.handle(encode(replace(welcome, kind="rejoin", round=self._done)))
         return client
+
+
+def _has_spent(client: Client) -> bool:
+    """Whether it trained on private rows before it was set up (a new head, when it joined), with nothing of that on disk.
+
+    Built again it would join again, and spend its rows' privacy a second time: the noise cannot be drawn again.
+    """
+    trainer = client.context.trainer
+    return not client.ready and isinstance(trainer, RowPrivateTrainer) and trainer.ledger.begun
 
 
 def _leave(client: Client) -> None:

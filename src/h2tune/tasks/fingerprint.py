@@ -52,6 +52,18 @@ def keep_fingerprint(folder: Path, found: Mapping[str, str]) -> None:
     write_atomic(folder / FILE, json.dumps(dict(found), indent=1, sort_keys=True).encode("utf-8") + b"\n")
 
 
+def kept_fingerprint(folder: Path) -> dict[str, str]:
+    """What `keep_fingerprint` has written; nothing in a run of an older version."""
+    path = folder / FILE
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def differing(before: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Keys of the sources whose data differ; those that came or went are changes of the config, compared by itself."""
+    return sorted(key for key in before.keys() & found.keys() if before[key] != found[key])
+
+
 def check_fingerprint(
     folder: Path,
     found: Mapping[str, str],
@@ -67,12 +79,8 @@ def check_fingerprint(
     Raises:
         StoreError: before anything is done, naming the sources.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return []
-    before = json.loads(path.read_text(encoding="utf-8"))
-    # Sources that came or went are changes of the config, which is compared by itself.
-    differ = sorted(key for key in before.keys() & found.keys() if before[key] != found[key])
+    before = kept_fingerprint(folder)
+    differ = differing(before, found)
     if differ and "data" not in changed:
         names = [(told or {}).get(key, key) for key in differ]
         raise StoreError(
