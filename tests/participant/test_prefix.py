@@ -83,6 +83,15 @@ def test_states_have_no_dropout_whatever_is_training(training: str) -> None:
     assert model.training == (training == "all")
 
 
+@pytest.mark.parametrize("name", ["llama", "bert-cls"])
+def test_states_do_not_depend_on_whether_training_or_scoring_asked_first(name: str) -> None:
+    model = build(name).eval()
+    scored = prefix(model, StateCache(PLENTY)).states(torch.tensor(ROWS[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = prefix(model, StateCache(PLENTY)).states(torch.tensor(ROWS[1]))
+    assert torch.equal(trained, scored)
+
+
 def test_gradients_from_the_prefix_are_the_models() -> None:
     found = []
     for passes in (None, StateCache(PLENTY)):
