@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from federations import small
+from safetensors.torch import load_file
 
 from h2tune.exporting import export
 from h2tune.federation import run
+from h2tune.participant import base_models
 from h2tune.utils.files import StoreError
 
 
@@ -19,3 +22,19 @@ def test_an_adapter_that_no_weight_can_hold_is_not_merged(tmp_path: Path) -> Non
     assert not (tmp_path / "merged").exists()
     said = str(export(tmp_path / "run", "c0", tmp_path / "lora"))
     assert "load the base from where it lies there" in said and "merged" not in said
+
+
+@pytest.mark.parametrize("to", ["merged", "peft"])
+def test_an_export_is_the_same_whatever_this_processor_holds_bases_in(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `precision: bf16` a processor that computes in bfloat16 rounds its bases to it."""
+    training = {"precision": "bf16", "steps": 2, "batch_size": 4, "warmup": 0}
+    run(small(1, rounds=1, method="local", training=training), tmp_path / "run")
+    found = []
+    for native in (False, True):
+        monkeypatch.setattr(base_models, "_cpu_has_bf16", lambda native=native: native)
+        made = export(tmp_path / "run", "c0", tmp_path / str(native), to, "float32").folder
+        found.append(load_file(next(made.glob("*model.safetensors"))))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())
