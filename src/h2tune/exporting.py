@@ -52,7 +52,8 @@ def export(run: Path, name: str, out: Path, to: str = "peft", dtype: str | None 
     if dtype is not None and dtype not in DTYPES:
         raise StoreError(f"--dtype must be {', '.join(DTYPES)}, not {dtype!r}.")
     trained = load_trained(run, name, device="cpu", whole=True)
-    client, merges = trained.client, not trained.model.peft_config["default"].shift
+    client, config = trained.client, trained.model.peft_config["default"]
+    merges = not getattr(config, "shift", False)
     if to == "merged" and not merges:
         raise StoreError(
             f"The adapter of {name} cannot be merged: its method adds a trained constant to what every adapted map"
