@@ -151,6 +151,7 @@ def _describe(trained: Trained, checkpoint: Checkpoint, base: str, out: Path, me
         title=f"{trained.experiment.name}: {trained.client.name}", base=base, licence=_licence(checkpoint),
         revision=trained.client.revision, task=None if task.name == UNNAMED else task.name, kind=task.kind, prompt=prompt, answer=answer,
         labels=task.labels, merged=merged, dtype=dtype, label_bias=bias,
+        pads=checkpoint.config.get_text_config().pad_token_id != trained.base.tokenizer.pad_token_id,
     )  # fmt: skip
     (out / "README.md").write_text(card_text(card), encoding="utf-8")
 
