@@ -77,6 +77,7 @@ class Alternation(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         shared = state.global_step % 2 == 0
+        self.core.write(self.leaves)  # S may have been set from outside, by another callback
         for leaf in self.leaves:
             leaf.requires_grad_(shared)
         for parameter in self.private:
