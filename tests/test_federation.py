@@ -12,11 +12,13 @@ from federations import build, equal, outcome, small
 
 from h2tune import federation
 from h2tune.client import Client
+from h2tune.config import ConfigError
 from h2tune.errors import MethodError
 from h2tune.methods.h2tune import H2TuneServer
 from h2tune.methods.local import LocalClient
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.trainer import NanLossError
+from h2tune.plan import make_plan
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.server import QuorumError, Server
 from h2tune.session import Status
@@ -164,6 +166,20 @@ def test_baselines_select_and_tracking(tmp_path: Path) -> None:
         alone = tmp_path / "run" / "baselines" / "local" / "clients" / name / "adapter" / "adapter_model.safetensors"
         assert (own.read_bytes() == alone.read_bytes()) == better
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_a_tracker_without_its_package_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("h2tune.participant.context.get_available_trackers", list)
+    experiment = small(rounds=1, tracking=["wandb", "tensorboard"])
+    with pytest.raises(ConfigError, match=r"pip install wandb\n.*pip install 'h2tune\[tracking\]'"):
+        federation.run(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert make_plan(experiment).problems == [
+        "tracking: wandb needs a package: pip install wandb",
+        "tracking: tensorboard needs a package: pip install 'h2tune[tracking]'",
+    ]
 
 
 def test_select_best_keeps_the_federated_adapter_of_a_client_that_was_lost_in_the_baseline(

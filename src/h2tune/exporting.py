@@ -46,27 +46,29 @@ def export(run: Path, name: str, out: Path, to: str = "peft", dtype: str | None 
         dtype: number format of the weights; by default the LoRA's exact float32, and for a merged model its base's.
 
     Raises:
-        StoreError: if ``out`` is not empty or cannot be made, or ``dtype`` is not known.
+        StoreError: if ``out`` is not empty or cannot be made, ``dtype`` is not known, or the adapter cannot be merged.
     """
-    try:
-        if out.exists() and any(out.iterdir()):
-            raise StoreError(f"{out} is not empty: choose another --out.")
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{out} could not be made: {error.strerror}. Choose another --out.") from None
+    _check_free(out)
     if dtype is not None and dtype not in DTYPES:
         raise StoreError(f"--dtype must be {', '.join(DTYPES)}, not {dtype!r}.")
     trained = load_trained(run, name, device="cpu", whole=True)
-    client = trained.client
+    client, config = trained.client, trained.model.peft_config["default"]
+    merges = not getattr(config, "shift", False)
+    if to == "merged" and not merges:
+        raise StoreError(
+            f"The adapter of {name} cannot be merged: its method adds a trained constant to what every adapted map"
+            " answers, and a weight has no place for that. Export it with --to peft."
+        )
     checkpoint = open_checkpoint(client.model, labels=len(trained.task.labels) or None
                                  if trained.task.kind == "classify" else None,
                                  revision=client.revision, trust=client.trust_remote_code)  # fmt: skip
+    _make(out)
     base = str(Path(checkpoint.folder).resolve()) if Path(checkpoint.folder).is_dir() else checkpoint.folder
     if to == "merged":
         kept = DTYPES[dtype] if dtype else checkpoint.dtype
         notes = _merge(trained, out, kept)
     else:
-        kept, notes = DTYPES[dtype or "float32"], _says_where(base)
+        kept, notes = DTYPES[dtype or "float32"], _says_where(base, merges)
         trained.model.peft_config["default"].base_model_name_or_path = base
         save_lora(trained.model, out, dtype=kept)
     trained.base.tokenizer.save_pretrained(out)
@@ -75,13 +77,32 @@ def export(run: Path, name: str, out: Path, to: str = "peft", dtype: str | None 
     return Exported(out, notes)
 
 
-def _says_where(base: str) -> tuple[str, ...]:
+def _check_free(out: Path) -> None:
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise StoreError(f"{out} is not empty: choose another --out.")
+    except OSError as error:
+        raise _not_made(out, error) from None
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_made(out, error) from None
+
+
+def _not_made(out: Path, error: OSError) -> StoreError:
+    return StoreError(f"{out} could not be made: {error.strerror}. Choose another --out.")
+
+
+def _says_where(base: str, merges: bool) -> tuple[str, ...]:
     """A base that is a folder is known on this machine only: the models of the zoo lie in the installed package."""
     if not Path(base).is_dir():
         return ()
     return (
         f"base_model_name_or_path is a folder of this machine: {base}",
-        "on another machine, load the base from where it lies there, or export with --to merged",
+        f"on another machine, load the base from where it lies there{', or export with --to merged' if merges else ''}",
     )
 
 
@@ -130,6 +151,7 @@ def _describe(trained: Trained, checkpoint: Checkpoint, base: str, out: Path, me
         title=f"{trained.experiment.name}: {trained.client.name}", base=base, licence=_licence(checkpoint),
         revision=trained.client.revision, task=None if task.name == UNNAMED else task.name, kind=task.kind, prompt=prompt, answer=answer,
         labels=task.labels, merged=merged, dtype=dtype, label_bias=bias,
+        pads=checkpoint.config.get_text_config().pad_token_id != trained.base.tokenizer.pad_token_id,
     )  # fmt: skip
     (out / "README.md").write_text(card_text(card), encoding="utf-8")
 

@@ -18,7 +18,7 @@ from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods.leaving import STAYS, as_lines, what_leaves
 from h2tune.methods.registry import MethodError, check_other_methods, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
-from h2tune.participant.context import make_accelerator
+from h2tune.participant.context import check_tracking, make_accelerator
 from h2tune.participant.prepare import in_both
 from h2tune.participant.row_privacy import FILE as ROW_ACCOUNT
 from h2tune.server import Server
@@ -121,6 +121,7 @@ def run(
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
     method_of(experiment)
+    check_tracking(experiment)
     store = WatchedStore(Path(out), watcher)
     if models is None:  # not `or`: an empty collection is false
         models = ModelPool.of(experiment, Path(out) / "frames")

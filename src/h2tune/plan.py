@@ -27,6 +27,7 @@ from h2tune.methods.leaving import as_lines, what_leaves
 from h2tune.methods.registry import check_other_methods, method_of, resolve_method
 from h2tune.participant import budget
 from h2tune.participant.base_models import LoadedModel, ModelPool
+from h2tune.participant.context import check_tracking
 from h2tune.participant.errors import ModelAwayError
 from h2tune.participant.prepare import UNKNOWN, client_base, in_both, load_data, read_part, read_rows
 from h2tune.participant.row_privacy import promise_in_words
@@ -88,6 +89,7 @@ def make_plan(experiment: Experiment) -> Plan:
     if settings:
         plan.leaves = as_lines(what_leaves(experiment))
     _attempt(plan, lambda: check_other_methods(experiment))
+    _attempt(plan, lambda: check_tracking(experiment))
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []
     models = ModelPool("meta", offline=True)
     known = [_attempt(plan, partial(tasks.build_task, c.task), f"{c.name}: ") for c in experiment.clients]

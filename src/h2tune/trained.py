@@ -82,7 +82,7 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
 
     Args:
         device: where to; None takes the run's.
-        whole: leave the base unquantised, for merging.
+        whole: hold the base unquantised and in float32, for an export that must not lose digits.
 
     Raises:
         StoreError: if there is no finished adapter, or it does not fit its base.
@@ -97,7 +97,8 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
     task = tasks.build_task(client.task)
     if whole and client.quantization != "none":
         client = client.model_copy(update={"quantization": "none"})
-    base = client_base(client, task, ModelPool.of(experiment, device=device))
+    pool = ModelPool.of(experiment, device=device, precision="fp32" if whole else None)
+    base = client_base(client, task, pool)
     if task.kind == "classify":
         base.model.config.id2label = dict(enumerate(task.labels))
         base.model.config.label2id = {label: i for i, label in enumerate(task.labels)}

@@ -83,6 +83,15 @@ def test_states_have_no_dropout_whatever_is_training(training: str) -> None:
     assert model.training == (training == "all")
 
 
+@pytest.mark.parametrize("name", ["llama", "bert-cls"])
+def test_states_do_not_depend_on_whether_training_or_scoring_asked_first(name: str) -> None:
+    model = build(name).eval()
+    scored = prefix(model, StateCache(PLENTY)).states(torch.tensor(ROWS[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = prefix(model, StateCache(PLENTY)).states(torch.tensor(ROWS[1]))
+    assert torch.equal(trained, scored)
+
+
 def test_gradients_from_the_prefix_are_the_models() -> None:
     found = []
     for passes in (None, StateCache(PLENTY)):
@@ -119,10 +128,13 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     model = build("llama").eval()
     with torch.no_grad():
         right = said(model, Passes(prefix(model, StateCache(PLENTY, PLENTY, tmp_path))))
-        for file in tmp_path.glob("*.states"):
-            file.write_bytes(file.read_bytes()[:-4])
-        again = said(model, Passes(prefix(model, StateCache(PLENTY, PLENTY, tmp_path))))
+        whole = {file: file.read_bytes() for file in tmp_path.glob("*.states")}
+        for file, contents in whole.items():
+            file.write_bytes(contents[:-4])
+        room = sum(map(len, whole.values()))  # what is replaced needs no room beside itself
+        again = said(model, Passes(prefix(model, StateCache(PLENTY, room, tmp_path))))
     assert torch.equal(right, again)
+    assert {file: file.read_bytes() for file in tmp_path.glob("*.states")} == whole
 
 
 def test_a_cache_that_is_full_goes_on_and_says_so_once(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ class CardFacts:
         prompt: what the model reads, columns in braces. answer: what follows it.
         labels: names of the classes, in the order of the head's outputs.
         label_bias: for each place of the answer, by token, what is added to its logit there.
+        pads: whether the base does not say, or says otherwise, which token fills rows up.
     """
 
     title: str
@@ -36,6 +37,7 @@ class CardFacts:
     merged: bool
     dtype: str
     label_bias: Sequence[Mapping[int, float]] = ()
+    pads: bool = False
 
 
 def licence_of(folder: Path) -> str | None:
@@ -110,9 +112,11 @@ def _use(facts: CardFacts) -> list[str]:
         if classes
         else []
     )
+    # A decoder with a head reads its classes from the last token that is none of these.
+    pads = ["model.config.get_text_config().pad_token_id = tokenizer.pad_token_id"] if classes and facts.pads else []
     library = "transformers" if facts.merged else "peft"
     return [
         f"from {library} import {name}", "from transformers import AutoTokenizer", "", *note,
         f'model = {name}.from_pretrained("THIS_FOLDER"{labels})',
-        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")', *pads,
     ]  # fmt: skip

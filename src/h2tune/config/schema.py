@@ -165,7 +165,7 @@ class Cache(_Strict):
     """Where hidden states of texts are kept when only the top `blocks` are adapted (docs/prefix.md)."""
 
     memory: str = Field("1GB", description="most memory, for all base models of a process together")
-    disk: str = Field("4GB", description="most disk, in the run's folder; `0B` keeps nothing there")
+    disk: str = Field("4GB", description="most disk for each process, in the run's folder; `0B` keeps nothing there")
 
     @field_validator("memory", "disk")
     @classmethod

@@ -289,11 +289,16 @@ class ModelPool:
         return torch.bfloat16 if half else torch.float32
 
     @classmethod
-    def of(cls, experiment: Experiment, folder: Path | None = None, device: str | None = None) -> ModelPool:
-        """The pool of an experiment's clients."""
-        return cls(
-            device or experiment.device, folder, cache=experiment.cache, precision=experiment.training.precision
-        )
+    def of(
+        cls,
+        experiment: Experiment,
+        folder: Path | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+    ) -> ModelPool:
+        """The pool of an experiment's clients; ``device`` and ``precision`` where not the experiment's own."""
+        precision = precision or experiment.training.precision
+        return cls(device or experiment.device, folder, cache=experiment.cache, precision=precision)
 
 
 def suit_cpu(model: PreTrainedModel) -> None:

@@ -60,6 +60,12 @@ class Checkpoint:
         return self.family not in ENCODERS
 
     @property
+    def writes_text(self) -> bool:
+        """Whether Transformers knows a class that does, or the model ships one that may be run."""
+        own = self.trust and "AutoModelForCausalLM" in (getattr(self.config, "auto_map", None) or {})
+        return self.causal and (own or type(self.config).model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+    @property
     def options(self) -> dict[str, Any]:
         """What every ``from_pretrained`` is told."""
         return {"revision": self.revision, "trust_remote_code": self.trust, "local_files_only": self.offline}
@@ -121,7 +127,7 @@ def open_checkpoint(source: str, *, labels: int | None = None, revision: str | N
             f"{source} ({found.family}) is an encoder-decoder; only decoders, which write text, and encoders, for"
             " classification, can take part. Choose one of these."
         )
-    if labels is None and (not found.causal or type(config).model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    if labels is None and not found.writes_text:
         raise ModelError(f"{source} ({found.family}) does not generate text: give it a classification task.")
     if labels is not None:
         config.num_labels = labels

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 
 from h2tune import tasks
-from h2tune.config import ClientConfig, Experiment
+from h2tune.config import ClientConfig, ConfigError, Experiment
 from h2tune.core.slots import Layout
 from h2tune.declared import Settings
 from h2tune.participant.affordable import affordable_keep, step_milliseconds
@@ -229,6 +230,21 @@ class ClientContext:
         if not math.isfinite(found.nats):
             raise NanLossError("the loss on held-out rows is not a number")
         return found
+
+
+def check_tracking(experiment: Experiment) -> None:
+    """Accelerate leaves out a tracker without its package, and no metrics would arrive there.
+
+    Raises:
+        ConfigError: naming the packages to install.
+    """
+    there = {str(tracker.value) for tracker in get_available_trackers()}
+    install = {"tensorboard": "'h2tune[tracking]'"}
+    missing = [name for name in experiment.tracking if name not in there]
+    if missing:
+        raise ConfigError(
+            [f"tracking: {name} needs a package: pip install {install.get(name, name)}" for name in missing]
+        )
 
 
 def make_accelerator(experiment: Experiment, device: str, folder: Path | None = None) -> Accelerator:

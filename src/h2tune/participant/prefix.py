@@ -106,7 +106,9 @@ class Prefix:
             config: Any = self.model.config
             options = {"use_cache": False} if hasattr(config.get_text_config(), "use_cache") else {}
             whole = ids[None].to(self.device)
-            self.model(input_ids=whole, attention_mask=torch.ones_like(whole), **options)
+            # Training asks within autocast, scoring does not: both are given the same.
+            with torch.autocast(self.device.type, enabled=False):
+                self.model(input_ids=whole, attention_mask=torch.ones_like(whole), **options)
         except _Reached:
             pass
         finally:

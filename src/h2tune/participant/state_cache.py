@@ -17,7 +17,8 @@ class StateCache:
     """What is known, within a budget of memory and of disk.
 
     Args:
-        memory: most bytes in memory. disk: most bytes in files.
+        memory: most bytes in memory. disk: most bytes in files, as far as this process knows of them: those that lay
+            there when it began, and its own.
         folder: where the files lie; None keeps none.
     """
 
@@ -43,10 +44,12 @@ class StateCache:
 
     def put(self, key: str, states: Tensor) -> None:
         path, size = self._path(key), states.numel() * states.dtype.itemsize
-        if path is not None and not path.exists() and self._on_disk + size <= self.disk:
+        there = path.stat().st_size if path is not None and path.is_file() else 0
+        added = size - there  # a file of another size is what is left of a damaged one
+        if path is not None and added and self._on_disk + added <= self.disk:
             try:
                 write_atomic(path, states.contiguous().view(torch.uint8).numpy().tobytes(), several=True)
-                self._on_disk += size
+                self._on_disk += added
             except StoreError as error:  # what is kept only saves time
                 self.disk = self._on_disk
                 warnings.warn(f"hidden states are kept in memory alone from here on: {error}", stacklevel=2)
