@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install -e '.[secure]'")
 
 from h2tune.aggregation.secret_sharing import ClientSecrets, MaskedSum, SecureError, from_steps, stream, to_steps
+from h2tune.aggregation.secure_mean import SecureMean
 
 LENGTH, CONTEXT = 50, b"run 1"
 
@@ -139,3 +142,18 @@ def test_a_client_may_add_only_once() -> None:
 def test_streams_repeat_and_differ(seed: bytes) -> None:
     assert np.array_equal(stream(seed, 20), stream(seed, 20)) and np.array_equal(stream(seed, 20)[:5], stream(seed, 5))
     assert not np.array_equal(stream(seed, 20), stream(bytes(16) if seed != bytes(16) else b"\1" * 16, 20))
+
+
+@pytest.mark.parametrize("examples", [5, 10_000, 1_000_000])
+def test_a_sum_under_masks_that_stayed_is_refused_whatever_the_weight(examples: int) -> None:
+    mean = SecureMean(lambda name, tensors: None, 3)
+    mean.start(torch.zeros(1, 1, 8, 8), {})
+    mean.weight += 3 * examples
+    honest = to_steps(torch.randn(64), 3 * examples)
+    for total, refused in ((stream(b"k" * 16, 64), True), (honest, False)):
+        mean.sum = SimpleNamespace(unmask=lambda *args, total=total: total)
+        if refused:
+            with pytest.raises(ValueError, match="implausible sum"):
+                mean.reveal([], {})
+        else:
+            mean.reveal([], {})

@@ -119,6 +119,7 @@ def described(rank: int = 4) -> Payload:
         ("words.factors", torch.zeros(3, 8)),
         ("words.factors", torch.full((len(common_words()), 8), float("nan"))),
         ("words.factors", torch.zeros(len(common_words()), 400)),
+        ("words.factors", torch.zeros(len(common_words()), 3)),  # fewer than the core's rank: there would be no z
         ("words.known", torch.zeros(7)),
     ],
 )

@@ -81,6 +81,13 @@ def test_too_few_clients_are_an_error_before_training(aggregate: str, tmp_path: 
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.parametrize("aggregate", ["median", "agreeing", "multi-krum"])
+def test_robust_rules_need_every_entry(aggregate: str) -> None:
+    """With `top_k` most updates of an entry are missing: a median would never move."""
+    config = small(5, method={"name": "h2tune", "aggregate": aggregate}, wire={"top_k": 0.1})
+    assert any("with wire.top_k most entries of each are missing" in problem for problem in make_plan(config).problems)
+
+
 @pytest.mark.parametrize(
     ("lost", "did"), [(["c0"], "the coordinate median was taken"), (["c0", "c1"], "the core stays")]
 )

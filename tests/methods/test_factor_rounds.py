@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from h2tune import federation
 from h2tune.client import Client
 from h2tune.methods.registry import MethodError, known_methods
+from h2tune.protocol.codec import Payload
 from h2tune.store import RunStore
 
 NAMES = sorted(name for name, method in known_methods().items() if method.one_architecture)
@@ -189,3 +190,14 @@ def test_a_malformed_update_is_refused_and_the_round_goes_on(name: str, tmp_path
         assert server.members["c1"].standing.startswith("stopped: the update of c1")
         assert server.members["c0"].standing == server.members["c2"].standing == "ok"
         assert server.round == 1
+
+
+def test_who_joins_anew_is_given_everything(tmp_path: Path) -> None:
+    """A client that lost its state has nothing of what it was given before."""
+    server, _ = build(twins(3, method="rolora", rounds=2), tmp_path)
+    server.run()
+    method = server.method
+    introduction = Payload(meta=method.known["c2"])
+    before = set(method.download("c2").tensors)
+    method.open({"c2": introduction}, {})
+    assert set(method.download("c2").tensors) == {key.partition("/")[2] for key in method._keys("c2")} > before

@@ -27,7 +27,9 @@ from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Ask
 
-LARGEST_MEAN = 1e5  # of an entry: cores have entries near 1, a sum that was revealed with false shares near 1e8
+LARGEST_MEAN = 1e5  # of an entry: cores have entries near 1
+# A sum that was revealed with false shares fills its range evenly: nearly every time some entry lies above a sixteenth of it.
+LARGEST_SUM = 2.0 ** (63 - STEP_BITS) / 16
 
 
 class SecureMean(Aggregator):
@@ -64,7 +66,7 @@ class SecureMean(Aggregator):
         """``sum w C S / sum w C``; entries that nobody covers keep their value."""
         total = from_steps(self.sum.unmask(members, revealed, self.threshold), self.before.shape)
         mean = total / self.weight.clamp_min(1)
-        if float(mean.abs().max()) > LARGEST_MEAN:
+        if float(mean.abs().max()) > LARGEST_MEAN or float(total.abs().max()) > LARGEST_SUM:
             raise ValueError("implausible sum: a client sent invalid shares")
         self.mean = torch.where(self.weight > 0, mean, self.before.double()).to(self.before.dtype)
 

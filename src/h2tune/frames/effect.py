@@ -157,12 +157,17 @@ class EffectServer(AnchorServer):
         plain = {name: Payload(_without_words(payload.tensors)) for name, payload in described.items()}
         found = super().misfits(joined, plain)
         most, words = self.settings.directions * self.experiment.rank, len(common_words())
+        widths: dict[str, int] = {}
         for name, payload in described.items():
             factors, known = payload.tensors.get(_FACTORS), payload.tensors.get(_KNOWN)
             if factors is None or known is None or factors.ndim != 2 or known.shape != (words,):
                 found[name] = "its factors of words cannot be read, or belong to other words"
             elif factors.shape[0] != words or factors.shape[1] > most or not torch.isfinite(factors).all():
                 found[name] = "its factors of words have another shape than they may have"
+            else:
+                widths[name] = factors.shape[1]
+        if widths and max(widths.values()) < self.experiment.rank:
+            found |= dict.fromkeys(widths, f"its factors of words have fewer columns than {self.experiment.rank}")
         return found
 
     def agree(self, described: dict[str, Payload], shape: CoreShape) -> None:

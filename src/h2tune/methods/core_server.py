@@ -71,6 +71,11 @@ def _against_rule(experiment: Experiment, settings: CoreSettings) -> list[str]:
         problems.append(
             f"method.aggregate: {rule.name} needs {rule.needs} clients in a round{survives}; there are {count}"
         )
+    if rule is not None and experiment.wire.top_k is not None:
+        problems.append(
+            f"method.aggregate: {rule.name} compares clients entry by entry; with wire.top_k most entries of each are"
+            " missing"
+        )
     if rule is not None and rule.name == "closest" and comb(count, rule.faulty) > SUBSETS:
         problems.append(f"method.aggregate: closest would compare {comb(count, rule.faulty):,} sets; lower `faulty`")
     return problems

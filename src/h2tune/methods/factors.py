@@ -222,6 +222,8 @@ class FactorServer(OneExchange):
         self.suits(self.experiment, known)  # a client that is refused must leave nothing behind
         self.known = known
         self.current |= dict.fromkeys(joined, self.round)
+        for name in joined:  # whoever joins anew has nothing of what it was given before
+            self.given.pop(name, None)
         self._form_groups()
         return {name: self.rejoin(name) for name in joined}
 

@@ -18,10 +18,13 @@ all rounds, and one of them once more, stay within the budget.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +36,7 @@ from h2tune.config.schema import Training
 from h2tune.errors import ClientError, MethodError
 from h2tune.participant.batches import Batch
 from h2tune.participant.passes import PLAIN, Passes
-from h2tune.participant.trainer import Batches, LocalTraining, Loss, NanLossError, OnStep, Trainer, answer_loss
+from h2tune.participant.trainer import Batches, LocalTraining, Loss, OnStep, Trainer, answer_loss
 from h2tune.store import ClientStore
 
 FILE = "row_privacy.json"
@@ -51,7 +54,7 @@ def updates_of_a_row(settings: Training, rows: int, rounds: int, head: bool) -> 
     """
     batches = math.ceil(rows / settings.batch_size)  # of an epoch
     most = [settings.steps] * rounds + [settings.head_steps] * head
-    return sum(math.ceil(steps * settings.accumulation / batches) for steps in most)
+    return sum(min(steps, math.ceil(steps * settings.accumulation / batches)) for steps in most)
 
 
 def noise_within(budget: float, delta: float, updates: int) -> float:
@@ -96,22 +99,33 @@ def multiplier(privacy: RowPrivacy) -> float:
     return privacy.noise
 
 
+def digest_of(rows: Sequence[Any]) -> str:
+    """Of training rows in their order."""
+    return hashlib.sha256(repr(list(rows)).encode()).hexdigest()[:32]
+
+
 class RowLedger:
     """How many updates each training row was in, by their noise, and what that spends; kept over a restart.
+
+    Where the rows are others than those of the account, each has spent as much as any of them: which are old is not known.
 
     Args:
         privacy: `settled`.
         rows: number of training rows.
         store: where the account is kept; None keeps it in memory.
+        data: digest of the rows in their order; it stays on this machine.
     """
 
-    def __init__(self, privacy: RowPrivacy, rows: int, store: ClientStore | None) -> None:
-        self.privacy, self.store = privacy, store
+    def __init__(self, privacy: RowPrivacy, rows: int, store: ClientStore | None, data: str = "") -> None:
+        self.privacy, self.store, self.data = privacy, store, data
         found = (store.read_json(FILE) or {}) if store else {}
         known = found.get("by_noise", {})
         if not known and found.get("updates"):  # of an earlier version, which knew one noise
             known = {str(multiplier(privacy)): found["updates"]}
-        self.counts: dict[str, list[int]] = {noise: list(c) for noise, c in known.items() if len(c) == rows}
+        same = found.get("data", data) == data
+        self.counts: dict[str, list[int]] = {
+            noise: list(c) if same and len(c) == rows else [max(c, default=0)] * rows for noise, c in known.items()
+        }
         self.counts.setdefault(str(multiplier(privacy)), [0] * rows)
 
     @property
@@ -155,7 +169,12 @@ class RowLedger:
 
     def keep(self) -> None:
         if self.store:
-            account = {"epsilon": self.epsilon, "delta": self.privacy.delta, "budget": self.privacy.epsilon}
+            account: dict[str, Any] = {
+                "data": self.data,
+                "epsilon": self.epsilon,
+                "delta": self.privacy.delta,
+                "budget": self.privacy.epsilon,
+            }
             self.store.write_json(FILE, account | {"updates": self.updates, "by_noise": self.counts})
 
 
@@ -202,20 +221,21 @@ class RowPrivateTrainer(Trainer):
     def gradients(self, model: nn.Module, batches: Batches, loss: Loss = answer_loss, passes: Passes = PLAIN) -> float:
         """Clip, sum and noise the gradients of single rows; returns the mean of their losses.
 
-        Raises:
-            NanLossError: naming the row.
+        A row that several batches of this update hold counts once: the noise is made for one clipped gradient of each. A row
+        whose loss or gradient is not a number counts as nothing, since an error would tell of it without noise.
         """
         parameters = [p for p in model.parameters() if p.requires_grad]
-        sums: dict[int, Tensor] = {}
-        total, count = 0.0, 0
+        drawn: dict[int, dict[str, Tensor]] = {}
         for _ in range(self.settings.accumulation):
             batch, rows = next(batches)
-            self.ledger.count(rows)
-            for place, row in enumerate(rows):
-                one = {name: v.to(self.accelerator.device) for name, v in alone(batch, place).items()}
-                forward = partial(self.forward, model, rows=[row], passes=passes)
-                total += self._add(parameters, sums, partial(loss, forward, one), row)
-                count += 1
+            drawn |= {row: alone(batch, place) for place, row in enumerate(rows)}
+        self.ledger.count(list(drawn))
+        sums: dict[int, Tensor] = {}
+        total, count = 0.0, len(drawn)
+        for row, inputs in drawn.items():
+            one = {name: v.to(self.accelerator.device) for name, v in inputs.items()}
+            forward = partial(self.forward, model, rows=[row], passes=passes)
+            total += self._add(parameters, sums, partial(loss, forward, one), row)
         for index, found in sums.items():
             noise = multiplier(self.privacy) * self.privacy.clip * standard_normal(found.shape, self.source)
             parameters[index].grad = ((found + noise.to(found.device)) / count).to(parameters[index].dtype)
@@ -229,15 +249,20 @@ class RowPrivateTrainer(Trainer):
             parameter.grad = None
         with self.accelerator.autocast():
             value = loss()
-        if not torch.isfinite(value):
-            raise NanLossError(f"the loss is not a number on the training row {row}")
         self.accelerator.backward(value)
         found = {i: p.grad.double() for i, p in enumerate(parameters) if p.grad is not None}
         length = float(torch.stack([g.norm() for g in found.values()]).norm()) if found else 0.0
+        counts = bool(torch.isfinite(value)) and math.isfinite(length)
+        if not counts:
+            warnings.warn(
+                f"row_privacy: the loss of training row {row} is not a number; it counts as nothing", stacklevel=2
+            )
         for i, gradient in found.items():
-            clipped = gradient * min(1.0, self.privacy.clip / max(length, 1e-12))
+            clipped = (
+                gradient * min(1.0, self.privacy.clip / max(length, 1e-12)) if counts else torch.zeros_like(gradient)
+            )
             sums[i] = sums[i] + clipped if i in sums else clipped
-        return float(value.detach())
+        return float(value.detach()) if counts else 0.0
 
 
 def trainer_of(
@@ -248,15 +273,16 @@ def trainer_of(
     store: ClientStore | None,
     rounds: int = 1,
     head: bool = False,
+    data: str = "",
 ) -> Trainer:
     """The trainer that a client's settings ask for.
 
     Args:
-        rows, rounds, head: as in `updates_of_a_row`.
+        rows, rounds, head: as in `updates_of_a_row`. data: as in `RowLedger`.
     """
     if privacy is None:
         return Trainer(settings, accelerator)
     if not has_accountant():
         raise MethodError(f"row_privacy: {INSTALL}")
     privacy = settled(privacy, settings, rows, rounds, head)
-    return RowPrivateTrainer(settings, accelerator, privacy, RowLedger(privacy, rows, store))
+    return RowPrivateTrainer(settings, accelerator, privacy, RowLedger(privacy, rows, store, data))
