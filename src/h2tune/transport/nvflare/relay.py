@@ -103,9 +103,10 @@ class Relay(FLComponent):
 
     def send(self, header: dict[str, Any], body: bytes) -> None:
         to, number, seconds = header["to"], header["number"], header["seconds"]
-        if number not in self.under_way:
+        waiting = self.under_way.get(number)
+        if waiting is None:
             return  # the connection was lost while the envelope waited for its turn
-        _, abort = self.under_way[number]
+        _, abort = waiting
         try:
             reply = self.cell.send_request(
                 target=to, channel=CHANNEL, topic=TOPIC, request=new_cell_message({}, body), timeout=seconds,
