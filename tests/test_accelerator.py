@@ -30,7 +30,7 @@ METHODS |= {
     "frames: random": {"method": {"name": "h2tune", "frames": "random", "mask": "entries"}},
     "top blocks": {"method": {"name": "h2tune", "frames": "effect"}, "blocks": 0.5},
     "one pass for two clients": {"parallel": 2},
-    "secure aggregation": {"clients": 3, "secure_aggregation": {"threshold": 2}},
+    "secure aggregation": {"clients": 3, "secure_aggregation": {"threshold": 3}},
     "curves": {"evaluation": {"curves": True}},
 }
 

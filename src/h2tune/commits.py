@@ -25,6 +25,7 @@ class Committed:
         state: digest of what is shared; requests made from it carry the digest.
         method: a new object that stands where the committed one stood.
         members: what was known of every client. progress: of the early stopping.
+        once: a later round that had come so far that it must not be begun again; 0 is none.
     """
 
     round: int
@@ -32,6 +33,7 @@ class Committed:
     method: ServerMethod
     members: dict[str, Member]
     progress: dict[str, Any]
+    once: int
 
 
 class Commits:
@@ -45,13 +47,16 @@ class Commits:
     def __init__(self, log: RunLog, new_method: Callable[[], ServerMethod]) -> None:
         self.log, self.new_method = log, new_method
 
-    def write(self, number: int, method: ServerMethod, members: dict[str, Member], progress: EarlyStopping) -> str:
+    def write(
+        self, number: int, method: ServerMethod, members: dict[str, Member], progress: EarlyStopping, once: int = 0
+    ) -> str:
         """Commit a round; returns the digest of what is shared."""
         tensors = method.state()
         records = {
             "members": {name: member.plain() for name, member in members.items()},
             "progress": progress.plain(),
             "method": method.plain_state(),
+            "once": once,
         }
         if number == 0:
             self.log.keep("frames", method.fixed())
@@ -66,7 +71,8 @@ class Commits:
         method = self.new_method()
         method.load(tensors, records["method"], self.log.kept("frames"))
         members = {name: Member.from_plain(member) for name, member in records["members"].items()}
-        return Committed(number, digest_of(tensors, number), method, members, records["progress"])
+        once = records.get("once", 0)  # commits of earlier versions lack it
+        return Committed(number, digest_of(tensors, number), method, members, records["progress"], once)
 
     def rejoining(self, names: list[str]) -> tuple[int, dict[str, Payload]]:
         """What clients that restarted need to take their place again: the committed round, and a payload for each."""

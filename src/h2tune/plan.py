@@ -126,9 +126,9 @@ def make_plan(experiment: Experiment) -> Plan:
 
 
 SECRET = (
-    "secure aggregation: the server learns the sum of the cores and no single one, as long as it keeps to the protocol,"
-    " three clients cover every entry and no round is repeated after its sum was read (docs/privacy.md);"
-    " it still sees the number of examples, losses and figures of each client"
+    "secure aggregation: the server learns the sum of the cores and no single one, as long as it keeps to the protocol;"
+    " entries that fewer than three clients of a round cover stay with them;"
+    " the server still sees the number of examples, losses and figures of each client"
 )
 
 

@@ -50,6 +50,7 @@ class Server:
         self.admission = Admission(experiment, self.kind, self.session, self.quorum)
         self.round, self.state, self.opened = 0, "", False
         self.attempt = 0  # how often the round that is under way was begun before
+        self.passed_over = 0  # rounds in a row of which nothing came
         self.progress = EarlyStopping(experiment.patience)
 
     @property
@@ -95,6 +96,8 @@ class Server:
         self.method, self.round, self.state, self.opened = last.method, last.round, last.state, True
         self.session.members = last.members
         self.progress.load(last.progress)
+        if last.once > last.round:
+            self._pass_over(last.once, "the server was stopped in it")
         self.admission.after_a_restart(self.method, self.round)
 
     def one_round(self) -> str:
@@ -117,13 +120,15 @@ class Server:
                 self.method.run_round(ask, number, selected)
                 self._end(number, ask, start)
                 return ""
-            except RoundInterrupted as error:
+            except (RoundInterrupted, QuorumMissed) as error:
+                self.method = self.commits.last().method
+                if ask.once:
+                    self._pass_over(number, str(error))
+                    return ""
+                if isinstance(error, QuorumMissed):
+                    self.log.event("warning", f"round {number}: {error}", round=number)
+                    return self.admission.shortage(len(ask.finished()), "answered")
                 self.log.event("round_interrupted", f"round {number} begins again: {error}", round=number)
-                self.method = self.commits.last().method
-            except QuorumMissed as error:
-                self.log.event("warning", f"round {number}: {error}", round=number)
-                self.method = self.commits.last().method
-                return self.admission.shortage(len(ask.finished()), "answered")
         return self.admission.shortage(0, "went through the round without a restart")
 
     def select(self, number: int) -> list[str]:
@@ -139,7 +144,10 @@ class Server:
         self.attempt += 1
         evaluate = number % self.experiment.evaluation.every == 0 or number == self.experiment.rounds
         ends = self.kind.client.ends
-        return Exchanges(self.session, place, quorum=self.quorum, ends=ends, evaluate=evaluate, patient=patient)
+        once = partial(self._commit, self.round, once=number)
+        return Exchanges(
+            self.session, place, quorum=self.quorum, ends=ends, evaluate=evaluate, patient=patient, write_down=once
+        )
 
     def _end(self, number: int, ask: Exchanges, start: float) -> None:
         """A round has come to its end: keep the clients' reports and commit.
@@ -157,13 +165,25 @@ class Server:
         for name, report in reports.items():
             self.members[name].rounds.append(report)
         self.progress.judge([r["validation"]["nats"] for r in reports.values() if r.get("validation")])
-        self.attempt = 0
+        self.attempt = self.passed_over = 0
         self._commit(number)
         spent = self.method.privacy()
         self.log.event("round_committed", f"round {number} committed", round=number, seconds=seconds, privacy=spent)
 
-    def _commit(self, number: int) -> None:
-        self.state = self.commits.write(number, self.method, self.members, self.progress)
+    def _pass_over(self, number: int, reason: str) -> None:
+        """Count a round that failed and must not be begun again as held, with what is shared as it was.
+
+        Raises:
+            QuorumError: nothing has come of several rounds in a row.
+        """
+        self.log.event("round_passed_over", f"round {number} is passed over: {reason}", round=number)
+        self.attempt, self.passed_over = 0, self.passed_over + 1
+        self._commit(number)
+        if self.passed_over == ATTEMPTS:
+            raise QuorumError(f"Nothing came of {ATTEMPTS} rounds in a row. The last, {number}: {reason}")
+
+    def _commit(self, number: int, once: int = 0) -> None:
+        self.state = self.commits.write(number, self.method, self.members, self.progress, once)
         self.round = number
 
     def finish(self) -> None:

@@ -228,9 +228,11 @@ class Exchanges:
         evaluate: whether clients score their models at the end of this round.
         patient: whether a client that restarts meanwhile is taken back and asked again.
         setup_ends: the exchange with which a client is set up; in a round, none.
+        write_down: called once the round must not be begun again; it writes that down.
 
     Attributes:
         ready: clients that are set up.
+        once: whether the round must not be begun again.
     """
 
     def __init__(
@@ -243,8 +245,10 @@ class Exchanges:
         evaluate: bool = False,
         patient: bool = True,
         setup_ends: str = "",
+        write_down: Callable[[], None] | None = None,
     ) -> None:
         self.session, self.place, self.quorum, self.ends = session, place, quorum, ends
+        self.write_down, self.once = write_down, False
         self.run, self.round = session.run_id, place.round
         self.evaluate, self.patient, self.setup_ends, self.step = evaluate, patient, setup_ends, 0
         self.ready: list[str] = []
@@ -324,6 +328,12 @@ class Exchanges:
     def _rejoined(self, missing: list[str]) -> list[str]:
         here = set(self.session.returned())
         return self.session.rejoin([name for name in missing if name in here])
+
+    def hold_once(self) -> None:
+        """See `h2tune.protocol.exchange.Ask`."""
+        if self.write_down:
+            self.write_down()
+        self.once = True
 
     def exclude(self, name: str, reason: str) -> None:
         self.reports.pop(name, None)

@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install -e '.[secure]'")
 
-from h2tune.aggregation.secret_sharing import ClientSecrets, MaskedSum, SecureError, from_steps, stream, to_steps
-from h2tune.aggregation.secure_mean import SecureMean
+from h2tune.aggregation.secret_sharing import (
+    ClientSecrets,
+    MaskedSum,
+    Publics,
+    SecureError,
+    Shares,
+    from_steps,
+    stream,
+    to_steps,
+)
+from h2tune.aggregation.secure_mean import SecureClient, SecureMean
 
 LENGTH, CONTEXT = 50, b"run 1"
 
@@ -22,7 +31,7 @@ def clients(names: list[str], threshold: int) -> dict[str, ClientSecrets]:
     return {name: ClientSecrets(name, threshold, CONTEXT) for name in names}
 
 
-def publics_of(held: dict[str, ClientSecrets]) -> dict[str, tuple[str, str]]:
+def publics_of(held: dict[str, ClientSecrets]) -> dict[str, Publics]:
     return {name: client.publics() for name, client in held.items()}
 
 
@@ -49,11 +58,11 @@ def test_the_sum_is_that_of_who_answered(data: st.DataObject) -> None:
     held = clients(names, threshold)
     publics = publics_of(held)
     shares = {n: held[n].share_out(publics) for n in left["keys"]}
-    total = MaskedSum(LENGTH, publics, CONTEXT)
+    total = MaskedSum(LENGTH, publics, shares, CONTEXT)
     for n in left["shares"]:
         total.add(n, held[n].mask(to_steps(values[n], weights[n]), relay(shares, n)))
     revealed = {n: held[n].reveal(total.answered) for n in left["round"]}
-    found = from_steps(total.unmask(left["keys"], revealed, threshold), values[names[0]].shape)
+    found = from_steps(total.unmask(revealed, threshold), values[names[0]].shape)
     wanted = sum(weights[n] * values[n] for n in left["shares"])
     assert torch.allclose(found, wanted, atol=count * 2.0**-32, rtol=0)
 
@@ -66,7 +75,7 @@ def whole_round(
     publics = publics_of(held)
     shares = {n: held[n].share_out(publics) for n in names}
     sent = {n: held[n].mask(np.zeros(LENGTH, np.uint64), relay(shares, n)) for n in names}
-    total = MaskedSum(LENGTH, publics, CONTEXT)
+    total = MaskedSum(LENGTH, publics, shares, CONTEXT)
     for name, masked in sent.items():
         total.add(name, masked)
     return held, total, sent
@@ -84,11 +93,54 @@ def test_fewer_than_the_threshold_reveal_nothing() -> None:
     held, total, _ = whole_round()
     revealed = {n: held[n].reveal(total.answered) for n in ("c0", "c1")}
     with pytest.raises(SecureError, match="only 2 clients helped"):
-        total.unmask(list(held), revealed, 3)
-    guess = total.unmask(list(held), revealed, 2)  # what a server that does not care would compute
-    assert guess.any()
+        total.unmask(revealed, 3)
+    with pytest.raises(SecureError, match="the secrets of c0, c1, c2, c3 cannot be recovered"):
+        total.unmask(revealed, 2)  # what a server that does not care would compute
+    total.liars.clear()
     revealed["c2"] = held["c2"].reveal(total.answered)
-    assert not total.unmask(list(held), revealed, 3).any()
+    assert not total.unmask(revealed, 3).any() and not total.liars
+
+
+@pytest.mark.parametrize("about", ["c0", "c3"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_helper_that_gives_another_share_is_named_and_the_sum_is_right_without_it(about: str, gone: bool) -> None:
+    held, total, sent = whole_round(5)
+    if gone:  # c3 has dealt shares, and then nothing came of it
+        total.answered.remove("c3")
+        total.total = total.total - sent["c3"]
+    revealed = {n: held[n].reveal(total.answered) for n in total.answered}
+    revealed["c1"][about] = bytes(16).hex()
+    assert not total.unmask(revealed, 3).any()
+    assert total.liars == {"c1": f"its share of a secret of {about} is another than {about} gave it"}
+
+
+def test_a_dealer_whose_shares_give_another_secret_than_it_promised_is_named() -> None:
+    held = clients([f"c{i}" for i in range(4)], 3)
+    held["c2"]._own, promised = bytes(16), held["c2"].publics()
+    publics = publics_of(held) | {"c2": (*promised[:2], "00" * 16)}
+    shares = {n: held[n].share_out(publics) for n in held}
+    total = MaskedSum(LENGTH, publics, shares, CONTEXT)
+    for name, client in held.items():
+        total.add(name, client.mask(np.zeros(LENGTH, np.uint64), relay(shares, name)))
+    with pytest.raises(SecureError, match="the secrets of c2 cannot be recovered"):
+        total.unmask({n: held[n].reveal(total.answered) for n in held}, 3)
+    assert list(total.liars) == ["c2"] and "do not give the secret that it promised" in total.liars["c2"]
+
+
+def test_what_a_dealer_says_of_its_own_secret_is_not_needed() -> None:
+    held, total, _ = whole_round()
+    revealed = {n: held[n].reveal(total.answered) for n in held}
+    revealed["c0"]["c0"] = bytes(16).hex()
+    assert not total.unmask(revealed, 3).any() and not total.liars
+
+
+def test_shares_that_are_not_those_that_were_promised_are_refused() -> None:
+    held = clients(["a", "b", "c"], 3)
+    publics = publics_of(held)
+    first: Shares = relay({n: held[n].share_out(publics) for n in held}, "a")
+    other = first["b"][:96] + first["c"][96:]
+    with pytest.raises(SecureError, match="the shares of b for a are others than b promised"):
+        held["a"].mask(np.zeros(LENGTH, np.uint64), first | {"b": other})
 
 
 def test_a_client_refuses_what_would_give_somebody_away() -> None:
@@ -112,7 +164,7 @@ def test_shares_that_were_tampered_with_or_are_of_another_round_are_refused() ->
     publics = publics_of(held)
     shares = {n: held[n].share_out(publics) for n in held}
     first = relay(shares, "a")
-    broken = first | {"b": first["b"][:-2] + ("00" if first["b"][-2:] != "00" else "11")}
+    broken = first | {"b": ("00" if first["b"][:2] != "00" else "11") + first["b"][2:]}
     with pytest.raises(SecureError, match="the shares of b for a were tampered with"):
         held["a"].mask(np.zeros(LENGTH, np.uint64), broken)
     swapped = first | {"b": first["c"]}
@@ -124,11 +176,12 @@ def test_shares_that_were_tampered_with_or_are_of_another_round_are_refused() ->
 def test_public_keys_that_are_none_are_refused(key: str) -> None:
     publics = publics_of(clients(["a", "b", "c"], 2))
     none = "invalid public key"
+    mask, channel, own = publics["b"]
     with pytest.raises(SecureError, match=none):
-        clients(["a"], 2)["a"].share_out(publics | {"b": (publics["b"][0], key)})
+        clients(["a"], 2)["a"].share_out(publics | {"b": (mask, key, own)})
     fresh = clients(["a"], 2)["a"]
     with pytest.raises(SecureError, match=none):
-        fresh.share_out(publics | {"b": (key, publics["b"][1])})
+        fresh.share_out(publics | {"b": (key, channel, own)})
         fresh._pair("b")
 
 
@@ -154,6 +207,29 @@ def test_a_sum_under_masks_that_stayed_is_refused_whatever_the_weight(examples: 
         mean.sum = SimpleNamespace(unmask=lambda *args, total=total: total)
         if refused:
             with pytest.raises(ValueError, match="implausible sum"):
-                mean.reveal([], {})
+                mean.reveal({})
         else:
-            mean.reveal([], {})
+            mean.reveal({})
+
+
+def test_a_sum_is_asked_for_only_where_three_clients_cover_every_entry_of_it() -> None:
+    mean = SecureMean(lambda name, tensors: None, 3)
+    covers = {n: torch.tensor([[[[True]]], [[[n != "d"]]]]) for n in "abcd"}
+    mean.start(torch.zeros(2, 1, 1, 1), covers)
+    mean.sum = SimpleNamespace(add=lambda *args: None)
+    for name in ("a", "b", "d"):
+        mean.add(name, {"masked": torch.zeros(2, dtype=torch.int64)}, 1)
+    with pytest.raises(ValueError, match="fewer than 3 clients are left that cover some entries"):
+        mean.check_company()
+    mean.add("c", {"masked": torch.zeros(2, dtype=torch.int64)}, 1)
+    mean.check_company()
+
+
+def test_a_client_has_part_in_one_sum_of_a_round() -> None:
+    client = SecureClient("a", 3, 4)
+    client.keys("run", 1)
+    client.keys("run", 1)  # nothing was revealed
+    client.helped = 1
+    with pytest.raises(SecureError, match="the sum of round 1 has been revealed"):
+        client.keys("run", 1)
+    client.keys("run", 2)

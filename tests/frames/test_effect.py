@@ -15,7 +15,7 @@ from torch import Tensor
 from h2tune import federation
 from h2tune.client import Client
 from h2tune.config import Training
-from h2tune.errors import ProtocolError
+from h2tune.errors import MethodError, ProtocolError
 from h2tune.frames import effect
 from h2tune.frames.anchor_text import words as spans
 from h2tune.frames.effect import EffectServer
@@ -189,7 +189,7 @@ def test_plan_says_what_is_sent_before_the_first_round(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "promise",
-    [{"secure_aggregation": {"threshold": 2}}, {"weights": "uniform", "privacy": {"clip": 1, "noise": 1}}],
+    [{"secure_aggregation": {"threshold": 3}}, {"weights": "uniform", "privacy": {"clip": 1, "noise": 1}}],
     ids=["secure aggregation", "privacy"],
 )
 def test_a_model_whose_words_do_not_fit_is_no_obstacle_to_promises(
@@ -197,11 +197,19 @@ def test_a_model_whose_words_do_not_fit_is_no_obstacle_to_promises(
 ) -> None:
     """What a client covers follows from its vocabulary, so the server knows it before the first round."""
     speechless(monkeypatch, "c1")
-    server, clients = joined(tmp_path, clients=3, rounds=1, **promise)
-    assert [c.method.core.coverage.any().item() for c in clients.values()] == [True, False, True]
-    assert [server.method.covers(name).any().item() for name in clients] == [True, False, True]
+    server, clients = joined(tmp_path, clients=4, rounds=1, **promise)
+    assert [c.method.core.coverage.any().item() for c in clients.values()] == [True, False, True, True]
+    assert [server.method.covers(name).any().item() for name in clients] == [True, False, True, True]
     assert server.round == 1 and server.method.S.any()
-    assert [c.method.report()["accepted"] is None for c in clients.values()] == [False, True, False]
+    assert [c.method.report()["accepted"] is None for c in clients.values()] == [False, True, False, False]
+
+
+def test_secure_aggregation_says_before_training_that_there_is_nothing_to_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speechless(monkeypatch, "c1")
+    with pytest.raises(MethodError, match="no entry of the core is covered by 3 clients"):
+        joined(tmp_path, clients=3, rounds=1, secure_aggregation={})
 
 
 def beside_an_encoder(folder: Path, encoder: bool) -> Any:

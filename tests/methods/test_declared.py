@@ -19,7 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "h2tune, words": {"method": {"name": "h2tune", "frames": "random", "mask": "entries"}, "clients": 3},
     "h2tune, int8 and top-k": {"method": "h2tune", "wire": {"dtype": "int8", "top_k": 0.3}},
     "h2tune, privacy": {"method": "h2tune", "weights": "uniform", "privacy": {"clip": 1, "noise": 1}},
-    "h2tune, secure aggregation": {"method": "h2tune", "clients": 3, "secure_aggregation": {"threshold": 2}},
+    "h2tune, secure aggregation": {"method": "h2tune", "clients": 3, "secure_aggregation": {"threshold": 3}},
     "h2tune, effect": {"method": {"name": "h2tune", "frames": "effect"}},
     "h2tune, curves": {"method": "h2tune", "evaluation": {"curves": True}},
 }
@@ -93,5 +93,5 @@ def test_plan_says_what_this_method_sends(method: str, says: str, not_said: str)
 
 
 def test_secure_aggregation_is_said() -> None:
-    lines = make_plan(small(3, secure_aggregation={"threshold": 2})).leaves
+    lines = make_plan(small(3, secure_aggregation={"threshold": 3})).leaves
     assert any("under masks: the server can read only the sum" in line for line in lines)

@@ -136,7 +136,7 @@ def test_rounds_of_several_exchanges_are_begun_again(
     trained: Counter[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With secure aggregation what was masked once may not be sent again under other masks: the round is trained anew."""
-    scenario = FaultScenario(tmp_path, clients=3, secure_aggregation={"threshold": 2})
+    scenario = FaultScenario(tmp_path, clients=3, secure_aggregation={"threshold": 3})
     event, seen = RunStore.event, []
 
     def dying(store: RunStore, kind: str, text: str, **fields: Any) -> None:

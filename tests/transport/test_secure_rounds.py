@@ -14,11 +14,17 @@ from safetensors.torch import load_file
 pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install -e '.[secure]'")
 
 from h2tune import federation
+from h2tune.aggregation.secure_mean import SecureMean
 from h2tune.methods.core_server import CoreServer
 from h2tune.methods.registry import MethodError
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import decode, encode
 from h2tune.transport.inprocess import InProcess
+
+
+class Killed(BaseException):
+    """The server's process is killed."""
+
 
 SECURE = {"secure_aggregation": {}, "rounds": 2}
 
@@ -30,7 +36,7 @@ def core(run: Path) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plain") / "run"
-    federation.run(small(clients=4, rounds=2), out)
+    federation.run(small(clients=4, rounds=2, same_model=True), out)
     return out
 
 
@@ -45,7 +51,7 @@ def test_the_result_is_that_of_plain_means_but_for_rounding(
         add(self, reply)
 
     monkeypatch.setattr(CoreServer, "add", watched)
-    metrics = federation.run(small(clients=4, **SECURE), tmp_path / "run")
+    metrics = federation.run(small(clients=4, same_model=True, **SECURE), tmp_path / "run")
     found, wanted = core(tmp_path / "run"), core(plain)
     assert wanted.abs().max() > 0.01 and (found - wanted).abs().max() < 1e-3
     assert len(sent) == 8 and len({t.numpy().tobytes() for t in sent}) == 8
@@ -54,7 +60,7 @@ def test_the_result_is_that_of_plain_means_but_for_rounding(
         assert abs(share - 0.5) < 0.02
     record = metrics["clients"]["c0"]["rounds"][0]
     assert record["bytes_up"] > 8 * sent[0].numel()
-    planned = make_plan(small(clients=4, **SECURE))
+    planned = make_plan(small(clients=4, same_model=True, **SECURE))
     assert [row.bytes_up for row in planned.clients] == [sent[0].nbytes] * 4 and "no single one" in planned.privacy[0]
 
 
@@ -99,7 +105,8 @@ def test_a_client_sends_nothing_without_masks(tmp_path: Path, monkeypatch: pytes
     [
         ({"clients": 2}, "from a sum of two each knows the other's"),
         ({"secure_aggregation": {"threshold": 5}}, "threshold 5 can never be met by 4 clients"),
-        ({"secure_aggregation": {"threshold": 2}}, "must be more than half"),
+        ({"secure_aggregation": {"threshold": 3}, "clients": 6}, "must be more than half"),
+        ({"secure_aggregation": {"threshold": 2}, "clients": 3}, "threshold 2 is below 3"),
         ({"wire": {"dtype": "int8"}}, "excludes wire"),
         ({"weights": "uniform", "privacy": {"clip": 1, "noise": 1}}, "excludes privacy"),
         ({"method": {"name": "h2tune", "aggregate": "median"}}, "needs aggregate: mean"),
@@ -111,17 +118,96 @@ def test_what_it_excludes_is_said_before_training(changes: dict[str, Any], says:
         federation.run(small(**({"clients": 4} | SECURE | changes)), tmp_path / "run")
 
 
-def test_a_sum_that_false_shares_revealed_is_not_committed(tmp_path: Path) -> None:
-    def lie(answers: list[tuple[str, Any]]) -> Any:
-        for name, data in answers:
-            message = decode(data)
-            shares = message.payload.meta.get("shares", {})
-            if name == "c0" and any(len(share) == 32 for share in shares.values()):
-                message.payload.meta["shares"] = dict.fromkeys(shares, "0123456789abcdef" * 2)
-                data = encode(message)
-            yield name, data
+def lying(name: str, changed: dict[str, Any]) -> Any:
+    """Changes a client's answers, by their kind."""
 
-    server, _ = build(small(clients=3, rounds=1, secure_aggregation={"threshold": 3}), tmp_path, lie)
-    with pytest.raises(RuntimeError, match=r"Only [03] of 3"):
+    def lie(answers: list[tuple[str, Any]]) -> Any:
+        for sender, data in answers:
+            message = decode(data)
+            if sender == name and message.kind in changed:
+                changed[message.kind](message)
+                data = encode(message)
+            yield sender, data
+
+    return lie
+
+
+def false_shares(message: Any) -> None:
+    shares = message.payload.meta["shares"]
+    message.payload.meta["shares"] = dict.fromkeys(shares, "0123456789abcdef" * 2)
+
+
+def test_who_reveals_false_shares_is_excluded_by_name_and_the_others_go_on(tmp_path: Path) -> None:
+    config = small(clients=4, rounds=2, same_model=True, secure_aggregation={"threshold": 3})
+    server, _ = build(config, tmp_path, lying("c1", {"unmask": false_shares}))
+    server.run()
+    assert server.members["c1"].status == "stopped" and "its share of a secret of" in server.members["c1"].reason
+    assert server.round == 2 and [len(server.members[n].rounds) for n in ("c0", "c2", "c3")] == [2, 2, 2]
+    assert server.method.S.any() and "passed over" not in (tmp_path / "events.jsonl").read_text()
+
+
+def test_where_too_few_true_shares_are_left_the_round_is_passed_over_and_the_liar_named(tmp_path: Path) -> None:
+    config = small(clients=3, rounds=1, same_model=True, secure_aggregation={"threshold": 3})
+    server, _ = build(config, tmp_path, lying("c0", {"unmask": false_shares}))
+    server.run()
+    assert server.members["c0"].status == "stopped" and not server.method.S.any() and server.round == 1
+    assert "round 1 is passed over: only 2 clients helped" in (tmp_path / "events.jsonl").read_text()
+
+
+def test_a_run_of_which_nothing_comes_says_why_it_ends(tmp_path: Path) -> None:
+    def other_core(message: Any) -> None:
+        masked = message.payload.tensors["masked"]
+        masked += torch.randint(-(2**62), 2**62, masked.shape)
+
+    config = small(clients=3, rounds=9, same_model=True, secure_aggregation={})
+    server, _ = build(config, tmp_path, lying("c2", {"train": other_core}))
+    with pytest.raises(RuntimeError, match=r"(?s)Nothing came of 3 rounds in a row.*implausible sum"):
         server.run()
-    assert "implausible sum" in (tmp_path / "events.jsonl").read_text() and not server.method.S.any()
+    assert server.round == 3 and not server.method.S.any()
+
+
+@pytest.mark.parametrize("end", ["killed", "revoked"])
+def test_a_round_is_not_held_again_after_its_sum_was_read(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held again without one client, the difference of the two sums would be that client's core."""
+    asked: list[int] = []
+    exchange, reveal = InProcess.exchange, SecureMean.reveal
+
+    def watched(self: InProcess, requests: dict[str, bytes], fresh: bool = False) -> Any:
+        asked.extend({m.round for m in map(decode, requests.values()) if m.kind == "unmask"})
+        return exchange(self, requests, fresh)
+
+    def interrupted(self: SecureMean, revealed: Any) -> None:
+        reveal(self, revealed)
+        if len(asked) == 2:
+            raise Killed
+
+    monkeypatch.setattr(InProcess, "exchange", watched)
+    config, before = small(clients=4, same_model=True, **SECURE | {"rounds": 3}), []
+    if end == "killed":
+        monkeypatch.setattr(SecureMean, "reveal", interrupted)
+        with pytest.raises(Killed):
+            federation.run(config, tmp_path / "run")
+        before.append(core(tmp_path / "run"))
+        federation.run(config, tmp_path / "run", resume=True)
+    else:
+        monkeypatch.setattr(InProcess, "revoked", lambda self: ["c3"] if len(asked) == 2 else [], raising=False)
+        federation.run(config, tmp_path / "run")
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert asked == [1, 2, 3] and "round 2 is passed over" in events and "round 3 committed" in events
+    if before:
+        assert not torch.equal(before[0], core(tmp_path / "run"))
+
+
+def test_entries_that_fewer_than_three_clients_cover_stay_with_their_clients(tmp_path: Path) -> None:
+    """Two models with other blocks than the rest: what only they cover is not summed, and not sent to anybody."""
+    config = small(clients=5, **SECURE)
+    server, clients = build(config, tmp_path)
+    server.run()
+    count = sum(server.method.covers(name).int() for name in clients)
+    alone = (count > 0) & (count < 3)
+    assert alone.any() and not server.method.S[alone].any() and server.method.S[count >= 3].any()
+    own = [c.method.core for c in clients.values()]
+    assert any((core.S.detach() * (core.coverage & alone)).any() for core in own)
+    assert "entries are covered by 3 clients and summed; clients keep the rest" in server.method.found()

@@ -9,6 +9,9 @@ x_i is w_i S_i in steps of 2^-32; s_ij is agreed on by i and j (X25519), b_i is 
 Every client's b_i and key are shared out among all (Shamir, any ``threshold`` of them suffice): of who answered b_i is
 recovered, of who dropped out the key, never both of one client. All secrets are fresh in every round.
 
+Who deals shares commits to b_i and to every share. So shares that do not fit name who lied: the helper, where a share is
+another than was dealt; the dealer, where shares that fit give another secret than promised.
+
 Primitives are the libraries' (cryptography, PyCryptodome); this file only arranges them.
 """
 
@@ -31,8 +34,11 @@ if TYPE_CHECKING:  # optional: imported where it is used
 
 STEP_BITS = 32  # x_i counts steps of 2^-32: n w |S| must stay below 2^31
 INSTALL = "needs the libraries of h2tune[secure]: pip install 'h2tune[secure]'"
-SEED = 16  # bytes of a secret that is shared out
+SEED = 16  # bytes of a secret that is shared out, and of a commitment
+SEALED = 3 * SEED  # bytes of two encrypted shares with their seal
 Shares = dict[str, str]  # for each client, hexadecimal
+Publics = tuple[str, str, str]
+"""Of one client: keys for masks and for the channel to others, and the commitment to its own secret b_i, hexadecimal."""
 
 
 class SecureError(ClientError, ValueError):
@@ -73,6 +79,11 @@ def _derive(secret: bytes, purpose: bytes) -> bytes:
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
     return HKDF(SHA256(), 32, None, b"h2tune " + purpose).derive(secret)
+
+
+def committed(secret: bytes) -> bytes:
+    """What binds who publishes it to a secret, and tells nothing of it."""
+    return _derive(secret, b"commitment")[:SEED]
 
 
 class _Key:
@@ -139,16 +150,16 @@ class ClientSecrets:
         self._held: dict[str, tuple[bytes, bytes]] = {}
         self._revealed: list[str] | None = None
 
-    def publics(self) -> tuple[str, str]:
-        """Public keys for masks and for the channel to others."""
-        return self._mask.public.hex(), self._channel.public.hex()
+    def publics(self) -> Publics:
+        """What all may know of this client in this round."""
+        return self._mask.public.hex(), self._channel.public.hex(), committed(self._own).hex()
 
-    def share_out(self, publics: dict[str, tuple[str, str]]) -> Shares:
-        """Shares of this client's two secrets, for each other client encrypted to it."""
+    def share_out(self, publics: dict[str, Publics]) -> Shares:
+        """Shares of this client's two secrets, for each other client encrypted to it, with a commitment to each."""
         if self.members or len(publics) < self.threshold or self.name not in publics:
             raise SecureError(f"{self.name} is asked to share its secrets with {len(publics)} clients, or twice")
         try:
-            self.members = {n: (bytes.fromhex(m), bytes.fromhex(c)) for n, (m, c) in publics.items()}
+            self.members = {n: (bytes.fromhex(m), bytes.fromhex(c)) for n, (m, c, _) in publics.items()}
         except ValueError:
             raise SecureError(f"{self.name} is sent invalid public keys") from None
         places, found = sorted(self.members), {}
@@ -158,7 +169,7 @@ class ClientSecrets:
                 self._held[other] = (keys[place], owns[place])
             else:
                 sealed = self._cipher(self.name, other).encrypt(bytes(12), keys[place] + owns[place], None)
-                found[other] = sealed.hex()
+                found[other] = (sealed + committed(keys[place]) + committed(owns[place])).hex()
         return found
 
     def mask(self, values: np.ndarray, sealed: Shares) -> np.ndarray:
@@ -169,10 +180,13 @@ class ClientSecrets:
             raise SecureError(f"{self.name} is asked to mask its core for {len(sealed) + 1} clients")
         for other, text in sealed.items():
             try:
-                opened = self._cipher(other, self.name).decrypt(bytes(12), bytes.fromhex(text), None)
+                sealed_shares, promised = _opened(text)
+                opened = self._cipher(other, self.name).decrypt(bytes(12), sealed_shares, None)
             except (InvalidTag, ValueError):
                 raise SecureError(f"the shares of {other} for {self.name} were tampered with") from None
             self._held[other] = (opened[:SEED], opened[SEED:])
+            if tuple(map(committed, self._held[other])) != promised:
+                raise SecureError(f"the shares of {other} for {self.name} are others than {other} promised")
         masked: np.ndarray = values + stream(self._own, len(values))
         for other in sealed:
             masked += sign(self.name, other) * stream(self._pair(other), len(values))
@@ -200,6 +214,12 @@ class ClientSecrets:
         return ChaCha20Poly1305(_derive(self._channel.agree(self.members[other][1]), purpose))
 
 
+def _opened(text: str) -> tuple[bytes, tuple[bytes, bytes]]:
+    """Of what `ClientSecrets.share_out` says for one client: the encrypted shares, and the commitments to both."""
+    data = bytes.fromhex(text)
+    return data[:SEALED], (data[SEALED : SEALED + SEED], data[SEALED + SEED :])
+
+
 def sign(name: str, other: str) -> np.uint64:
     """+1 or -1 modulo 2^64: with it the masks of a pair cancel."""
     return np.uint64(1) if other > name else np.uint64(2**64 - 1)
@@ -210,13 +230,18 @@ class MaskedSum:
 
     Args:
         length: numbers in a vector.
-        publics: every participant's public keys.
+        publics: what every participant has published.
+        dealt: by dealer, what its `ClientSecrets.share_out` gave; the clients whose masks are in the sums.
         context: as the clients'.
+
+    Attributes:
+        liars: clients whose shares do not fit what was promised, with what is wrong.
     """
 
-    def __init__(self, length: int, publics: dict[str, tuple[str, str]], context: bytes) -> None:
-        self.total, self.publics, self.context = np.zeros(length, np.uint64), publics, context
+    def __init__(self, length: int, publics: dict[str, Publics], dealt: dict[str, Shares], context: bytes) -> None:
+        self.total, self.publics, self.dealt, self.context = np.zeros(length, np.uint64), publics, dealt, context
         self.answered: list[str] = []
+        self.liars: dict[str, str] = {}
 
     def add(self, name: str, masked: np.ndarray) -> None:
         if name in self.answered or masked.shape != self.total.shape:
@@ -224,28 +249,45 @@ class MaskedSum:
         self.total = self.total + masked
         self.answered.append(name)
 
-    def unmask(self, members: list[str], revealed: dict[str, dict[str, str]], threshold: int) -> np.ndarray:
+    def unmask(self, revealed: dict[str, Shares], threshold: int) -> np.ndarray:
         """The sum of x_i over who answered.
 
         Args:
-            members: clients whose masks are in the sums: those that were told of each other.
             revealed: by client, what `ClientSecrets.reveal` gave.
 
         Raises:
-            SecureError: if fewer than ``threshold`` clients have helped.
+            SecureError: if fewer than ``threshold`` clients have helped, or a dealer has lied.
         """
-        if len(revealed) < threshold:
-            raise SecureError(f"only {len(revealed)} clients helped to reveal the sum; it takes {threshold}")
-        places = {name: place for place, name in enumerate(sorted(self.publics))}
+        honest = {name: shares for name, shares in revealed.items() if self._fits(name, shares)}
+        if len(honest) < threshold:
+            raise SecureError(f"only {len(honest)} clients helped to reveal the sum; it takes {threshold}")
+        secrets = {dealer: self._secret(dealer, honest, threshold) for dealer in self.dealt}
+        if wrong := [dealer for dealer, secret in secrets.items() if not self._promised(dealer, secret)]:
+            self.liars |= dict.fromkeys(wrong, "the shares of its secret do not give the secret that it promised")
+            raise SecureError(f"the secrets of {', '.join(wrong)} cannot be recovered")
         total = self.total.copy()
-        for name in members:
-            shares = {places[n]: bytes.fromhex(found[name]) for n, found in list(revealed.items())[:threshold]}
-            secret = _join(shares)
-            if name in self.answered:
-                total -= stream(secret, len(total))
-            else:
-                total -= self._left_over(name, _Key(secret))
+        for name, secret in secrets.items():
+            total -= stream(secret, len(total)) if name in self.answered else self._left_over(name, _Key(secret))
         return total
+
+    def _fits(self, helper: str, shares: Shares) -> bool:
+        """Whether a helper gives the shares that it was dealt."""
+        for dealer in self.dealt.keys() - {helper}:
+            promised = _opened(self.dealt[dealer][helper])[1]
+            if committed(bytes.fromhex(shares[dealer])) != promised[dealer in self.answered]:
+                self.liars[helper] = f"its share of a secret of {dealer} is another than {dealer} gave it"
+                return False
+        return True
+
+    def _secret(self, dealer: str, honest: dict[str, Shares], threshold: int) -> bytes:
+        """A dealer's secret from shares that fit; its own share, to which nobody is bound, only where it is needed."""
+        places = {name: place for place, name in enumerate(sorted(self.publics))}
+        helpers = sorted(honest, key=lambda name: name == dealer)[:threshold]
+        return _join({places[name]: bytes.fromhex(honest[name][dealer]) for name in helpers})
+
+    def _promised(self, dealer: str, secret: bytes) -> bool:
+        mask, _, own = self.publics[dealer]
+        return committed(secret).hex() == own if dealer in self.answered else _Key(secret).public.hex() == mask
 
     def _left_over(self, gone: str, key: _Key) -> np.ndarray:
         """The masks that the others have in common with a client that dropped out."""

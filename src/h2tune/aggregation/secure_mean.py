@@ -2,7 +2,8 @@
 
 A client sends w_i S_i as whole numbers under masks, over all entries of the core: zeros where it covers nothing, so that
 every vector has one length. Which entries a client covers, and its weight, the server knows anyway; from them and the
-revealed sum follows the mean ``sum w C S / sum w C``.
+revealed sum follows the mean ``sum w C S / sum w C``. C holds only entries that `LEAST` clients of the round cover: of
+others the sum would say what one or two hold.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from h2tune.aggregation.secret_sharing import (
     STEP_BITS,
     ClientSecrets,
     MaskedSum,
+    Publics,
     SecureError,
+    Shares,
     context_of,
     from_steps,
     to_steps,
@@ -27,6 +30,7 @@ from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Ask
 
+LEAST = 3  # clients of a sum: of two each knows the other's part from it
 LARGEST_MEAN = 1e5  # of an entry: cores have entries near 1
 # A sum that was revealed with false shares fills its range evenly: nearly every time some entry lies above a sixteenth of it.
 LARGEST_SUM = 2.0 ** (63 - STEP_BITS) / 16
@@ -42,12 +46,16 @@ class SecureMean(Aggregator):
     def start(self, before: Tensor, covers: Mapping[str, Tensor]) -> None:
         self.before, self.covers, self.mean = before, covers, before
         self.weight = torch.zeros(before.shape, dtype=torch.float64)
+        self.company = torch.zeros(before.shape, dtype=torch.int64)
 
     def wrap(self, ask: Ask) -> Ask:
         return SecureAsk(ask, self, self.threshold)
 
-    def expect(self, publics: dict[str, tuple[str, str]], context: bytes) -> None:
-        self.sum = MaskedSum(self.before.numel(), publics, context)
+    def expect(self, publics: dict[str, Publics], dealt: dict[str, Shares], context: bytes) -> None:
+        self.sum = MaskedSum(self.before.numel(), publics, dealt, context)
+
+    def liars(self) -> dict[str, str]:
+        return self.sum.liars
 
     def add(self, client: str, tensors: Mapping[str, Tensor], weight: int) -> None:
         found = tensors.get("masked")
@@ -58,16 +66,23 @@ class SecureMean(Aggregator):
         except ValueError as error:
             raise ProtocolError(f"the update of {client} is refused: {error}") from None
         self.weight += weight * self.covers[client].double()
+        self.company += self.covers[client]
 
     def fold(self, client: str, core: Tensor, coverage: Tensor, weight: int) -> None:
         raise TypeError("single updates cannot be read under secure aggregation")
 
-    def reveal(self, members: list[str], revealed: dict[str, dict[str, str]]) -> None:
+    def check_company(self) -> None:
+        if ((self.company > 0) & (self.company < LEAST)).any():
+            raise ValueError(
+                f"fewer than {LEAST} clients are left that cover some entries of the core; no sum was asked for"
+            )
+
+    def reveal(self, revealed: dict[str, Shares]) -> None:
         """``sum w C S / sum w C``; entries that nobody covers keep their value."""
-        total = from_steps(self.sum.unmask(members, revealed, self.threshold), self.before.shape)
+        total = from_steps(self.sum.unmask(revealed, self.threshold), self.before.shape)
         mean = total / self.weight.clamp_min(1)
         if float(mean.abs().max()) > LARGEST_MEAN or float(total.abs().max()) > LARGEST_SUM:
-            raise ValueError("implausible sum: a client sent invalid shares")
+            raise ValueError("implausible sum: what a client sent is no core under its masks")
         self.mean = torch.where(self.weight > 0, mean, self.before.double()).to(self.before.dtype)
 
     def result(self, excluded: int = 0) -> Tensor:
@@ -85,6 +100,7 @@ class SecureClient:
     def __init__(self, name: str, threshold: int | None, rank: int) -> None:
         self.name, self.threshold, self.rank = name, threshold, rank
         self.secrets: ClientSecrets | None = None
+        self.helped = 0  # the last round whose sum it helped to reveal
         self.sealed: dict[str, str] | None = None
 
     @property
@@ -96,16 +112,20 @@ class SecureClient:
         """Fresh public keys."""
         if self.threshold is None:
             raise SecureError("secure aggregation was not agreed on")
+        if round <= self.helped:
+            raise SecureError(
+                f"the sum of round {self.helped} has been revealed: another of round {round} could give one away"
+            )
         self.secrets, self.sealed = ClientSecrets(self.name, self.threshold, context_of(run, round)), None
-        mask, channel = self.secrets.publics()
-        return Payload(meta={"mask": mask, "channel": channel})
+        mask, channel, own = self.secrets.publics()
+        return Payload(meta={"mask": mask, "channel": channel, "own": own})
 
     def shares(self, payload: Payload) -> Payload:
         """This client's secrets, shared out and encrypted to each other client."""
         found = payload.said("publics", dict[str, list[str]])
-        if any(len(keys) != 2 for keys in found.values()):
+        if any(len(keys) != 3 for keys in found.values()):
             raise ProtocolError("the server's public keys cannot be read")
-        publics = {name: (keys[0], keys[1]) for name, keys in found.items()}
+        publics = {name: (keys[0], keys[1], keys[2]) for name, keys in found.items()}
         return Payload(meta={"shares": self._own().share_out(publics)})
 
     def take(self, payload: Payload) -> None:
@@ -127,9 +147,11 @@ class SecureClient:
         masked = self.secrets.mask(to_steps(whole, weight), sealed)
         return {"masked": torch.from_numpy(masked.view("int64"))}
 
-    def unmask(self, payload: Payload) -> Payload:
+    def unmask(self, round: int, payload: Payload) -> Payload:
         """The shares that take the masks off the sum of the clients that answered."""
-        return Payload(meta={"shares": self._own().reveal(payload.said("answered", list[str]))})
+        shares = self._own().reveal(payload.said("answered", list[str]))
+        self.helped = round
+        return Payload(meta={"shares": shares})
 
     def _own(self) -> ClientSecrets:
         if self.secrets is None:

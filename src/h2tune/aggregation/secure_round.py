@@ -6,6 +6,8 @@ shares    every client shares its two secrets out, encrypted to each other clien
 unmask    clients that are still there give the shares that take the masks off the sum
 
 A client that is gone before `shares` ends is not in the sum; one that goes later is taken out of it by the others' shares.
+A round of which a sum has been asked for is never held again: the difference of two sums over nearly the same clients
+would be a core.
 """
 
 from __future__ import annotations
@@ -14,23 +16,30 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from h2tune.aggregation.secret_sharing import SecureError, check_public, context_of
+from h2tune.aggregation.secret_sharing import SEALED, SEED, Publics, SecureError, Shares, check_public, context_of
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Ask, QuorumMissed, Reply, payload_of
 
-KEY_HEX, SHARE_HEX, SEALED_HEX = 64, 32, 96  # characters of a key, a share, two encrypted shares with their seal
+KEY_HEX, SHARE_HEX = 64, 2 * SEED  # characters of a key, and of a share or a commitment
+DEALT_HEX = 2 * (SEALED + 2 * SEED)  # two encrypted shares with their seal, and a commitment to each
 MASKED = "train"  # the action whose answers are masked
 
 
 class Sums(Protocol):
     """What takes masked updates in, and gives their sum."""
 
-    def expect(self, publics: dict[str, tuple[str, str]], context: bytes) -> None:
-        """Updates under masks of these clients' public keys will follow."""
+    def expect(self, publics: dict[str, Publics], dealt: dict[str, Shares], context: bytes) -> None:
+        """Updates of the clients that have dealt shares will follow."""
 
-    def reveal(self, members: list[str], revealed: dict[str, dict[str, str]]) -> None:
+    def check_company(self) -> None:
+        """Raise ValueError if the sum over who has answered would give single values away."""
+
+    def reveal(self, revealed: dict[str, Shares]) -> None:
         """Take the masks off. Raises ValueError if that cannot be done."""
+
+    def liars(self) -> dict[str, str]:
+        """Clients that have broken the protocol in `reveal`, with what they did."""
 
 
 class SecureAsk:
@@ -44,6 +53,7 @@ class SecureAsk:
         self.ask, self.sums, self.threshold = ask, sums, threshold
         self.run, self.round = ask.run, ask.round
         self.exclude, self.takes_part, self.excluded = ask.exclude, ask.takes_part, ask.excluded
+        self.hold_once = ask.hold_once
 
     def __call__(
         self,
@@ -55,31 +65,40 @@ class SecureAsk:
     ) -> dict[str, Any]:
         if kind != MASKED:
             return self.ask(kind, payloads, read, again=again)
-        publics, sealed = self._agree(list(payloads))
-        self.sums.expect(publics, context_of(self.run, self.round))
-        members = sorted(sealed)
+        publics, dealt = self._agree(list(payloads))
+        self.sums.expect(publics, dealt, context_of(self.run, self.round))
+        members = sorted(dealt)
         # Nobody is asked again: a client that restarts has lost its secrets, and takes part in the next round.
-        requests = {n: _with_shares(payloads[n], {m: sealed[m][n] for m in members if m != n}) for n in members}
+        requests = {n: _with_shares(payloads[n], {m: dealt[m][n] for m in members if m != n}) for n in members}
         found = self.ask(kind, requests, read, again=False)
         self._enough(len(found), "are left")
+        self._or_missed(self.sums.check_company)
+        self.hold_once()
         answered = Payload(meta={"answered": list(found)})
         revealed = self.ask("unmask", dict.fromkeys(found, answered), _reader(members, SHARE_HEX), again=False)
         try:
-            self.sums.reveal(members, revealed)
-        except ValueError as error:
-            raise QuorumMissed(str(error)) from None
+            self._or_missed(lambda: self.sums.reveal(revealed))
+        finally:
+            for name, reason in self.sums.liars().items():
+                self.exclude(name, reason)
         return found
 
-    def _agree(self, names: list[str]) -> tuple[dict[str, tuple[str, str]], dict[str, dict[str, str]]]:
-        """Public keys, and the encrypted shares of each client for each other."""
+    def _or_missed(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except ValueError as error:
+            raise QuorumMissed(str(error)) from None
+
+    def _agree(self, names: list[str]) -> tuple[dict[str, Publics], dict[str, Shares]]:
+        """Public keys, and what each client deals to each other."""
         publics = self.ask("keys", dict.fromkeys(names, Payload()), _keys, again=False)
         self._enough(len(publics), "made keys")
         told = Payload(meta={"publics": {name: list(keys) for name, keys in publics.items()}})
-        sealed = self.ask(
-            "shares", dict.fromkeys(publics, told), _reader(list(publics), SEALED_HEX, own=False), again=False
+        dealt = self.ask(
+            "shares", dict.fromkeys(publics, told), _reader(list(publics), DEALT_HEX, own=False), again=False
         )
-        self._enough(len(sealed), "shared their secrets out")
-        return publics, sealed
+        self._enough(len(dealt), "shared their secrets out")
+        return publics, dealt
 
     def _enough(self, count: int, did: str) -> None:
         if count < self.threshold:
@@ -90,7 +109,7 @@ def _with_shares(payload: Payload, sealed: dict[str, str]) -> Payload:
     return Payload(payload.tensors, payload.meta | {"sealed": sealed}, payload.texts)
 
 
-def _keys(reply: Reply) -> tuple[str, str]:
+def _keys(reply: Reply) -> Publics:
     """Public keys with which others can agree; an invalid one would make every honest client give up."""
     meta = reply.payload.meta
     keys = _hex(meta.get("mask"), KEY_HEX), _hex(meta.get("channel"), KEY_HEX)
@@ -99,7 +118,7 @@ def _keys(reply: Reply) -> tuple[str, str]:
             check_public(bytes.fromhex(key))
     except SecureError as error:
         raise ProtocolError(str(error)) from None
-    return keys
+    return *keys, _hex(meta.get("own"), SHARE_HEX)
 
 
 def _reader(names: list[str], length: int, own: bool = True) -> Callable[[Reply], dict[str, str]]:
@@ -117,5 +136,5 @@ def _reader(names: list[str], length: int, own: bool = True) -> Callable[[Reply]
 
 def _hex(value: Any, length: int) -> str:
     if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{length}}}", value):
-        raise ProtocolError("its keys or shares are not hexadecimal of the right length")
+        raise ProtocolError("its keys or shares are not as this version of h2tune writes them")
     return value

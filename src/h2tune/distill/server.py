@@ -223,6 +223,9 @@ class _Listening:
 
         return self.ask(kind, added, both, again=again)
 
+    def hold_once(self) -> None:
+        self.ask.hold_once()
+
     def exclude(self, name: str, reason: str) -> None:
         self.ask.exclude(name, reason)
 

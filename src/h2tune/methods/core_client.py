@@ -61,7 +61,7 @@ class CoreClient(AdapterClient):
     def _arrived(self, payload: Payload) -> tuple[Tensor, Tensor]:
         """The server's core and its coverage; what is sent next is told relative to it."""
         core, coverage = unpack_core(payload.tensors, self.shape, self.core.rank)
-        self.sent.receive(core)
+        self.sent.receive(core, coverage)
         return core, coverage
 
     def receive_what_fits(self, payload: Payload, among: Sequence[int]) -> None:
@@ -107,7 +107,7 @@ class CoreClient(AdapterClient):
         return self.secure.shares(payload)
 
     def unmask(self, round: int, payload: Payload) -> Payload:
-        return self.secure.unmask(payload)
+        return self.secure.unmask(round, payload)
 
     # ---- what is kept over a restart, and shown
 

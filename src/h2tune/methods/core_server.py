@@ -19,7 +19,7 @@ from h2tune.aggregation.private import INSTALL, Private, epsilon, has_accountant
 from h2tune.aggregation.robust import SUBSETS, Robust, Rule, rule_of
 from h2tune.aggregation.secret_sharing import INSTALL as INSTALL_SECURE
 from h2tune.aggregation.secret_sharing import is_available
-from h2tune.aggregation.secure_mean import SecureMean
+from h2tune.aggregation.secure_mean import LEAST, SecureMean
 from h2tune.config import Experiment, Wire
 from h2tune.core.client_core import CoreShape
 from h2tune.core.compress import Code, decode_update
@@ -32,7 +32,6 @@ from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Ask, Reply
 
 DOWNLOADS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LEAST = 3  # clients of a secure sum: of two each knows the other's core from the sum
 
 
 def code_of(experiment: Experiment) -> Code | None:
@@ -112,6 +111,7 @@ def _against_secrecy(experiment: Experiment, settings: CoreSettings) -> list[str
     found = {
         f"needs {LEAST} clients in a round, there are {count}: from a sum of two each knows the other's": count
         < LEAST,
+        f"threshold {threshold} is below {LEAST}: from a sum of two each knows the other's": threshold < LEAST,
         f"threshold {threshold} can never be met by {count} clients": threshold > count,
         f"threshold {threshold} must be more than half of {count} clients": 2 * threshold <= count,
         "needs aggregate: mean (other rules must see every update)": settings.aggregate != "mean",
@@ -152,6 +152,7 @@ class CoreServer(OneExchange):
         self.fits: dict[str, bool] = {}
         self.spent: list[float] = []
         self.excluded = 0
+        self.selected: list[str] = []  # clients of the round that is under way
 
     def _aggregator(self) -> Aggregator:
         """The one place where it is decided how updates are combined."""
@@ -196,13 +197,42 @@ class CoreServer(OneExchange):
         reads = (start(self.shape.depth, self.blocks[client]) > 0).any(1)
         return self.reached(client) & reads[:, None, None, None]
 
+    def in_company(self) -> Tensor:
+        """Entries that can be combined; under secure aggregation those that enough clients cover.
+
+        Of the clients of a round under way, or else of all.
+        """
+        if not self.least:
+            return self.shape.zeros() == 0
+        among = self.selected or list(self.ranks)
+        return sum((self.covers(name).int() for name in among), self.shape.zeros()) >= LEAST
+
+    def check_company(self) -> None:
+        """Raise MethodError if there is nothing that could be combined."""
+        if not self.in_company().any():
+            raise MethodError(
+                f"secure_aggregation: no entry of the core is covered by {LEAST} clients, so there is nothing to sum;"
+                " it takes more clients of like models (depth, slots)"
+            )
+
+    def company_in_words(self) -> str:
+        """Under secure aggregation, what share of the core is combined; else empty."""
+        if not self.least:
+            return ""
+        covered = sum((self.covers(name).int() for name in self.ranks), self.shape.zeros()) > 0
+        share = float(self.in_company().sum() / covered.sum())
+        rest = "" if share == 1 else "; clients keep the rest to themselves"
+        return f"{share:.0%} of the core's entries are covered by {LEAST} clients and summed{rest}"
+
     def download(self, client: str) -> Payload:
         return Payload(self.pack(self.S, client))
 
     def pack(self, core: Tensor, client: str) -> dict[str, Tensor]:
         """The part of a core that a client reads."""
         r, width = self.ranks[client], DOWNLOADS[self.experiment.wire.download]
-        return pack_core(core[..., :r, :r], self.reached(client)[..., :r, :r], masked=False, dtype=width)
+        coverage = (self.reached(client) & self.in_company())[..., :r, :r]
+        whole = coverage.flatten(2).any(-1)[..., None, None] == coverage
+        return pack_core(core[..., :r, :r], coverage, masked=not bool(whole.all()), dtype=width)
 
     def run_round(self, ask: Ask, number: int, selected: list[str]) -> None:
         self.start_round(number, selected)
@@ -212,7 +242,9 @@ class CoreServer(OneExchange):
         self.finish_round()
 
     def start_round(self, number: int, selected: list[str]) -> None:
-        self.aggregator.start(self.S, {name: self.covers(name) for name in selected})
+        self.selected = selected
+        company = self.in_company()
+        self.aggregator.start(self.S, {name: self.covers(name) & company for name in selected})
 
     def add(self, reply: Reply) -> None:
         self.aggregator.add(reply.client, reply.payload.tensors, self.weight(reply))
@@ -233,7 +265,7 @@ class CoreServer(OneExchange):
     def finish_round(self) -> None:
         self.S = self.aggregator.result(self.excluded)
         self.spent += self.aggregator.spent
-        self.aggregator.spent = []
+        self.aggregator.spent, self.selected = [], []
 
     def notices(self) -> list[str]:
         told, self.aggregator.notices = self.aggregator.notices, []

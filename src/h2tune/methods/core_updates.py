@@ -2,7 +2,8 @@
 
 A client sends S itself, or, where ``wire`` asks for smaller messages, the update S_i - S in the code of
 `h2tune.core.compress`, with what the code lost in earlier rounds added; where ``privacy`` is asked for the update is
-clipped before; under secure aggregation all that leaves is masked.
+clipped before; under secure aggregation all that leaves is masked, and holds only entries that the server has sent: those
+that enough clients cover.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ class CoreUpdates:
         self.code, self.secure, self.weight = code_of(experiment), secure, weight
         self.clip = experiment.privacy.clip if experiment.privacy else None
         self.received, self.lost = torch.zeros(core.shape), torch.zeros(core.shape)
+        self.reached = torch.zeros(core.shape, dtype=torch.bool)
 
-    def receive(self, core: Tensor) -> None:
-        """Remember the server's S as it arrived: updates start there."""
-        self.received = core.detach().cpu().clone()
+    def receive(self, core: Tensor, coverage: Tensor) -> None:
+        """Remember the server's S as it arrived, and of which entries it has one: updates start there."""
+        self.received, self.reached = core.detach().cpu().clone(), coverage.cpu()
 
     def pack(self, core: Tensor, coverage: Tensor, *, masked: bool) -> dict[str, Tensor]:
         """Tensors to send; once per round, since what the code loses is remembered."""
         if self.secure.agreed:
-            return self.secure.mask(core, coverage, self.weight)
+            return self.secure.mask(core, coverage.cpu() & self.reached, self.weight)
         if self.code is None:
             return pack_core(core, coverage, masked=masked)
         update = core.detach().cpu() - self.received + self.lost
@@ -63,8 +65,16 @@ def leaves(experiment: Experiment | None, what: str) -> list[Sent]:
     if experiment is None or experiment.secure_threshold is None:
         return [Sent("train", ("values", "pairs", "mask", "scales", "sent", "indices"), what)]
     return [
-        Sent("keys", ("mask", "channel"), "fresh public keys for secure aggregation"),
-        Sent("shares", ("shares",), "shares of this client's secrets, encrypted to the other clients"),
+        Sent(
+            "keys",
+            ("mask", "channel", "own"),
+            "fresh public keys for secure aggregation, and a commitment to a fresh secret",
+        ),
+        Sent(
+            "shares",
+            ("shares",),
+            "shares of this client's secrets, encrypted to the other clients, and commitments to them",
+        ),
         Sent("train", ("masked",), f"{what}, under masks: the server can read only the sum over the clients"),
         Sent("unmask", ("shares",), "shares that take the masks off the sum, and off nothing else"),
     ]

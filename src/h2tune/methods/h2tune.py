@@ -282,11 +282,12 @@ class H2TuneServer(CoreServer):
             self.ranks[name], self.held[name], self.blocks[name] = meta["rank"], meta["slots"], meta["depth"]
             self.masked[name] = self.settings.mask == "entries" and meta["keep"] < 1
             self.fits[name] = self.frames.fits(payload)
+        self.check_company()
         tensors = self.frames.tensors()
         return {name: Payload(dict(tensors), self.rejoin(name).meta) for name in joined}
 
     def found(self) -> str:
-        return self.frames.found()
+        return "; ".join(text for text in (self.frames.found(), self.company_in_words()) if text)
 
     def plain_state(self) -> dict[str, Any]:
         return super().plain_state() | {"agreement": self.frames.agreement}

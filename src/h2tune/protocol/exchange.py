@@ -60,6 +60,9 @@ class Ask(Protocol):
             QuorumMissed: fewer clients answered than the quorum asks for.
         """
 
+    def hold_once(self) -> None:
+        """Write down that this round is not to be begun again; if it fails from here on, the next one follows."""
+
     def exclude(self, name: str, reason: str) -> None:
         """Exclude a client from the rest of the run."""
 
