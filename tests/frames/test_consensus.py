@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from h2tune.errors import MethodError
 from h2tune.frames import consensus as fr
 
 SEEDS = st.integers(0, 999)
@@ -82,6 +83,11 @@ def test_consensus_finds_what_all_share_in_order_of_agreement() -> None:
     torch.testing.assert_close(g.T @ g / 80, torch.eye(2), atol=1e-5, rtol=0)
     overlap = (common[:, :2].T @ g / 80**0.5).abs()
     torch.testing.assert_close(overlap, torch.eye(2), atol=1e-4, rtol=0)
+
+
+def test_anchors_that_say_too_little_for_the_rank_are_a_mistake_that_is_named() -> None:
+    with pytest.raises(MethodError, match="fewer than 9 directions: use more anchors or a smaller rank"):
+        fr.consensus([basis(60, 4, 0), basis(60, 4, 1)], 9)
 
 
 @given(SEEDS, st.integers(1, 5))

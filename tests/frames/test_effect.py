@@ -10,7 +10,10 @@ import pytest
 import torch
 from federations import build, equal, outcome, small
 from model_folders import ROWS, TASKS, model_folder, write_rows
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import BPE
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from h2tune import federation
 from h2tune.client import Client
@@ -138,13 +141,6 @@ def _misfits(server: EffectServer, payload: Payload) -> dict[str, str]:
     return server.misfits({"c0": introduction}, {"c0": payload})
 
 
-def test_words_are_one_token_after_a_space() -> None:
-    def tokenizer(texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[len(text)] if len(text) < 5 else [1, 2] for text in texts]}
-
-    assert single_tokens(tokenizer, ["the", "houses"]).tolist() == [4, -1]
-
-
 def test_a_step_has_its_length_at_each_depth() -> None:
     core = torch.nn.Parameter(torch.zeros(2, 1, 3, 3))
     optimiser = NormalisedGradient([core], lr=0.1, momentum=0.5)
@@ -239,7 +235,9 @@ def test_an_encoder_keeps_to_its_private_part_and_is_no_part_of_what_the_others_
     server, clients = build(beside_an_encoder(tmp_path / "data", True), tmp_path / "three")
     server.open()
     assert server.method.frames.agreement == alone.method.frames.agreement
-    assert "models with a classification head predict no words and share nothing: head" in server.method.found()
+    assert "among their tokens) share nothing: head" in server.method.found()
+    setup = {name: member.setup_bytes["down"] for name, member in server.members.items()}
+    assert setup["head"] < 4000 < min(setup["c0"], setup["c1"])  # it gets no frames, of which it has no use
     head = clients["head"].method
     before = {key: value for key, value in head.state().items() if key.startswith("adapter.")}
     server.one_round()
@@ -249,6 +247,37 @@ def test_an_encoder_keeps_to_its_private_part_and_is_no_part_of_what_the_others_
     after = head.state()
     moved = [key for key, value in before.items() if key.endswith((".A", ".B")) and not torch.equal(value, after[key])]
     assert moved  # its private LoRA has learnt in every round
+
+
+@pytest.mark.parametrize("alternation", ["step", "rounds"])
+def test_the_schedule_of_a_client_that_covers_nothing_is_the_same_after_a_restart(
+    alternation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speechless(monkeypatch, "c1")
+    training = {"steps": 4, "batch_size": 2, "schedule": "linear", "warmup": 0}
+    method = {"name": "h2tune", "frames": "effect", "alternation": alternation}
+    config = small(rounds=3, method=method, training=training)
+    server, clients = build(config, tmp_path / "run")
+    server.open()
+    server.one_round()
+    live = clients["c1"].method
+    again = build(config, tmp_path / "again")[1]["c1"].method
+    again.join(fresh=False)
+    again.welcome(server.method.rejoin("c1"), fresh=False)
+    again.load_state(live.state())
+    rates = [m.groups["specific"].optimiser.param_groups[0]["lr"] for m in (live, again)]
+    assert rates[0] == rates[1] > 0
+
+
+@pytest.mark.parametrize("prepends", [False, True])
+def test_a_word_is_one_token_also_where_a_tokenizer_writes_a_space_before_a_text(prepends: bool) -> None:
+    """Tokenizers of Mistral and Phi-3 put a space before the text's own: at its start no word would be one token."""
+    vocabulary = {"<unk>": 0, "▁": 1, "a": 2, "b": 3, "▁a": 4, "▁ab": 5}
+    made = Tokenizer(BPE(vocabulary, [("▁", "a"), ("▁a", "b")], unk_token="<unk>"))
+    steps = [normalizers.Prepend("▁")] if prepends else []
+    made.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    assert single_tokens(tokenizer, ["ab", "ba", "a"]).tolist() == [5, -1, 4]
 
 
 def speechless(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

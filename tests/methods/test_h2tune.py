@@ -10,6 +10,7 @@ import torch
 from federations import build, small
 
 from h2tune.methods.h2tune import H2TuneClient
+from h2tune.protocol.codec import Payload
 
 
 def client_of(tmp_path: Path, **method: Any) -> tuple[Any, H2TuneClient]:
@@ -147,6 +148,23 @@ def test_a_client_that_chooses_runs_to_the_end(name: str, alternation: str, tmp_
     server.run()
     assert all(torch.isfinite(client.method.core.S).all() for client in clients.values())
     assert all(member.final for member in server.members.values())
+
+
+@pytest.mark.parametrize("harms", [True, False])
+def test_without_averaging_a_client_may_leave_its_own_core_out_as_it_may_with_it(
+    harms: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"name": "h2tune-unshared", "accept": "validation", "alternation": "step"}
+    server, clients = build(small(clients=2, rounds=2, method=method), tmp_path / "run")
+    server.open()
+    server.one_round()
+    client = clients["c0"].method
+    kept, context = client.core.S.detach().clone(), client.context
+    assert kept.any()
+    monkeypatch.setattr(context, "validation_loss", lambda among: float(client.core.S.any()) * (1 if harms else -1))
+    context.round = 2
+    client.download(2, Payload())
+    assert torch.equal(client.core.S, torch.zeros_like(kept) if harms else kept)
 
 
 @pytest.mark.parametrize("trained", [True, False])

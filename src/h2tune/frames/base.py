@@ -147,6 +147,10 @@ class ServerFrames:
         """How well the clients' models fit together, in words; empty if that is not known."""
         return ""
 
+    def tensors_for(self, payload: Payload) -> dict[str, Tensor]:
+        """What a client with this introduction needs of them."""
+        return self.tensors()
+
     def tensors(self) -> dict[str, Tensor]:
         """What every client is sent when it joins, and what is kept of the frames."""
         return {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from h2tune.core.least_squares import least_squares
+from h2tune.errors import MethodError
 
 HELD_OUT = 5  # every fifth row is held out where a choice or a figure is made
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -79,12 +80,12 @@ def consensus(bases: Sequence[Tensor], rank: int) -> Tensor:
     """G, n x rank: the leading left singular vectors of [U_1 ... U_N], scaled to unit variance, by agreement.
 
     Raises:
-        ValueError: if the bases hold fewer than ``rank`` directions.
+        MethodError: if the bases hold fewer than ``rank`` directions.
     """
     stacked = torch.cat([u.double() for u in bases], dim=1)
     values, vectors = torch.linalg.eigh(stacked.T @ stacked)
     if stacked.shape[1] < rank or values[-rank] <= 1e-9:
-        raise ValueError(f"The anchors span fewer than {rank} directions: use more anchors or a smaller rank.")
+        raise MethodError(f"The anchors span fewer than {rank} directions: use more anchors or a smaller rank.")
     g = stacked @ (vectors[:, -rank:] * values[-rank:].rsqrt()).flip(1)
     # Signs are fixed so that the same anchors give the same frames on every machine.
     g = g * torch.where(g.abs().argmax(0).eq(torch.arange(g.shape[0])[:, None]), g.sign(), 0).sum(0)

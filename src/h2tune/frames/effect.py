@@ -195,7 +195,8 @@ class EffectServer(AnchorServer):
                 f"the vocabularies have {said['common']:,} words in common, too few to share a core; all stay private"
             )
         alone = (
-            f"; models with a classification head predict no words and share nothing: {', '.join(self.silent)}"
+            "; models that predict no words (with a classification head, or without the common ones among their tokens)"
+            f" share nothing: {', '.join(self.silent)}"
             if self.silent
             else ""
         )
@@ -208,6 +209,9 @@ class EffectServer(AnchorServer):
         if self.common is None:
             return super().tensors()
         return super().tensors() | {_COMMON: self.common.half(), _SHARED: self.shared.to(torch.uint8)}
+
+    def tensors_for(self, payload: Payload) -> dict[str, Tensor]:
+        return self.tensors() if _unpacked(payload.meta["words"]).any() else {}
 
     def load(self, tensors: dict[str, Tensor], shape: CoreShape, agreement: dict[str, Any] | None) -> None:
         super().load(_without_words(tensors), shape, agreement)
@@ -285,7 +289,7 @@ class EffectKind(FrameKind):
         most, words = settings.directions * experiment.rank, len(common_words())
         up = 2 * shape.anchor_words * shape.blocks * sum(min(most, size) for size in sizes) + words * (2 * most + 1)
         down = 2 * shape.anchor_words * experiment.rank * shape.depth * len(sizes)
-        return up if self.fits(shape) else 0, down + words * (2 * experiment.rank + 1)
+        return (up, down + words * (2 * experiment.rank + 1)) if self.fits(shape) else (0, 0)
 
 
 EFFECT = EffectKind(

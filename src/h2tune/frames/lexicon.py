@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from h2tune.core.slots import Layout, input_kind
+from h2tune.errors import MethodError
 from h2tune.frames.activations import record
 from h2tune.frames.anchor_text import anchor_batch, words
 from h2tune.tasks.prompts import Encoded
@@ -81,7 +82,7 @@ def fit_readers(
     labels = [w for text in texts for w in (*(text[a:b].lower() for a, b in words(text)[1:]), "")]
     is_term = torch.tensor([label in codes for label in labels])
     if not is_term.any():
-        raise ValueError("none of the glossary's terms occurs in the practice texts")
+        raise MethodError("none of the glossary's terms occurs in the practice texts")
     nothing = torch.zeros(len(next(iter(codes.values()))))
     target = torch.stack([codes.get(w, nothing) for w in labels])
     weight = torch.where(is_term, 1 / is_term.sum(), 1 / (~is_term).sum())[:, None]

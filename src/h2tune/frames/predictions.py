@@ -26,6 +26,7 @@ from h2tune.zoo import word_vectors
 SHIPPED = 6000  # of the word list that ships with the package, the commonest
 _MEASURED = 24  # anchors on which the effect of a block is measured
 _AT_ONCE = 8
+_BEFORE = "a"
 
 
 @cache
@@ -36,8 +37,11 @@ def common_words() -> list[str]:
 
 def single_tokens(tokenizer: Any, words: Sequence[str]) -> Tensor:
     """The token of each word as it stands within a text, after a space; -1 for a word of several tokens."""
-    ids = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
-    return torch.tensor([own[0] if len(own) == 1 else -1 for own in ids])
+    # After another word: at the start of a text some tokenizers write a space of their own.
+    before = tokenizer(_BEFORE, add_special_tokens=False)["input_ids"]
+    ids = tokenizer([f"{_BEFORE} {word}" for word in words], add_special_tokens=False)["input_ids"]
+    alone = [own[-1] if own[:-1] == before else -1 for own in ids]
+    return torch.tensor(alone)
 
 
 class Predictions:

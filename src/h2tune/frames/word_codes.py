@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from h2tune.errors import MethodError
 from h2tune.frames.anchor_text import words as spans
 
 _SMOOTH = 1e-2
@@ -43,7 +44,7 @@ class WordCodes:
 
     def __init__(self, words: list[str], vectors: Tensor, counts: Tensor, rank: int) -> None:
         if rank < 2 or vectors.shape[1] < rank - 1:
-            raise ValueError(
+            raise MethodError(
                 f"codes of rank {rank} need word vectors of {rank - 1} entries, there are {vectors.shape[1]}"
             )
         share = counts.double() / counts.sum()
@@ -94,14 +95,14 @@ class PairCodes:
     def __init__(self, words: WordCodes, rank: int) -> None:
         self.inner, self.rank, self.wide = words, rank, words.rank - 1
         if self.wide != self.room(rank):
-            raise ValueError(f"codes of pairs of rank {rank} need codes of words of rank {self.room(rank) + 1}")
+            raise MethodError(f"codes of pairs of rank {rank} need codes of words of rank {self.room(rank) + 1}")
         self.words, self.codes = words.words, words.codes
 
     @staticmethod
     def room(rank: int) -> int:
         """Entries that say what a word means, in a code of pairs."""
         if rank < 5:
-            raise ValueError(f"codes of pairs of texts need a rank of at least 5, not {rank}")
+            raise MethodError(f"codes of pairs of texts need a rank of at least 5, not {rank}")
         return (rank - 3) // 2
 
     def _weighed(self, text: str) -> list[tuple[str, int, float, Tensor]]:

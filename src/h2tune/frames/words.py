@@ -151,9 +151,11 @@ def _cores(method: FramedAdapter) -> list[tuple[int, str, Any]]:
     found = []
     for index, layer in enumerate(method.layers):
         block, module = divmod(index, len(layout.modules))
-        slot = next(s for s, ref in layout.slots.items() if ref.module == layout.modules[module])
-        if slot in core_slots(method.settings):
-            found.append((block, slot, layer))
+        held = [
+            slot for slot, ref in layout.slots.items() if ref.module == layout.modules[module]
+        ]  # of a fused map several
+        if acted_on := [slot for slot in held if slot in core_slots(method.settings)]:
+            found.append((block, acted_on[0], layer))
     return found
 
 

@@ -72,13 +72,18 @@ class CoreClient(AdapterClient):
         """
         own = self.core.S.detach().clone()
         self.receive(payload)
-        self.chosen = self.context.round
-        received = self.core.S.detach().clone()
+        self.chosen, received = self.context.round, self.core.S.detach().clone()
         if torch.equal(own, received):
             return
-        choices = {share: torch.lerp(own, received, share) for share in (1.0, 0.5, 0.0)}
-        choices[-1.0] = torch.zeros_like(own)
-        losses = {}
+        self.choose({share: torch.lerp(own, received, share) for share in (1.0, 0.5, 0.0)}, among)
+
+    def choose(self, choices: dict[float, Tensor], among: Sequence[int]) -> None:
+        """Take the core that fits the validation rows best, or none.
+
+        Args:
+            choices: cores by the share of the received one in them. among: see `receive_what_fits`.
+        """
+        choices, losses = choices | {-1.0: torch.zeros_like(self.core.S)}, {}
         for share, core in choices.items():
             self._take(core)
             losses[share] = self.context.validation_loss(among)

@@ -304,4 +304,5 @@ class CoreServer(OneExchange):
         self.blocks, self.spent, self.fits = plain["blocks"], plain["spent"], plain.get("fits", {})
 
     def rejoin(self, client: str) -> Payload:
-        return Payload(meta={"depth": self.shape.depth, "slots": list(self.shape.slots)})
+        shape = {"depth": self.shape.depth, "slots": list(self.shape.slots)}
+        return Payload(meta=shape | {"fits": self.fits.get(client, True)})

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from h2tune.config import Experiment
@@ -101,6 +102,8 @@ class H2TuneClient(FramedAdapter, CoreClient):
         self.shape = CoreShape(depth, self.context.rank, tuple(slots))
         places = nearest_relation if self.settings.relation == "nearest" else depth_relation
         relation = places(depth, self.context.layout.depth)
+        if payload.meta.get("fits") is False:  # phases and schedules go by what is covered, after a restart, too
+            relation = torch.zeros_like(relation)
         if fresh:
             relation = self.set_up(payload, relation)
         self.take_core(self.make_core(relation), acts_on=self.frames.layout.modules)
@@ -150,13 +153,21 @@ class H2TuneClient(FramedAdapter, CoreClient):
 
         Nothing is chosen anew where no core has learnt since the last choice.
         """
-        # Where nothing of a core acts on the model there is nothing to choose, and validation passes would be wasted.
-        if self.settings.accept == "always" or not self.core.relation.covered.any():
+        if not self.chooses:
             self.receive(payload)
-        elif any(self._core_learns(number) for number in range(max(1, self.chosen), round + 1)):
+        elif self.has_learnt(round):
             self.receive_what_fits(payload, self.listens)
         else:
             self.keep_own(payload)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it tests cores; where none acts on the model there is nothing to choose."""
+        return self.settings.accept == "validation" and bool(self.core.relation.covered.any())
+
+    def has_learnt(self, round: int) -> bool:
+        """Whether cores have learnt since the last choice."""
+        return any(self._core_learns(number) for number in range(max(1, self.chosen), round + 1))
 
     def _core_learns(self, round: int) -> bool:
         return any(phase != "specific" for phase in self.phases(self.steps, round))
@@ -283,8 +294,7 @@ class H2TuneServer(CoreServer):
             self.masked[name] = self.settings.mask == "entries" and meta["keep"] < 1
             self.fits[name] = self.frames.fits(payload)
         self.check_company()
-        tensors = self.frames.tensors()
-        return {name: Payload(dict(tensors), self.rejoin(name).meta) for name in joined}
+        return {name: Payload(self.frames.tensors_for(p), self.rejoin(name).meta) for name, p in joined.items()}
 
     def found(self) -> str:
         return "; ".join(text for text in (self.frames.found(), self.company_in_words()) if text)

@@ -1,6 +1,6 @@
 """H2Tune without its exchange: the same frames, phases and updates, and every client keeps its own core.
 
-Beside H2Tune it shows what averaging alone is worth.
+Beside H2Tune it shows what averaging alone is worth; so it may leave its core out where validation rows say so, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ class UnsharedClient(H2TuneClient):
         return
 
     def download(self, round: int, payload: Payload) -> None:
-        return
+        """As H2Tune chooses, without what others know: the own core or none."""
+        own = self.core.S.detach().clone()
+        if self.chooses and self.has_learnt(round) and own.any():
+            self.chosen = round
+            self.choose({0.0: own}, self.listens)
 
     def pack(self) -> dict[str, Any]:
         return {}
