@@ -13,6 +13,7 @@ from federations import small
 
 from h2tune.client import Client, LostStateError
 from h2tune.config import Experiment
+from h2tune.core.packing import pack_core
 from h2tune.core.slots import SLOTS
 from h2tune.participant.base_models import ModelPool
 from h2tune.protocol.codec import Message, Payload, ProtocolError, decode, encode
@@ -240,6 +241,20 @@ def test_colora_goes_on_with_another_pivot(damage: str, tmp_path: Path) -> None:
     server.run()
     assert "its guide" in server.members["c0"].standing
     assert server.method.pivot != "c0" and all(server.members[name].final for name in ("c1", "c2"))
+
+
+def test_an_update_of_entries_that_are_not_the_clients_excludes_its_sender(tmp_path: Path) -> None:
+    """It alone would say what the others then read there."""
+
+    def change(message: Message) -> None:
+        if message.kind == "train":
+            whole = torch.ones(server.method.S.shape)
+            message.payload.tensors = pack_core(whole, whole.bool(), masked=False)
+
+    server, _ = build(small(clients=3, depth=9, **QUICK), tmp_path, of_c0(change))
+    server.run()
+    assert "covers other entries than its depth" in server.members["c0"].standing
+    assert all(server.members[name].final for name in ("c1", "c2"))
 
 
 def test_a_key_that_is_none_excludes_its_sender_and_nobody_else(tmp_path: Path) -> None:

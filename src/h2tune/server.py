@@ -17,9 +17,9 @@ from h2tune.config import Experiment
 from h2tune.errors import QuorumError
 from h2tune.methods.base import ServerMethod
 from h2tune.methods.registry import method_of
-from h2tune.protocol.exchange import QuorumMissed, Reply
+from h2tune.protocol.exchange import QuorumMissed, Reply, RoundInterrupted
 from h2tune.protocol.schemas import FinalScores, read
-from h2tune.session import ATTEMPTS, Exchanges, Member, Place, RoundInterrupted, RunLog, Session, Status
+from h2tune.session import ATTEMPTS, Exchanges, Member, Place, RunLog, Session, Status
 from h2tune.transport.base import Transport
 from h2tune.utils.early_stopping import EarlyStopping
 from h2tune.utils.seeds import derive

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Message, Payload, decode, encode
-from h2tune.protocol.exchange import QuorumMissed, Reply, payload_of
+from h2tune.protocol.exchange import QuorumMissed, Reply, RoundInterrupted, payload_of
 from h2tune.protocol.schemas import RoundReport, read
 from h2tune.transport.access import PUT_OUT
 from h2tune.transport.base import Absent, Lost, Revoked, Transport
@@ -212,10 +212,6 @@ class Session:
             self.activate(name)
             self.log.event("client_rejoined", f"{name} takes part again", client=name)
         return back
-
-
-class RoundInterrupted(Exception):
-    """The round must begin again: a client restarted in the middle of several exchanges, or was revoked after an answer."""
 
 
 class Exchanges:

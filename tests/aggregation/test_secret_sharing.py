@@ -216,13 +216,11 @@ def test_a_sum_is_asked_for_only_where_three_clients_cover_every_entry_of_it() -
     mean = SecureMean(lambda name, tensors: None, 3)
     covers = {n: torch.tensor([[[[True]]], [[[n != "d"]]]]) for n in "abcd"}
     mean.start(torch.zeros(2, 1, 1, 1), covers)
-    mean.sum = SimpleNamespace(add=lambda *args: None)
-    for name in ("a", "b", "d"):
-        mean.add(name, {"masked": torch.zeros(2, dtype=torch.int64)}, 1)
-    with pytest.raises(ValueError, match="fewer than 3 clients are left that cover some entries"):
-        mean.check_company()
-    mean.add("c", {"masked": torch.zeros(2, dtype=torch.int64)}, 1)
-    mean.check_company()
+    mean.check_company("abc")
+    mean.check_company("abcd")
+    for missing in ("abd", "ab"):
+        with pytest.raises(ValueError, match="fewer than 3 clients are left that cover some entries"):
+            mean.check_company(missing)
 
 
 def test_a_client_has_part_in_one_sum_of_a_round() -> None:

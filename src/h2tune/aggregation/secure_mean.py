@@ -8,7 +8,7 @@ others the sum would say what one or two hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -46,7 +46,6 @@ class SecureMean(Aggregator):
     def start(self, before: Tensor, covers: Mapping[str, Tensor]) -> None:
         self.before, self.covers, self.mean = before, covers, before
         self.weight = torch.zeros(before.shape, dtype=torch.float64)
-        self.company = torch.zeros(before.shape, dtype=torch.int64)
 
     def wrap(self, ask: Ask) -> Ask:
         return SecureAsk(ask, self, self.threshold)
@@ -66,16 +65,14 @@ class SecureMean(Aggregator):
         except ValueError as error:
             raise ProtocolError(f"the update of {client} is refused: {error}") from None
         self.weight += weight * self.covers[client].double()
-        self.company += self.covers[client]
 
     def fold(self, client: str, core: Tensor, coverage: Tensor, weight: int) -> None:
         raise TypeError("single updates cannot be read under secure aggregation")
 
-    def check_company(self) -> None:
-        if ((self.company > 0) & (self.company < LEAST)).any():
-            raise ValueError(
-                f"fewer than {LEAST} clients are left that cover some entries of the core; no sum was asked for"
-            )
+    def check_company(self, names: Collection[str]) -> None:
+        count = sum((self.covers[name].int() for name in names), torch.zeros(self.before.shape))
+        if ((count > 0) & (count < LEAST)).any():
+            raise ValueError(f"fewer than {LEAST} clients are left that cover some entries; no sum was asked for")
 
     def reveal(self, revealed: dict[str, Shares]) -> None:
         """``sum w C S / sum w C``; entries that nobody covers keep their value."""

@@ -255,10 +255,14 @@ class CoreServer(OneExchange):
         try:
             if self.code is not None:
                 update, coverage = decode_update(dict(tensors), self.shape, rank, self.code, masked=masked)
-                return self.S[..., :rank, :rank].double() + update.double(), coverage
-            if tensors.keys() != {"values", "pairs"} | ({"mask"} if masked else set()):
+                core = self.S[..., :rank, :rank].double() + update.double()
+            elif tensors.keys() != {"values", "pairs"} | ({"mask"} if masked else set()):
                 raise ValueError("it holds other tensors than it may send")
-            return unpack_core(dict(tensors), self.shape, rank)
+            else:
+                core, coverage = unpack_core(dict(tensors), self.shape, rank)
+            if (coverage & ~self.covers(client)[..., :rank, :rank]).any():
+                raise ValueError("it covers other entries than its depth, slots and rank say")
+            return core, coverage
         except (ValueError, RuntimeError) as error:
             raise ProtocolError(f"the update of {client} is malformed: {error}") from None
 

@@ -24,6 +24,12 @@ class QuorumMissed(Exception):
     """Too few clients answered an exchange; nothing of the round is committed."""
 
 
+class RoundInterrupted(Exception):
+    """The round must begin again: a client restarted in the middle of several exchanges, was revoked after an answer, or is
+    missing where its company was needed.
+    """
+
+
 def payload_of(reply: Reply) -> Any:
     """What `Ask` reads of a reply unless it is told otherwise."""
     return reply.payload
@@ -58,6 +64,7 @@ class Ask(Protocol):
 
         Raises:
             QuorumMissed: fewer clients answered than the quorum asks for.
+            RoundInterrupted: the round must begin again.
         """
 
     def hold_once(self) -> None:
