@@ -357,6 +357,34 @@ def test_colora_takes_no_late_joiner_with_fewer_blocks_than_are_exchanged(tmp_pa
     assert "its model has 3 blocks, and the others exchange 4" in metrics["clients"][name]["status"]
 
 
+def test_colora_sends_factors_to_twins_alone_and_a_late_one_counts(tmp_path: Path) -> None:
+    """Nobody still to come, and nobody who never comes, is taken for a twin."""
+    rows = trio().clients[:2]
+    late = rows[1].model_copy(update={"name": "late", "joins": 2})
+    never = rows[0].model_copy(update={"name": "never", "joins": 9})
+    config = trio(method="colora", rounds=3).model_copy(update={"clients": [*rows, late, never]})
+    server, clients = build(config, tmp_path / "run")
+    server.open()
+    server.one_round()
+    assert not any(k.startswith("own.") for c in ("c0", "c1") for k in clients[c].method.pack())
+    server.one_round()
+    factors = {c: {k for k in clients[c].method.pack() if k.startswith("own.")} for c in ("c0", "c1", "late")}
+    assert not factors["c0"] and factors["c1"] == factors["late"] and factors["c1"]
+    server.one_round()
+    assert [str(server.members[c].standing) for c in factors] == ["ok"] * 3
+    assert not server.method.groups[server.method.known["c0"]["fingerprint"]]
+
+
+def test_colora_refuses_factors_of_a_client_without_a_twin(tmp_path: Path) -> None:
+    server, clients = build(trio(method="colora", rounds=1), tmp_path / "run")
+    server.open()
+    pack = clients["c1"].method.pack
+    clients["c1"].method.pack = lambda: pack() | {"own.0.A": torch.zeros(1)}
+    server.one_round()
+    assert "may not send factors" in server.members["c1"].standing
+    assert server.members["c0"].standing == server.members["c2"].standing == "ok"
+
+
 def test_colora_aligns_on_as_many_sentences_as_it_is_told(tmp_path: Path) -> None:
     server, clients = build(trio(method={"name": "colora", "sentences": 25}), tmp_path / "run")
     server.open()  # the kit has 60 anchors: every third is 20 of them

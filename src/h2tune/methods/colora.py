@@ -51,7 +51,12 @@ class CoLoraSettings(Settings):
 
 
 class CoLoraClient(AdapterClient):
+    """Attributes:
+    twins: whether another client that has joined has the same base; the server says so in every round.
+    """
+
     settings: CoLoraSettings
+    twins = False
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
@@ -123,7 +128,6 @@ class CoLoraClient(AdapterClient):
 
     def welcome(self, payload: Payload, fresh: bool = True) -> Payload:
         self.blocks = anchor_blocks(self.context.layout.depth, payload.said("blocks", Size))
-        self.twins = payload.said("twins", bool)
         if fresh:
             if payload.tensors:
                 self._align(payload.tensors)
@@ -160,6 +164,7 @@ class CoLoraClient(AdapterClient):
                     layer.trilora_B[name].copy_(layer.trilora_rows[name].join(parts))
 
     def train(self, round: int, payload: Payload) -> Payload:
+        self.twins = payload.said("twins", bool)
         self.receive(payload)
         self.train_groups(list(self.groups.values()), self.context.batches(round), "joint")
         return Payload(self.pack())
@@ -272,13 +277,16 @@ class CoLoraServer(OneExchange):
     def _welcome(self, name: str, fresh: bool) -> Payload:
         own, pivot = self.known[name]["fingerprint"], self.known[self.pivot]["fingerprint"]
         guide = self.guide if fresh and own != pivot else {}
-        expected = len(self.experiment.clients) > len(self.known)  # a twin may still join
-        twins = expected or sum(k["fingerprint"] == own for k in self.known.values()) > 1
-        return Payload(dict(guide), {"blocks": self.count, "twins": twins})
+        return Payload(dict(guide), {"blocks": self.count})
+
+    def _has_twin(self, client: str) -> bool:
+        """Whether another client that has joined so far has the same base; who joins late may be the first."""
+        return sum(k["fingerprint"] == self.known[client]["fingerprint"] for k in self.known.values()) > 1
 
     def download(self, client: str) -> Payload:
         own = self.groups.get(self.known[client]["fingerprint"], {})
-        return Payload(self.mixed.get(client, {}) | {f"own.{k}": t for k, t in own.items()})
+        tensors = self.mixed.get(client, {}) | {f"own.{k}": t for k, t in own.items()}
+        return Payload(tensors, {"twins": self._has_twin(client)})
 
     def start_round(self, number: int, selected: list[str]) -> None:
         self.updates: dict[str, dict[str, Tensor]] = {}
@@ -295,6 +303,8 @@ class CoLoraServer(OneExchange):
         if got != shapes or not all(t.is_floating_point() for t in payload.tensors.values()):
             raise ProtocolError(f"the update of {client} holds other tensors than it may send")
         own = {k: tuple(t.shape) for k, t in payload.tensors.items() if k.startswith("own.")}
+        if own and not self._has_twin(client):
+            raise ProtocolError(f"{client} has no peer on its base model and may not send factors")
         for other in self.updates:
             if self.known[other]["fingerprint"] == known["fingerprint"]:
                 theirs = {k: tuple(t.shape) for k, t in self.updates[other].items() if k.startswith("own.")}
