@@ -22,7 +22,7 @@ from h2tune.methods.colora import align_reader, align_writer, anchor_blocks, rel
 from h2tune.methods.fedsb import sign_step
 from h2tune.methods.nearest_tokens import NearestTokens
 from h2tune.methods.published import PublishedCore
-from h2tune.methods.registry import Method, MethodError
+from h2tune.methods.registry import Method, MethodError, resolve_method
 from h2tune.store import RunStore
 
 NAMES = ["celora", "colora", "crosslora", "fedmkt", "fedsb", "h2tune-published", "pfedlora"]
@@ -346,6 +346,27 @@ def test_twins_share_their_bases_in_fedsb_and_colora(tmp_path: Path) -> None:
         server.open()
         for one, two in zip(*(c.method.factors for c in clients.values()), strict=True):
             assert torch.equal(one, two), name
+
+
+@pytest.mark.parametrize("keeps", [(0.5, 1.0), (1.0, 0.5)])
+def test_fedsb_hands_the_leading_directions_to_who_keeps_less(keeps: tuple[float, float], tmp_path: Path) -> None:
+    config = small(clients=2, same_model=True, method="fedsb", rounds=2)
+    rows = [c.model_copy(update={"keep": keep}) for c, keep in zip(config.clients, keeps, strict=True)]
+    server, clients = build(config.model_copy(update={"clients": rows}), tmp_path / "run")
+    server.open()
+    small_one, whole = sorted((c.method for c in clients.values()), key=lambda m: m.adapter_rank)
+    assert (small_one.adapter_rank, whole.adapter_rank) == (2, 4)
+    for part, all_of_it in zip(small_one.factors, whole.factors, strict=True):
+        assert torch.equal(part, all_of_it[:2] if part.shape[0] == 2 else all_of_it[:, :2])
+    server.one_round()
+    server.one_round()
+    assert {member.standing for member in server.members.values()} == {"ok"}
+
+
+def test_fedsb_has_no_private_coordinates() -> None:
+    """Its bases are all of the adapter: nothing would set what lies beside them."""
+    with pytest.raises(MethodError, match="private"):
+        resolve_method({"name": "fedsb", "private": 2})
 
 
 def test_colora_takes_no_late_joiner_with_fewer_blocks_than_are_exchanged(tmp_path: Path) -> None:
