@@ -369,6 +369,27 @@ def test_fedsb_has_no_private_coordinates() -> None:
         resolve_method({"name": "fedsb", "private": 2})
 
 
+@pytest.mark.parametrize(
+    "setting", [{"proximal": 0.1}, {"ridge": 0.1}, {"core_rule": "gradient"}, {"accept": "validation"}], ids=str
+)
+def test_as_published_refuses_what_acts_on_a_trained_core(setting: dict[str, Any]) -> None:
+    """Theta is trained there and S only received."""
+    name = {"name": "h2tune-published"}
+    with pytest.raises(MethodError, match=next(iter(setting))):
+        resolve_method(name | setting)
+    assert resolve_method(name | {"proximal": 0, "ridge": 0.0, "core_rule": "adamw", "accept": "always"})
+
+
+def test_fedmkt_reads_public_sentences_of_a_single_token(tmp_path: Path) -> None:
+    """There is no next token to predict in them."""
+    experiment = small(clients=2, same_model=True, method={"name": "fedmkt", "sentences": 4}, rounds=2)
+    server, clients = build(experiment, tmp_path / "run", anchors=["a", "b", "a", "b"] * 10)
+    assert {len(s["ids"]) for s in clients["c0"].method.public(1)} == {1}
+    server.run()
+    assert {member.standing for member in server.members.values()} == {"ok"}
+    assert all(member.final for member in server.members.values())
+
+
 def test_colora_takes_no_late_joiner_with_fewer_blocks_than_are_exchanged(tmp_path: Path) -> None:
     """gpt2 has four blocks, llama five; qwen, with three, joins late."""
     config = trio(method="colora", rounds=3)
