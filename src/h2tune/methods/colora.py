@@ -28,7 +28,7 @@ from h2tune.errors import ProtocolError
 from h2tune.frames.anchor import describe_anchors
 from h2tune.methods.adapter_client import AdapterClient
 from h2tune.methods.base import Method, ModelShape, OneExchange, PlannedBytes, Sent, Settings
-from h2tune.methods.colora_align import align_reader, align_writer, anchor_blocks, relevance, whitened
+from h2tune.methods.colora_align import align_reader, align_writer, anchor_blocks, guide_bytes, relevance, whitened
 from h2tune.methods.colora_sketch import SKETCH, gradient_sketch
 from h2tune.methods.factors import mean
 from h2tune.protocol.codec import Payload, Size
@@ -60,9 +60,22 @@ class CoLoraClient(AdapterClient):
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
-        slots = sum(parts for _, _, parts in shape.maps) // shape.blocks
-        size = 4 * min(settings.blocks, shape.blocks) * slots * (shape.rank**2 + shape.rank)
-        return PlannedBytes(size, size)
+        """P and q of the anchor blocks, between twins all else; once the sketch, and the guide from the pivot to other bases."""
+        joins = {client.name: client.joins for client in experiment.clients}
+        begin = [other for name, other in shape.company.items() if joins[name] == 1] or [shape]
+        count = min(settings.blocks, *(other.blocks for other in begin))
+        anchored = anchor_blocks(shape.blocks, count)
+        modules, size = len(shape.maps) // shape.blocks, 0
+        for index, (d_in, d_out, parts) in enumerate(shape.maps):
+            at_anchor, twins = index // modules in anchored, len(shape.peers) > 1
+            size += 4 * parts * (shape.rank**2 + shape.rank) if at_anchor or twins else 0
+            size += 4 * shape.rank * (d_in + d_out) if twins else 0
+        pivot = min(begin, key=lambda other: (-other.blocks, other.client))
+        guide = guide_bytes(
+            pivot, min(settings.blocks, pivot.blocks), settings.directions * experiment.rank, settings.sentences
+        )
+        up = (4 * SKETCH if settings.relevance == "sketch" else 0) + (guide if shape.client == pivot.client else 0)
+        return PlannedBytes(size, size, up, guide if shape.base != pivot.base else 0)
 
     @classmethod
     def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
@@ -281,7 +294,8 @@ class CoLoraServer(OneExchange):
 
     def _has_twin(self, client: str) -> bool:
         """Whether another client that has joined so far has the same base; who joins late may be the first."""
-        return sum(k["fingerprint"] == self.known[client]["fingerprint"] for k in self.known.values()) > 1
+        own = self.known[client]["fingerprint"]
+        return any(n != client and k["fingerprint"] == own for n, k in self.known.items())
 
     def download(self, client: str) -> Payload:
         own = self.groups.get(self.known[client]["fingerprint"], {})

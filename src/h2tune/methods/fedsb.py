@@ -12,6 +12,7 @@ is the point of having it in a comparison.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from h2tune.adapter import TriLoraLayer
 from h2tune.config import Experiment
 from h2tune.errors import ProtocolError
-from h2tune.methods.base import Method, MethodError, Sent
+from h2tune.methods.base import Method, MethodError, ModelShape, PlannedBytes, Sent
 from h2tune.methods.core_updates import leaves
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer
 from h2tune.methods.h2tune_settings import AlternatingSettings
@@ -56,6 +57,15 @@ class FedSbClient(H2TuneClient):
     hosts = False
     protects_rows = False  # the bases are made from gradients of rows
     settings: FedSbSettings
+
+    @classmethod
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
+        """As of a core; and once A, B and R_0 of every map, which the first client of a base sends and all receive."""
+        first = min((c.joins, c.name) for c in experiment.clients if c.name in shape.peers)[1]
+        rank = experiment.rank
+        bases = 4 * sum(rank * (d_in + d_out + rank) for d_in, d_out, _ in shape.maps)
+        planned = super().planned_bytes(experiment, settings, shape)
+        return replace(planned, setup_up=bases if shape.client == first else 0, setup_down=bases)
 
     @classmethod
     def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:

@@ -33,8 +33,8 @@ class PublishedSettings(AlternatingSettings):
     private: Literal[0] = Field(0, description="the whole adapter has a residual")
     # What is trained here is Theta, and S is only received: what steers, pulls or chooses a trained S has nothing to act on.
     core_rule: Literal["adamw"] = Field("adamw", description="how Theta is stepped")
-    ridge: float = Field(0.0, ge=0, le=0, description="no pull: S is not trained")
-    proximal: float = Field(0.0, ge=0, le=0, description="no pull: S is not trained")
+    ridge: Literal[0] = Field(0, description="no pull: S is not trained")
+    proximal: Literal[0] = Field(0, description="no pull: S is not trained")
     accept: Literal["always"] = Field("always", description="Theta starts from the received S in every round")
 
 
