@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from federations import build, small
 
+from h2tune.frames.sources import load_anchors
 from h2tune.plan import make_plan
 
 
@@ -20,10 +21,9 @@ def test_planned_bytes_are_those_that_travel(method: str, tmp_path: Path) -> Non
     server, clients = build(config, tmp_path / method)
     server.open()
     server.one_round()
-    own = {"colora": "own."}.get(method)
     for name, member in server.members.items():
         sent = clients[name].method.pack() if hasattr(clients[name].method, "pack") else {}
-        tensors = sum(t.numel() * t.element_size() for k, t in sent.items() if not (own and k.startswith(own)))
+        tensors = sum(t.numel() * t.element_size() for t in sent.values())
         if method == "pfedlora":
             tensors = 4 * 4 * 4
         elif method == "h2tune":
@@ -32,6 +32,54 @@ def test_planned_bytes_are_those_that_travel(method: str, tmp_path: Path) -> Non
             tensors = 0
         assert planned[name] == tensors
         assert member.rounds[-1]["bytes_up"] > tensors
+
+
+@pytest.mark.parametrize("method", ["flexlora", "flora", "hetlora", "fedex"])
+def test_planned_bytes_of_clients_that_keep_less(method: str, tmp_path: Path) -> None:
+    config = small(same_model=True, rounds=1, method=method, training={"steps": 1, "batch_size": 2}, rank=4)
+    rows = [c.model_copy(update={"keep": keep}) for c, keep in zip(config.clients, (0.5, 1.0), strict=True)]
+    config = config.model_copy(update={"clients": rows})
+    planned = {c.name: c for c in make_plan(config).clients}
+    assert [row.rank for row in planned.values()] == ([4, 4] if method == "fedex" else [2, 4])
+    server, clients = build(config, tmp_path / "run")
+    server.open()
+    server.one_round()
+    for name, client in clients.items():
+        assert planned[name].bytes_up == sizes(client.method.pack())
+        assert planned[name].bytes_down == sizes(server.method.download(name).tensors)
+
+
+@pytest.mark.parametrize("method", ["colora", {"name": "colora", "relevance": "uniform", "sentences": 25}, "fedsb"])
+@pytest.mark.parametrize("models", ["zoo:llama zoo:gpt2 zoo:qwen", "zoo:gpt2 zoo:llama zoo:llama"])
+def test_planned_bytes_of_a_set_up_by_one_for_others(method: Any, models: str, tmp_path: Path) -> None:
+    """Co-LoRA's guide comes from one client and goes to other bases, Fed-SB's bases go to all of a base."""
+    config = small(3, rounds=1, method=method, training={"steps": 1, "batch_size": 2}, rank=4)
+    rows = [c.model_copy(update={"model": m}) for c, m in zip(config.clients, models.split(), strict=True)]
+    config = config.model_copy(update={"clients": rows})
+    planned = {c.name: c for c in make_plan(config).clients}
+    moved: dict[str, dict[str, int]] = {c.name: {"up": 0, "down": 0} for c in rows}
+    server, clients = build(config, tmp_path / "run", anchors=load_anchors(config.anchors, None))
+    for name, client in clients.items():
+        for action in ("join", "describe", "welcome"):
+            setattr(client.method, action, counted(getattr(client.method, action), moved[name]))
+    server.open()
+    server.one_round()
+    for name, client in clients.items():
+        up, down = planned[name].setup_bytes_up or 0, planned[name].setup_bytes_down or 0
+        assert (up, down) == (moved[name]["up"], moved[name]["down"])
+        assert planned[name].bytes_up == sizes(client.method.pack())
+
+
+def counted(action: Any, moved: dict[str, int]) -> Any:
+    """A client's action that adds up the bytes of the tensors that it is given and gives."""
+
+    def counting(*given: Any) -> Any:
+        answer = action(*given)
+        moved["up"] += sizes(answer.tensors)
+        moved["down"] += sum(sizes(payload.tensors) for payload in given)
+        return answer
+
+    return counting
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ Frames declare the same about themselves, so these classes stand below both. Aut
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from pydantic import BaseModel, ConfigDict
@@ -78,8 +78,10 @@ class ModelShape:
         slots: slots that the model has. all_slots: slots that any client of the federation has.
         depth: depth of the shared core. parts: output sizes of one block's slots, in the order of ``slots``.
         inputs: widths of one block's distinct inputs.
-        anchor_words: words of the anchor text. client: the client's name.
+        anchor_lengths: words of each anchor. client: the client's name.
         head: whether it has a classification head, and so predicts no words.
+        base: what tells models apart that `plan` takes for equal: their family and maps.
+        company: all clients whose models are known, this one among them, by name.
     """
 
     rank: int
@@ -91,9 +93,20 @@ class ModelShape:
     depth: int
     parts: Sequence[int]
     inputs: Sequence[int]
-    anchor_words: int
+    anchor_lengths: Sequence[int]
     client: str = ""
     head: bool = False
+    base: str = ""
+    company: Mapping[str, ModelShape] = field(default_factory=dict)
+
+    @property
+    def anchor_words(self) -> int:
+        return sum(self.anchor_lengths)
+
+    @property
+    def peers(self) -> dict[str, ModelShape]:
+        """The clients with the same base, this one among them."""
+        return {name: shape for name, shape in self.company.items() if shape.base == self.base}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ Models are built on the meta device: shapes without weights.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from h2tune.errors import H2TuneError, MethodError
 from h2tune.frames.anchor_text import anchor_batch, words
 from h2tune.frames.registry import kind_of
 from h2tune.frames.sources import load_anchors, load_texts
-from h2tune.methods.base import ModelShape
+from h2tune.methods.base import Method, ModelShape
 from h2tune.methods.leaving import as_lines, what_leaves
 from h2tune.methods.registry import check_other_methods, method_of, resolve_method
 from h2tune.participant import budget
@@ -96,7 +96,7 @@ def make_plan(experiment: Experiment) -> Plan:
     shapes = [_shape(plan, c, task, models) for c, task in zip(experiment.clients, known, strict=True)]
     depths = [s.layout.top(experiment.blocks).depth for s in shapes if s is not None]
     plan.depth = experiment.depth or (max(depths) if depths else None)
-    slots = {slot for s in shapes if s is not None for slot in s.layout.slots}
+    company = _company(experiment, settings, shapes, anchors, plan.depth) if settings and plan.depth else {}
     for client, task, shape in zip(experiment.clients, known, shapes, strict=True):
         row = ClientPlan(client.name, client.model, task=task.name if task else "?")
         inner = settings.inner if settings else None
@@ -107,7 +107,7 @@ def make_plan(experiment: Experiment) -> Plan:
         if shape is not None and settings is not None:
             _check_anchors(plan, inner, client, shape, anchors)
         if shape is not None and plan.depth:
-            _figures(plan, experiment, settings, client, shape, row, anchors, slots)
+            _figures(plan, experiment, settings, client, shape, row, company)
         plan.clients.append(row)
     if settings and not settings.inner.has_core:
         plan.depth = None
@@ -231,7 +231,7 @@ def _check_bases(experiment: Experiment, shapes: Sequence[LoadedModel | None]) -
     """Raise MethodError where the method cannot run on these models, if all are known; equal shapes are taken for equal models."""
     method = resolve_method(experiment.method)[0]
     introductions = {
-        client.name: {"fingerprint": f"{base.family} {base.maps(base.layout)}", "rank": experiment.rank}
+        client.name: {"fingerprint": _base_of(base), "rank": experiment.rank}
         for client, base in zip(experiment.clients, shapes, strict=True)
         if base is not None
     }
@@ -253,7 +253,7 @@ def _check_use(plan: Plan, experiment: Experiment, settings: Settings) -> None:
     unread = []
     if not settings.inner.has_core:
         unread += ["depth"] * (experiment.depth is not None)
-        if not getattr(method.client, "any_rank", False):
+        if not _any_rank(method, settings):
             unread += [f"keep ({c.name})" for c in experiment.clients if c.keep != 1]
     if experiment.public and not settings.asks_public:
         unread.append("public")
@@ -307,32 +307,66 @@ def _shape(plan: Plan, client: ClientConfig, task: Task | None, models: ModelPoo
     return None
 
 
+def _base_of(shape: LoadedModel) -> str:
+    return f"{shape.family} {shape.maps(shape.layout)}"
+
+
+def _any_rank(method: Method, settings: Any) -> bool:
+    """Whether `keep` gives clients of a method without a core different ranks; one that wraps another goes by that."""
+    host = getattr(settings, "host_method", (method,))[0]
+    return getattr(host.client, "any_rank", False)
+
+
+def _rank(experiment: Experiment, settings: Any, client: ClientConfig) -> tuple[int, float]:
+    """A client's own rank, and its share of the core, as far as it is said in the file."""
+    keep = 1.0 if client.keep == "auto" else float(client.keep)
+    dims = getattr(settings.inner, "mask", "") == "dims" if settings else False
+    cut = dims or (settings and _any_rank(resolve_method(experiment.method)[0], settings))
+    return kept_rank(keep, experiment.rank) if cut else experiment.rank, keep
+
+
+def _layout(experiment: Experiment, settings: Any, shape: LoadedModel) -> Layout:
+    return shape.layout.only(settings.adapter_slots if settings else None).top(experiment.blocks)
+
+
+def _company(
+    experiment: Experiment, settings: Any, shapes: Sequence[LoadedModel | None], anchors: list[str], depth: int
+) -> dict[str, ModelShape]:
+    """The shapes of all models that are known here, by client."""
+    slots = {slot for shape in shapes if shape is not None for slot in shape.layout.slots}
+    lengths = [len(words(text)) for text in anchors]
+    found: dict[str, ModelShape] = {}
+    for client, shape in zip(experiment.clients, shapes, strict=True):
+        if shape is not None:
+            layout = _layout(experiment, settings, shape)
+            inputs, parts = _widths(shape, layout)
+            found[client.name] = ModelShape(
+                *_rank(experiment, settings, client), shape.maps(layout, whole=True), layout.depth, list(layout.slots),
+                slots, depth, parts, inputs, lengths, client.name, shape.model.get_output_embeddings() is None,
+                _base_of(shape),
+            )  # fmt: skip
+    return {name: replace(shape, company=found) for name, shape in found.items()}
+
+
 def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: LoadedModel, row: ClientPlan,
-             anchors: list[str], slots: set[str]) -> None:  # fmt: skip
-    layout = shape.layout.only(settings.adapter_slots if settings else None).top(experiment.blocks)
+             company: Mapping[str, ModelShape]) -> None:  # fmt: skip
+    layout = _layout(experiment, settings, shape)
     maps = shape.maps(layout, whole=True)
     smallest = min(min(d_in, d_out) for d_in, d_out, _ in shape.maps(layout))
     row.family, row.blocks = shape.family, layout.depth
     row.base_parameters = sum(p.numel() for p in shape.model.parameters())
-    keep = 1.0 if client.keep == "auto" else float(client.keep)
-    inner = settings.inner if settings else None
-    dims = getattr(inner, "mask", "") == "dims"
-    row.rank = kept_rank(keep, experiment.rank) if dims else experiment.rank
+    row.rank = _rank(experiment, settings, client)[0]
     if row.rank > smallest:
         plan.problems.append(f"{client.name}: rank {row.rank} is larger than its smallest map allows ({smallest})")
-    trained, still = (inner or Settings()).adapter_numbers(maps, row.rank, experiment.rank)
+    inner = settings.inner if settings else Settings()
+    trained, still = inner.adapter_numbers(maps, row.rank, experiment.rank)
     row.adapter_parameters, row.training_memory = trained, budget.adapter_bytes(trained, still)
     row.lora_bytes = 4 * sum(experiment.rank * (i + o) for i, o, _ in maps)
-    if settings is None or plan.depth is None:
-        return
-    inputs, parts = _widths(shape, layout)
-    known = ModelShape(
-        row.rank, keep, maps, layout.depth, list(layout.slots), slots, plan.depth, parts, inputs,
-        sum(len(words(text)) for text in anchors), client.name, shape.model.get_output_embeddings() is None,
-    )  # fmt: skip
-    planned = resolve_method(experiment.method)[0].client.planned_bytes(experiment, settings, known)
-    row.bytes_up, row.bytes_down = planned.up, planned.down
-    row.setup_bytes_up, row.setup_bytes_down = planned.setup_up or None, planned.setup_down or None
+    if client.name in company:
+        kind = resolve_method(experiment.method)[0].client
+        planned = kind.planned_bytes(experiment, settings, company[client.name])
+        row.bytes_up, row.bytes_down = planned.up, planned.down
+        row.setup_bytes_up, row.setup_bytes_down = planned.setup_up or None, planned.setup_down or None
 
 
 def _widths(shape: LoadedModel, layout: Layout) -> tuple[list[int], list[int]]:

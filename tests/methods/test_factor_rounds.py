@@ -201,3 +201,27 @@ def test_who_joins_anew_is_given_everything(tmp_path: Path) -> None:
     before = set(method.download("c2").tensors)
     method.open({"c2": introduction}, {})
     assert set(method.download("c2").tensors) == {key.partition("/")[2] for key in method._keys("c2")} > before
+
+
+@pytest.mark.parametrize("name", ["fedit", "fedsa", "ffa", "flexlora", "hetlora", "lora-fair", "rolora"])
+def test_a_lone_client_is_no_culprit_when_another_base_joins_late(name: str, tmp_path: Path) -> None:
+    """It sends nothing before and after; and a late client with its base makes it share."""
+    rows = twins(2).clients
+    lone = rows[0].model_copy(update={"name": "lone", "model": "zoo:gpt2"})
+    late = rows[1].model_copy(update={"name": "late", "joins": 2})
+    twin = lone.model_copy(update={"name": "twin", "joins": 3})
+    experiment = twins(2, method=name, rounds=4).model_copy(update={"clients": [*rows, lone, late, twin]})
+    server, clients = build(experiment, tmp_path / "run")
+    server.open()
+    assert clients["lone"].method.shared is False
+    sent = []
+    for _ in range(4):
+        server.one_round()
+        sent.append(server.members["lone"].rounds[-1]["bytes_up"])
+    assert {name: str(member.standing) for name, member in server.members.items()} == dict.fromkeys(clients, "ok")
+    assert max(sent[:2]) < 2_000 < min(sent[2:])
+    same = [k for k in factors(clients["lone"]) if k[-1] in clients["lone"].method.sends]
+    for client in ("lone", "twin"):
+        clients[client].method.take(server.method.download(client))
+    ours, theirs = factors(clients["lone"]), factors(clients["twin"])
+    assert same and all(torch.equal(ours[k], theirs[k]) for k in same)

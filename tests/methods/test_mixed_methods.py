@@ -22,7 +22,7 @@ from h2tune.methods.colora import align_reader, align_writer, anchor_blocks, rel
 from h2tune.methods.fedsb import sign_step
 from h2tune.methods.nearest_tokens import NearestTokens
 from h2tune.methods.published import PublishedCore
-from h2tune.methods.registry import Method, MethodError
+from h2tune.methods.registry import Method, MethodError, resolve_method
 from h2tune.store import RunStore
 
 NAMES = ["celora", "colora", "crosslora", "fedmkt", "fedsb", "h2tune-published", "pfedlora"]
@@ -348,6 +348,48 @@ def test_twins_share_their_bases_in_fedsb_and_colora(tmp_path: Path) -> None:
             assert torch.equal(one, two), name
 
 
+@pytest.mark.parametrize("keeps", [(0.5, 1.0), (1.0, 0.5)])
+def test_fedsb_hands_the_leading_directions_to_who_keeps_less(keeps: tuple[float, float], tmp_path: Path) -> None:
+    config = small(clients=2, same_model=True, method="fedsb", rounds=2)
+    rows = [c.model_copy(update={"keep": keep}) for c, keep in zip(config.clients, keeps, strict=True)]
+    server, clients = build(config.model_copy(update={"clients": rows}), tmp_path / "run")
+    server.open()
+    small_one, whole = sorted((c.method for c in clients.values()), key=lambda m: m.adapter_rank)
+    assert (small_one.adapter_rank, whole.adapter_rank) == (2, 4)
+    for part, all_of_it in zip(small_one.factors, whole.factors, strict=True):
+        assert torch.equal(part, all_of_it[:2] if part.shape[0] == 2 else all_of_it[:, :2])
+    server.one_round()
+    server.one_round()
+    assert {member.standing for member in server.members.values()} == {"ok"}
+
+
+def test_fedsb_has_no_private_coordinates() -> None:
+    """Its bases are all of the adapter: nothing would set what lies beside them."""
+    with pytest.raises(MethodError, match="private"):
+        resolve_method({"name": "fedsb", "private": 2})
+
+
+@pytest.mark.parametrize(
+    "setting", [{"proximal": 0.1}, {"ridge": 0.1}, {"core_rule": "gradient"}, {"accept": "validation"}], ids=str
+)
+def test_as_published_refuses_what_acts_on_a_trained_core(setting: dict[str, Any]) -> None:
+    """Theta is trained there and S only received."""
+    name = {"name": "h2tune-published"}
+    with pytest.raises(MethodError, match=next(iter(setting))):
+        resolve_method(name | setting)
+    assert resolve_method(name | {"proximal": 0, "ridge": 0.0, "core_rule": "adamw", "accept": "always"})
+
+
+def test_fedmkt_reads_public_sentences_of_a_single_token(tmp_path: Path) -> None:
+    """There is no next token to predict in them."""
+    experiment = small(clients=2, same_model=True, method={"name": "fedmkt", "sentences": 4}, rounds=2)
+    server, clients = build(experiment, tmp_path / "run", anchors=["a", "b", "a", "b"] * 10)
+    assert {len(s["ids"]) for s in clients["c0"].method.public(1)} == {1}
+    server.run()
+    assert {member.standing for member in server.members.values()} == {"ok"}
+    assert all(member.final for member in server.members.values())
+
+
 def test_colora_takes_no_late_joiner_with_fewer_blocks_than_are_exchanged(tmp_path: Path) -> None:
     """gpt2 has four blocks, llama five; qwen, with three, joins late."""
     config = trio(method="colora", rounds=3)
@@ -355,6 +397,34 @@ def test_colora_takes_no_late_joiner_with_fewer_blocks_than_are_exchanged(tmp_pa
     metrics = federation.run(config.model_copy(update={"clients": late}), tmp_path / "run")
     name = next(c.name for c in late if c.joins == 2)
     assert "its model has 3 blocks, and the others exchange 4" in metrics["clients"][name]["status"]
+
+
+def test_colora_sends_factors_to_twins_alone_and_a_late_one_counts(tmp_path: Path) -> None:
+    """Nobody still to come, and nobody who never comes, is taken for a twin."""
+    rows = trio().clients[:2]
+    late = rows[1].model_copy(update={"name": "late", "joins": 2})
+    never = rows[0].model_copy(update={"name": "never", "joins": 9})
+    config = trio(method="colora", rounds=3).model_copy(update={"clients": [*rows, late, never]})
+    server, clients = build(config, tmp_path / "run")
+    server.open()
+    server.one_round()
+    assert not any(k.startswith("own.") for c in ("c0", "c1") for k in clients[c].method.pack())
+    server.one_round()
+    factors = {c: {k for k in clients[c].method.pack() if k.startswith("own.")} for c in ("c0", "c1", "late")}
+    assert not factors["c0"] and factors["c1"] == factors["late"] and factors["c1"]
+    server.one_round()
+    assert [str(server.members[c].standing) for c in factors] == ["ok"] * 3
+    assert not server.method.groups[server.method.known["c0"]["fingerprint"]]
+
+
+def test_colora_refuses_factors_of_a_client_without_a_twin(tmp_path: Path) -> None:
+    server, clients = build(trio(method="colora", rounds=1), tmp_path / "run")
+    server.open()
+    pack = clients["c1"].method.pack
+    clients["c1"].method.pack = lambda: pack() | {"own.0.A": torch.zeros(1)}
+    server.one_round()
+    assert "may not send factors" in server.members["c1"].standing
+    assert server.members["c0"].standing == server.members["c2"].standing == "ok"
 
 
 def test_colora_aligns_on_as_many_sentences_as_it_is_told(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def answer_never_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = METHODS[name].client
     train = kind.train
     monkeypatch.setattr(kind, "receive", lambda self, payload: None)
-    monkeypatch.setattr(kind, "train", lambda self, round, payload: train(self, round, Payload()))
+    monkeypatch.setattr(kind, "train", lambda self, round, payload: train(self, round, Payload(meta=payload.meta)))
 
 
 def only_the_first_is_added(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

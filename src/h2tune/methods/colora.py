@@ -28,7 +28,7 @@ from h2tune.errors import ProtocolError
 from h2tune.frames.anchor import describe_anchors
 from h2tune.methods.adapter_client import AdapterClient
 from h2tune.methods.base import Method, ModelShape, OneExchange, PlannedBytes, Sent, Settings
-from h2tune.methods.colora_align import align_reader, align_writer, anchor_blocks, relevance, whitened
+from h2tune.methods.colora_align import align_reader, align_writer, anchor_blocks, guide_bytes, relevance, whitened
 from h2tune.methods.colora_sketch import SKETCH, gradient_sketch
 from h2tune.methods.factors import mean
 from h2tune.protocol.codec import Payload, Size
@@ -51,13 +51,31 @@ class CoLoraSettings(Settings):
 
 
 class CoLoraClient(AdapterClient):
+    """Attributes:
+    twins: whether another client that has joined has the same base; the server says so in every round.
+    """
+
     settings: CoLoraSettings
+    twins = False
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
-        slots = sum(parts for _, _, parts in shape.maps) // shape.blocks
-        size = 4 * min(settings.blocks, shape.blocks) * slots * (shape.rank**2 + shape.rank)
-        return PlannedBytes(size, size)
+        """P and q of the anchor blocks, between twins all else; once the sketch, and the guide from the pivot to other bases."""
+        joins = {client.name: client.joins for client in experiment.clients}
+        begin = [other for name, other in shape.company.items() if joins[name] == 1] or [shape]
+        count = min(settings.blocks, *(other.blocks for other in begin))
+        anchored = anchor_blocks(shape.blocks, count)
+        modules, size = len(shape.maps) // shape.blocks, 0
+        for index, (d_in, d_out, parts) in enumerate(shape.maps):
+            at_anchor, twins = index // modules in anchored, len(shape.peers) > 1
+            size += 4 * parts * (shape.rank**2 + shape.rank) if at_anchor or twins else 0
+            size += 4 * shape.rank * (d_in + d_out) if twins else 0
+        pivot = min(begin, key=lambda other: (-other.blocks, other.client))
+        guide = guide_bytes(
+            pivot, min(settings.blocks, pivot.blocks), settings.directions * experiment.rank, settings.sentences
+        )
+        up = (4 * SKETCH if settings.relevance == "sketch" else 0) + (guide if shape.client == pivot.client else 0)
+        return PlannedBytes(size, size, up, guide if shape.base != pivot.base else 0)
 
     @classmethod
     def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
@@ -123,7 +141,6 @@ class CoLoraClient(AdapterClient):
 
     def welcome(self, payload: Payload, fresh: bool = True) -> Payload:
         self.blocks = anchor_blocks(self.context.layout.depth, payload.said("blocks", Size))
-        self.twins = payload.said("twins", bool)
         if fresh:
             if payload.tensors:
                 self._align(payload.tensors)
@@ -160,6 +177,7 @@ class CoLoraClient(AdapterClient):
                     layer.trilora_B[name].copy_(layer.trilora_rows[name].join(parts))
 
     def train(self, round: int, payload: Payload) -> Payload:
+        self.twins = payload.said("twins", bool)
         self.receive(payload)
         self.train_groups(list(self.groups.values()), self.context.batches(round), "joint")
         return Payload(self.pack())
@@ -272,13 +290,17 @@ class CoLoraServer(OneExchange):
     def _welcome(self, name: str, fresh: bool) -> Payload:
         own, pivot = self.known[name]["fingerprint"], self.known[self.pivot]["fingerprint"]
         guide = self.guide if fresh and own != pivot else {}
-        expected = len(self.experiment.clients) > len(self.known)  # a twin may still join
-        twins = expected or sum(k["fingerprint"] == own for k in self.known.values()) > 1
-        return Payload(dict(guide), {"blocks": self.count, "twins": twins})
+        return Payload(dict(guide), {"blocks": self.count})
+
+    def _has_twin(self, client: str) -> bool:
+        """Whether another client that has joined so far has the same base; who joins late may be the first."""
+        own = self.known[client]["fingerprint"]
+        return any(n != client and k["fingerprint"] == own for n, k in self.known.items())
 
     def download(self, client: str) -> Payload:
         own = self.groups.get(self.known[client]["fingerprint"], {})
-        return Payload(self.mixed.get(client, {}) | {f"own.{k}": t for k, t in own.items()})
+        tensors = self.mixed.get(client, {}) | {f"own.{k}": t for k, t in own.items()}
+        return Payload(tensors, {"twins": self._has_twin(client)})
 
     def start_round(self, number: int, selected: list[str]) -> None:
         self.updates: dict[str, dict[str, Tensor]] = {}
@@ -295,6 +317,8 @@ class CoLoraServer(OneExchange):
         if got != shapes or not all(t.is_floating_point() for t in payload.tensors.values()):
             raise ProtocolError(f"the update of {client} holds other tensors than it may send")
         own = {k: tuple(t.shape) for k, t in payload.tensors.items() if k.startswith("own.")}
+        if own and not self._has_twin(client):
+            raise ProtocolError(f"{client} has no peer on its base model and may not send factors")
         for other in self.updates:
             if self.known[other]["fingerprint"] == known["fingerprint"]:
                 theirs = {k: tuple(t.shape) for k, t in self.updates[other].items() if k.startswith("own.")}

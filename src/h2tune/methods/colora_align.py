@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from h2tune.core.least_squares import least_squares
+from h2tune.declared import ModelShape
 from h2tune.frames.consensus import Factor
 
 
@@ -13,6 +14,18 @@ def anchor_blocks(depth: int, count: int) -> list[int]:
     """``floor(L / K) - 1, 2 floor(L / K) - 1, ..., L - 1``: the last one is the last block."""
     step = depth // count
     return [step * k - 1 for k in range(1, count)] + [depth - 1]
+
+
+def guide_bytes(pivot: ModelShape, blocks: int, most: int, sentences: int | None) -> int:
+    """Of what A reads (half), the whitened outputs (half) and B (single) of every slot of the pivot's anchor blocks.
+
+    Args:
+        most: directions kept of an output. sentences: anchors that models are aligned on; None is all.
+    """
+    lengths = pivot.anchor_lengths
+    rows = sum(lengths[:: -(-len(lengths) // sentences)] if sentences and lengths else lengths)
+    wide = [min(most, size) for size in pivot.parts]
+    return blocks * sum(2 * rows * (pivot.rank + p) + 4 * p * pivot.rank for p in wide)
 
 
 def align_reader(x: Factor, target: Tensor, steps: int = 300) -> Tensor:

@@ -2,7 +2,8 @@
 
 Factors A (r x d_in) and B (d_out x r) only fit between clients with the same base model, so the federation is
 divided into groups of equal bases and each method's rule is applied within a group. A client that is alone in its
-group trains locally; a federation of nothing but such clients is refused.
+group trains locally and sends nothing, until one with the same base joins; a federation of nothing but lone clients is
+refused.
 
 A method is then one formula, `FactorServer.combine`, for one adapted map:
 
@@ -55,7 +56,7 @@ class FactorClient(AdapterClient):
         sends, trains: which of A and B.
         any_rank: whether ``keep`` may give clients different ranks.
         offset: whether the server's answers are also written into a frozen dense part.
-        shared: whether another client has the same base.
+        shared: whether another client that has joined has the same base; the server says so in every round.
     """
 
     protects_rows = True
@@ -118,7 +119,7 @@ class FactorClient(AdapterClient):
         return None
 
     def train(self, round: int, payload: Payload) -> Payload:
-        self.receive(payload)
+        self.take(payload)
         loss = with_penalty(self.penalty())
         steps = self.steps - self.left_out
         self.train_groups([self.groups["adapter"]], self.context.batches(round), "local", loss, steps)
@@ -138,6 +139,12 @@ class FactorClient(AdapterClient):
     def welcome(self, payload: Payload, fresh: bool = True) -> Payload:
         self.shared = payload.said("shared", bool)
         return Payload()
+
+    def take(self, payload: Payload) -> None:
+        """What a round begins with: whether others share this base, and what they share."""
+        if "shared" in payload.meta:  # a method with a server of its own need not say it
+            self.shared = payload.said("shared", bool)
+        self.receive(payload)
 
     def receive(self, payload: Payload) -> None:
         with torch.no_grad():
@@ -228,13 +235,15 @@ class FactorServer(OneExchange):
         return {name: self.rejoin(name) for name in joined}
 
     def rejoin(self, client: str) -> Payload:
-        return Payload(meta={"shared": client in self.group_of})
+        return Payload(meta=self._standing(client))
+
+    def _standing(self, client: str) -> dict[str, Any]:
+        """Whether a client shares; told in every round, since who joins late may be the first twin of a lone one."""
+        return {"shared": client in self.group_of}
 
     def _form_groups(self) -> None:
-        # A lone client whose twin joins later must be able to share: groups count those still to come as possible.
-        to_come = any(c.joins > 1 and c.name not in self.known for c in self.experiment.clients)
         groups = self.groups_of(self.known)
-        self.group_of = {n: base for base, names in groups.items() if len(names) > 1 or to_come for n in names}
+        self.group_of = {n: base for base, names in groups.items() if len(names) > 1 for n in names}
 
     def shapes(self, client: str, rank: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what a client with so many rows of A may send."""
@@ -318,11 +327,12 @@ class FactorServer(OneExchange):
             if given.get(key) != self.version[key]:
                 name, tensor = key.partition("/")[2], self.factors[key]
                 tensors[name] = tensor[:rank] if name.endswith("A") else tensor[:, :rank]
-        return Payload(tensors)
+        return Payload(tensors, self._standing(client))
 
     def everything(self, client: str) -> Payload:
         """All of the group's tensors: for methods whose rounds nobody may miss."""
-        return Payload({key.partition("/")[2]: self.factors[key] for key in self._keys(client)})
+        tensors = {key.partition("/")[2]: self.factors[key] for key in self._keys(client)}
+        return Payload(tensors, self._standing(client))
 
     def state(self) -> dict[str, Tensor]:
         return dict(self.factors)

@@ -8,7 +8,11 @@ so that every client has exactly the mean of the products. The remainder travels
 
 from __future__ import annotations
 
-from h2tune.methods.base import Method, Settings
+from dataclasses import replace
+from typing import Any
+
+from h2tune.config import Experiment
+from h2tune.methods.base import Method, ModelShape, PlannedBytes, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair, mean, stack
 from h2tune.protocol.codec import Payload
 
@@ -20,6 +24,13 @@ def remainder(pairs: list[Pair], weights: list[float], shared: Pair) -> Pair:
 
 class FedExClient(FactorClient):
     offset = True
+
+    @classmethod
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
+        """Down come the means, and as the remainder the stack of all the group's factors and of the means."""
+        planned = super().planned_bytes(experiment, settings, shape)
+        ranks = sum(peer.rank for peer in shape.peers.values())
+        return replace(planned, down=(planned.up or 0) // shape.rank * (ranks + 2 * shape.rank))
 
     def receive(self, payload: Payload) -> None:
         rest = {k.removeprefix("rest."): t for k, t in payload.tensors.items() if k.startswith("rest.")}

@@ -177,10 +177,12 @@ class FedMktClient(AdapterClient):
         return targets
 
     def _public_loss(self, forward: Forward, sentence: dict[str, Any], target: dict[int, Tensor]) -> Tensor:
-        """0.9 LM + 0.1 KL(target || own) of one sentence."""
+        """0.9 LM + 0.1 KL(target || own) of one sentence; without the first where it is a single token."""
         tokens = torch.tensor([sentence["ids"]], device=self.context.accelerator.device)
         logits = self._of_tokens(forward({"input_ids": tokens}).logits[0])
-        loss = (1 - self.settings.distill) * cross_entropy(logits[:-1], tokens[0, 1:])
+        loss = 0 * logits.sum()  # a single token has no next one to predict: the mean of nothing would be NaN
+        if tokens.shape[1] > 1:
+            loss = (1 - self.settings.distill) * cross_entropy(logits[:-1], tokens[0, 1:])
         if target:
             wanted = torch.stack(list(target.values())).to(logits)[:, : logits.shape[-1]]
             said = logits[list(target)].log_softmax(-1)

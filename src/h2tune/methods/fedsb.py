@@ -12,6 +12,7 @@ is the point of having it in a comparison.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from h2tune.adapter import TriLoraLayer
 from h2tune.config import Experiment
 from h2tune.errors import ProtocolError
-from h2tune.methods.base import Method, MethodError, Sent
+from h2tune.methods.base import Method, MethodError, ModelShape, PlannedBytes, Sent
 from h2tune.methods.core_updates import leaves
 from h2tune.methods.h2tune import H2TuneClient, H2TuneServer
 from h2tune.methods.h2tune_settings import AlternatingSettings
@@ -35,6 +36,7 @@ class FedSbSettings(AlternatingSettings):
     relation: Literal["nearest"] = Field("nearest", description="each block reads its nearest depth")
     train_relation: bool = Field(False, description="P is fixed")
     train_factors: bool = Field(False, description="A and B are frozen")
+    private: Literal[0] = Field(0, description="the whole adapter lies between the bases")
     examples: int = Field(64, ge=1, description="examples behind the first gradient")
     eta: float = Field(1e-3, gt=0, description="size of the first step that R_0 approximates")
 
@@ -57,17 +59,29 @@ class FedSbClient(H2TuneClient):
     settings: FedSbSettings
 
     @classmethod
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
+        """As of a core; and once A, B and R_0 of every map, which the first client of a base sends and all receive."""
+        first = min((c.joins, c.name) for c in experiment.clients if c.name in shape.peers)[1]
+        rank = experiment.rank
+        bases = 4 * sum(rank * (d_in + d_out + rank) for d_in, d_out, _ in shape.maps)
+        planned = super().planned_bytes(experiment, settings, shape)
+        return replace(planned, setup_up=bases if shape.client == first else 0, setup_down=bases)
+
+    @classmethod
     def leaves(cls, experiment: Experiment | None, settings: Any) -> list[Sent]:
         says = "A, B and R_0 of every map, made from gradients on this client's private rows"
         once = Sent("describe", ("*.A", "*.B", "*.R"), says, "once, from one client of each base model")
         return [once, *leaves(experiment, "the covered entries of R, and which they are")]
 
     def describe(self, payload: Payload) -> Payload:
-        """A, B and R_0 of every map, from gradients on this client's first examples."""
+        """A, B and R_0 of every map, from gradients on this client's first examples.
+
+        They have the federation's rank, whatever this client keeps of it: others on its base may keep more.
+        """
         tensors: dict[str, Tensor] = {}
         start: dict[int, Tensor] = {}
         for index, gradient in enumerate(self._gradients()):
-            a, b, start[index] = sign_step(gradient, self.adapter_rank, self.settings.eta)
+            a, b, start[index] = sign_step(gradient, self.context.rank, self.settings.eta)
             tensors |= {f"{index}.A": a, f"{index}.B": b, f"{index}.R": start[index]}
         return Payload(tensors)
 
@@ -106,10 +120,12 @@ class FedSbClient(H2TuneClient):
         return relation
 
     def _copy_base(self, layer: TriLoraLayer, kind: str, tensor: Tensor) -> None:
-        own = getattr(layer, f"trilora_{kind}")[self.context.adapter]
-        if own.shape != tensor.shape:
+        """The leading r_i directions."""
+        own, rank = getattr(layer, f"trilora_{kind}")[self.context.adapter], self.adapter_rank
+        leading = tensor[:rank] if kind == "A" else tensor[..., :rank]
+        if own.shape != leading.shape:
             raise ProtocolError(f"the server sent bases of shape {tuple(tensor.shape)} for {tuple(own.shape)}")
-        own.copy_(tensor)
+        own.copy_(leading)
 
     first: list[Tensor] | None = None
 
@@ -121,10 +137,10 @@ class FedSbClient(H2TuneClient):
 
     def _start_from_first_step(self, payload: Payload) -> None:
         """R starts at R_0: put it where the (still empty) core would be received."""
-        core = torch.zeros_like(self.core.S)
+        core, rank = torch.zeros_like(self.core.S), self.core.rank
         for first, (block, columns) in zip(self.first or [], self.core._places(), strict=True):
             depth = int(self.core.relation().argmax(0)[block])
-            core[depth, [self.core.columns[c] for c in columns]] = first.to(core)
+            core[depth, [self.core.columns[c] for c in columns]] = first[..., :rank, :rank].to(core)
         self.core.S.data.copy_(core)
         payload.tensors.clear()
 

@@ -9,7 +9,11 @@ adapter's frozen offset: clients that share a base in memory stay apart, and a c
 
 from __future__ import annotations
 
-from h2tune.methods.base import Method, Settings
+from dataclasses import replace
+from typing import Any
+
+from h2tune.config import Experiment
+from h2tune.methods.base import Method, ModelShape, PlannedBytes, Settings
 from h2tune.methods.factors import FactorClient, FactorServer, Pair, stack
 from h2tune.protocol.codec import Payload
 
@@ -17,6 +21,13 @@ from h2tune.protocol.codec import Payload
 class FloraClient(FactorClient):
     any_rank = True
     offset = True
+
+    @classmethod
+    def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
+        """Down comes the stack of all the group's factors."""
+        planned = super().planned_bytes(experiment, settings, shape)
+        ranks = sum(peer.rank for peer in shape.peers.values())
+        return replace(planned, down=(planned.up or 0) // shape.rank * ranks)
 
     def receive(self, payload: Payload) -> None:
         """Fold the stack of the last round into the base, and begin with new factors and a new optimiser."""

@@ -56,7 +56,7 @@ class HetLoraClient(FactorClient):
         self._cut()
 
     def train(self, round: int, payload: Payload) -> Payload:
-        self.receive(payload)
+        self.take(payload)
         penalty, before = self.penalty(), [float(t.detach()) for t in self._tails()]
         batches = self.context.batches(round)
         self.train_groups([self.groups["adapter"]], batches, "local", with_penalty(penalty))

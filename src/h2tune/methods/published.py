@@ -31,6 +31,11 @@ class PublishedSettings(AlternatingSettings):
     frames: Literal["random"] = Field("random", description="A random, B = 0")
     mask: Literal["entries"] = Field("entries", description="learned entries")
     private: Literal[0] = Field(0, description="the whole adapter has a residual")
+    # What is trained here is Theta, and S is only received: what steers, pulls or chooses a trained S has nothing to act on.
+    core_rule: Literal["adamw"] = Field("adamw", description="how Theta is stepped")
+    ridge: Literal[0] = Field(0, description="no pull: S is not trained")
+    proximal: Literal[0] = Field(0, description="no pull: S is not trained")
+    accept: Literal["always"] = Field("always", description="Theta starts from the received S in every round")
 
 
 class PublishedCore(ClientCore):

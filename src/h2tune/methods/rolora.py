@@ -3,7 +3,8 @@
     odd rounds:   A frozen, B <- sum_k p_k B_k
     even rounds:  B frozen, A <- sum_k p_k A_k
 
-The frozen factor is the same in all clients of a group, so that the mean of the products is exact in every round.
+The frozen factor is the same in all clients of a group, so that the mean of the products is exact in every round (but
+for the first one of a client that trained alone until another with its base joined: nobody had its factors before).
 B goes first: with B = 0 at the start, A has no gradient.
 """
 
@@ -39,7 +40,7 @@ class RoLoraClient(FactorClient):
         }
 
     def train(self, round: int, payload: Payload) -> Payload:
-        self.receive(payload)
+        self.take(payload)
         kind = turn(round)
         self.train_groups([self.groups[kind]], self.context.batches(round), kind)
         return Payload({k: t for k, t in self.pack().items() if k.endswith(kind)})
