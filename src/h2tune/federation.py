@@ -59,9 +59,6 @@ class Watcher(Protocol):
     def message(self, text: str, level: str = "info") -> None: ...
 
 
-TOLD = ("client_excluded", "client_away", "quorum_missed", "round_passed_over", "warning", "run_stopped")
-
-
 class WatchedStore(RunStore):
     """A run store whose events the watcher also sees."""
 
@@ -91,7 +88,7 @@ class WatchedStore(RunStore):
             if spent := fields.get("privacy"):
                 budget = f" of {spent['budget']:g}" if spent["budget"] else ""
                 self.watcher.message(f"round {fields['round']}: epsilon {spent['epsilon']:.2f}{budget} is spent")
-        elif event in TOLD:
+        elif event in ("client_excluded", "client_away", "quorum_missed", "round_passed_over", "warning", "run_stopped"):
             self.watcher.message(text, "warning")
         elif event == "set_up":
             self.watcher.message(text)
@@ -100,8 +97,6 @@ class WatchedStore(RunStore):
 
 
 # Over 45 lines: half of them are its parameters and what they mean.
-
-
 def run(
     experiment: Experiment | str | Path,
     out: str | Path,
