@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from h2tune.attention import about_revision, about_sharing
 from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods.leaving import STAYS, as_lines, what_leaves
 from h2tune.methods.registry import MethodError, check_other_methods, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import check_tracking, make_accelerator
-from h2tune.participant.prepare import in_both
 from h2tune.participant.row_privacy import FILE as ROW_ACCOUNT
 from h2tune.server import Server
 from h2tune.simulation.clients import Simulated, in_process
@@ -100,8 +100,6 @@ class WatchedStore(RunStore):
 
 
 # Over 45 lines: half of them are its parameters and what they mean.
-
-
 def run(
     experiment: Experiment | str | Path,
     out: str | Path,
@@ -144,6 +142,7 @@ def run(
         again = changed if resume and store.exists else None
         identity, party = _enter(experiment, store, claim, gather, again)
         ending.callback(lambda: party.close())
+        _warn(store, experiment, party.clients)  # before the baselines, which take as long as the run
         if workers and experiment.baselines:
             party.close()  # a baseline's workers need the cores and the memory of these
         beside = {}
@@ -221,7 +220,6 @@ def _federate(
         f"{_method_name(experiment)}, {len(party.clients)} clients, {experiment.rounds} rounds",
         resumed=last is not None,
     )
-    _warn(store, experiment, party.clients)
     server = Server(experiment, identity, list(party.clients), party, store)
     try:
         if last:
@@ -331,14 +329,12 @@ def _task_name(task: Any) -> str:
 
 def _warn(store: RunStore, experiment: Experiment, clients: Mapping[str, Simulated | Remote]) -> None:
     """What deserves attention before training starts."""
+    if unshared := about_sharing(experiment):
+        store.event("warning", unshared)
     for name, client in clients.items():
-        if client.leaked:
-            store.event("warning", f"{name}: {in_both(client.leaked)}", client=name)
-        config = client.config
-        if "/" in config.model and not Path(config.model).exists() and config.revision is None:
-            store.event(
-                "warning", f"{name}: {config.model} has no pinned revision; it may change under you", client=name
-            )
+        for text in [*client.remarks, about_revision(client.config)]:
+            if text:
+                store.event("warning", f"{name}: {text}", client=name)
 
 
 def collect(experiment: Experiment, server: Server, store: RunStore, seconds: float) -> dict[str, Any]:

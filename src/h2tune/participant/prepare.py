@@ -17,6 +17,7 @@ from h2tune.participant.checkpoints import positions_of
 from h2tune.tasks.example import Example, Task, TaskError
 from h2tune.tasks.prompts import Encoded, encode, encode_prompts, fit_prompts
 
+FEW = 20  # test rows; with fewer, each of them is more than five points
 UNKNOWN = "-"  # a model or data source that only the client itself knows
 
 
@@ -84,9 +85,13 @@ def load_data(
     return ClientData(splits["train"], splits["validation"], splits["test"], leaked)
 
 
-def in_both(leaked: int) -> str:
-    """What is said of test rows that are also trained on."""
-    return f"{leaked} test examples occur in its training data"
+def remarks(leaked: int, tests: int) -> list[str]:
+    """What is said of test rows before training: those that are also trained on, and that they are few."""
+    found = [f"{leaked} test examples occur in its training data"] if leaked else []
+    if tests < FEW:
+        rows = "one test row" if tests == 1 else f"{tests} test rows"
+        found.append(f"{rows}: a score of fewer than {FEW} says little")
+    return found
 
 
 def read_rows(
