@@ -20,6 +20,7 @@ from h2tune.methods.leaving import STAYS, as_lines, what_leaves
 from h2tune.methods.registry import MethodError, check_other_methods, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import check_tracking, make_accelerator
+from h2tune.participant.prepare import check_known
 from h2tune.participant.row_privacy import FILE as ROW_ACCOUNT
 from h2tune.server import Server
 from h2tune.simulation.clients import Simulated, in_process
@@ -123,6 +124,7 @@ def run(
     begin = time.perf_counter()
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
+    check_known(experiment)
     method_of(experiment)
     check_tracking(experiment)
     store = WatchedStore(Path(out), watcher)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from h2tune import tasks
-from h2tune.config import ClientConfig
+from h2tune.config import ClientConfig, ConfigError, Experiment
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.checkpoints import positions_of
 from h2tune.tasks.example import Example, Task, TaskError
@@ -43,6 +43,25 @@ class ClientData:
     validation: Split
     test: Split
     leaked: int
+
+
+def check_known(experiment: Experiment) -> None:
+    """Refuse to train where only the clients themselves know their models or data.
+
+    Raises:
+        ConfigError: with a line for each such client.
+    """
+    problems = []
+    for client in experiment.clients:
+        keys = [key for key in ("model", "train", "test", "validation") if getattr(client, key) == UNKNOWN]
+        if keys:
+            named = " and ".join(filter(None, (", ".join(keys[:-1]), keys[-1])))
+            problems.append(
+                f'{client.name}: {named} {"is" if len(keys) == 1 else "are"} "-": known at the client only; use h2tune'
+                " provision, or fill them in"
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def client_base(config: ClientConfig, task: Task, models: ModelPool) -> LoadedModel:
