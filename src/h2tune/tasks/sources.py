@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from urllib.parse import parse_qsl
 
 from h2tune.tasks.demo_problems import demo_rows
 from h2tune.tasks.example import Row, TaskError
+from h2tune.utils.files import nearest
 
 Rows = list[Row]
 
@@ -30,7 +30,7 @@ def read_rows(source: str, split: str | None = None) -> Rows:
         return _folder(path, split or query)
     reader = _READERS.get(path.suffix.lower())
     if not path.exists():
-        raise TaskError(f"no file or folder {source}{_near(path)}")
+        raise TaskError(f"no file or folder {source}{nearest(path)}")
     if reader is None:
         raise TaskError(
             f"{source}: cannot read {path.suffix or 'a file without ending'}; known: {', '.join(_READERS)}"
@@ -55,13 +55,6 @@ def source_path(source: str) -> tuple[Path, str | None]:
     if mark and not Path(source).expanduser().exists():
         return Path(name).expanduser(), query
     return Path(source).expanduser(), None
-
-
-def _near(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; there is no folder {path.parent} either"
-    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _json(path: Path) -> Rows:

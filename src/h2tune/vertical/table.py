@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from h2tune.errors import H2TuneError
+from h2tune.utils.files import nearest
 
 MISSING = ["", "?", "NA", "N/A", "n/a", "n.a.", "#N/A", "NaN", "nan", "null", "NULL", "None", "-"]
 NO_LABEL = [text for text in MISSING if text not in ("None", "-")]  # a class may be called so
@@ -36,7 +37,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise TableError(f"There is no file {path}.")
+        raise TableError(f"There is no file {path}{nearest(path) or '.'}")
     try:
         match path.suffix.lower():
             case ".csv" | ".tsv":
