@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 from h2tune.tasks.demo_problems import demo_rows
 from h2tune.tasks.example import Row, TaskError
 from h2tune.utils.files import nearest
+from h2tune.utils.tables import one_value, other_separator
 
 Rows = list[Row]
 
@@ -76,8 +77,11 @@ def _json(path: Path) -> Rows:
 
 def _json_lines(path: Path) -> Rows:
     rows: Rows = []
+    text = path.read_text("utf-8-sig")
+    if text.lstrip().startswith("[") and (whole := one_value(text)):
+        raise TaskError(f"{path}: {whole}")
     # Not splitlines(): text may hold other line separators of Unicode.
-    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -87,7 +91,7 @@ def _json_lines(path: Path) -> Rows:
                 )
             )
         except json.JSONDecodeError as error:
-            raise TaskError(f"{path}: line {number}: not JSON: {error.msg}") from None
+            raise TaskError(f"{path}: {one_value(text) or f'line {number}: not JSON: {error.msg}'}") from None
     return rows
 
 
@@ -139,7 +143,10 @@ def _table(path: Path, lines: list[list[str]]) -> Rows:
     _differ(path, header)
     for number, cells in enumerate(lines[1:], 1):
         if len(cells) != len(header):
-            raise TaskError(f"{path}: row {number}: {len(cells)} cells where the header names {len(header)} columns")
+            raise TaskError(
+                f"{path}: row {number}: {len(cells)} cells where the header names {len(header)} columns"
+                f"{other_separator(header)}"
+            )
     return [dict(zip(header, cells, strict=True)) for cells in lines[1:]]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from h2tune.vertical.align import as_keys, check_ids, digests, normalise
 from h2tune.vertical.config import PartyConfig, VerticalConfig
-from h2tune.vertical.table import NO_LABEL, Columns, TableError, read_table, text_of
+from h2tune.vertical.table import NO_LABEL, Columns, TableError, names_of, read_table, text_of
 from h2tune.vertical.text import embed_texts
 
 
@@ -100,7 +100,7 @@ def check_test_labels(
     """
     if column not in test:
         raise TableError(
-            f"{who} (test table): there is no label column {column!r}; there are: {', '.join(test.columns[:20])}. Add it"
+            f"{who} (test table): there is no label column {column!r}; there are: {names_of(test)}. Add it"
             " (cells may be empty), or leave `test` out."
         )
     known = classes or sorted({label for label in trained if label is not None})
@@ -132,7 +132,7 @@ def read_rows_of(
     """The rows of a table as a party uses them; see `load_party`."""
     who, by = party.name + which, party.id or config.align.by
     if by not in frame:
-        raise TableError(f"{who}: there is no id column {by!r}; there are: {', '.join(frame.columns[:20])}.")
+        raise TableError(f"{who}: there is no id column {by!r}; there are: {names_of(frame)}.")
     if len(frame) == 0:
         raise TableError(f"{who}: the table has no rows.")
     ids = check_ids(text_of(frame[by]), who)
@@ -160,7 +160,7 @@ def _feature_names(config: VerticalConfig, party: PartyConfig, frame: pd.DataFra
     text = party.encoder.column
     for name in [*(party.columns or []), *([label] if label else []), *([text] if text else [])]:
         if name not in frame:
-            raise TableError(f"{party.name}: there is no column {name!r}; there are: {', '.join(frame.columns[:20])}.")
+            raise TableError(f"{party.name}: there is no column {name!r}; there are: {names_of(frame)}.")
     other = {party.id or config.align.by, label, text}
     names = party.columns if party.columns is not None else [n for n in frame.columns if n not in other]
     if label in names and party.columns is not None:
