@@ -333,3 +333,9 @@ def test_the_engines_settings_are_written_whole_and_only_when_they_change(tmp_pa
     written = path.stat().st_mtime_ns, path.read_bytes()
     flare._keep_inside()
     assert (path.stat().st_mtime_ns, path.read_bytes()) == written and b"/jobs" in written[1]
+
+
+def test_a_key_of_the_whole_federation_cannot_be_set_at_a_client(tmp_path: Path) -> None:
+    kit = kits(small(), tmp_path)["c0"]
+    with pytest.raises(ConfigError, match="`rank` is a key of the whole federation and cannot be set for one client"):
+        kit.experiment(own_values({}, ["ranks=3"]))

@@ -251,7 +251,16 @@ def _explain(error: Any, where: str) -> str:
         key = str(place[-1])
         if section := [name for name, kind in _SECTIONS.items() if key in kind.model_fields and kind is not owner]:
             return f"{where}: unknown key here; it belongs to `{section[0]}`: {section[0]}: {{{key}: ...}}"
+        if owner is ClientConfig and (shared := _of_all(key)):
+            return f"{where}: unknown key here: `{shared}` is a key of the whole federation and cannot be set for one client"
         near = difflib.get_close_matches(key, list(owner.model_fields), 1, 0.5)
         hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(owner.model_fields)}."
         return f"{where}: unknown key.{hint}"
     return f"{where}: {in_words(error)}"
+
+
+def _of_all(key: str) -> str | None:
+    """The key of a whole federation that is meant by one of a client, if no key of clients is nearer to it."""
+    near = difflib.get_close_matches(key, {**ClientConfig.model_fields, **Experiment.model_fields}, 1, 0.5)
+    here = {*ClientConfig.model_fields, "device"}  # a client of a network has its own device
+    return near[0] if near and near[0] not in here else None

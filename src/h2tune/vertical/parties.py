@@ -66,7 +66,7 @@ def load_party(
         TableError, AlignmentError: naming the party, and the column or row.
     """
     if frames is None:
-        frames = (read_table(party.train), read_table(party.test) if party.test else None)
+        frames = _tables(party)
     train, test = frames
     if len(train) == 0:
         raise TableError(f"{party.name}: the table has no rows.")
@@ -85,6 +85,24 @@ def load_party(
     return PartyData(
         party.name, party, columns, rows, read_rows_of(config, party, columns, test, salt, scored, " (test table)")
     )
+
+
+def _tables(party: PartyConfig) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Training and test table of a party.
+
+    Raises:
+        TableError: with a line for each that cannot be read.
+    """
+    found: list[pd.DataFrame] = []
+    problems = []
+    for path in filter(None, (party.train, party.test)):
+        try:
+            found.append(read_table(path))
+        except TableError as error:
+            problems.append(str(error))
+    if problems:
+        raise TableError("\n".join(problems))
+    return found[0], found[1] if party.test else None
 
 
 def check_test_labels(
