@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from federations import build, small
 
+from h2tune.config import load_config
 from h2tune.frames.sources import load_anchors
 from h2tune.plan import make_plan
 
@@ -251,3 +253,11 @@ def test_a_plan_names_keys_that_the_method_does_not_read(method: Any, unread: st
     said = [text for text in warnings if text.startswith("without effect")]
     name = method if isinstance(method, str) else method["name"]
     assert said == ([f"without effect with method {name}: {unread}"] if unread else [])
+
+
+def test_the_files_that_a_user_copies_first_share(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    readme = re.findall(r"^```yaml\n(.*?)^```", (root / "README.md").read_text(encoding="utf-8"), re.M | re.S)[0]
+    (tmp_path / "readme.yaml").write_text(readme)
+    for path in (tmp_path / "readme.yaml", root / "src" / "h2tune" / "template.yaml"):
+        assert not [text for text in make_plan(load_config(path)).warnings if "shares nothing" in text], path

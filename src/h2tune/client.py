@@ -22,6 +22,7 @@ from h2tune.methods.registry import resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import ClientContext, Watch
 from h2tune.participant.label_bias import LABEL_BIAS
+from h2tune.participant.prepare import remarks
 from h2tune.participant.round_state import LostStateError, RoundState
 from h2tune.participant.trainer import NanLossError, Trainer
 from h2tune.protocol.codec import Message, Payload, decode, encode
@@ -79,9 +80,10 @@ class Client:
         self.seconds = 0.0  # spent on the round so far
 
     @property
-    def leaked(self) -> int:
-        """Test rows that also occur in the training data."""
-        return self.context.data.leaked
+    def remarks(self) -> list[str]:
+        """What deserves attention in its test rows."""
+        data = self.context.data
+        return remarks(data.leaked, len(data.test))
 
     def introduction(self) -> dict[str, Any]:
         """What its method may tell of it before anything is trained."""

@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from h2tune.attention import about_revision, about_sharing
 from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods.leaving import STAYS, as_lines, what_leaves
 from h2tune.methods.registry import MethodError, check_other_methods, method_of, resolve_method
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import check_tracking, make_accelerator
-from h2tune.participant.prepare import in_both
+from h2tune.participant.prepare import check_known
 from h2tune.participant.row_privacy import FILE as ROW_ACCOUNT
 from h2tune.server import Server
 from h2tune.simulation.clients import Simulated, in_process
@@ -59,6 +60,9 @@ class Watcher(Protocol):
     def message(self, text: str, level: str = "info") -> None: ...
 
 
+TOLD = {"client_excluded", "client_away", "quorum_missed", "round_passed_over", "warning", "run_stopped"}
+
+
 class WatchedStore(RunStore):
     """A run store whose events the watcher also sees."""
 
@@ -88,7 +92,7 @@ class WatchedStore(RunStore):
             if spent := fields.get("privacy"):
                 budget = f" of {spent['budget']:g}" if spent["budget"] else ""
                 self.watcher.message(f"round {fields['round']}: epsilon {spent['epsilon']:.2f}{budget} is spent")
-        elif event in ("client_excluded", "client_away", "quorum_missed", "round_passed_over", "warning", "run_stopped"):
+        elif event in TOLD:
             self.watcher.message(text, "warning")
         elif event == "set_up":
             self.watcher.message(text)
@@ -120,6 +124,7 @@ def run(
     begin = time.perf_counter()
     if not isinstance(experiment, Experiment):
         experiment = load_config(experiment)
+    check_known(experiment)
     method_of(experiment)
     check_tracking(experiment)
     store = WatchedStore(Path(out), watcher)
@@ -139,6 +144,7 @@ def run(
         again = changed if resume and store.exists else None
         identity, party = _enter(experiment, store, claim, gather, again)
         ending.callback(lambda: party.close())
+        _warn(store, experiment, party.clients)  # before the baselines, which take as long as the run
         if workers and experiment.baselines:
             party.close()  # a baseline's workers need the cores and the memory of these
         beside = {}
@@ -216,7 +222,6 @@ def _federate(
         f"{_method_name(experiment)}, {len(party.clients)} clients, {experiment.rounds} rounds",
         resumed=last is not None,
     )
-    _warn(store, experiment, party.clients)
     server = Server(experiment, identity, list(party.clients), party, store)
     try:
         if last:
@@ -326,14 +331,12 @@ def _task_name(task: Any) -> str:
 
 def _warn(store: RunStore, experiment: Experiment, clients: Mapping[str, Simulated | Remote]) -> None:
     """What deserves attention before training starts."""
+    if unshared := about_sharing(experiment):
+        store.event("warning", unshared)
     for name, client in clients.items():
-        if client.leaked:
-            store.event("warning", f"{name}: {in_both(client.leaked)}", client=name)
-        config = client.config
-        if "/" in config.model and not Path(config.model).exists() and config.revision is None:
-            store.event(
-                "warning", f"{name}: {config.model} has no pinned revision; it may change under you", client=name
-            )
+        for text in [*client.remarks, about_revision(client.config)]:
+            if text:
+                store.event("warning", f"{name}: {text}", client=name)
 
 
 def collect(experiment: Experiment, server: Server, store: RunStore, seconds: float) -> dict[str, Any]:

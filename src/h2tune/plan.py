@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from h2tune import tasks
 from h2tune.aggregation.private import epsilon, noise_in_words, rounds_within
+from h2tune.attention import about_revision, about_sharing
 from h2tune.config import ClientConfig, Experiment, Privacy, PublicQuestions
 from h2tune.core.masks import kept_rank
 from h2tune.core.slots import Layout
@@ -29,7 +29,7 @@ from h2tune.participant import budget
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.context import check_tracking
 from h2tune.participant.errors import ModelAwayError
-from h2tune.participant.prepare import UNKNOWN, client_base, in_both, load_data, read_part, read_rows
+from h2tune.participant.prepare import UNKNOWN, client_base, load_data, read_part, read_rows, remarks
 from h2tune.participant.row_privacy import promise_in_words
 from h2tune.tasks.example import Task
 from h2tune.tasks.prompts import encode_prompts
@@ -111,8 +111,8 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.clients.append(row)
     if settings and not settings.inner.has_core:
         plan.depth = None
-    elif settings and getattr(settings.inner, "frames", "") == "effect":
-        _check_sharing(plan, experiment, known)
+    elif settings and (unshared := about_sharing(experiment, known)):
+        plan.warnings.append(unshared)
     if settings:
         _attempt(plan, lambda: _check_bases(experiment, shapes))
         _check_use(plan, experiment, settings)
@@ -170,7 +170,7 @@ def _check_data(
             if source != UNKNOWN and not source.startswith(("demo:", "hub:")) and not source_path(source)[0].exists():
                 plan.problems.append(f"{where}{part}: no file or folder {source}")
         return None
-    data = None
+    data, noted = None, list[str]()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         if UNKNOWN in sources.values():
@@ -178,13 +178,14 @@ def _check_data(
                 if source != UNKNOWN:
                     _attempt(plan, partial(read_part, client, task, part, seed=seed), f"{where}{part}: ")
         elif shape is None:
-            _attempt(plan, lambda: read_rows(client, task, seed=seed), where)
+            if rows := _attempt(plan, lambda: read_rows(client, task, seed=seed), where):
+                noted = remarks(rows[3], len(rows[2]))
         else:
             kept = experiment.evaluation.n_validation
             data = _attempt(plan, lambda: load_data(client, task, shape, seed=seed, n_validation=kept), where)
     plan.warnings += [f"{where}{text}" for text in dict.fromkeys(str(w.message) for w in said)]
-    if data and data.leaked:
-        plan.warnings.append(f"{where}{in_both(data.leaked)}")
+    noted = remarks(data.leaked, len(data.test)) if data else noted
+    plan.warnings += [f"{where}{text}" for text in noted]
     return len(data.train) if data else None
 
 
@@ -212,19 +213,6 @@ def _check_anchors(plan: Plan, settings: Any, client: ClientConfig, shape: Loade
     most = getattr(settings, "sentences", None)
     read = anchors[:: -(-len(anchors) // most)] if most else anchors
     _attempt(plan, lambda: anchor_batch(read, shape.tokenizer, shape.context, shape.causal), f"{client.name}: ")
-
-
-def _check_sharing(plan: Plan, experiment: Experiment, known: list[Task | None]) -> None:
-    """Frames by effect go by predictions of words, and a model with a classification head makes none."""
-    heads = [c.name for c, task in zip(experiment.clients, known, strict=True) if task and task.kind == "classify"]
-    if not heads:
-        return
-    alone = len(experiment.clients) - len(heads) < 2
-    plan.warnings.append(
-        f"{', '.join(heads)}: with a classification head (kind: classify) a model predicts no words and shares nothing; kind:"
-        " choice or generate shares"
-        + ("; as it is, nobody shares with anybody, and every client trains alone" if alone else "")
-    )
 
 
 def _check_bases(experiment: Experiment, shapes: Sequence[LoadedModel | None]) -> None:
@@ -285,9 +273,8 @@ def _check_client(plan: Plan, settings: Any, client: ClientConfig, task: Task | 
         _attempt(plan, lambda: kind_of(kind).client.suits(settings, client, task))
     if client.practice and settings is not None and getattr(settings, "frames", "") == "words":
         _attempt(plan, lambda: load_texts(client.practice or ""), where)
-    away = "/" in client.model and not Path(client.model).is_absolute() and not Path(client.model).exists()
-    if away and client.revision is None:
-        plan.warnings.append(f"{where}{client.model} has no pinned revision; it may change under you")
+    if unpinned := about_revision(client):
+        plan.warnings.append(f"{where}{unpinned}")
     if client.budget:
         for key in ("upload", "memory"):
             if size := getattr(client.budget, key):

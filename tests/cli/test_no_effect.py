@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from federations import small
 from typer.testing import CliRunner
 
 from h2tune.cli.app import app
@@ -80,3 +81,17 @@ def test_a_run_that_has_not_ended_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     code, said = call("report", tmp_path)
     assert code == 1 and "has not come to its end" in said and "--resume" in said
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_file_made_for_kits_is_not_trained_here(command: str, tmp_path: Path) -> None:
+    config, unknown = small(clients=3, rounds=1), dict.fromkeys(("model", "train", "test"), "-")
+    changes: list[dict[str, str]] = [unknown, {"model": "-"}, {}]
+    clients = [c.model_copy(update=change) for c, change in zip(config.clients, changes, strict=True)]
+    file = tmp_path / "federation.yaml"
+    file.write_text(config.model_copy(update={"clients": clients}).to_yaml())
+    code, said = call(command, file, "--out", tmp_path / "out")
+    assert code == 1 and not (tmp_path / "out").exists()
+    cure = "known at the client only; use h2tune provision, or fill them in"
+    assert f'error: c0: model, train and test are "-": {cure}' in said and f'c1: model is "-": {cure}' in said
+    assert "c2" not in said

@@ -23,7 +23,9 @@ from h2tune.deployment.join import Participant
 from h2tune.deployment.kits import Kit, KitError, own_values
 from h2tune.deployment.provision import with_public_files
 from h2tune.deployment.status import describe
+from h2tune.participant.errors import ModelError
 from h2tune.protocol.codec import Message, ProtocolError, decode, encode
+from h2tune.tasks.example import TaskError
 from h2tune.transport.envelope import Envelope, progress, unpack
 from h2tune.transport.nvflare.engine_log import CLOSED, Sentences, Trouble, judge
 from h2tune.transport.nvflare.flare import Flare
@@ -148,6 +150,27 @@ def test_what_a_client_may_set_and_what_not(tmp_path: Path) -> None:
         own_values({}, ["task=sst2"])
     with pytest.raises(KitError, match="--set takes KEY=VALUE"):
         own_values({}, ["truncate"])
+
+
+def test_paths_of_the_command_line_are_meant_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit, here = kits(small(), tmp_path / "kits")["c0"], tmp_path / "here"
+    (here / "llama").mkdir(parents=True)
+    (here / "notes.csv").touch()
+    monkeypatch.chdir(here)
+    given = {"model": "./lama", "train": "note.csv", "test": "set?split=test"}
+    own = own_values(given, ["practice=words.txt", "device=cpu"])
+    assert own == {"model": str(here / "lama"), "train": str(here / "note.csv"), "test": str(here / "set?split=test"),
+                   "practice": str(here / "words.txt"), "device": "cpu"}  # fmt: skip
+    assert own_values({"model": "owner/name", "train": "hub:owner/rows"}, []) == {
+        "model": "owner/name",
+        "train": "hub:owner/rows",
+    }
+    with pytest.raises(TaskError, match=f"did you mean {here / 'notes.csv'}"):
+        Participant(kit, {"model": "zoo:llama", "train": own["train"], "test": "demo:fill?n=9"})
+    with pytest.raises(ModelError, match=f"no model folder {here / 'lama'}; did you mean {here / 'llama'}"):
+        Participant(kit, {"model": own["model"], "train": "demo:fill?n=9", "test": "demo:fill?n=9"})
 
 
 def test_missing_model_and_data_show_before_anything_is_connected(tmp_path: Path) -> None:
@@ -310,3 +333,9 @@ def test_the_engines_settings_are_written_whole_and_only_when_they_change(tmp_pa
     written = path.stat().st_mtime_ns, path.read_bytes()
     flare._keep_inside()
     assert (path.stat().st_mtime_ns, path.read_bytes()) == written and b"/jobs" in written[1]
+
+
+def test_a_key_of_the_whole_federation_cannot_be_set_at_a_client(tmp_path: Path) -> None:
+    kit = kits(small(), tmp_path)["c0"]
+    with pytest.raises(ConfigError, match="`rank` is a key of the whole federation and cannot be set for one client"):
+        kit.experiment(own_values({}, ["ranks=3"]))

@@ -230,3 +230,15 @@ def certificate(end: datetime) -> bytes:
     made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
     made = made.not_valid_before(end - timedelta(days=360)).not_valid_after(end)
     return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def test_a_process_that_imports_its_libraries_is_starting(quick: None, tmp_path: Path) -> None:
+    kit = kits(small(), tmp_path)["c0"]
+    with status.starting(kit):
+        assert describe(kit)["state"] == "starting" and refused(kit)
+        with status.starting(kit):  # a second one is refused by its own work, in words
+            pass
+        assert describe(kit)["state"] == "starting"
+    assert describe(kit)["state"] == "never started"
+    with StatusFile(kit):
+        assert describe(kit)["state"] == "running"

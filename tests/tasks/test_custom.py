@@ -211,3 +211,24 @@ def test_an_empty_option_is_named(options: Any) -> None:
     task = build_task({"kind": "choice", "prompt": "{t}", "answer": "{u}", "options": "{choices}"})
     with pytest.raises(RowError, match="option"):
         task.read({"t": "which?", "u": "yes", "choices": options})
+
+
+def test_whole_numbers_that_pandas_wrote_as_floats_are_labels() -> None:
+    spec = {"kind": "classify", "prompt": "{text}", "answer": "{y}", "labels": {0: "no", 1: "yes"}}
+    task = build_task(spec)
+    assert [task.read({"text": "x", "y": y}).label for y in ("0.0", "1.0", 1.0, "1")] == [0, 1, 1, 1]
+    for wrong in ("0.5", "2.0", "00.0", "1.0x"):
+        with pytest.raises(RowError, match="is not known"):
+            task.read({"text": "x", "y": wrong})
+    other = build_task({**spec, "labels": {"1.0": "no", "1": "yes"}})  # who names both means both
+    assert [other.read({"text": "x", "y": y}).label for y in ("1.0", "1")] == [0, 1]
+    assert build_task("sst2").read({"sentence": "x", "label": "1.0"}).label == 1
+
+
+def test_true_and_false_are_told_how_they_are_written() -> None:
+    spec = {"kind": "classify", "prompt": "{text}", "answer": "{y}", "labels": {0: "no", 1: "yes"}}
+    for value, written in ((True, "true"), ("False", "True")):
+        with pytest.raises(RowError, match=f'write labels: {{"{written}": '):
+            build_task(spec).read({"text": "x", "y": value})
+    named = build_task({**spec, "labels": {"false": "no", "true": "yes"}})
+    assert named.read({"text": "x", "y": True}).label == 1

@@ -110,6 +110,12 @@ def test_questions_without_answers(tmp_path: Path) -> None:
         ("a.json", "{", "line 1: not JSON"),
         ("a.json", "[1, 2]", "row 1: should be an object"),
         ("a.jsonl", '{"sentence": "x", "label": 1}\n{', "line 2: not JSON"),
+        ("a.jsonl", '[\n {"sentence": "x", "label": 1}\n]', "holds one JSON list; name it .json, or write one object a line"),
+        ("a.jsonl", '[{"sentence": "x", "label": 1}]', "holds one JSON list; name it .json"),
+        ("a.jsonl", '{\n "sentence": "x", "label": 1\n}', "holds one JSON object; name it .json"),
+        ("a.csv", "sentence;label\nx;1\n", r"there: sentence;label; separated by semicolons\? save it with commas"),
+        ("a.csv", "sentence\tlabel\nx\t1\n", r"separated by tabs\? save it with commas"),
+        ("a.csv", "sentence;label\nx, y;1\n", r"2 cells where the header names 1 columns; separated by semicolons\?"),
         ("a.tsv", "sentence\tlabel\nx\t1\ty\n", "row 1: 3 cells where the header names 2"),
         ("a.tsv", "sentence\tlabel\nx\t1\ny\t1\n", "every row has the label 'positive'"),
         ("a.tsv", "sentence\tlabel\nx\t1\ny\t7\n", "row 2: label '7' is not known to task sst2"),
@@ -179,7 +185,7 @@ def test_validation_avoids_the_test_data() -> None:
     examples = made([str(i) for i in range(60)])
     _, held = split_validation(examples, 0, test=examples[:30])
     assert len(held) == 20 and overlap(examples[:30], held) == 0
-    with pytest.raises(TaskError, match="also in the test data"):
+    with pytest.raises(TaskError, match=r"also in the test data.*use other test rows"):
         split_validation(examples, 0, test=examples)
 
 

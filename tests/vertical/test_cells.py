@@ -139,3 +139,19 @@ def test_paths_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_intervals_of_shares_end_where_shares_end():
     assert interval([0.5, 0.99], 0, 1)[1:] == [0, 1] and interval([0.5, 0.99])[2] > 1
+
+
+def test_a_table_in_another_form_than_its_name_says(tmp_path: Path):
+    path = tmp_path / "shop.jsonl"
+    for text in (json.dumps([{"id": 1}], indent=1), '[{"id": 1}]'):
+        path.write_text(text)
+        with pytest.raises(TableError, match=r"holds one JSON list; name it .json, or write one object a line"):
+            read_table(path)
+    semicolons = tmp_path / "shop.csv"
+    semicolons.write_text("id;pay\na;1\nb;2\n")
+    settings, frames = config(), planted(tests=12)
+    with pytest.raises(TableError, match=r"there are: id;pay; separated by semicolons\? save it with commas"):
+        load_parties(settings, frames | {"shop": (read_table(semicolons), None)})
+    semicolons.write_text("id;pay\na;1,5\n")
+    with pytest.raises(TableError, match=r"there are 1 columns; separated by semicolons"):
+        read_table(semicolons)

@@ -199,9 +199,8 @@ def test_the_template_is_a_valid_config_once_its_files_are_there(tmp_path: Path)
     assert config.active.name == "bank" and len(config.passive) == 2
     with pytest.raises(TableError) as error:
         load_parties(config)
-    assert str(error.value).splitlines() == [
-        f"There is no file {tmp_path / name}." for name in ("bank.csv", "notes.jsonl", "insurer.csv")
-    ]
+    names = ("bank.csv", "bank_test.csv", "notes.jsonl", "notes_test.jsonl", "insurer.csv", "insurer_test.csv")
+    assert str(error.value).splitlines() == [f"There is no file {tmp_path / name}." for name in names]
     with pytest.raises(ConfigError, match="exists already"):
         commands.init(file)
 

@@ -76,14 +76,16 @@ def server(
 ) -> None:
     """Coordinate a federation: wait for clients, hold the rounds, write KIT/run. The same command goes on after a stop."""
     with plain_errors("Stopped. The last committed round is safe; the same command goes on."):
+        from h2tune.deployment.kits import Kit, own_values
+        from h2tune.deployment.status import starting
         from h2tune.utils.logging import quiet_libraries
 
-        quiet_libraries()
-        from h2tune.deployment.kits import Kit, own_values
-        from h2tune.deployment.serve import serve
-        from h2tune.deployment.vertical import is_vertical_kit
-        from h2tune.report import write_report
-        from h2tune.report.live import Progress
+        with starting(Kit(kit, "server")):
+            quiet_libraries()
+            from h2tune.deployment.serve import serve
+            from h2tune.deployment.vertical import is_vertical_kit
+            from h2tune.report import write_report
+            from h2tune.report.live import Progress
 
         _stop_on_terminate()
         if is_vertical_kit(kit):
@@ -106,6 +108,7 @@ def server(
         typer.echo(f"\nreport   {page}")
 
 
+# Over 45 lines: a third of them are its options and their help.
 def client(
     kit: KitFolder,
     model: Annotated[str | None, typer.Option(help="`zoo:` name, Hugging Face name, or local folder.")] = None,
@@ -123,12 +126,14 @@ def client(
     The same command without options goes on after a stop.
     """
     with plain_errors("Stopped. The same command goes on."):
+        from h2tune.deployment.kits import Kit, own_values
+        from h2tune.deployment.status import starting
         from h2tune.utils.logging import quiet_libraries
 
-        quiet_libraries()
-        from h2tune.deployment.join import attend
-        from h2tune.deployment.kits import Kit, own_values
-        from h2tune.deployment.vertical import is_vertical_kit
+        with starting(Kit(kit, "client")):
+            quiet_libraries()
+            from h2tune.deployment.join import attend
+            from h2tune.deployment.vertical import is_vertical_kit
 
         _stop_on_terminate()
         given = {"model": model, "train": train, "test": test, "validation": validation, "device": device}

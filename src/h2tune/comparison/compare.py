@@ -23,7 +23,7 @@ from h2tune.comparison.result import Comparison, finals
 from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, to_csv
 from h2tune.config import ConfigError, Experiment
 from h2tune.methods.registry import known_methods
-from h2tune.participant.prepare import read_part
+from h2tune.participant.prepare import check_known, read_part
 from h2tune.tasks import build_task
 from h2tune.utils.files import write_atomic
 from h2tune.utils.processes import cores
@@ -62,6 +62,7 @@ def compare(
     jobs = jobs or cores()
     for name in methods:
         experiment_of(file, Cell(name, 0))  # every mistake in names and settings, before anything runs
+    check_known(experiment_of(file, Cell(methods[0], 0)))
     _enough_rows(experiment_of(file, Cell(methods[0], 0)), n_train)
     trials = [Cell(m, TUNING_SEED, n, r, tuning=True) for n in sizes for m in methods for r in dict.fromkeys(tune)]
     rates = _tuned(file, trials, out, jobs, say) if trials else {}

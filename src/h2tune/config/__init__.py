@@ -1,7 +1,16 @@
 """What a YAML file may say, and how it is read."""
 
 from h2tune.config.mistakes import in_lines, in_words
-from h2tune.config.reading import ConfigError, load_config, load_past_mistakes, parse_config, read_yaml, without
+from h2tune.config.reading import (
+    SOURCES,
+    ConfigError,
+    load_config,
+    load_past_mistakes,
+    meant_path,
+    parse_config,
+    read_yaml,
+    without,
+)
 from h2tune.config.schema import (
     Budget,
     Cache,
@@ -20,6 +29,7 @@ from h2tune.config.schema import (
 )
 
 __all__ = [
+    "SOURCES",
     "Budget",
     "Cache",
     "ClientConfig",
@@ -39,6 +49,7 @@ __all__ = [
     "in_words",
     "load_config",
     "load_past_mistakes",
+    "meant_path",
     "parse_config",
     "read_yaml",
     "without",

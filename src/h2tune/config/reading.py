@@ -166,7 +166,7 @@ def _as_meant(data: Any, folder: Path | None, seed: int | None = None) -> dict[s
     return data if folder is None else _resolve_paths(data, folder)
 
 
-_SOURCES = ("train", "test", "validation", "practice")
+SOURCES = ("train", "test", "validation", "practice")
 
 
 def _fill_in_seed(data: dict[str, Any]) -> dict[str, Any]:
@@ -176,9 +176,7 @@ def _fill_in_seed(data: dict[str, Any]) -> dict[str, Any]:
     clients = data.get("clients")
     if not isinstance(clients, list):
         return data
-    filled = [
-        {k: fill(v) if k in _SOURCES else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients
-    ]
+    filled = [{k: fill(v) if k in SOURCES else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients]
     return data | {"clients": filled}
 
 
@@ -186,17 +184,17 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Paths as they were meant where they were written: from the config's own folder, ``~`` from its writer's home."""
     clients = data.get("clients")
     if isinstance(clients, list):
-        keys = ("model", *_SOURCES)
+        keys = ("model", *SOURCES)
         clients = [
-            {k: _resolved(v, folder, k == "model") if k in keys else v for k, v in c.items()}
+            {k: meant_path(v, folder, k == "model") if k in keys else v for k, v in c.items()}
             if isinstance(c, dict)
             else c
             for c in clients
         ]
     data = data | {"clients": clients}
-    data |= {k: _resolved(data[k], folder) for k in ("anchors", "anchor_words") if k in data}
+    data |= {k: meant_path(data[k], folder) for k in ("anchors", "anchor_words") if k in data}
     if isinstance(data.get("public"), dict) and "source" in data["public"]:
-        data["public"] = data["public"] | {"source": _resolved(data["public"]["source"], folder)}
+        data["public"] = data["public"] | {"source": meant_path(data["public"]["source"], folder)}
     if "method" in data:
         data["method"] = _resolve_method(data["method"], folder)
     return data
@@ -206,7 +204,7 @@ def _resolve_method(spec: Any, folder: Path) -> Any:
     """``module:NAME`` with the file that it stands for, where that lies beside the config; paths among its settings."""
     if isinstance(spec, dict):
         named = {"name": _resolve_method(spec["name"], folder)} if "name" in spec else {}
-        codes = {"codes": _resolved(spec["codes"], folder)} if "codes" in spec else {}
+        codes = {"codes": meant_path(spec["codes"], folder)} if "codes" in spec else {}
         return spec | named | codes
     if not isinstance(spec, str) or ":" not in spec:
         return spec
@@ -218,7 +216,8 @@ def _resolve_method(spec: Any, folder: Path) -> Any:
 _NAMES = ("builtin", "demo", "-")
 
 
-def _resolved(value: Any, folder: Path, model: bool = False) -> Any:
+def meant_path(value: Any, folder: Path, model: bool = False) -> Any:
+    """A path as it was written in ``folder``, or by whoever stands there; what names no file of this machine as it is."""
     # Kits put what only the client knows in brackets.
     if not isinstance(value, str) or value in _NAMES or value.startswith(("zoo:", "hub:", "demo:", "(")):
         return value
@@ -252,7 +251,16 @@ def _explain(error: Any, where: str) -> str:
         key = str(place[-1])
         if section := [name for name, kind in _SECTIONS.items() if key in kind.model_fields and kind is not owner]:
             return f"{where}: unknown key here; it belongs to `{section[0]}`: {section[0]}: {{{key}: ...}}"
+        if owner is ClientConfig and (shared := _of_all(key)):
+            return f"{where}: unknown key here: `{shared}` is a key of the whole federation and cannot be set for one client"
         near = difflib.get_close_matches(key, list(owner.model_fields), 1, 0.5)
         hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(owner.model_fields)}."
         return f"{where}: unknown key.{hint}"
     return f"{where}: {in_words(error)}"
+
+
+def _of_all(key: str) -> str | None:
+    """The key of a whole federation that is meant by one of a client, if no key of clients is nearer to it."""
+    near = difflib.get_close_matches(key, {**ClientConfig.model_fields, **Experiment.model_fields}, 1, 0.5)
+    here = {*ClientConfig.model_fields, "device"}  # a client of a network has its own device
+    return near[0] if near and near[0] not in here else None

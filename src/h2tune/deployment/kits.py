@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from h2tune.config import Experiment, parse_config
+from h2tune.config import SOURCES, Experiment, meant_path, parse_config
 from h2tune.errors import H2TuneError
 from h2tune.utils.files import write_atomic
 
@@ -178,12 +178,14 @@ def write_kit(folder: Path, about: About, shared: dict[str, Any]) -> None:
 
 
 def own_values(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """A client's own values from options and ``KEY=VALUE``; paths become absolute, for the next start elsewhere.
+    """A client's own values from options and ``KEY=VALUE``.
+
+    Paths are meant from the current folder, and become absolute, for the next start elsewhere.
 
     Raises:
         KitError: if a setting is malformed or not a client's own to decide.
     """
-    own = {k: str(Path(v).resolve()) if k != "device" and Path(v).exists() else v for k, v in given.items()}
+    own = dict(given)
     for text in settings:
         key, separator, value = text.partition("=")
         if not separator:
@@ -194,4 +196,5 @@ def own_values(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
             own[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise KitError(f"--set {key}: {value!r} is not a value as YAML writes it") from None
-    return own
+    paths = {k: meant_path(v, Path.cwd(), k == "model") for k, v in own.items() if k in ("model", *SOURCES)}
+    return own | paths

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from h2tune.attention import about_sharing
 from h2tune.config import Experiment
 from h2tune.deployment.farewell import STAY, open_farewell, say_farewell, unaware
 from h2tune.deployment.kits import PUBLIC, Kit
@@ -93,6 +94,8 @@ def _run(experiment: Experiment, server: Server, store: RunStore, watcher: Watch
     last = store.committed()
     text = f"{server.method_name}, {len(server.members)} clients, {experiment.rounds} rounds"
     store.event("run_started", text, resumed=last is not None)
+    if unshared := about_sharing(experiment):
+        store.event("warning", unshared)
     if watcher:
         rows = [{"name": c.name, "model": "-", "task": "-"} for c in experiment.clients]
         watcher.start(rows, experiment.rounds)

@@ -96,6 +96,21 @@ class StatusFile:
             write_atomic(self.path, json.dumps(known, indent=1).encode())
 
 
+@contextmanager
+def starting(kit: Kit) -> Iterator[None]:
+    """Hold the kit while heavy libraries are imported, so that `describe` knows of this process.
+
+    What is wrong with its lock is said by whoever works on it afterwards.
+    """
+    claim = Claim(kit.folder)
+    with suppress(StoreError):
+        claim.take(PATIENCE)
+    try:
+        yield
+    finally:
+        claim.give_up()
+
+
 def _how_it_ended(error: BaseException | None) -> str:
     if error is None:
         return "finished"
@@ -140,7 +155,8 @@ def describe(kit: Kit) -> dict[str, Any]:
         KitError: the certificate cannot be read.
     """
     said, works = read(kit) or {}, running(kit)
-    state = "running" if works else (said.get("over") or "stopped unexpectedly") if said else "never started"
+    at_work = "running" if said else "starting"  # nothing is written before the work begins
+    state = at_work if works else (said.get("over") or "stopped unexpectedly") if said else "never started"
     end = kit.validity()[1]
     about = {
         "kit": str(kit.folder),

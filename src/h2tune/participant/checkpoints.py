@@ -26,6 +26,7 @@ from h2tune.core.slots import Layout, layout_of
 from h2tune.participant.errors import ModelAwayError, ModelError
 from h2tune.participant.gguf import gguf_file, unpacked
 from h2tune.participant.load_report import NewHead, check_report
+from h2tune.utils.files import nearest
 
 ENCODERS = {
     "bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert", "deberta", "deberta-v2",
@@ -95,7 +96,7 @@ def resolve_source(source: str) -> str:
     if gguf := gguf_file(path):
         return str(unpacked(gguf))
     if source.startswith((".", "/", "~")) and not path.is_dir():
-        raise ModelError(f"There is no model folder {source}.")
+        raise ModelError(f"There is no model folder {source}{nearest(path) or '.'}")
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise ModelError(
             f"{source} holds an adapter and no model. Name its base model instead, or merge the two first:"

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from h2tune import tasks
-from h2tune.config import ClientConfig
+from h2tune.config import ClientConfig, ConfigError, Experiment
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.checkpoints import positions_of
 from h2tune.tasks.example import Example, Task, TaskError
 from h2tune.tasks.prompts import Encoded, encode, encode_prompts, fit_prompts
 
+FEW = 20  # test rows; with fewer, each of them is more than five points
 UNKNOWN = "-"  # a model or data source that only the client itself knows
 
 
@@ -42,6 +43,25 @@ class ClientData:
     validation: Split
     test: Split
     leaked: int
+
+
+def check_known(experiment: Experiment) -> None:
+    """Refuse to train where only the clients themselves know their models or data.
+
+    Raises:
+        ConfigError: with a line for each such client.
+    """
+    problems = []
+    for client in experiment.clients:
+        keys = [key for key in ("model", "train", "test", "validation") if getattr(client, key) == UNKNOWN]
+        if keys:
+            named = " and ".join(filter(None, (", ".join(keys[:-1]), keys[-1])))
+            problems.append(
+                f'{client.name}: {named} {"is" if len(keys) == 1 else "are"} "-": known at the client only; use h2tune'
+                " provision, or fill them in"
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def client_base(config: ClientConfig, task: Task, models: ModelPool) -> LoadedModel:
@@ -84,9 +104,13 @@ def load_data(
     return ClientData(splits["train"], splits["validation"], splits["test"], leaked)
 
 
-def in_both(leaked: int) -> str:
-    """What is said of test rows that are also trained on."""
-    return f"{leaked} test examples occur in its training data"
+def remarks(leaked: int, tests: int) -> list[str]:
+    """What is said of test rows before training: those that are also trained on, and that they are few."""
+    found = [f"{leaked} test examples occur in its training data"] if leaked else []
+    if tests < FEW:
+        rows = "one test row" if tests == 1 else f"{tests} test rows"
+        found.append(f"{rows}: a score of fewer than {FEW} says little")
+    return found
 
 
 def read_rows(

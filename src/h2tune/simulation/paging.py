@@ -61,22 +61,22 @@ class PagedClient:
         self._welcome: Path = store.folder / "welcome.message"
         self._joining: list[bytes] = []  # what it was sent before it was ready: nothing of that is on disk yet
         self._ready, self._done = False, 0  # set up; the last round that it ended
-        self._leaked: int | None = None
+        self._remarks: list[str] | None = None
 
     @property
     def context(self) -> ClientContext:
         return self._client().context
 
     @property
-    def leaked(self) -> int:
-        """Test rows that also occur in the training data."""
-        if self._leaked is None:
-            self._leaked = self._client().leaked
-        return self._leaked
+    def remarks(self) -> list[str]:
+        """See `Client.remarks`."""
+        if self._remarks is None:
+            self._remarks = self._client().remarks
+        return self._remarks
 
     def introduction(self) -> dict[str, Any]:
         client = self._client()
-        self._leaked = client.leaked
+        self._remarks = client.remarks
         return client.introduction()
 
     def handle(self, data: bytes) -> bytes:

@@ -70,7 +70,7 @@ class Worker:
         return Path(path).is_file()
 
     def introduce(self) -> dict[str, tuple[int, dict[str, Any]]]:
-        return {name: (client.leaked, client.introduction()) for name, client in self.party.clients.items()}
+        return {name: (client.remarks, client.introduction()) for name, client in self.party.clients.items()}
 
     def groups(self, names: list[str]) -> list[list[str]]:
         """Clients that act together (``parallel``)."""

@@ -62,7 +62,7 @@ class Remote:
     """What this process knows of a client that lives in a worker."""
 
     config: ClientConfig
-    leaked: int
+    remarks: list[str]
     met: dict[str, Any]
 
     def introduction(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from h2tune.tasks.custom import with_columns
 from h2tune.tasks.example import Example, Row, RowError, Task, TaskError, called
 from h2tune.tasks.rows import fold
 from h2tune.tasks.sources import read_rows
+from h2tune.utils.tables import other_separator
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ def _read(source: str, number: int, row: Row, task: Task, answered: bool) -> Exa
     except RowError as error:
         named = [str(name) for name in row]
         there = ", ".join(named[:12]) + (f" and {len(named) - 12} more" if len(named) > 12 else "")
-        raise TaskError(f"{place}: {error}; columns there: {there}") from None
+        raise TaskError(f"{place}: {error}; columns there: {there}{other_separator(named)}") from None
     return replace(example, place=place)
 
 
@@ -139,13 +140,19 @@ def split_validation(
     taken = {_key(example) for example in test}
     prompts = list(dict.fromkeys(_key(example) for example in examples))
     if len(prompts) < 2:
-        raise TaskError(f"{len(prompts)} different examples are too few to hold some out for validation")
+        raise TaskError(
+            "all its rows ask the same, which is too few different ones to hold some out for validation; give"
+            " `validation:`, or at least 2 different rows"
+        )
     free = [prompt for prompt in prompts if prompt not in taken]
     random.Random(f"validation/{seed}").shuffle(free)
     size = min(max(minimum, round(fraction * len(examples))), len(prompts) // 2)
     held = set(free[:size])
     if not held:
-        raise TaskError("every training example is also in the test data; nothing is left for validation")
+        raise TaskError(
+            "every training example is also in the test data; nothing is left for validation; use other test"
+            " rows, or give `validation:`"
+        )
     train = [example for example in examples if _key(example) not in held]
     first = {_key(example): example for example in reversed(examples)}
     return train, [first[prompt] for prompt in prompts if prompt in held]

@@ -6,6 +6,7 @@ where the task says so, and never where two labels would become one.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ from dataclasses import replace
 from h2tune.tasks.example import Example, Kind, RowError, TaskError, called
 from h2tune.tasks.rows import fold
 from h2tune.tasks.scoring import score_choice, score_label
+
+_WHOLE = re.compile(r"(-?\d+)\.0+")
 
 
 def composed(text: str) -> str:
@@ -43,6 +46,8 @@ def label_finder(
         found = known.get(composed(value))
         if found is None and ignore_case:
             found = folded.get(fold(composed(value)))
+        if found is None and (whole := _WHOLE.fullmatch(value)):
+            found = known.get(whole[1])  # pandas writes a column of whole numbers with a gap in it as 0.0 and 1.0
         if found is None:
             raise RowError(_unknown(value, name, labels, known, folded))
         return found
@@ -55,6 +60,9 @@ def _unknown(value: str, name: str, labels: Sequence[str], known: dict[str, int]
     shown = ", ".join(labels) + (f" (also written {', '.join(others)})" if others else "")
     text = f"label {value!r} is not known to {called(name)}, which knows {shown}"
     near = [other for other in known if fold(other) == fold(composed(value))]
+    if not near and fold(value) in ("true", "false"):
+        yes, no = ("true", "false") if value.islower() else ("True", "False")
+        return f'{text}; for true and false write labels: {{"{yes}": ..., "{no}": ...}}, with quotation marks'
     if not near:
         return text
     meet = len({known[other] for other in near}) > 1 or len(set(folded)) < len(known)

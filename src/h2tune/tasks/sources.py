@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ from urllib.parse import parse_qsl
 
 from h2tune.tasks.demo_problems import demo_rows
 from h2tune.tasks.example import Row, TaskError
+from h2tune.utils.files import nearest
+from h2tune.utils.tables import one_value, other_separator
 
 Rows = list[Row]
 
@@ -30,7 +31,7 @@ def read_rows(source: str, split: str | None = None) -> Rows:
         return _folder(path, split or query)
     reader = _READERS.get(path.suffix.lower())
     if not path.exists():
-        raise TaskError(f"no file or folder {source}{_near(path)}")
+        raise TaskError(f"no file or folder {source}{nearest(path)}")
     if reader is None:
         raise TaskError(
             f"{source}: cannot read {path.suffix or 'a file without ending'}; known: {', '.join(_READERS)}"
@@ -57,13 +58,6 @@ def source_path(source: str) -> tuple[Path, str | None]:
     return Path(source).expanduser(), None
 
 
-def _near(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; there is no folder {path.parent} either"
-    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
-
-
 def _json(path: Path) -> Rows:
     text = path.read_text("utf-8-sig")
     try:
@@ -83,8 +77,11 @@ def _json(path: Path) -> Rows:
 
 def _json_lines(path: Path) -> Rows:
     rows: Rows = []
+    text = path.read_text("utf-8-sig")
+    if text.lstrip().startswith("[") and (whole := one_value(text)):
+        raise TaskError(f"{path}: {whole}")
     # Not splitlines(): text may hold other line separators of Unicode.
-    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -94,7 +91,7 @@ def _json_lines(path: Path) -> Rows:
                 )
             )
         except json.JSONDecodeError as error:
-            raise TaskError(f"{path}: line {number}: not JSON: {error.msg}") from None
+            raise TaskError(f"{path}: {one_value(text) or f'line {number}: not JSON: {error.msg}'}") from None
     return rows
 
 
@@ -146,7 +143,10 @@ def _table(path: Path, lines: list[list[str]]) -> Rows:
     _differ(path, header)
     for number, cells in enumerate(lines[1:], 1):
         if len(cells) != len(header):
-            raise TaskError(f"{path}: row {number}: {len(cells)} cells where the header names {len(header)} columns")
+            raise TaskError(
+                f"{path}: row {number}: {len(cells)} cells where the header names {len(header)} columns"
+                f"{other_separator(header)}"
+            )
     return [dict(zip(header, cells, strict=True)) for cells in lines[1:]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -102,3 +103,11 @@ def append(path: Path, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise StoreError(f"{path} could not be written: {error.strerror}. Nothing committed was lost.") from error
+
+
+def nearest(path: Path) -> str:
+    """What to say of a path that is not there: a name beside it that is like it, or that the folder is missing, too."""
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent} either"
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from h2tune.vertical.align import as_keys, check_ids, digests, normalise
 from h2tune.vertical.config import PartyConfig, VerticalConfig
-from h2tune.vertical.table import NO_LABEL, Columns, TableError, read_table, text_of
+from h2tune.vertical.table import NO_LABEL, Columns, TableError, names_of, read_table, text_of
 from h2tune.vertical.text import embed_texts
 
 
@@ -66,7 +66,7 @@ def load_party(
         TableError, AlignmentError: naming the party, and the column or row.
     """
     if frames is None:
-        frames = (read_table(party.train), read_table(party.test) if party.test else None)
+        frames = _tables(party)
     train, test = frames
     if len(train) == 0:
         raise TableError(f"{party.name}: the table has no rows.")
@@ -87,6 +87,24 @@ def load_party(
     )
 
 
+def _tables(party: PartyConfig) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Training and test table of a party.
+
+    Raises:
+        TableError: with a line for each that cannot be read.
+    """
+    found: list[pd.DataFrame] = []
+    problems = []
+    for path in filter(None, (party.train, party.test)):
+        try:
+            found.append(read_table(path))
+        except TableError as error:
+            problems.append(str(error))
+    if problems:
+        raise TableError("\n".join(problems))
+    return found[0], found[1] if party.test else None
+
+
 def check_test_labels(
     who: str, test: pd.DataFrame, column: str, classes: list[str] | None, trained: list[str | None]
 ) -> None:
@@ -100,7 +118,7 @@ def check_test_labels(
     """
     if column not in test:
         raise TableError(
-            f"{who} (test table): there is no label column {column!r}; there are: {', '.join(test.columns[:20])}. Add it"
+            f"{who} (test table): there is no label column {column!r}; there are: {names_of(test)}. Add it"
             " (cells may be empty), or leave `test` out."
         )
     known = classes or sorted({label for label in trained if label is not None})
@@ -132,7 +150,7 @@ def read_rows_of(
     """The rows of a table as a party uses them; see `load_party`."""
     who, by = party.name + which, party.id or config.align.by
     if by not in frame:
-        raise TableError(f"{who}: there is no id column {by!r}; there are: {', '.join(frame.columns[:20])}.")
+        raise TableError(f"{who}: there is no id column {by!r}; there are: {names_of(frame)}.")
     if len(frame) == 0:
         raise TableError(f"{who}: the table has no rows.")
     ids = check_ids(text_of(frame[by]), who)
@@ -160,7 +178,7 @@ def _feature_names(config: VerticalConfig, party: PartyConfig, frame: pd.DataFra
     text = party.encoder.column
     for name in [*(party.columns or []), *([label] if label else []), *([text] if text else [])]:
         if name not in frame:
-            raise TableError(f"{party.name}: there is no column {name!r}; there are: {', '.join(frame.columns[:20])}.")
+            raise TableError(f"{party.name}: there is no column {name!r}; there are: {names_of(frame)}.")
     other = {party.id or config.align.by, label, text}
     names = party.columns if party.columns is not None else [n for n in frame.columns if n not in other]
     if label in names and party.columns is not None:

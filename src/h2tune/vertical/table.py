@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from h2tune.errors import H2TuneError
+from h2tune.utils.files import nearest
+from h2tune.utils.tables import one_value, other_separator
 
 MISSING = ["", "?", "NA", "N/A", "n/a", "n.a.", "#N/A", "NaN", "nan", "null", "NULL", "None", "-"]
 NO_LABEL = [text for text in MISSING if text not in ("None", "-")]  # a class may be called so
@@ -36,7 +38,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise TableError(f"There is no file {path}.")
+        raise TableError(f"There is no file {path}{nearest(path) or '.'}")
     try:
         match path.suffix.lower():
             case ".csv" | ".tsv":
@@ -60,6 +62,11 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return frame
 
 
+def names_of(frame: pd.DataFrame) -> str:
+    """The first columns of a table, for messages."""
+    return ", ".join(frame.columns[:20]) + other_separator(list(frame.columns))
+
+
 def _require_even(path: Path, separator: str) -> None:
     """Raise TableError where columns share a name, or a row has more or fewer cells than there are columns: pandas would
     rename, shift or fill up without a word."""
@@ -71,7 +78,8 @@ def _require_even(path: Path, separator: str) -> None:
         for row in rows:
             if row and len(row) != len(names):
                 raise TableError(
-                    f"{path}: line {rows.line_num} has {len(row)} cells, and there are {len(names)} columns."
+                    f"{path}: line {rows.line_num} has {len(row)} cells, and there are {len(names)} columns"
+                    f"{other_separator(names) or '.'}"
                 )
 
 
@@ -91,7 +99,10 @@ def _json(path: Path) -> pd.DataFrame:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise TableError(f"{path}: line {number} is no JSON: {error.msg} at character {error.pos + 1}.") from None
+            wrong = one_value(text) or f"line {number} is no JSON: {error.msg} at character {error.pos + 1}"
+            raise TableError(f"{path}: {wrong}.") from None
+        if isinstance(rows[-1], list) and (whole := one_value(text)):
+            raise TableError(f"{path}: {whole}.")
         if not isinstance(rows[-1], dict):
             raise TableError(f'{path}: line {number} is no object; write a row as {{"id": ..., "column": ...}}.')
     return pd.DataFrame(rows)
@@ -210,7 +221,7 @@ class Columns:
             TableError: if a column is missing or holds text where it held numbers.
         """
         if missing := [name for name in [*self.numeric, *self.categorical] if name not in frame.columns]:
-            raise TableError(f"{who}: there is no column {missing[0]!r}; there are: {', '.join(frame.columns[:20])}.")
+            raise TableError(f"{who}: there is no column {missing[0]!r}; there are: {names_of(frame)}.")
         parts: list[np.ndarray] = []
         for name, fitted in self.numeric.items():
             numbers = numbers_of(frame[name])
