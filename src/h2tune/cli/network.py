@@ -134,6 +134,7 @@ def client(
             quiet_libraries()
             from h2tune.deployment.join import attend
             from h2tune.deployment.vertical import is_vertical_kit
+            from h2tune.report.format import printable
 
         _stop_on_terminate()
         given = {"model": model, "train": train, "test": test, "validation": validation, "device": device}
@@ -143,7 +144,6 @@ def client(
 
             vertical.attend(kit, own, as_json)
             return
-        from h2tune.report.format import printable
 
         def say(text: str) -> None:
             typer.echo(json.dumps({"event": "message", "text": text}) if as_json else printable(text))
@@ -153,8 +153,7 @@ def client(
                 say(f"round {round}: {phase} update {step} of {steps}, loss {loss:.3f}")
 
         say(attend(Kit(kit, "client"), own, say, watch))
-        adapter = kit / "state" / "adapter"
-        say(f"adapter  {adapter}" if adapter.is_dir() else NO_ADAPTER)
+        say(f"adapter  {adapter}" if (adapter := kit / "state" / "adapter").is_dir() else NO_ADAPTER)
 
 
 def status(kit: KitFolder, as_json: Json = False) -> None:

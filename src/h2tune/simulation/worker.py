@@ -69,7 +69,7 @@ class Worker:
         """Whether a file of the process that runs the federation is here, too."""
         return Path(path).is_file()
 
-    def introduce(self) -> dict[str, tuple[int, dict[str, Any]]]:
+    def introduce(self) -> dict[str, tuple[list[str], dict[str, Any]]]:
         return {name: (client.remarks, client.introduction()) for name, client in self.party.clients.items()}
 
     def groups(self, names: list[str]) -> list[list[str]]:

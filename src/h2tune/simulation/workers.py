@@ -107,7 +107,7 @@ class Workers:
         self.workers = [self.engine.start((*self.about, names), i) for i, names in enumerate(self.shares)]
         if self.engine.several_machines:
             self._check_shared(run.resolve())
-        met: dict[str, tuple[int, dict[str, Any]]] = {}
+        met: dict[str, tuple[list[str], dict[str, Any]]] = {}
         for call in [self._call(place, "introduce") for place in range(len(self.shares))]:  # all load at the same time
             met |= self.engine.result(call)  # every mistake in models and data is raised here
         return {c.name: Remote(c, *met[c.name]) for c in experiment.clients}
