@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from h2tune.attention import about_revision, about_sharing
+from h2tune.caveats import about_revision, about_sharing
 from h2tune.config import Experiment, Wire, load_config
 from h2tune.methods.leaving import STAYS, as_lines, what_leaves
 from h2tune.methods.registry import MethodError, check_other_methods, method_of, resolve_method

@@ -13,7 +13,7 @@ from typing import Any
 
 from h2tune import tasks
 from h2tune.aggregation.private import epsilon, noise_in_words, rounds_within
-from h2tune.attention import about_revision, about_sharing
+from h2tune.caveats import about_revision, about_sharing
 from h2tune.config import ClientConfig, Experiment, Privacy, PublicQuestions
 from h2tune.core.masks import kept_rank
 from h2tune.core.slots import Layout

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from h2tune.attention import about_sharing
+from h2tune.caveats import about_sharing
 from h2tune.config import Experiment
 from h2tune.deployment.farewell import STAY, open_farewell, say_farewell, unaware
 from h2tune.deployment.kits import PUBLIC, Kit
