@@ -108,7 +108,6 @@ def server(
         typer.echo(f"\nreport   {page}")
 
 
-# Over 45 lines: a third of them are its options and their help.
 def client(
     kit: KitFolder,
     model: Annotated[str | None, typer.Option(help="`zoo:` name, Hugging Face name, or local folder.")] = None,
