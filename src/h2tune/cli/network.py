@@ -108,6 +108,7 @@ def server(
         typer.echo(f"\nreport   {page}")
 
 
+# Over 45 lines: a third of them are its options and their help.
 def client(
     kit: KitFolder,
     model: Annotated[str | None, typer.Option(help="`zoo:` name, Hugging Face name, or local folder.")] = None,
@@ -152,7 +153,8 @@ def client(
                 say(f"round {round}: {phase} update {step} of {steps}, loss {loss:.3f}")
 
         say(attend(Kit(kit, "client"), own, say, watch))
-        say(f"adapter  {adapter}" if (adapter := kit / "state" / "adapter").is_dir() else NO_ADAPTER)
+        adapter = kit / "state" / "adapter"
+        say(f"adapter  {adapter}" if adapter.is_dir() else NO_ADAPTER)
 
 
 def status(kit: KitFolder, as_json: Json = False) -> None:

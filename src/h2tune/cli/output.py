@@ -79,7 +79,7 @@ def print_plan(plan: Plan) -> None:
         table.add_row(c.name, short_model(c.model), *cells)
     _print(table)
     typer.echo("\nadapter  parameters to train\nmemory   for adapter, gradients and optimiser, beside the model")
-    typer.echo("LoRA up  what a whole LoRA of the same rank would send in a round")
+    typer.echo("LoRA up  what a whole LoRA of the rank in the file would send in a round")
     unknown = "not known: the method has a mistake, and which one it is decides what leaves"
     _print_list("leaves the machine", [*plan.leaves, STAYS] if plan.leaves else [unknown])
     _print_list("privacy", plan.privacy)
