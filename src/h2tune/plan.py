@@ -13,6 +13,7 @@ from typing import Any
 
 from h2tune import tasks
 from h2tune.aggregation.private import epsilon, noise_in_words, rounds_within
+from h2tune.aggregation.secure_mean import LEAST
 from h2tune.caveats import about_revision, about_sharing
 from h2tune.config import ClientConfig, Experiment, Privacy, PublicQuestions
 from h2tune.core.masks import kept_rank
@@ -23,6 +24,7 @@ from h2tune.frames.anchor_text import anchor_batch, words
 from h2tune.frames.registry import kind_of
 from h2tune.frames.sources import load_anchors, load_texts
 from h2tune.methods.base import Method, ModelShape
+from h2tune.methods.core_bytes import summed_share
 from h2tune.methods.leaving import as_lines, what_leaves
 from h2tune.methods.registry import check_other_methods, method_of, resolve_method
 from h2tune.participant import budget
@@ -118,10 +120,10 @@ def make_plan(experiment: Experiment) -> Plan:
         _check_use(plan, experiment, settings)
         if settings.asks_public and experiment.public and not plan.problems:
             _check_public(plan, experiment.clients, shapes, experiment.public)
-    largest = max((row.bytes_down or 0 for row in plan.clients), default=0)
-    if plan.privacy and (asked := experiment.privacy) and largest:
-        entries = largest // (4 if experiment.wire.download == "float32" else 2)
-        plan.privacy.append(noise_in_words(asked.noise, asked.clip, experiment.clients_per_round, entries))
+    if settings and experiment.secure_aggregation and len(company) == len(experiment.clients) and not plan.problems:
+        plan.privacy.append(_summed(experiment, settings, list(company.values())))
+    if plan.privacy and (asked := experiment.privacy):
+        plan.privacy += _noise(plan, experiment, asked)
     return plan
 
 
@@ -130,6 +132,13 @@ SECRET = (
     " entries that fewer than three clients of a round cover stay with them;"
     " the server still sees the number of examples, losses and figures of each client"
 )
+
+
+def _summed(experiment: Experiment, settings: Any, shapes: list[ModelShape]) -> str:
+    """What share of the core has enough company, if all clients take part in a round."""
+    share = summed_share(experiment, settings, shapes)
+    rest = "" if share == 1 else ", the rest stays with the clients that have it"
+    return f"{share:.0%} of the core's entries are covered by {LEAST} clients and summed{rest}"
 
 
 def _promise(experiment: Experiment, privacy: Privacy) -> list[str]:
@@ -143,6 +152,13 @@ def _promise(experiment: Experiment, privacy: Privacy) -> list[str]:
         "promised: who sees all cores that the server sends learns little of whether any one client took part",
         "not promised: anything against the server itself; the figures that clients report; a client's own adapter",
     ]
+
+
+def _noise(plan: Plan, experiment: Experiment, asked: Privacy) -> list[str]:
+    """What the noise does to the largest core that a client gets."""
+    largest = max((row.bytes_down or 0 for row in plan.clients), default=0)
+    entries = largest // (4 if experiment.wire.download == "float32" else 2)
+    return [noise_in_words(asked.noise, asked.clip, experiment.clients_per_round, entries)] if entries else []
 
 
 def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:

@@ -200,11 +200,26 @@ def test_a_round_is_not_held_again_after_its_sum_was_read(
         assert not torch.equal(before[0], core(tmp_path / "run"))
 
 
-def test_entries_that_fewer_than_three_clients_cover_stay_with_their_clients(tmp_path: Path) -> None:
+def test_entries_that_fewer_than_three_clients_cover_stay_with_their_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two models with other blocks than the rest: what only they cover is not summed, and not sent to anybody."""
     config = small(clients=5, **SECURE)
+    plan = make_plan(config)
+    got: dict[str, int] = {}
+    pack = CoreServer.pack
+
+    def watched(self: CoreServer, core: torch.Tensor, client: str) -> dict[str, torch.Tensor]:
+        tensors = pack(self, core, client)
+        got[client] = tensors["values"].nbytes
+        return tensors
+
+    monkeypatch.setattr(CoreServer, "pack", watched)
     server, clients = build(config, tmp_path)
     server.run()
+    assert got == {row.name: row.bytes_down for row in plan.clients}
+    share = server.method.in_company().sum() / (sum(server.method.covers(n).int() for n in clients) > 0).sum()
+    assert f"{share:.0%} of the core's entries are covered by 3 clients and summed, the rest" in plan.privacy[1]
     count = sum(server.method.covers(name).int() for name in clients)
     alone = (count > 0) & (count < 3)
     assert alone.any() and not server.method.S[alone].any() and server.method.S[count >= 3].any()
