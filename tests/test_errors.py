@@ -13,7 +13,14 @@ import h2tune
 from h2tune.cli.options import plain_errors
 from h2tune.errors import H2TuneError
 
-INTERNAL = {"Refused", "LinkClosed", "QuorumMissed", "RoundInterrupted", "_Reached"}  # caught where they are raised
+INTERNAL = {
+    "Refused",
+    "LinkClosed",
+    "QuorumMissed",
+    "RoundInterrupted",
+    "RoundSpoiled",
+    "_Reached",
+}  # caught where they are raised
 
 
 def test_all_errors_share_one_base_and_keep_a_built_in_one() -> None:

@@ -17,7 +17,7 @@ from h2tune.config import Experiment
 from h2tune.errors import QuorumError
 from h2tune.methods.base import ServerMethod
 from h2tune.methods.registry import method_of
-from h2tune.protocol.exchange import QuorumMissed, Reply, RoundInterrupted
+from h2tune.protocol.exchange import QuorumMissed, Reply, RoundInterrupted, RoundSpoiled
 from h2tune.protocol.schemas import FinalScores, read
 from h2tune.session import ATTEMPTS, Exchanges, Member, Place, RunLog, Session, Status
 from h2tune.transport.base import Transport
@@ -50,7 +50,8 @@ class Server:
         self.admission = Admission(experiment, self.kind, self.session, self.quorum)
         self.round, self.state, self.opened = 0, "", False
         self.attempt = 0  # how often the round that is under way was begun before
-        self.passed_over = 0  # rounds in a row of which nothing came
+        self.left_out: frozenset[str] = frozenset()  # from further attempts at the round that is under way
+        self.spoiled = 0  # rounds in a row of which nothing came, and who is to blame is not known
         self.progress = EarlyStopping(experiment.patience)
 
     @property
@@ -123,17 +124,20 @@ class Server:
             except (RoundInterrupted, QuorumMissed) as error:
                 self.method = self.commits.last().method
                 if ask.once:
-                    self._pass_over(number, str(error))
+                    self._pass_over(number, str(error), isinstance(error, RoundSpoiled))
                     return ""
                 if isinstance(error, QuorumMissed):
                     self.log.event("warning", f"round {number}: {error}", round=number)
                     return self.admission.shortage(len(ask.finished()), "answered")
+                self.left_out |= error.without
                 self.log.event("round_interrupted", f"round {number} begins again: {error}", round=number)
         return self.admission.shortage(0, "went through the round without a restart")
 
     def select(self, number: int) -> list[str]:
         """The clients of a round: all that take part, or a seeded sample of them."""
-        active = self.session.with_status(Status.ACTIVE)
+        here = self.session.with_status(Status.ACTIVE)
+        active = [name for name in here if name not in self.left_out]
+        active = active if len(active) >= self.quorum else here
         count = min(self.experiment.clients_per_round, len(active))
         chosen = set(random.Random(derive(self.experiment.seed, "select", number)).sample(active, count))
         return [name for name in active if name in chosen]
@@ -165,21 +169,21 @@ class Server:
         for name, report in reports.items():
             self.members[name].rounds.append(report)
         self.progress.judge([r["validation"]["nats"] for r in reports.values() if r.get("validation")])
-        self.attempt = self.passed_over = 0
+        self.attempt, self.spoiled, self.left_out = 0, 0, frozenset()
         self._commit(number)
         spent = self.method.privacy()
         self.log.event("round_committed", f"round {number} committed", round=number, seconds=seconds, privacy=spent)
 
-    def _pass_over(self, number: int, reason: str) -> None:
+    def _pass_over(self, number: int, reason: str, spoiled: bool = False) -> None:
         """Count a round that failed and must not be begun again as held, with what is shared as it was.
 
         Raises:
-            QuorumError: nothing has come of several rounds in a row.
+            QuorumError: several rounds in a row were spoiled, and nobody can be excluded for it.
         """
         self.log.event("round_passed_over", f"round {number} is passed over: {reason}", round=number)
-        self.attempt, self.passed_over = 0, self.passed_over + 1
+        self.attempt, self.spoiled, self.left_out = 0, self.spoiled + spoiled, frozenset()
         self._commit(number)
-        if self.passed_over == ATTEMPTS:
+        if self.spoiled == ATTEMPTS:
             raise QuorumError(f"Nothing came of {ATTEMPTS} rounds in a row. The last, {number}: {reason}")
 
     def _commit(self, number: int, once: int = 0) -> None:

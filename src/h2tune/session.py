@@ -284,7 +284,8 @@ class Exchanges:
                 break
             left = {name: payloads[name] for name in back}
         self.check_revoked()
-        if len(found) < min(self.quorum, len(payloads)):
+        # Once the round must not be begun again, whoever asks decides how many answers are enough.
+        if not self.once and len(found) < min(self.quorum, len(payloads)):
             raise QuorumMissed(f"{len(found)} of {len(payloads)} clients answered {kind!r}")
         return found
 

@@ -15,10 +15,12 @@ pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install
 
 from h2tune import federation
 from h2tune.aggregation.secure_mean import SecureMean
+from h2tune.core.packing import unpack_core
 from h2tune.methods.core_server import CoreServer
 from h2tune.methods.registry import MethodError
 from h2tune.plan import make_plan
 from h2tune.protocol.codec import decode, encode
+from h2tune.transport.base import Absent
 from h2tune.transport.inprocess import InProcess
 
 
@@ -111,6 +113,10 @@ def test_a_client_sends_nothing_without_masks(tmp_path: Path, monkeypatch: pytes
         ({"weights": "uniform", "privacy": {"clip": 1, "noise": 1}}, "excludes privacy"),
         ({"method": {"name": "h2tune", "aggregate": "median"}}, "needs aggregate: mean"),
         ({"method": "fedit", "same_model": True}, "only methods that share a core"),
+        (
+            {"method": "fedsb", "same_model": True},
+            "bases of fedsb are made from private gradients, which are sent open",
+        ),
     ],
 )
 def test_what_it_excludes_is_said_before_training(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -226,3 +232,88 @@ def test_entries_that_fewer_than_three_clients_cover_stay_with_their_clients(
     own = [c.method.core for c in clients.values()]
     assert any((core.S.detach() * (core.coverage & alone)).any() for core in own)
     assert "entries are covered by 3 clients and summed; clients keep the rest" in server.method.found()
+
+
+def test_no_core_is_sent_twice_where_cores_have_stopped_learning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the default frames cores learn in the first rounds; two sums of the same ones would differ by a core."""
+    sums: list[torch.Tensor] = []
+    reveal = SecureMean.reveal
+
+    def watched(self: SecureMean, revealed: Any) -> None:
+        reveal(self, revealed)
+        sums.append(self.mean.clone())
+
+    def away(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            last = decode(data).kind == "train" and len(sums) == 3
+            yield name, Absent("gone") if last and name == "c2" else data
+
+    monkeypatch.setattr(SecureMean, "reveal", watched)
+    config = small(
+        clients=4,
+        same_model=True,
+        rounds=4,
+        quorum=3,
+        secure_aggregation={},
+        method={"name": "h2tune", "frames": "effect"},
+    )
+    server, clients = build(config, tmp_path, away)
+    server.run()
+    learnt = [phase for phase in clients["c0"].method.phases(2, 2) if phase != "specific"]
+    assert not learnt and server.members["c2"].rounds[-1]["round"] == 3 and sums[0].any()
+    for later in sums[1:]:
+        assert (later - sums[0]).abs().max() < 4 * 2.0**-32
+
+
+def one_smaller() -> Any:
+    """Four clients, of which the last has half of the core: the rest of it has three clients' company."""
+    config = small(clients=4, same_model=True, quorum=3, **SECURE)
+    clients = [c.model_copy(update={"keep": 0.5}) if c.name == "c3" else c for c in config.clients]
+    return config.model_copy(update={"clients": clients})
+
+
+def test_who_is_lost_again_and_again_costs_one_attempt_and_not_the_round(tmp_path: Path) -> None:
+    lost: list[str] = []
+
+    def drop(answers: list[tuple[str, Any]]) -> Any:
+        for name, data in answers:
+            if name == "c2" and decode(data).kind == "train":
+                lost.append(name)
+                yield name, Absent("connection lost")
+            else:
+                yield name, data
+
+    server, _ = build(one_smaller(), tmp_path, drop)
+    transport = server.session.transport
+    transport.returned = lambda: ["c2"] if lost else []  # type: ignore[method-assign]
+    server.run()
+    assert server.round == 2 and len(lost) == 2  # once in each round
+    assert [len(server.members[name].rounds) for name in ("c0", "c1", "c2", "c3")] == [2, 2, 0, 2]
+
+
+def test_at_the_end_only_what_was_summed_is_handed_out(tmp_path: Path) -> None:
+    def none(message: Any) -> None:
+        message.payload.meta["mask"] = "00" * 32
+
+    server, _ = build(one_smaller(), tmp_path, lying("c2", {"keys": none}))
+    server.run()
+    core, coverage = unpack_core(server.method.download("c0").tensors, server.method.shape, 4)
+    assert core[..., :2, :2].any() and coverage[..., :2, :2].any() and not coverage[..., 2:, :].any()
+    again = server.commits.last().method
+    assert torch.equal(unpack_core(again.download("c0").tensors, again.shape, 4)[1], coverage)
+
+
+def test_as_published_what_is_not_summed_stays_with_its_client(tmp_path: Path) -> None:
+    server, clients = build(small(clients=5, method="h2tune-published", **SECURE), tmp_path)
+    server.open()
+    server.method.selected = list(clients)
+    for name, client in clients.items():
+        core = client.method.core
+        core.D.data.fill_(1)
+        client.method.receive(server.method.download(name))
+        reached = server.method.in_company() & server.method.covers(name)
+        alone = bool((server.method.covers(name) & ~reached).any())
+        assert (core.D == 0).any() and bool(core.D.any()) == alone
+    assert any(client.method.core.D.any() for client in clients.values())

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from h2tune.aggregation.secret_sharing import SEALED, SEED, Publics, SecureError, Shares, check_public, context_of
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload
-from h2tune.protocol.exchange import Ask, QuorumMissed, Reply, RoundInterrupted, payload_of
+from h2tune.protocol.exchange import Ask, QuorumMissed, Reply, RoundInterrupted, RoundSpoiled, payload_of
 
 KEY_HEX, SHARE_HEX = 64, 2 * SEED  # characters of a key, and of a share or a commitment
 DEALT_HEX = 2 * (SEALED + 2 * SEED)  # two encrypted shares with their seal, and a commitment to each
@@ -68,30 +68,32 @@ class SecureAsk:
         publics, dealt = self._agree(list(payloads))
         self.sums.expect(publics, dealt, context_of(self.run, self.round))
         members = sorted(dealt)
-        self._check_company(members)
+        self._check_company(members, payloads)
         # Nobody is asked again: a client that restarts has lost its secrets, and takes part in the next round.
         requests = {n: _with_shares(payloads[n], {m: dealt[m][n] for m in members if m != n}) for n in members}
         found = self.ask(kind, requests, read, again=False)
         self._enough(len(found), "are left")
-        self._check_company(found)
+        self._check_company(found, payloads)
         self.hold_once()
         answered = Payload(meta={"answered": list(found)})
         revealed = self.ask("unmask", dict.fromkeys(found, answered), _reader(members, SHARE_HEX), again=False)
         try:
             self.sums.reveal(revealed)
-        except ValueError as error:
+        except SecureError as error:
             raise QuorumMissed(str(error)) from None
+        except ValueError as error:
+            raise RoundSpoiled(str(error)) from None
         finally:
             for name, reason in self.sums.liars().items():
                 self.exclude(name, reason)
         return found
 
-    def _check_company(self, names: Collection[str]) -> None:
+    def _check_company(self, names: Collection[str], selected: Collection[str]) -> None:
         """Begin the round again where others than expected are left: then it is without the entries that lack company."""
         try:
             self.sums.check_company(names)
         except ValueError as error:
-            raise RoundInterrupted(str(error)) from None
+            raise RoundInterrupted(str(error), without=set(selected) - set(names)) from None
 
     def _agree(self, names: list[str]) -> tuple[dict[str, Publics], dict[str, Shares]]:
         """Public keys, and what each client deals to each other."""

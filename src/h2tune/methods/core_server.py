@@ -153,6 +153,7 @@ class CoreServer(OneExchange):
         self.spent: list[float] = []
         self.excluded = 0
         self.selected: list[str] = []  # clients of the round that is under way
+        self.summed: Tensor | None = None  # entries of which a secure sum has been made; None if there was none
 
     def _aggregator(self) -> Aggregator:
         """The one place where it is decided how updates are combined."""
@@ -200,7 +201,7 @@ class CoreServer(OneExchange):
     def in_company(self) -> Tensor:
         """Entries that can be combined; under secure aggregation those that enough clients cover.
 
-        Of the clients of a round under way, or else of all.
+        Of the clients of a round under way, or else of all that are known.
         """
         if not self.least:
             return self.shape.zeros() == 0
@@ -230,7 +231,8 @@ class CoreServer(OneExchange):
     def pack(self, core: Tensor, client: str) -> dict[str, Tensor]:
         """The part of a core that a client reads."""
         r, width = self.ranks[client], DOWNLOADS[self.experiment.wire.download]
-        coverage = (self.reached(client) & self.in_company())[..., :r, :r]
+        company = self.in_company() if self.selected or self.summed is None else self.summed
+        coverage = (self.reached(client) & company)[..., :r, :r]
         whole = coverage.flatten(2).any(-1)[..., None, None] == coverage
         return pack_core(core[..., :r, :r], coverage, masked=not bool(whole.all()), dtype=width)
 
@@ -269,6 +271,9 @@ class CoreServer(OneExchange):
     def finish_round(self) -> None:
         self.S = self.aggregator.result(self.excluded)
         self.spent += self.aggregator.spent
+        if isinstance(self.aggregator, SecureMean):  # of what was never summed there is nothing to hand out at the end
+            held = self.aggregator.weight > 0
+            self.summed = held if self.summed is None else self.summed | held
         self.aggregator.spent, self.selected = [], []
 
     def notices(self) -> list[str]:
@@ -293,7 +298,7 @@ class CoreServer(OneExchange):
         return f"one more round would spend epsilon {after:.2f} of a budget of {privacy.epsilon:g}"
 
     def state(self) -> dict[str, Tensor]:
-        return {"S": self.S}
+        return {"S": self.S} | ({} if self.summed is None else {"summed": self.summed.to(torch.uint8)})
 
     def plain_state(self) -> dict[str, Any]:
         shape = {"depth": self.shape.depth, "rank": self.shape.rank, "slots": list(self.shape.slots)}
@@ -304,6 +309,7 @@ class CoreServer(OneExchange):
     def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
         shape = plain["shape"]
         self.shape, self.S = CoreShape(shape["depth"], shape["rank"], tuple(shape["slots"])), tensors["S"].clone()
+        self.summed = tensors["summed"].bool() if "summed" in tensors else None
         self.ranks, self.masked, self.held = plain["ranks"], plain["masked"], plain["held"]
         self.blocks, self.spent, self.fits = plain["blocks"], plain["spent"], plain.get("fits", {})
 

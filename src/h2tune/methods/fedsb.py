@@ -174,6 +174,10 @@ class FedSbServer(H2TuneServer):
         super().allows(experiment, settings)
         if experiment.privacy:
             raise MethodError("privacy: the bases of fedsb are made from private gradients, which nothing protects")
+        if experiment.secure_aggregation:
+            raise MethodError(
+                "secure_aggregation: the bases of fedsb are made from private gradients, which are sent open"
+            )
 
     def describers(self, joined: dict[str, Payload]) -> list[str]:
         """The first client of each base, unless its bases are known from clients that joined before."""

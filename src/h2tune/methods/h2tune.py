@@ -160,6 +160,17 @@ class H2TuneClient(FramedAdapter, CoreClient):
         else:
             self.keep_own(payload)
 
+    def upload(self) -> tuple[Tensor, Tensor]:
+        """S and its coverage.
+
+        Under secure aggregation the received S in rounds in which no core learns: two sums of the same cores, over other
+        clients each time, would differ by a core.
+        """
+        core, coverage = super().upload()
+        if self.secure.agreed and not self._core_learns(self.context.round):
+            core = torch.where(self.sent.reached, self.sent.received, core.detach().cpu())
+        return core, coverage
+
     @property
     def chooses(self) -> bool:
         """Whether it tests cores; where none acts on the model there is nothing to choose."""

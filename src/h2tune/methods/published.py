@@ -91,7 +91,13 @@ class PublishedClient(H2TuneClient):
     def receive(self, payload: Payload) -> None:
         super().receive(payload)
         with torch.no_grad():
-            self.core.D.zero_()  # what was learnt is in S by now, as far as P lets it through
+            # What was learnt is in S by now, as far as P lets it through; but for entries that the server does not sum.
+            support, reached = (
+                self.core.relation.support.float().cpu(),
+                self.sent.reached[:, self.core.columns].float(),
+            )
+            summed = torch.einsum("gl,gjab->ljab", support, reached) > 0
+            self.core.D.masked_fill_(summed.to(self.core.D.device), 0)
         self.core.write(self.core_leaves)
 
     def upload(self) -> tuple[Tensor, Tensor]:

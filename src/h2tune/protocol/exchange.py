@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,10 +24,21 @@ class QuorumMissed(Exception):
     """Too few clients answered an exchange; nothing of the round is committed."""
 
 
+class RoundSpoiled(QuorumMissed):
+    """Enough clients answered, and what came of it cannot be used; who is to blame is not known."""
+
+
 class RoundInterrupted(Exception):
     """The round must begin again: a client restarted in the middle of several exchanges, was revoked after an answer, or is
     missing where its company was needed.
+
+    Attributes:
+        without: clients that the next attempt leaves out, if it can.
     """
+
+    def __init__(self, reason: str, without: Collection[str] = ()) -> None:
+        super().__init__(reason)
+        self.without = frozenset(without)
 
 
 def payload_of(reply: Reply) -> Any:
