@@ -243,6 +243,20 @@ def test_colora_goes_on_with_another_pivot(damage: str, tmp_path: Path) -> None:
     assert server.method.pivot != "c0" and all(server.members[name].final for name in ("c1", "c2"))
 
 
+def test_a_twin_that_holds_its_factors_back_excludes_itself_and_nobody_else(tmp_path: Path) -> None:
+    """Who answers first must not say what the updates of its peers look like."""
+
+    def change(message: Message) -> None:
+        if message.kind == "train":
+            tensors = message.payload.tensors
+            message.payload.tensors = {k: t for k, t in tensors.items() if not k.startswith("own.")}
+
+    server, _ = build(small(clients=3, same_model=True, method={"name": "colora"}, **QUICK), tmp_path, of_c0(change))
+    server.run()
+    assert "lacks the factors that it shares" in server.members["c0"].standing
+    assert all(server.members[name].final for name in ("c1", "c2"))
+
+
 def test_an_update_of_entries_that_are_not_the_clients_excludes_its_sender(tmp_path: Path) -> None:
     """It alone would say what the others then read there."""
 

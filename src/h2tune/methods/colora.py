@@ -319,6 +319,8 @@ class CoLoraServer(OneExchange):
         own = {k: tuple(t.shape) for k, t in payload.tensors.items() if k.startswith("own.")}
         if own and not self._has_twin(client):
             raise ProtocolError(f"{client} has no peer on its base model and may not send factors")
+        if not own and self._has_twin(client):  # else it would set what the updates of its honest peers must look like
+            raise ProtocolError(f"the update of {client} lacks the factors that it shares with its peers")
         for other in self.updates:
             if self.known[other]["fingerprint"] == known["fingerprint"]:
                 theirs = {k: tuple(t.shape) for k, t in self.updates[other].items() if k.startswith("own.")}
