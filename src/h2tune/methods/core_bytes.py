@@ -22,7 +22,7 @@ def planned_core_bytes(experiment: Experiment, settings: CoreSettings, shape: Mo
     entries of the core, as numbers of 64 bits, and gets those that are summed.
     """
     kind, dims, depth = kind_of(settings.frames), settings.mask == "dims", shape.depth
-    rank = core_rank(experiment, settings, shape)
+    rank = _core_rank(experiment, settings, shape)
     slots = kind.core_slots(settings, shape.slots) if kind.fits(shape) else []
     pairs, received = len(_covered(settings, shape)), depth * len(slots) * rank**2
     entries = rank**2 if dims else round(shape.keep * experiment.rank**2)
@@ -31,13 +31,13 @@ def planned_core_bytes(experiment: Experiment, settings: CoreSettings, shape: Mo
     if experiment.secure_aggregation:
         up = 8 * depth * len(kind.core_slots(settings, shape.all_slots)) * experiment.rank**2
         if len(shape.company) == len(experiment.clients):
-            summed = summed_ranks(experiment, settings, shape.company.values())
-            received = sum(min(rank, least) ** 2 for (_, slot), least in summed.items() if slot in slots)
+            pairs_of_all = _ranks(experiment, settings, shape.company.values())
+            received = sum(min(rank, _summed(r)) ** 2 for (_, slot), r in pairs_of_all.items() if slot in slots)
     down = DOWNLOADS[experiment.wire.download].itemsize * received
     return PlannedBytes(up, down, *kind.setup_bytes(experiment, settings, shape))
 
 
-def core_rank(experiment: Experiment, settings: CoreSettings, shape: ModelShape) -> int:
+def _core_rank(experiment: Experiment, settings: CoreSettings, shape: ModelShape) -> int:
     """Rank of a client's part of the core."""
     return kept_rank(shape.keep, experiment.rank) if settings.mask == "dims" else experiment.rank
 
@@ -52,22 +52,23 @@ def _covered(settings: CoreSettings, shape: ModelShape) -> list[tuple[int, str]]
     return [(depth, slot) for depth in depths for slot in kind.core_slots(settings, shape.slots)]
 
 
-def summed_ranks(
+def _ranks(
     experiment: Experiment, settings: CoreSettings, shapes: Iterable[ModelShape]
-) -> dict[tuple[int, str], int]:
-    """Under secure aggregation, of every (depth, slot) pair that anybody covers the rank up to which enough clients do."""
-    ranks: dict[tuple[int, str], list[int]] = {}
+) -> dict[tuple[int, str], list[int]]:
+    """Of every (depth, slot) pair that anybody covers, the ranks of the clients that cover it, the largest first."""
+    found: dict[tuple[int, str], list[int]] = {}
     for shape in shapes:
         for pair in _covered(settings, shape):
-            ranks.setdefault(pair, []).append(core_rank(experiment, settings, shape))
-    return {pair: sorted(found)[-LEAST] if len(found) >= LEAST else 0 for pair, found in ranks.items()}
+            found.setdefault(pair, []).append(_core_rank(experiment, settings, shape))
+    return {pair: sorted(ranks, reverse=True) for pair, ranks in found.items()}
 
 
-def summed_share(experiment: Experiment, settings: CoreSettings, shapes: list[ModelShape]) -> float:
-    """Share of the covered entries of a core that are summed under secure aggregation."""
-    largest: dict[tuple[int, str], int] = {}
-    for shape in shapes:
-        for pair in _covered(settings, shape):
-            largest[pair] = max(largest.get(pair, 0), core_rank(experiment, settings, shape))
-    summed = sum(rank**2 for rank in summed_ranks(experiment, settings, shapes).values())
-    return summed / (sum(rank**2 for rank in largest.values()) or 1)
+def _summed(ranks: list[int]) -> int:
+    """The rank up to which enough clients cover a pair for a secure sum, from the ranks of all that cover it."""
+    return ranks[LEAST - 1] if len(ranks) >= LEAST else 0
+
+
+def summed_share(experiment: Experiment, settings: CoreSettings, shapes: Iterable[ModelShape]) -> float:
+    """Share of the covered entries of a core that are summed under secure aggregation, 0 to 1."""
+    pairs = _ranks(experiment, settings, shapes).values()
+    return sum(_summed(ranks) ** 2 for ranks in pairs) / (sum(ranks[0] ** 2 for ranks in pairs) or 1)
