@@ -97,7 +97,7 @@ class SecureClient:
     def __init__(self, name: str, threshold: int | None, rank: int) -> None:
         self.name, self.threshold, self.rank = name, threshold, rank
         self.secrets: ClientSecrets | None = None
-        self.helped = 0  # the last round whose sum it helped to reveal
+        self.helped = 0  # the last round whose sum it helped to reveal, as far as this process knows
         self.sealed: dict[str, str] | None = None
 
     @property
