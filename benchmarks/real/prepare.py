@@ -4,7 +4,7 @@
     h2tune compare runs/real/sst2.yaml --methods bias,local,h2tune,h2tune-unshared --seeds 3 --jobs 1 --out runs/real/sst2
 
 MODELS holds folders as Transformers saves them: SmolLM2-135M-Instruct as `smollm2-135m`, Gemma 3 270M as `gemma3-270m`,
-Qwen2.5-Coder-0.5B as `qwen2.5-coder-0.5b`. DATA holds GLUE's own TSV files, one folder a task. A comparison that was stopped
+Qwen2.5-Coder-0.5B as `qwen2.5-coder-0.5b`. DATA holds GLUE's own TSV files and problems as JSONL, one folder a task. A comparison that was stopped
 goes on when it is started again. On one core a run of two models took 43 to 148 seconds.
 
 Rows: `--rows` is all that a client has; validation comes out of it. Anchors: unlabelled prompts of the same task from rows
@@ -14,33 +14,13 @@ that no client trains on or is tested on.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-from h2tune.utils.files import write_atomic
+from rows import TASKS, anchors
 
 FAMILIES = {"smollm": "smollm2-135m", "gemma": "gemma3-270m", "qwen": "qwen2.5-coder-0.5b"}
-TASKS = {
-    "sst2": ("SST-2", ("sentence",), "Review: {} Verdict:"),
-    "qqp": ("QQP", ("question1", "question2"), "First: {} Second: {} Same:"),
-    "qnli": ("QNLI", ("question", "sentence"), "Question: {} Sentence: {} Answered:"),
-    "mrpc": ("MRPC", ("#1 String", "#2 String"), "First: {} Second: {} Same:"),
-}
-ANCHORS = 200
-
-
-def anchors(data: Path, task: str, out: Path) -> Path:
-    """Unlabelled prompts from the end of the training file, one a line."""
-    folder, columns, prompt = TASKS[task]
-    with open(data / folder / "train.tsv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    path = out / f"anchors-{task}.txt"
-    lines = [prompt.format(*(row[column].strip() for column in columns)) for row in rows[-ANCHORS:]]
-    write_atomic(path, ("\n".join(lines) + "\n").encode(), several=True)
-    return path
 
 
 def federation(models: Path, data: Path, out: Path, tasks: list[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -48,12 +28,12 @@ def federation(models: Path, data: Path, out: Path, tasks: list[str], args: argp
     clients = []
     for number, family in enumerate(args.families):
         task = tasks[number % len(tasks)]
-        folder = TASKS[task][0]
+        source = TASKS[task]
         clients.append({
             "name": f"{family}-{task}", "model": str((models / FAMILIES[family]).resolve()),
-            "task": {"preset": task, "kind": "choice"}, "max_length": 160, "truncate": True,
-            "train": str((data / folder / "train.tsv").resolve()), "part": f"{number + 1}/{len(args.families) + 1}",
-            "test": str((data / folder / "dev.tsv").resolve()), "n_train": args.rows, "n_test": args.test_rows,
+            "task": {"preset": task} | source.task, "max_length": 160, "truncate": True,
+            "train": str((data / source.folder / source.train).resolve()), "part": f"{number + 1}/{len(args.families) + 1}",
+            "test": str((data / source.folder / source.test).resolve()), "n_train": args.rows, "n_test": args.test_rows,
         })  # fmt: skip
     return {
         "name": "-".join(tasks), "rounds": args.rounds, "rank": 16, "depth": 3, "blocks": 0.34, "device": "cpu",
@@ -67,7 +47,7 @@ def federation(models: Path, data: Path, out: Path, tasks: list[str], args: argp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True, help="folder with the models' folders")
-    parser.add_argument("--data", type=Path, required=True, help="folder with GLUE's tasks")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the tasks' folders")
     parser.add_argument("--out", type=Path, required=True, help="where the YAML files go")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="one client each")
     parser.add_argument("--rows", type=int, default=52, help="labelled rows of a client, validation (20) included")
@@ -77,7 +57,10 @@ def main() -> None:
     parser.add_argument("--baseline", action="store_true", help="`h2tune run` also trains every client alone")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = {task: [task] for task in TASKS} | {"different": ["sst2", "qqp", "qnli"]}
+    settings = {task: [task] for task in TASKS} | {
+        "different": ["sst2", "qqp", "qnli"],
+        "maths": ["gsm8k", "aqua", "program"],
+    }
     for name, tasks in settings.items():
         path = args.out / f"{name}.yaml"
         made = federation(args.models, args.data, args.out, tasks, args)

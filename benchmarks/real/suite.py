@@ -3,7 +3,7 @@
     python benchmarks/real/suite.py run --models MODELS --data DATA --out runs/suite --settings sst2-32 --seeds 5
     python benchmarks/real/suite.py table --out runs/suite --settings sst2-32 --write benchmarks/results/real/suite.json
 
-A setting is a task (or `different`: one task a family) and the number of training rows of a client; 20 more rows of its own
+A setting is a task (or `different`, `maths`: one task a family) and the number of training rows of a client; 20 more rows of its own
 are for validation. Rows differ by seed and no two clients of a seed share one; the test rows are the same for all. `pooled`
 is local training on everybody's rows of a task, with as many updates: an upper bound that breaks privacy. Every method has
 the same rates and the same number of updates, and starts from the same label bias. Intervals are Student's t over seeds.
@@ -12,14 +12,13 @@ the same rates and the same number of updates, and starts from the same label bi
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import random
 import shutil
 import sys
 import time
 from collections.abc import Iterable
+from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
 from queue import Queue
@@ -30,14 +29,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import labels  # noqa: F401  (a kind of frames that is registered)
 import turned  # noqa: F401  (a kind of frames that is registered)
 from common import circumstances
-from prepare import ANCHORS, FAMILIES, TASKS, anchors
+from prepare import FAMILIES
+from rows import ANCHORS, TASKS, Row, anchors, read, written
 
 from h2tune.comparison.statistics import interval
 from h2tune.config import Experiment
 from h2tune.utils.files import write_atomic
 
 VALIDATION = 20
-DIFFERENT = ("sst2", "qqp", "mrpc")
+DIFFERENT = {"different": ("sst2", "qqp", "mrpc"), "maths": ("gsm8k", "aqua", "program")}
+"""Settings in which every family has a task of its own."""
 METHODS: dict[str, dict[str, Any]] = {
     "local": {"name": "local"},
     "bias": {"name": "bias"},
@@ -57,49 +58,36 @@ TOGETHER = {"h2tune-published": 2, "fedmkt": 5}
 """Least updates in a round, where a round has several phases; the updates of the whole run stay the same."""
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def written(path: Path, rows: list[dict[str, str]]) -> str:
-    """Write rows as GLUE does; whole or not at all, since another process may be reading the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0].keys(), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode(), several=True)
-    return str(path.resolve())
-
-
 def split(args: argparse.Namespace, setting: str, seed: int) -> list[dict[str, Any]]:
     """For every client its task, and files of its training, validation, test and pooled rows."""
     name, count = setting.rsplit("-", 1)
-    tasks = [DIFFERENT[i % len(DIFFERENT)] if name == "different" else name for i in range(len(args.families))]
-    drawn: dict[str, list[dict[str, str]]] = {}
+    tasks = list(islice(cycle(DIFFERENT.get(name, (name,))), len(args.families)))
+    drawn: dict[str, list[Row]] = {}
     clients: list[dict[str, Any]] = []
     for i, (family, task) in enumerate(zip(args.families, tasks, strict=True)):
-        source, folder = args.data / TASKS[task][0], args.out / "rows" / setting
+        source, folder = TASKS[task], args.out / "rows" / setting
         if task not in drawn:
-            drawn[task] = read(source / "train.tsv")[:-ANCHORS]
+            drawn[task] = read(args.data / source.folder / source.train)[:-ANCHORS]
             random.Random(f"{task} {seed}").shuffle(drawn[task])
         train, valid = (drawn[task][:int(count)], drawn[task][int(count):int(count) + VALIDATION])  # fmt: skip
         drawn[task] = drawn[task][int(count) + VALIDATION :]
-        test = drawn[task][-args.test_rows :] if args.tuning else read(source / "dev.tsv")
+        test = drawn[task][-args.test_rows :] if args.tuning else read(args.data / source.folder / source.test)
         if args.tuning and len(test) < args.test_rows:
             sys.exit(f"{task}: too few training rows for {setting} and {args.test_rows} more to tune on")
         random.Random(task).shuffle(test)
         place, tested = f"{seed}-{i}-{family}", f"tuning-{seed}-{task}" if args.tuning else f"test-{task}"
+        ending = Path(source.train).suffix
         clients.append({
             "family": family, "task": task, "rows": train,
-            "train": written(folder / f"{place}-train.tsv", train),
-            "validation": written(folder / f"{place}-validation.tsv", valid),
-            "test": written(args.out / "rows" / f"{tested}.tsv", test[: args.test_rows]),
+            "train": written(folder / f"{place}-train{ending}", train),
+            "validation": written(folder / f"{place}-validation{ending}", valid),
+            "test": written(args.out / "rows" / f"{tested}{ending}", test[: args.test_rows]),
         })  # fmt: skip
     for client in clients:
         whole = [row for other in clients if other["task"] == client["task"] for row in other["rows"]]
-        client["pooled"] = written(args.out / "rows" / setting / f"{seed}-pooled-{client['task']}.tsv", whole)
+        client["pooled"] = written(
+            args.out / "rows" / setting / f"{seed}-pooled-{client['task']}{Path(client['train']).suffix}", whole
+        )
     return clients
 
 
@@ -108,7 +96,7 @@ def experiment(args: argparse.Namespace, setting: str, method: str, seed: int) -
     made = split(args, setting, seed)
     clients = [{
         "name": f"{c['family']}-{c['task']}", "model": str((args.models / FAMILIES[c["family"]]).resolve()),
-        "task": {"preset": c["task"], "kind": "choice"}, "max_length": 160, "truncate": True,
+        "task": {"preset": c["task"]} | TASKS[c["task"]].task, "max_length": 160, "truncate": True,
         "train": c["pooled" if method == "pooled" else "train"], "validation": c["validation"], "test": c["test"],
         "learning_rate": args.rates.get(c["family"], args.rate),
     } for c in made]  # fmt: skip
@@ -253,9 +241,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--models", type=Path, help="folder with the models' folders, as for prepare.py")
-    parser.add_argument("--data", type=Path, help="folder with GLUE's tasks")
+    parser.add_argument("--data", type=Path, help="folder with the tasks' folders")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--settings", nargs="+", default=["sst2-32"], help="TASK-ROWS or different-ROWS")
+    parser.add_argument("--settings", nargs="+", default=["sst2-32"], help="TASK-ROWS, different-ROWS or maths-ROWS")
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=["local", "h2tune", "h2tune-unshared", "bias", "pooled"]
     )
