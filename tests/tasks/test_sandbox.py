@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from h2tune.tasks.allowlist import MAX_SOURCE
+from h2tune.tasks import sandbox
+from h2tune.tasks.allowlist import MAX_SOURCE, prepare
 from h2tune.tasks.sandbox import check_program, run_program, run_programs
 
 
@@ -24,6 +26,7 @@ from h2tune.tasks.sandbox import check_program, run_program, run_programs
         ("x = 2\nx **= 10\nanswer = x ** 0.5", "32.0"), ("answer = sum(i * i for i in [1, 2, 3])", "14"),
         ("d = {'a': 1}\nd['b'] = 2\nanswer = max(d['a'], d['b'])", "2"), ("x = 7\nprint(f'{x / 2:.2f}')", "3.50"),
         ("a, b = divmod(17, 5)\nwhile a:\n    a -= 1\nanswer = (a, b)", "(0, 2)"), ("answer = pow(3, 4, 5)", "1"),
+        ("answer = pow(7, 123456, 13)", "1"), ("answer = (-1) ** 200001", "-1"), ("print(f'{{x}} {1:>{2 + 1}}')", "{x}   1"),
         ("answer = '\u00e9\u20ac'", "\u00e9\u20ac"), ("answer = round(2.567, ndigits=1)", "2.6"),
     ],
 )  # fmt: skip
@@ -93,6 +96,11 @@ REFUSED = {
     "sums": "answer = 1" + "+1" * 4500,
     "length": "#" * (MAX_SOURCE + 1),
     "long number": "answer = " + "9" * 6000,
+    "brace in a format": 'x = 1\nanswer = f"{x:\\x7babs(1)\\x7d}"',
+    "attribute in a format": 'x = 1\nanswer = f"{x:\\x7b().__class__\\x7d}"',
+    "octal brace in a format": 'x = 1\nanswer = f"{x:\\173abs(1)\\175}"',
+    "named brace in a format": 'x = 1\nanswer = f"{x:\\N{LEFT CURLY BRACKET}abs(1)\\N{RIGHT CURLY BRACKET}}"',
+    "brace in a nested format": 'x = 1\nanswer = f"{x:{x:\\x7babs(1)\\x7d}}"',
 }
 
 
@@ -138,10 +146,66 @@ def test_output_is_bounded() -> None:
     assert value is not None and len(value) == 1000
 
 
-def test_the_child_knows_nothing_of_the_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Even code that got past the allow-list finds no environment, no files to write, no place to stay."""
-    monkeypatch.setenv("TOKEN", "secret")
+UNCHECKED = {
+    "classes": "answer = [c for c in ().__class__.__base__.__subclasses__()][0]",
+    "in a function": "def f():\n    return [[(1).__class__ for i in [1]] for i in [1]]\nanswer = f()",
+    "method": "answer = 'a'.upper()",
+    "setting": "math.pi = 3\nanswer = 1",
+    "import": "import math\nanswer = 1",
+    "import of names": "from math import *\nanswer = 1",
+    "class": "class A:\n    pass\nanswer = 1",
+    "expression in a format": "x = 1\nanswer = f'{x:{[().__class__]}}'",
+}
+
+
+@pytest.mark.parametrize("name", UNCHECKED)
+def test_the_child_looks_at_what_was_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the allow-list stands a second check: nothing has attributes but those of math, and nothing is imported."""
     monkeypatch.setattr("h2tune.tasks.sandbox.prepare", lambda source: source)
+    assert run_programs([UNCHECKED[name], "answer = math.sqrt(4)"]) == [None, "2.0"]
+
+
+def test_a_program_in_the_format_of_a_string_reads_no_file(tmp_path: Path) -> None:
+    """An escaped brace was checked as text and run as an expression, which reached the file system."""
+    secret, victim = tmp_path / "secret", tmp_path / "victim"
+    secret.write_text("secret")
+    victim.write_text("x")
+    reach = (
+        'n, g, m, x = "_ModuleLock", "sys", "posix", 1\n'
+        'answer = f"{{x:\\x7b[{} for o in [[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == n][0]'
+        '.__init__.__globals__[g].modules[m]]]\\x7d}}"'
+    )
+    read = f"p = {str(secret)!r}\n" + reach.format("[o.close(0), o.read(o.open(p, 0), 100)]")
+    remove = f"p = {str(victim)!r}\n" + reach.format("o.unlink(p)")
+    assert run_programs([read, remove, "answer = 1"]) == [None, None, "1"]
+    assert victim.exists()
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Programs that have got past both checks."""
+    text = Path(sandbox.__file__).with_name("_child.py").read_text(encoding="utf-8")
+    last = "return all(permitted("
+    assert text.count(last) == 1 and text.count("return False") == 2
+    (tmp_path / "child.py").write_text(
+        text.replace("return False", "return True").replace(last, "return True or all(permitted(")
+    )
+    monkeypatch.setattr("h2tune.tasks.sandbox._CHILD", tmp_path / "child.py")
+    monkeypatch.setattr("h2tune.tasks.sandbox.prepare", lambda source: source)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.usefixtures("unchecked")
+def test_the_child_does_not_stay_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("h2tune.tasks.sandbox.CALLS", frozenset({"__import__", "str"}))
+    assert run_program("o = __import__('os')\nanswer = str(o.getuid()) + ' ' + str(o.getgid())") == "65534 65534"
+    assert run_program("answer = __import__('os').system('true')") != "0"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_child_knows_nothing_of_the_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Even code that got past the checks finds no environment, no files to write, no place to stay."""
+    monkeypatch.setenv("TOKEN", "secret")
     monkeypatch.setattr("h2tune.tasks.sandbox.CALLS", frozenset({"__import__", "open", "str", "len", "print"}))
     assert run_program("answer = __import__('os').environ.get('TOKEN', 'nothing')") == "nothing"
     assert "program-" in (run_program("answer = __import__('os').getcwd()") or "")
@@ -152,8 +216,8 @@ def test_the_child_knows_nothing_of_the_parent(monkeypatch: pytest.MonkeyPatch, 
     assert not target.exists() or not target.read_text()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_child_that_writes_too_much_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("h2tune.tasks.sandbox.prepare", lambda source: source)
     monkeypatch.setattr("h2tune.tasks.sandbox.CALLS", frozenset({"__import__"}))
     assert run_program("o = __import__('os')\nwhile True:\n    o.write(1, b'x' * 65536)") is None
 
@@ -189,6 +253,16 @@ def _own_children(parent: str) -> list[Path]:
         except OSError:
             continue
     return found
+
+
+@given(st.text(alphabet="ax01{}:\\\\'=f\n", max_size=30))
+@example("\\x7babs(1)\\x7d").via("the form that was run unchecked")
+def test_what_runs_is_what_was_checked(spec: str) -> None:
+    """No text that follows a checked tree holds a name, a call or an attribute that the tree does not."""
+    source = f'x = 1\nanswer = f"{{x:{spec}}}"'
+    if check_program(source) is None:
+        written, meant = (ast.dump(ast.parse(text)) for text in (prepare(source), source))
+        assert written == meant
 
 
 @given(st.text(alphabet="ab01+-*()=_.'\n \u00aa", max_size=60))

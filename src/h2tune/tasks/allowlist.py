@@ -54,7 +54,13 @@ def prepare(source: str) -> str:
         source.encode()
         tree = ast.parse(source)
         _check(tree)
-        return ast.unparse(ast.fix_missing_locations(_Guard().visit(tree)))
+        guarded = ast.fix_missing_locations(_Guard().visit(tree))
+        text = ast.unparse(guarded)
+        # What was checked is a tree, and what runs is a text. Some trees are written as the text of another one:
+        # an escaped brace in the format of an f-string becomes an expression that nobody has looked at.
+        if ast.dump(ast.parse(text)) != ast.dump(guarded):
+            raise Refused("it cannot be written out as it was checked")
+        return text
     except SyntaxError as error:
         raise Refused(f"not Python: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError) as error:

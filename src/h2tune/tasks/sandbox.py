@@ -1,12 +1,13 @@
 """Runs programs that a model wrote, in a limited child process behind an allow-list; nothing is run in this process.
 
-First the syntax tree is checked (``allowlist``). What passes runs in a child without environment, in an empty
-folder, in its own session, with limits on memory, processor time, files and processes, and with only the allowed
-built-ins in reach (``_child``). The parent kills it when its time is over and reads a bounded answer.
+First the syntax tree is checked (``allowlist``), and then the compiled code. What passes runs in a child without
+environment, in an empty folder, in its own session, not as root, with limits on memory, processor time, files and
+processes, and with only the allowed built-ins in reach (``_child``). The parent kills it when its time is over and reads a bounded answer.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import signal
@@ -58,7 +59,7 @@ def _run_batch(sources: Sequence[str], timeout: float, memory_mb: int) -> tuple[
     """Values of the programs up to the first that killed its child, and whether all of them came through."""
     command = [sys.executable, "-I", "-S", str(_CHILD), ",".join(sorted(MATH_NAMES)), ",".join(sorted(CALLS))]
     with tempfile.TemporaryDirectory(prefix="program-") as folder, tempfile.TemporaryFile() as programs:
-        programs.write("\0".join(sources).encode())
+        programs.write(json.dumps(sources).encode())
         programs.seek(0)
         child = subprocess.Popen(
             [*command, str(timeout), str(memory_mb)],
