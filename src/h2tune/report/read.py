@@ -15,7 +15,8 @@ from typing import Any
 from h2tune.errors import H2TuneError
 from h2tune.report.data import Agreement, Client, Core, Event, Matrix, Round, Run, Score, Traffic
 from h2tune.report.flows import read_flows
-from h2tune.report.values import list_of, mapping, number, text, texts, whole
+from h2tune.report.values import list_of, mapping, text, texts, whole
+from h2tune.utils.numbers import number
 
 SCHEMA = 1
 

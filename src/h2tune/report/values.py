@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-
-def number(value: Any) -> float | None:
-    """A finite number of sane size, or None for everything else (beyond 1e100 even differences overflow)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) and abs(value) < 1e100 else None
-    except OverflowError:
-        return None
+from h2tune.utils.numbers import number
 
 
 def whole(value: Any) -> int | None:
