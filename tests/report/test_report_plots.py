@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from xml.etree import ElementTree
 
 import pytest
@@ -29,6 +30,14 @@ def test_a_gap_breaks_the_line() -> None:
     chart = line_chart([Line("a", [(1, 0.1), (2, None), (3, 0.3), (4, 0.4)], "test")], [], 4, "x", True)
     path = next(node for node in ElementTree.fromstring(chart).iter("path") if node.get("class") == "line test")
     assert path.get("d", "").count("M") == 2 and path.get("d", "").count("L") == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_is_a_gap(value: float) -> None:
+    line, level = Line("a", [(1, 0.1), (2, value), (3, 0.3)], "test"), Level("b", value, "test")
+    gap = Line("a", [(1, 0.1), (2, None), (3, 0.3)], "test")
+    assert line_chart([line], [level], 3, "x", False) == line_chart([gap], [], 3, "x", False)
+    assert line_chart([Line("a", [(1, value)], "test")], [], 1, "x", False) is None
 
 
 def test_nothing_to_draw() -> None:

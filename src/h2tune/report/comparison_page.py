@@ -24,6 +24,7 @@ from h2tune.report.comparison_text import (
 from h2tune.report.format import size
 from h2tune.report.html import fill, write_page
 from h2tune.report.plots import Line, _svg, _ticks, line_chart
+from h2tune.utils.numbers import number
 
 STYLES = ("validation", "test", "shared", "specific", "other")
 MARKERS = ("dot", "square", "diamond")
@@ -70,9 +71,14 @@ def _style(index: int) -> tuple[str, str]:
     return STYLES[index % len(STYLES)], MARKERS[index // len(STYLES) % len(MARKERS)]
 
 
+def _known(value: Interval | None) -> Interval | None:
+    """The interval where all of it are numbers: a method that diverged has no place in a picture."""
+    return value if value and all(number(end) is not None for end in value) else None
+
+
 def differences(table: Table) -> Markup | None:
     """A dot and its interval for every method's difference to local training."""
-    rows = [(row["method"], over) for row in table["methods"] if (over := row.get("over_local"))]
+    rows = [(row["method"], over) for row in table["methods"] if (over := _known(row.get("over_local")))]
     if not rows:
         return None
     factor = 100 if table["quantity"] == "metric" else 1
@@ -107,7 +113,7 @@ def differences(table: Table) -> Markup | None:
 
 def against_bytes(table: Table) -> Markup | None:
     """The mean figure of every method against the bytes that a client sends in a round (a logarithmic axis)."""
-    rows = [row for row in table["methods"] if row["bytes_up"] > 0]
+    rows = [row for row in table["methods"] if row["bytes_up"] > 0 and _known(row["mean"])]
     if not rows:
         return None
     factor = 100 if table["quantity"] == "metric" else 1
@@ -131,7 +137,7 @@ def against_bytes(table: Table) -> Markup | None:
         text = Markup('<text class="tick mid" x="{}" y="{}">{}</text>')
         parts.append(text.format(x, bottom + 16, size(10.0**power)))
     placed: list[tuple[float, float]] = []
-    styled = [(row, _style(index)[0]) for index, row in enumerate(table["methods"]) if row["bytes_up"] > 0]
+    styled = [(row, _style(index)[0]) for index, row in enumerate(table["methods"]) if row in rows]
     for row, style in sorted(styled, key=lambda item: place(item[0])[1]):
         x, y = place(row)
         end = x > right - 90

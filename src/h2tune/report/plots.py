@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from h2tune.report.data import Matrix
 from h2tune.report.format import decimal, percent
+from h2tune.utils.numbers import number
 
 WIDTH, HEIGHT = 260, 172
 LEFT, RIGHT, TOP, BOTTOM = 36, 6, 8, 32
@@ -55,7 +56,12 @@ class _Scale:
 
 
 def line_chart(lines: Sequence[Line], levels: Sequence[Level], rounds: int, label: str, share: bool) -> Markup | None:
-    """Curves over rounds; None where there is not a single value. `share` writes values as per cent."""
+    """Curves over rounds; None where there is not a single value. `share` writes values as per cent.
+
+    What is no finite number is a gap.
+    """
+    lines = [replace(line, points=[(position, number(value)) for position, value in line.points]) for line in lines]
+    levels = [level for level in levels if number(level.value) is not None]
     values = [value for line in lines for _, value in line.points if value is not None]
     if not values:
         return None

@@ -28,3 +28,10 @@ def list_of(value: Any) -> list[Any]:
 
 def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def matrix(value: Any) -> tuple[tuple[float | None, ...], ...] | None:
+    """Rows of one length, filled up with None; None where there is no number's place at all."""
+    rows = [[number(cell) for cell in row] for row in list_of(value) if isinstance(row, list)]
+    width = max((len(row) for row in rows), default=0)
+    return tuple(tuple(row + [None] * (width - len(row))) for row in rows) if width else None
