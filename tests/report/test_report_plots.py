@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from h2tune.report.plots import Level, Line, _ticks, heatmap, line_chart, strip
+from h2tune.report.plots import Axis, Level, Line, heatmap, line_chart, strip, ticks
 
 
 @pytest.mark.parametrize(
@@ -20,10 +20,16 @@ from h2tune.report.plots import Level, Line, _ticks, heatmap, line_chart, strip
     ],
 )
 def test_ticks_enclose_the_data(low: float, high: float, bounds: tuple[float, float] | None) -> None:
-    ticks = _ticks(low, high, bounds)
-    assert 2 <= len(ticks) <= 7 and ticks == sorted(set(ticks))
-    assert ticks[0] <= low + 1e-12 and high - 1e-12 <= ticks[-1]
-    assert bounds is None or (bounds[0] <= ticks[0] and ticks[-1] <= bounds[1])
+    marks = ticks(low, high, bounds)
+    assert 2 <= len(marks) <= 7 and marks == sorted(set(marks))
+    assert marks[0] <= low + 1e-12 and high - 1e-12 <= marks[-1]
+    assert bounds is None or (bounds[0] <= marks[0] and marks[-1] <= bounds[1])
+
+
+def test_an_axis_goes_either_way_and_ends_where_it_ends() -> None:
+    up = Axis(-1, 3, 100, 20)
+    assert [up.at(value) for value in (-1, 0, 1, 3, -9, 9)] == [100, 80, 60, 20, 100, 20]
+    assert Axis(1, 1, 0, 50).at(1) == 25  # a run of one round: in the middle
 
 
 def test_a_gap_breaks_the_line() -> None:

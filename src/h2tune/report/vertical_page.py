@@ -12,7 +12,7 @@ from markupsafe import Markup
 from h2tune.report import format as words
 from h2tune.report.data import Matrix
 from h2tune.report.html import fill, write_page
-from h2tune.report.plots import Line, heatmap, line_chart
+from h2tune.report.plots import Axis, Line, caption, heatmap, line_chart, svg
 from h2tune.report.read import read_metrics
 from h2tune.report.values import matrix
 from h2tune.utils.numbers import finite
@@ -163,20 +163,16 @@ def plane(points: Sequence[tuple[str, Sequence[float]]], label: str) -> Markup:
     """Named points as SVG; an unseen class is drawn as a ring."""
     reach = max((abs(v) for _, point in points for v in point), default=1.0) or 1.0
     parts = [Markup('<rect class="frame" x="1" y="1" width="{}" height="{}"/>').format(PLANE - 2, PLANE - 2)]
-    places = [tuple((0.5 + 0.4 * v / reach) * PLANE for v in (x, -y)) for _, (x, y) in points]
+    across, up = Axis(-reach, reach, 0.1 * PLANE, 0.9 * PLANE), Axis(-reach, reach, 0.9 * PLANE, 0.1 * PLANE)
+    places = [(across.at(x), up.at(y)) for _, (x, y) in points]
     texts = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name, _ in points]
     middles = [_inside(x, len(text)) for (x, _), text in zip(places, texts, strict=True)]
     heights = _label_heights([(x, y, len(text)) for x, (_, y), text in zip(middles, places, texts, strict=True)])
     for (name, _), text, (cx, cy), middle, height in zip(points, texts, places, middles, heights, strict=True):
         style = "ring" if name.endswith("(unseen)") else "mark shared"
-        dot = Markup(
-            '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4"/><text class="tick mid" x="{:.1f}" y="{:.1f}">{}</text>'
-        )
-        parts.append(dot.format(style, cx, cy, middle, height, text))
-    opening = Markup('<svg viewBox="0 0 {0} {0}" role="img" aria-label="{1}" style="width:{0}px">').format(
-        PLANE, label
-    )
-    return opening + Markup("").join(parts) + Markup("</svg>")
+        parts.append(Markup('<circle class="{}" cx="{}" cy="{}" r="4"/>').format(style, cx, cy))
+        parts.append(caption(middle, round(height, 1), text))
+    return svg(PLANE, PLANE, label, parts, natural=True)
 
 
 def _inside(x: float, length: int) -> float:
