@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,18 @@ def test_a_page_of_seeds_that_came_out_alike(file: Path, noise: float) -> None:
     ]  # fmt: skip
     page = render(summarise(experiment_of(file, Cell("local", 0)), outcomes, {}))
     assert "32.2" in page and (" to " in page.split("<tbody>")[1].split("</tbody>")[0]) is (noise == 1e-3)
+
+
+def test_a_method_that_diverged_is_in_the_tables_and_in_no_picture(file: Path) -> None:
+    outcomes = [Outcome(Cell(m, 0), metrics({"a": (0.5, 1.0), "b": (0.5, 1.0)})) for m in ("local", "fedit", "h2tune")]
+    result = summarise(load_config(file), outcomes, {})
+    for row in result["tables"][0]["methods"]:
+        if row["method"] == "fedit":
+            row["over_local"], row["mean"], row["curve"] = [math.nan] * 3, [math.nan] * 3, [[1, math.nan]]
+    page = render(result)
+    names = re.findall(r"<title>(\w+)[:,]", page)
+    assert names.count("fedit") == 0 and names.count("h2tune") == 3  # differences, bytes, curves
+    assert page.count("<bdi>fedit</bdi>") == 1
 
 
 def test_the_interval_alone() -> None:

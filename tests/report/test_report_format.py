@@ -101,3 +101,37 @@ def test_unfinished_and_empty(judge: Judge) -> None:
         entry["final"], entry["rounds"] = None, entry["rounds"][:2]
     assert judge(data).sentence.startswith("Unfinished, 2 of 5 rounds: no result on test data yet")
     assert "no client took part" in judge(metrics({}, finished=False)).sentence
+
+
+def said(text: str) -> str:
+    return text.replace("\u202f", " ").replace("\u2212", "-")
+
+
+def test_what_clients_keep_is_a_mean_over_the_clients_of_the_headline(judge: Judge) -> None:
+    """a falls from 50 to 40 %, b has 90 % alone and no final result: what a keeps is its 50 %."""
+    data = metrics({"a": client(0, gain=-0.1), "b": client(1)})
+    data["clients"]["b"] |= {"final": None, "kept": "local", "local": {"metric": 0.9, "nats": 1.0}}
+    found = judge(data)
+    assert "from 50.0 % (trained alone) to 40.0 %" in said(found.sentence)
+    kept = "2 of 2 clients kept the adapter trained alone for its better validation result."
+    assert f"{kept} What 1 of 2 clients keep reaches 50.0 % on test data." in map(said, found.notes)
+    data["clients"]["b"]["final"] = {"metric": 0.6, "nats": 1.0}
+    assert f"{kept} What the clients keep reaches 70.0 % on test data." in map(said, judge(data).notes)
+
+
+def test_no_difference_is_larger_than_all(judge: Judge) -> None:
+    data = metrics({"a": client(0)})
+    data["clients"]["a"] |= {"n_test": 2, "local": {"metric": 0.0}, "final": {"metric": 1.0}}
+    # Agresti and Caffo: both shares have variance (1/4)(3/4)/4, so the interval is 100 -+ 1.96 * 30.6 = 40.0 to 160.0.
+    assert any("between +40.0 and +100.0 points" in said(note) for note in judge(data).notes)
+    data["clients"]["a"] |= {"local": {"metric": 1.0}, "final": {"metric": 0.0}}
+    assert any("between -100.0 and -40.0 points" in said(note) for note in judge(data).notes)
+
+
+def test_one_client_has_no_mean(judge: Judge) -> None:
+    data = metrics({"a": client(0)})
+    data["clients"]["a"] |= {"base": None, "local": None, "final": {"metric": 0.5}}
+    assert said(judge(data).sentence) == "The accuracy is 50.0 %, with nothing to compare it with."
+    data["clients"]["a"]["final"] = None
+    data["clients"]["a"]["rounds"][-1]["validation"]["metric"] = 0.25
+    assert said(judge(data).sentence) == "No result on test data yet; the accuracy on validation data is 25.0 %."

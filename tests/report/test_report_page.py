@@ -90,10 +90,14 @@ def test_a_client_that_dropped_out_moves_no_mean(write_run: WriteRun) -> None:
     """Two clients, one lost after its baseline: every mean is that of the client that has everything."""
     data = metrics({"stayed": client(0, gain=0.1), "left": client(1)})
     data["clients"]["left"] |= {"final": None, "base": {"metric": 0.9, "nats": 1.0}, "status": "lost"}
-    text = written(write_run, data).text.replace("\u202f", " ")
+    page = written(write_run, data)
+    text, source = (whole.replace("\u202f", " ") for whole in (page.text, page.source))
     row = text[text.index("Mean of 1") : text.index("federated\n", text.index("Mean of 1"))].split("\n")
     assert [cell for cell in row[1:] if cell] == ["11.0 %", "50.0 %", "60.0 %", "+10.0"]
     assert "left has no result in at least one column" in text
+    mean = source[source.index("All clients") : source.index("training loss")]
+    assert "mean accuracy, 1 of 2 clients" in mean
+    assert "<title>alone, test: 50.0 %</title>" in mean and "round 5: 59.1 %" in mean  # stayed's, of 60 % (1 - 1/2^6)
 
 
 def test_the_old_page_is_replaced_and_nothing_else_is_left(write_run: WriteRun) -> None:

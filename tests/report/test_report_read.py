@@ -9,7 +9,7 @@ import pytest
 from report_runs import client, metrics, three
 
 from h2tune.report.read import ReportError, read_run
-from h2tune.report.values import number
+from h2tune.utils.numbers import number
 
 WriteRun = Callable[..., Path]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -192,3 +193,21 @@ def test_a_folder_is_claimed_before_a_new_run_writes_to_it(file: Path, tmp_path:
     with pytest.raises(StoreError, match="is not empty and holds no run"):
         run(file, tmp_path / "else")
     assert [path.name for path in (tmp_path / "else").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_diverges_ends_with_figures_and_a_report_that_says_so(file: Path, tmp_path: Path) -> None:
+    training = yaml.safe_load(file.read_text())["training"] | {"learning_rate": 1e18}
+    edited(file, training=training)
+    out = tmp_path / "run"
+    commands.train(file, out, quiet=True)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    written = [out / "metrics.json", out / "events.jsonl", out / "predictions.jsonl"]
+    for path in written:
+        for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(text, parse_constant=refuse)
+    history = json.loads(written[0].read_text())["history"]
+    assert [record["loss"] for record in history] == [None, None]
+    assert "The loss is not a number in 2 of 2 rounds, first in round 1" in (out / "report.html").read_text()

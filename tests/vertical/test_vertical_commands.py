@@ -13,7 +13,6 @@ from vertical.tables import planted
 
 from h2tune.cli import vertical as commands
 from h2tune.config import ConfigError
-from h2tune.report.vertical_live import Progress
 from h2tune.utils.files import StoreError
 from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.attention import near_ids
@@ -203,24 +202,3 @@ def test_the_template_is_a_valid_config_once_its_files_are_there(tmp_path: Path)
     assert str(error.value).splitlines() == [f"There is no file {tmp_path / name}." for name in names]
     with pytest.raises(ConfigError, match="exists already"):
         commands.init(file)
-
-
-def test_progress_is_shown_in_every_mode(capsys: pytest.CaptureFixture[str]):
-    record = {
-        "round": 10,
-        "loss": 0.5,
-        "test": {"balanced": 0.75},
-        "kept": {"shop": 0.4},
-        "counts": [[3.0, 0.0], [5.0, 7.5]],
-    }
-    for mode, expected in (("plain", "balanced accuracy 75.0 %"), ("json", '"event": "round"'), ("quiet", "")):
-        progress = Progress(["bank", "shop"], ["low", "high"], mode)
-        progress.round_done(record, 20)
-        progress.message("shop: column [pay]", "warning")
-        progress.stop()
-        shown = "".join(capsys.readouterr())
-        assert expected in shown and bool(shown) == (mode != "quiet")
-        told = {"plain": "warning: shop: column [pay]", "json": '"level": "warning", "text": "shop: column [pay]"'}
-        assert told.get(mode, "") in shown
-    table = Progress(["bank", "shop"], ["low", "high"], "quiet")._table(record, 20)
-    assert [list(column.cells) for column in table.columns] == [["bank", "shop"], ["-", "40%"], ["3", "5"], ["0", "8"]]

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from h2tune.config import ConfigError
+from h2tune.report.format import printable
 from h2tune.report.vertical_live import Progress
 from h2tune.report.vertical_page import write_vertical_report
 from h2tune.vertical.compare import compare_methods
@@ -35,11 +36,8 @@ def train(
     config = config if isinstance(config, VerticalConfig) else load_vertical(config, seed)
     out = out or Path("runs") / config.name
     names = [config.label.party, *(p.name for p in config.passive)]
-    progress = Progress(names, config.label.classes, "json" if as_json else "quiet" if quiet else "auto")
-    try:
+    with Progress(names, config.label.classes, "json" if as_json else "quiet" if quiet else "auto") as progress:
         metrics = run_vertical(config, out, resume=resume, watcher=progress)
-    finally:
-        progress.stop()
     page = write_vertical_report(out)
     if as_json:
         print(json.dumps({"event": "result", "run": str(out), "final": metrics["final"]}))
@@ -75,7 +73,7 @@ def print_result(metrics: dict[str, Any]) -> None:
             f"{active + ' alone':<18} {100 * metrics['alone']['balanced']:.1f} % balanced accuracy without the others"
         )
     for name, reason in metrics["excluded"].items():
-        print(f"excluded           {name}: {reason}")
+        print(f"excluded           {name}: {printable(reason)}")
 
 
 def plan(file: Path, as_json: bool = False) -> VerticalPlan:
@@ -112,7 +110,7 @@ def plan(file: Path, as_json: bool = False) -> VerticalPlan:
     ):
         print(f"\n{title}\n  " + "\n  ".join(lines))
     for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning)}", file=sys.stderr)
     return found
 
 
@@ -252,11 +250,8 @@ def serve(kit: Path, own: dict[str, Any], as_json: bool = False) -> dict[str, An
     found = Kit(kit, "server")
     config, _ = config_of(found, found.own() | own)
     names = [config.label.party, *(p.name for p in config.passive)]
-    progress = Progress(names, config.label.classes, "json" if as_json else "auto")
-    try:
+    with Progress(names, config.label.classes, "json" if as_json else "auto") as progress:
         metrics = serve_vertical(found, own, progress)
-    finally:
-        progress.stop()
     page = write_vertical_report(kit / "run")
     if as_json:
         print(json.dumps({"event": "result", "run": str(kit / "run"), "final": metrics["final"]}))
@@ -272,7 +267,7 @@ def attend(kit: Path, own: dict[str, Any], as_json: bool = False) -> str:
     from h2tune.deployment.vertical import attend_vertical
 
     def say(text: str) -> None:
-        print(json.dumps({"event": "message", "text": text}) if as_json else text, flush=True)
+        print(json.dumps({"event": "message", "text": text}) if as_json else printable(text), flush=True)
 
     words = attend_vertical(Kit(kit, "client"), own, say)
     say(words)

@@ -23,7 +23,8 @@ from h2tune.report.comparison_text import (
 )
 from h2tune.report.format import size
 from h2tune.report.html import fill, write_page
-from h2tune.report.plots import Line, _svg, _ticks, line_chart
+from h2tune.report.plots import Axis, Line, caption, grid_rows, line_chart, svg, ticks
+from h2tune.utils.numbers import number
 
 STYLES = ("validation", "test", "shared", "specific", "other")
 MARKERS = ("dot", "square", "diamond")
@@ -70,68 +71,64 @@ def _style(index: int) -> tuple[str, str]:
     return STYLES[index % len(STYLES)], MARKERS[index // len(STYLES) % len(MARKERS)]
 
 
+def _known(value: Interval | None) -> Interval | None:
+    """The interval where all of it are numbers: a method that diverged has no place in a picture."""
+    return value if value and all(number(end) is not None for end in value) else None
+
+
 def differences(table: Table) -> Markup | None:
     """A dot and its interval for every method's difference to local training."""
-    rows = [(row["method"], over) for row in table["methods"] if (over := row.get("over_local"))]
+    rows = [(row["method"], over) for row in table["methods"] if (over := _known(row.get("over_local")))]
     if not rows:
         return None
     factor = 100 if table["quantity"] == "metric" else 1
     values = [factor * v for _, found in rows for v in found] + [0.0]
-    ticks = _ticks(min(values), max(values), None)
+    marks = ticks(min(values), max(values), None)
     left, right, step = 130, 520, 22
     height = step * len(rows) + 40
-
-    def x(value: float) -> float:
-        return round(left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left), 1)
-
+    x = Axis(marks[0], marks[-1], left, right).at
     parts = []
-    for tick in ticks:
-        line = Markup('<path class="{}" d="M{} 6V{}"/><text class="tick mid" x="{}" y="{}">{}</text>')
-        style = "majority" if tick == 0 else "grid"
-        parts.append(line.format(style, x(tick), height - 34, x(tick), height - 20, f"{tick:+g}" if tick else "0"))
+    for mark in marks:
+        style = "majority" if mark == 0 else "grid"
+        parts.append(Markup('<path class="{}" d="M{} 6V{}"/>').format(style, x(mark), height - 34))
+        parts.append(caption(x(mark), height - 20, f"{mark:+g}" if mark else "0"))
     for index, (name, found) in enumerate(rows):
         y = 6 + step * (index + 0.5)
         mean, low, high = (x(factor * v) for v in found)
         style = "better" if found[0] > 0 else "worse"
         row = Markup(
-            '<text class="tick end" x="{}" y="{}">{}</text><path class="span {}" d="M{} {}H{}"/>'
+            '<path class="span {}" d="M{} {}H{}"/>'
             '<circle class="mark {}" cx="{}" cy="{}" r="4"><title>{}</title></circle>'
         )
         dot = "validation" if found[0] > 0 else "test"
         text = f"{name}: {text_of(found, table['quantity'], signed=True)}"
-        parts.append(row.format(left - 10, y + 4, name, style, low, y, high, dot, mean, y, text))
+        parts.append(caption(left - 10, y + 4, name, "end"))
+        parts.append(row.format(style, low, y, high, dot, mean, y, text))
     unit = "points over local training" if factor == 100 else "nats per answer token below local training"
-    axis = Markup('<text class="tick mid" x="{}" y="{}">{}</text>').format((left + right) / 2, height - 4, unit)
-    return _svg(right + 10, height, "difference to local training by method", [*parts, axis], natural=True)
+    parts.append(caption((left + right) / 2, height - 4, unit))
+    return svg(right + 10, height, "difference to local training by method", parts, natural=True)
 
 
 def against_bytes(table: Table) -> Markup | None:
     """The mean figure of every method against the bytes that a client sends in a round (a logarithmic axis)."""
-    rows = [row for row in table["methods"] if row["bytes_up"] > 0]
+    rows = [row for row in table["methods"] if row["bytes_up"] > 0 and _known(row["mean"])]
     if not rows:
         return None
     factor = 100 if table["quantity"] == "metric" else 1
-    heights = _ticks(min(factor * r["mean"][0] for r in rows), max(factor * r["mean"][0] for r in rows), None)
+    means = [factor * row["mean"][0] for row in rows]
+    marks = ticks(min(means), max(means), None)
     low = math.floor(math.log10(min(r["bytes_up"] for r in rows)))
     high = max(low + 1, math.ceil(math.log10(max(r["bytes_up"] for r in rows))))
     left, right, top, bottom = 46, 520, 10, 190
+    across, up = Axis(low, high, left, right), Axis(marks[0], marks[-1], bottom, top)
 
     def place(row: MethodRow) -> tuple[float, float]:
-        x = left + (math.log10(row["bytes_up"]) - low) / (high - low) * (right - left)
-        y = bottom - (factor * row["mean"][0] - heights[0]) / (heights[-1] - heights[0]) * (bottom - top)
-        return round(x, 1), round(y, 1)
+        return across.at(math.log10(row["bytes_up"])), up.at(factor * row["mean"][0])
 
-    parts = []
-    for tick in heights:
-        y = round(bottom - (tick - heights[0]) / (heights[-1] - heights[0]) * (bottom - top), 1)
-        line = Markup('<path class="grid" d="M{} {}H{}"/><text class="tick end" x="{}" y="{}">{}</text>')
-        parts.append(line.format(left, y, right, left - 6, y + 4, f"{tick:g}"))
-    for power in range(low, high + 1):
-        x = round(left + (power - low) / (high - low) * (right - left), 1)
-        text = Markup('<text class="tick mid" x="{}" y="{}">{}</text>')
-        parts.append(text.format(x, bottom + 16, size(10.0**power)))
+    parts = grid_rows(up, marks, [f"{mark:g}" for mark in marks], left, right)
+    parts += [caption(across.at(power), bottom + 16, size(10.0**power)) for power in range(low, high + 1)]
     placed: list[tuple[float, float]] = []
-    styled = [(row, _style(index)[0]) for index, row in enumerate(table["methods"]) if row["bytes_up"] > 0]
+    styled = [(row, _style(index)[0]) for index, row in enumerate(table["methods"]) if row in rows]
     for row, style in sorted(styled, key=lambda item: place(item[0])[1]):
         x, y = place(row)
         end = x > right - 90
@@ -147,9 +144,8 @@ def against_bytes(table: Table) -> Markup | None:
         title = f"{row['method']}: {text_of(row['mean'], table['quantity'])}, {size(row['bytes_up'])}"
         text_x = x + (-8 if end else 8)
         parts.append(dot.format(style, x, y, title, text_x, text_y, "end" if end else "start", row["method"]))
-    axis = Markup('<text class="tick mid" x="{}" y="{}">sent by a client in a round</text>')
-    parts.append(axis.format((left + right) / 2, bottom + 32))
-    return _svg(right + 10, bottom + 38, "figure against bytes by method", parts, natural=True)
+    parts.append(caption((left + right) / 2, bottom + 32, "sent by a client in a round"))
+    return svg(right + 10, bottom + 38, "figure against bytes by method", parts, natural=True)
 
 
 def curves(table: Table) -> Markup | None:

@@ -149,7 +149,15 @@ class Run:
 
         Every mean is over these clients alone: a weak client that drops out must not make the federation look better.
         """
-        return tuple(c for c in self.clients if all(c.score(stage).metric is not None for stage in self.stages))
+        return self.having("metric")
+
+    def having(self, figure: str) -> tuple[Client, ...]:
+        """The clients that have this figure ("metric" or "nats") at every stage at which at least one client has it."""
+        found = {
+            c.name: {stage for stage in STAGES if getattr(c.score(stage), figure) is not None} for c in self.clients
+        }
+        stages = set().union(*found.values())
+        return tuple(c for c in self.clients if found[c.name] == stages)
 
     @property
     def incomplete(self) -> tuple[Client, ...]:

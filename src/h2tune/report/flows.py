@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from h2tune.report.values import list_of, mapping, number, text, texts, whole
+from h2tune.report.values import list_of, mapping, text, texts, whole
+from h2tune.utils.numbers import number
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from h2tune.report.format import MISSING, decimal, duration, percent, plain, size
 from h2tune.report.state import Row, State
-from h2tune.report.values import number
+from h2tune.utils.numbers import finite, number
 
 STEP_SECONDS = 1.0  # a program that reads JSON lines sees a step at most this often
 
@@ -36,14 +36,17 @@ class _Writer:
         if not self._open:
             return
         try:
+            self._put(line)
+        except (OSError, ValueError):
+            self._open = False
+
+    def _put(self, line: str) -> None:
+        try:
             self._stream.write(line + "\n")
-            self._stream.flush()
         except UnicodeEncodeError:  # a log in an old encoding
             encoding = getattr(self._stream, "encoding", None) or "ascii"
             self._stream.write(line.encode(encoding, errors="replace").decode(encoding) + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._open = False
+        self._stream.flush()
 
 
 class QuietView:
@@ -127,13 +130,4 @@ class JsonView(QuietView):
         self._put("stop", rounds_done=state.rounds_done)
 
     def _put(self, event: str, **fields: Any) -> None:
-        self._writer.write(json.dumps({"event": event, **_finite(fields)}, default=str))
-
-
-def _finite(value: Any) -> Any:
-    """The same value with null for NaN and infinities, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return number(value) if isinstance(value, float) else value
+        self._writer.write(json.dumps({"event": event, **finite(fields)}, default=str))

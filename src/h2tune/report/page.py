@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,28 +146,32 @@ def _loss_lines(client: Client) -> list[Line]:
 
 
 def _mean_curve(run: Run) -> Panel:
-    """Means over all clients, of the metric and of the nats."""
+    """Means of the metric and of the nats, over the clients that every mean on the page is over."""
     charts = {"metric": f"mean {measure(run.clients)}", "nats": "mean nats per answer token"}
-    figures = [(title, _mean_chart(run, field, title)) for field, title in charts.items()]
+    figures = []
+    for field, title in charts.items():
+        clients = run.having(field)
+        left = "" if len(clients) == len(run.clients) else f", {len(clients)} of {len(run.clients)} clients"
+        figures.append((title + left, _mean_chart(clients, run.rounds, field, title + left)))
     return _panel("All clients", "mean of each client\u2019s latest value", figures)
 
 
-def _mean_chart(run: Run, field: str, title: str) -> Markup | None:
+def _mean_chart(clients: Sequence[Client], rounds: int, field: str, title: str) -> Markup | None:
     lines = [
-        Line("validation", _mean_points(run, "validation", field), "validation"),
-        Line("test", _mean_points(run, "test", field), "test", "square"),
+        Line("validation", _mean_points(clients, "validation", field), "validation"),
+        Line("test", _mean_points(clients, "test", field), "test", "square"),
     ]
-    alone = mean(getattr(client.local, field) for client in run.clients if client.local)
+    alone = mean(getattr(client.score("local"), field) for client in clients)
     levels = [] if alone is None else [Level("alone, test", alone, "test")]
-    return line_chart(lines, levels, run.rounds, f"{title} over the rounds", share=field == "metric")
+    return line_chart(lines, levels, rounds, f"{title} over the rounds", share=field == "metric")
 
 
-def _mean_points(run: Run, split: str, field: str) -> list[tuple[int, float | None]]:
+def _mean_points(clients: Sequence[Client], split: str, field: str) -> list[tuple[int, float | None]]:
     """Every client counts with its latest value, since not all are scored in every round."""
-    curves = [dict(_points(client, split, field)) for client in run.clients]
+    curves = [dict(_points(client, split, field)) for client in clients]
     latest: dict[int, float] = {}
     points: list[tuple[int, float | None]] = []
-    for position in range(1, run.rounds_done + 1):
+    for position in range(1, max((max(curve, default=0) for curve in curves), default=0) + 1):
         scored = {index: value for index, curve in enumerate(curves) if (value := curve.get(position)) is not None}
         latest |= scored
         if scored:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from h2tune.report.data import Matrix
 from h2tune.report.format import decimal, percent
+from h2tune.utils.numbers import number
 
 WIDTH, HEIGHT = 260, 172
 LEFT, RIGHT, TOP, BOTTOM = 36, 6, 8, 32
@@ -38,73 +39,94 @@ class Level:
     style: str
 
 
+@dataclass(frozen=True)
+class Axis:
+    """Maps values from `low` to `high` to places in the drawing from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        span = self.high - self.low
+        share = (min(max(value, self.low), self.high) - self.low) / span if span else 0.5
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+@dataclass(frozen=True)
 class _Scale:
-    """Maps rounds and values to the drawing."""
+    """Rounds and values of a chart over the rounds."""
 
-    def __init__(self, last_round: int, low: float, high: float) -> None:
-        self.last_round, self.low, self.high = max(last_round, 1), low, high
+    rounds: Axis
+    values: Axis
+    share: bool
 
-    def x(self, position: float) -> float:
-        span = max(self.last_round - 1, 1)
-        start = 0.5 if self.last_round == 1 else (position - 1) / span
-        return round(LEFT + 8 + start * (WIDTH - LEFT - RIGHT - 16), 1)
-
-    def y(self, value: float) -> float:
-        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-        return round(TOP + (1 - share) * (HEIGHT - TOP - BOTTOM), 1)
+    def place(self, position: int, value: float) -> tuple[float, float]:
+        return self.rounds.at(position), self.values.at(value)
 
 
 def line_chart(lines: Sequence[Line], levels: Sequence[Level], rounds: int, label: str, share: bool) -> Markup | None:
-    """Curves over rounds; None where there is not a single value. `share` writes values as per cent."""
+    """Curves over rounds; None where there is not a single value. `share` writes values as per cent.
+
+    What is no finite number is a gap.
+    """
+    lines = [replace(line, points=[(position, number(value)) for position, value in line.points]) for line in lines]
+    levels = [level for level in levels if number(level.value) is not None]
     values = [value for line in lines for _, value in line.points if value is not None]
     if not values:
         return None
     values += [level.value for level in levels]
-    ticks = _ticks(min(values), max(values), (0.0, 1.0) if share else None)
-    last_round = max([rounds, *(position for line in lines for position, _ in line.points)])
-    scale = _Scale(last_round, ticks[0], ticks[-1])
-    parts = [_grid(scale, ticks, share)]
-    parts += [_level(scale, level, share) for level in levels]
-    parts += [_curve(scale, line, share) for line in lines]
-    return _svg(WIDTH, HEIGHT, label, parts)
+    marks = ticks(min(values), max(values), (0.0, 1.0) if share else None)
+    last_round = max([rounds, 1, *(position for line in lines for position, _ in line.points)])
+    over = Axis(1, last_round, LEFT + 8, WIDTH - RIGHT - 8)
+    scale = _Scale(over, Axis(marks[0], marks[-1], HEIGHT - BOTTOM, TOP), share)
+    digits = _digits(marks, share)
+    texts = [f"{100 * mark:.{digits}f}%" if share else decimal(mark, digits) for mark in marks]
+    parts = grid_rows(scale.values, marks, texts, LEFT, WIDTH - RIGHT)
+    for position in range(1, last_round + 1, max(1, math.ceil(last_round / 6))):
+        parts.append(caption(over.at(position), HEIGHT - BOTTOM + 15, position))
+    parts.append(caption((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, "round"))
+    parts += [_level(scale, level) for level in levels]
+    parts += [_curve(scale, line) for line in lines]
+    return svg(WIDTH, HEIGHT, label, parts)
 
 
-def _grid(scale: _Scale, ticks: Sequence[float], share: bool) -> Markup:
-    digits = _digits(ticks, share)
+def grid_rows(axis: Axis, marks: Sequence[float], texts: Sequence[str], left: float, right: float) -> list[Markup]:
+    """A thin line from `left` to `right` and its text at each of the axis's marks, which goes up the picture."""
     parts = []
-    for tick in ticks:
-        text = f"{100 * tick:.{digits}f}%" if share else decimal(tick, digits)
-        row = Markup('<path class="grid" d="M{} {}H{}"/><text class="tick end" x="{}" y="{}">{}</text>')
-        parts.append(row.format(LEFT, scale.y(tick), WIDTH - RIGHT, LEFT - 6, scale.y(tick) + 4, text))
-    step = max(1, math.ceil(scale.last_round / 6))
-    for position in range(1, scale.last_round + 1, step):
-        column = Markup('<text class="tick mid" x="{}" y="{}">{}</text>')
-        parts.append(column.format(scale.x(position), HEIGHT - BOTTOM + 15, position))
-    axis = Markup('<text class="tick mid" x="{}" y="{}">round</text>')
-    parts.append(axis.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3))
-    return Markup("").join(parts)
+    for y, text in zip(map(axis.at, marks), texts, strict=True):
+        parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(left, y, right))
+        parts.append(caption(left - 6, y + 4, text, "end"))
+    return parts
 
 
-def _level(scale: _Scale, level: Level, share: bool) -> Markup:
+def caption(x: float, y: float, text: object, side: str = "mid") -> Markup:
+    """A small text; `side` says whether `x` is its middle or its end."""
+    return Markup('<text class="tick {}" x="{}" y="{}">{}</text>').format(side, x, y, text)
+
+
+def _level(scale: _Scale, level: Level) -> Markup:
     shape = Markup('<path class="level {}" d="M{} {}H{}"><title>{}</title></path>')
-    title = f"{level.name}: {_value(level.value, share)}"
-    return shape.format(level.style, LEFT, scale.y(level.value), WIDTH - RIGHT, title)
+    title = f"{level.name}: {_value(level.value, scale.share)}"
+    return shape.format(level.style, LEFT, scale.values.at(level.value), WIDTH - RIGHT, title)
 
 
-def _curve(scale: _Scale, line: Line, share: bool) -> Markup:
+def _curve(scale: _Scale, line: Line) -> Markup:
     path, pen_down = [], False
     for position, value in line.points:
         if value is not None:
-            path.append(f"{'L' if pen_down else 'M'}{scale.x(position)} {scale.y(value)}")
+            x, y = scale.place(position, value)
+            path.append(f"{'L' if pen_down else 'M'}{x} {y}")
         pen_down = value is not None
     parts = [Markup('<path class="line {}" d="{}"/>').format(line.style, "".join(path))]
     known = [(position, value) for position, value in line.points if value is not None]
     if len(known) <= MARKERS:
-        parts += [_marker(scale, line, position, value, share) for position, value in known]
+        parts += [_marker(scale, line, position, value) for position, value in known]
     return Markup("").join(parts)
 
 
-def _marker(scale: _Scale, line: Line, position: int, value: float, share: bool) -> Markup:
+def _marker(scale: _Scale, line: Line, position: int, value: float) -> Markup:
     shapes = {
         "dot": '<circle class="mark {}" cx="{}" cy="{}" r="3">',
         "square": '<path class="mark {}" d="M{} {}m-3-3h6v6h-6z">',
@@ -112,8 +134,8 @@ def _marker(scale: _Scale, line: Line, position: int, value: float, share: bool)
     }
     closing = "</circle>" if line.marker == "dot" else "</path>"
     shape = Markup(shapes[line.marker] + "<title>{}</title>" + closing)
-    title = f"{line.name}, round {position}: {_value(value, share)}"
-    return shape.format(line.style, scale.x(position), scale.y(value), title)
+    title = f"{line.name}, round {position}: {_value(value, scale.share)}"
+    return shape.format(line.style, *scale.place(position, value), title)
 
 
 def strip(base: float | None, local: float | None, final: float | None, majority: float | None) -> Markup | None:
@@ -121,9 +143,7 @@ def strip(base: float | None, local: float | None, final: float | None, majority
     if base is None and local is None and final is None:
         return None
 
-    def x(value: float) -> float:
-        return round(7 + 106 * min(max(value, 0.0), 1.0), 1)
-
+    x = Axis(0, 1, 7, 113).at
     start = local if local is not None else base
     parts = [Markup('<path class="axis" d="M7 11H113M7 8v6M113 8v6"/>')]
     if majority is not None:
@@ -138,31 +158,28 @@ def strip(base: float | None, local: float | None, final: float | None, majority
     if final is not None:
         parts.append(Markup('<circle class="mark validation" cx="{}" cy="11" r="4"/>').format(x(final)))
     label = f"base {percent(base)}, alone {percent(local)}, federated {percent(final)}, majority {percent(majority)}"
-    return _svg(120, 22, label, parts)
+    return svg(120, 22, label, parts)
 
 
 def heatmap(matrix: Matrix, columns: Sequence[str], label: str, axes: tuple[str, str], top: float = 1.0) -> Markup:
     """A matrix from the top row down, 0 blank and `top` full colour; a small one also has its numbers in it."""
-    rows, width = len(matrix), len(matrix[0])
-    cell_w, cell_h = max(5, min(38, 288 // width)), max(5, min(22, 300 // rows))
+    height, width = len(matrix), len(matrix[0])
+    cell_w, cell_h = max(5, min(38, 288 // width)), max(5, min(22, 300 // height))
     left, bottom = 40, 34
     parts = [Markup('<rect class="frame" x="{}" y="6" width="{}" height="{}"/>')]
-    parts[0] = parts[0].format(left, cell_w * width, cell_h * rows)
+    parts[0] = parts[0].format(left, cell_w * width, cell_h * height)
     parts += _numbered(matrix, cell_w, cell_h, left, top) if cell_w >= 26 and cell_h >= 14 else []
     parts += [] if len(parts) > 1 else _shaded(matrix, cell_w, cell_h, left, top)
-    for row in range(0, rows, math.ceil(rows * 12 / (cell_h * rows))):
-        text = Markup('<text class="tick end" x="{}" y="{}">{}</text>')
-        parts.append(text.format(left - 5, 6 + cell_h * (row + 0.5) + 4, row))
+    for row in range(0, height, math.ceil(height * 12 / (cell_h * height))):
+        parts.append(caption(left - 5, 6 + cell_h * (row + 0.5) + 4, row, "end"))
     longest = max(map(len, columns), default=1)
     for column in range(0, min(width, len(columns)), math.ceil((7 * longest + 5) / cell_w)):
-        text = Markup('<text class="tick mid" x="{}" y="{}">{}</text>')
-        parts.append(text.format(left + cell_w * (column + 0.5), 6 + cell_h * rows + 14, columns[column]))
-    middle = 6 + cell_h * rows / 2
-    text = Markup('<text class="tick mid" x="{}" y="{}">{}</text>')
-    parts.append(text.format(left + cell_w * width / 2, cell_h * rows + bottom + 2, axes[1]))
+        parts.append(caption(left + cell_w * (column + 0.5), 6 + cell_h * height + 14, columns[column]))
+    middle = 6 + cell_h * height / 2
+    parts.append(caption(left + cell_w * width / 2, cell_h * height + bottom + 2, axes[1]))
     text = Markup('<text class="tick mid" transform="translate(10 {}) rotate(-90)">{}</text>')
     parts.append(text.format(middle, axes[0]))
-    return _svg(max(left + cell_w * width + 8, 120), cell_h * rows + bottom + 8, label, parts, natural=True)
+    return svg(max(left + cell_w * width + 8, 120), cell_h * height + bottom + 8, label, parts, natural=True)
 
 
 def _numbered(matrix: Matrix, cell_w: int, cell_h: int, left: int, top: float) -> list[Markup]:
@@ -205,7 +222,8 @@ def _short(value: float | None) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[Markup], natural: bool = False) -> Markup:
+def svg(width: float, height: float, label: str, parts: Sequence[Markup], natural: bool = False) -> Markup:
+    """A picture as wide as its place on the page; a `natural` one as wide as `width` says."""
     size = Markup(' style="width:{}px"').format(round(width)) if natural else Markup("")
     opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}"{}>')
     return opening.format(round(width), round(height), label, size) + Markup("").join(parts) + Markup("</svg>")
@@ -220,7 +238,7 @@ def _digits(ticks: Sequence[float], share: bool) -> int:
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
-def _ticks(low: float, high: float, bounds: tuple[float, float] | None) -> list[float]:
+def ticks(low: float, high: float, bounds: tuple[float, float] | None) -> list[float]:
     """Three to six round values that enclose `low` and `high`, and stay in `bounds` where the data does."""
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.05 * max(abs(low), 0.2), high + 0.05 * max(abs(high), 0.2)

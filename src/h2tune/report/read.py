@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.errors import H2TuneError
-from h2tune.report.data import Agreement, Client, Core, Event, Matrix, Round, Run, Score, Traffic
+from h2tune.report.data import Agreement, Client, Core, Event, Round, Run, Score, Traffic
 from h2tune.report.flows import read_flows
-from h2tune.report.values import list_of, mapping, number, text, texts, whole
+from h2tune.report.values import list_of, mapping, matrix, text, texts, whole
+from h2tune.utils.numbers import number
 
 SCHEMA = 1
 
@@ -26,25 +27,7 @@ class ReportError(H2TuneError, ValueError):
 
 def read_run(run_dir: Path) -> Run:
     """Read RUN/metrics.json, RUN/events.jsonl and RUN/config.yaml; raises `ReportError`."""
-    path = run_dir / "metrics.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        if (run_dir / "config.yaml").is_file():
-            raise ReportError(
-                f"{run_dir} has no figures yet: its run has not come to its end; go on with h2tune run FILE --out {run_dir}"
-                " --resume"
-            ) from None
-        raise ReportError(f"{run_dir} is not a run directory: it has no {path.name}") from None
-    except OSError as error:
-        raise ReportError(f"{run_dir} is not a run directory: {path.name} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise ReportError(f"{path} is damaged: {error}") from None
-    if not isinstance(data, dict):
-        raise ReportError(f"{path} is damaged: it holds no mapping")
-    schema = whole(data.get("schema")) or SCHEMA
-    if schema > SCHEMA:
-        raise ReportError(f"{path} was written by a newer version (schema {schema}, this one reads {SCHEMA})")
+    data = read_metrics(run_dir)
     events, unreadable = _events(run_dir / "events.jsonl")
     return Run(
         name=text(data.get("name")) or run_dir.resolve().name,
@@ -64,6 +47,30 @@ def read_run(run_dir: Path) -> Run:
         config=_config(run_dir / "config.yaml"),
         privacy=_privacy(mapping(data.get("privacy"))),
     )
+
+
+def read_metrics(run_dir: Path) -> Mapping[str, Any]:
+    """What RUN/metrics.json holds, of a run of any kind; raises `ReportError`."""
+    path = run_dir / "metrics.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        if (run_dir / "config.yaml").is_file():
+            raise ReportError(
+                f"{run_dir} has no figures yet: its run has not come to its end; go on with h2tune run FILE --out {run_dir}"
+                " --resume"
+            ) from None
+        raise ReportError(f"{run_dir} is not a run directory: it has no {path.name}") from None
+    except OSError as error:
+        raise ReportError(f"{run_dir} is not a run directory: {path.name} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{path} is damaged: {error}") from None
+    if not isinstance(data, dict):
+        raise ReportError(f"{path} is damaged: it holds no mapping")
+    schema = whole(data.get("schema")) or SCHEMA
+    if schema > SCHEMA:
+        raise ReportError(f"{path} was written by a newer version (schema {schema}, this one reads {SCHEMA})")
+    return data
 
 
 def _client(name: str, data: Mapping[str, Any]) -> Client:
@@ -88,7 +95,7 @@ def _client(name: str, data: Mapping[str, Any]) -> Client:
         kept=text(data.get("kept")) or None,
         status=text(data.get("status")) or "ok",
         rounds=tuple(sorted((entry for entry in rounds if entry is not None), key=lambda entry: entry.round)),
-        relation=_matrix(data.get("relation")),
+        relation=matrix(data.get("relation")),
         accepted=number(data.get("accepted")),
         agreement=_agreement(data.get("agreement")),
         anchor_words=number(coverage.get("words")),
@@ -127,7 +134,7 @@ def _traffic(data: Mapping[str, Any], up: str, down: str) -> Traffic:
 
 def _agreement(value: Any) -> Agreement | None:
     data = mapping(value)
-    inputs, outputs = _matrix(data.get("in")), _matrix(data.get("out"))
+    inputs, outputs = matrix(data.get("in")), matrix(data.get("out"))
     if not (inputs or outputs):
         return None
     slots = texts(data.get("slots"))
@@ -136,7 +143,7 @@ def _agreement(value: Any) -> Agreement | None:
 
 def _core(value: Any) -> Core | None:
     data = mapping(value)
-    norms = _matrix(data.get("norms"))
+    norms = matrix(data.get("norms"))
     return Core(texts(data.get("slots")), norms) if norms else None
 
 
@@ -145,12 +152,6 @@ def _privacy(data: Mapping[str, Any]) -> str:
     if spent is None or delta is None:
         return ""
     return f"ε {spent:.2f}{f' of {budget:g}' if budget else ''}, δ {delta:g}"
-
-
-def _matrix(value: Any) -> Matrix | None:
-    rows = [[number(cell) for cell in row] for row in list_of(value) if isinstance(row, list)]
-    width = max((len(row) for row in rows), default=0)
-    return tuple(tuple(row + [None] * (width - len(row))) for row in rows) if width else None
 
 
 def _events(path: Path) -> tuple[tuple[Event, ...], int]:

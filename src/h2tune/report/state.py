@@ -35,6 +35,7 @@ class State:
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.record: Mapping[str, Any] = {}  # of the last round, in a vertical federation: it has no rows
         self.rounds = 0
         self.round = 0
         self.rounds_done = 0

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import IO
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -61,21 +61,26 @@ class TableView:
 
     def stopped(self, state: State) -> None:
         if self._live.is_started:
-            self._live.update(screen(state, self._console, everything=True))
+            self._guard(lambda: self._live.update(self.screen(state, everything=True)))
+            self._open = True  # whatever failed before, the cursor comes back
             self._guard(self._live.stop)
+
+    def screen(self, state: State, everything: bool = False) -> RenderableType:
+        """What is on the terminal."""
+        return screen(state, self._console, everything)
 
     def _draw(self, state: State) -> None:
         begin = time.monotonic()
-        self._guard(lambda: self._live.update(screen(state, self._console), refresh=True))
+        self._guard(lambda: self._live.update(self.screen(state), refresh=True))
         end = time.monotonic()
         self._due = end + max(INTERVAL, (end - begin) / LOAD)
 
     def _guard(self, action: Callable[[], object]) -> None:
-        """A terminal that went away must not end the training."""
+        """Neither a terminal that went away nor a picture that fails may end the training."""
         if self._open:
             try:
                 action()
-            except (OSError, ValueError):
+            except Exception:
                 self._open = False
 
 

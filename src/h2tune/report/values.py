@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-
-def number(value: Any) -> float | None:
-    """A finite number of sane size, or None for everything else (beyond 1e100 even differences overflow)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) and abs(value) < 1e100 else None
-    except OverflowError:
-        return None
+from h2tune.utils.numbers import number
 
 
 def whole(value: Any) -> int | None:
@@ -37,3 +28,10 @@ def list_of(value: Any) -> list[Any]:
 
 def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def matrix(value: Any) -> tuple[tuple[float | None, ...], ...] | None:
+    """Rows of one length, filled up with None; None where there is no number's place at all."""
+    rows = [[number(cell) for cell in row] for row in list_of(value) if isinstance(row, list)]
+    width = max((len(row) for row in rows), default=0)
+    return tuple(tuple(row + [None] * (width - len(row))) for row in rows) if width else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from h2tune.report.data import Client, Run
@@ -64,7 +64,7 @@ def missing(run: Run) -> str:
 def _compare(run: Run, compared: list[Client], over: str) -> str:
     before = percent(mean(client.score(over).metric for client in compared))
     after = percent(mean(client.score("final").metric for client in compared))
-    what = measure(compared) if len(compared) == 1 else f"mean {measure(compared)}"
+    what = _averaged(compared)
     federation = f"Training with {run.method}" if _nobody(run) else "Federation"
     cause, alone = (federation, "trained alone") if over == "local" else ("Fine-tuning", "untouched base model")
     direction = tone(mean(client.gain(over) for client in compared))
@@ -98,12 +98,12 @@ def _alone(run: Run) -> str:
         return "No client took part."
     final = mean(client.score("final").metric for client in run.clients)
     if final is not None:
-        return f"The mean {measure(run.clients)} is {percent(final)}, with nothing to compare it with."
+        return f"The {_averaged(run.clients)} is {percent(final)}, with nothing to compare it with."
     last = [client.rounds[-1].validation for client in run.clients if client.rounds]
     validation = mean(score.metric for score in last if score)
     if validation is None:
         return "No client has a result yet."
-    return f"No result on test data yet; the mean {measure(run.clients)} on validation data is {percent(validation)}."
+    return f"No result on test data yet; the {_averaged(run.clients)} on validation data is {percent(validation)}."
 
 
 def measure(clients: Iterable[Client]) -> str:
@@ -112,8 +112,14 @@ def measure(clients: Iterable[Client]) -> str:
     return names.pop() if len(names) == 1 else "score"
 
 
+def _averaged(clients: Sequence[Client]) -> str:
+    """What the mean over clients is called; one client has no mean."""
+    return measure(clients) if len(clients) == 1 else f"mean {measure(clients)}"
+
+
 def _interval(compared: list[Client], over: str) -> tuple[float, float] | None:
-    """95 % interval of the mean difference from the number of test items (Agresti and Caffo 2000 variances).
+    """95 % interval of the mean difference from the number of test items (Agresti and Caffo 2000 variances), cut off at
+    the largest difference that two shares can have.
 
     The two results are taken as independent. They share their test items, so the true interval is most often narrower.
     """
@@ -126,7 +132,7 @@ def _interval(compared: list[Client], over: str) -> tuple[float, float] | None:
             variance += share * (1 - share) / (client.n_test + 2)
     centre = mean(client.gain(over) for client in compared)
     half = 1.96 * math.sqrt(variance) / max(len(compared), 1)
-    return None if centre is None else (centre - half, centre + half)
+    return None if centre is None else (max(centre - half, -1.0), min(centre + half, 1.0))
 
 
 def _chance(compared: list[Client], over: str) -> str:
@@ -169,11 +175,12 @@ def _kept(run: Run) -> str:
     if not any(client.kept == "local" for client in run.clients):
         return ""
     own = sum(client.kept == "local" for client in run.clients)
-    best = [client.score("local" if client.kept == "local" else "final").metric for client in run.clients]
-    return (
-        f"{own} of {len(run.clients)} clients kept the adapter trained alone for its better validation result. "
-        f"What the clients keep reaches {percent(mean(best))} on test data."
-    )
+    said = f"{own} of {len(run.clients)} clients kept the adapter trained alone for its better validation result."
+    best = mean(client.score("local" if client.kept == "local" else "final").metric for client in run.complete)
+    if best is None:
+        return said
+    left = f"{len(run.complete)} of {len(run.clients)} clients" if run.incomplete else "the clients"
+    return f"{said} What {left} keep reaches {percent(best)} on test data."
 
 
 def _accepted(run: Run) -> str:
@@ -207,10 +214,10 @@ def _apart(run: Run) -> str:
 
 
 def _nats(run: Run) -> str:
-    """Mean nats per stage over the clients that have it at every stage shown."""
+    """Mean nats per stage over the clients that have it at every stage."""
     names = {"base": "base model", "local": "alone", "final": "federated"}
     stages = [stage for stage in names if any(client.score(stage).nats is not None for client in run.clients)]
-    full = [client for client in run.clients if all(client.score(stage).nats is not None for stage in stages)]
+    full = run.having("nats")
     if "final" not in stages or not full:
         return ""
     steps = [f"{decimal(mean(client.score(stage).nats for client in full))} ({names[stage]})" for stage in stages]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from h2tune.report import format as words
+from h2tune.report.data import Matrix
 from h2tune.report.html import fill, write_page
-from h2tune.report.plots import Line, heatmap, line_chart
+from h2tune.report.plots import Axis, Line, caption, heatmap, line_chart, svg
+from h2tune.report.read import read_metrics
+from h2tune.report.values import matrix
+from h2tune.utils.numbers import finite
 from h2tune.vertical.exposure import STAYS, leaves
 from h2tune.vertical.run_store import not_ended
 
@@ -24,11 +28,12 @@ def write_vertical_report(run_dir: Path) -> Path:
 
     Raises:
         StoreError: if the run has no metrics yet.
+        ReportError: if they cannot be read.
     """
-    source = Path(run_dir) / "metrics.json"
-    if not source.is_file():
-        raise not_ended(Path(run_dir))
-    return write_page(Path(run_dir) / "report.html", render(json.loads(source.read_text(encoding="utf-8"))))
+    run_dir = Path(run_dir)
+    if not (run_dir / "metrics.json").is_file():
+        raise not_ended(run_dir)
+    return write_page(run_dir / "report.html", render(finite(read_metrics(run_dir))))
 
 
 def render(metrics: dict[str, Any]) -> str:
@@ -40,6 +45,7 @@ def render(metrics: dict[str, Any]) -> str:
         kind="vertical federation report",
         m=metrics,
         sentence=sentence(metrics),
+        diverged=diverged(metrics["history"]),
         names=names,
         traffic=_traffic(metrics),
         pictures=_pictures(metrics, names),
@@ -61,6 +67,17 @@ def sentence(metrics: dict[str, Any]) -> str:
     if "unseen" in final:
         text += f". Unseen classes are recognised in {words.percent(final['unseen'])} of their rows"
     return text + "."
+
+
+def diverged(history: Sequence[Mapping[str, Any]]) -> str:
+    """A word on rounds whose loss is not a number; empty where there are none."""
+    rounds = [record["round"] for record in history if record["loss"] is None]
+    if not rounds:
+        return ""
+    return (
+        f"The loss is not a number in {len(rounds)} of {len(history)} rounds, first in round {rounds[0]}: the training"
+        " diverged. A smaller training.learning_rate may help."
+    )
 
 
 def _traffic(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -92,55 +109,52 @@ def _pictures(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, str,
         [Line("test", scores, "test")], [], metrics["rounds"], "balanced accuracy over the rounds", True
     )
     found = [("Loss", "of aligned batches", loss), ("Balanced accuracy", "of the test people", curve)]
-    rows = _matrix(metrics["coverage"])
-    top = max((max(row) for row in rows), default=1.0) or 1.0
     who = ", ".join(f"{i} {name}" for i, name in enumerate(metrics["parties"]))
-    found.append(
-        (
-            "Rows seen",
-            f"parties: {who}; classes: {which}",
-            heatmap(_whole(rows), numbers, "rows of each class by party", ("party", "class"), top),
+    if rows := matrix(metrics["coverage"]):
+        top = max((value for row in rows for value in row if value is not None), default=1.0) or 1.0
+        found.append(
+            (
+                "Rows seen",
+                f"parties: {who}; classes: {which}",
+                heatmap(_whole(rows), numbers, "rows of each class by party", ("party", "class"), top),
+            )
         )
-    )
-    if _varied(metrics.get("gate", [])):
+    if (gate := matrix(metrics.get("gate"))) and _varied(gate):
         found.append(
             (
                 "Gate",
                 f"mean weight of each party for each class; parties: {who}; classes: {which}",
-                heatmap(_matrix(metrics["gate"]), numbers, "gate weights", ("party", "class")),
+                heatmap(gate, numbers, "gate weights", ("party", "class")),
             )
         )
     if "confusion" in metrics:
-        shares = [[v / max(sum(row), 1) for v in row] for row in metrics["confusion"]]
+        shares = tuple(tuple(v / max(sum(row), 1) for v in row) for row in metrics["confusion"])
         found.append(
             (
                 "Confusion",
                 f"share of each true class (row) that is called each class (column): {which}",
-                heatmap(_matrix(shares), numbers, "confusion", ("true", "called")),
+                heatmap(shares, numbers, "confusion", ("true", "called")),
             )
         )
     return [(title, note, picture) for title, note, picture in found if picture is not None]
 
 
-def _varied(rows: Sequence[Sequence[float]]) -> bool:
+def _varied(rows: Matrix) -> bool:
     """Whether there is anything to see: not where all views count alike."""
-    return len({round(value, 2) for row in rows for value in row}) > 1
+    return len({round(value, 2) for row in rows for value in row if value is not None}) > 1
 
 
-def _whole(rows: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:
+def _whole(rows: Matrix) -> Matrix:
     """Counts without decimals: rows that were assigned count by their shares."""
-    return tuple(tuple(round(value) for value in row) for row in rows)
-
-
-def _matrix(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(value) for value in row) for row in rows)
+    return tuple(tuple(None if value is None else round(value) for value in row) for row in rows)
 
 
 def _planes(metrics: dict[str, Any], names: list[str]) -> list[tuple[str, Markup]]:
     """Each party's class means in the plane of their two main directions."""
     found = []
     for name, points, counts in zip(metrics["parties"], metrics["plane"], metrics["coverage"], strict=True):
-        known = [(label, point) for label, point, n in zip(names, points, counts, strict=True) if n > 0.5]
+        seen = [n is not None and n > 0.5 and None not in point for point, n in zip(points, counts, strict=True)]
+        known = list(compress(zip(names, points, strict=True), seen))
         found.append((name, plane(known, f"class means of {name}")))
     return found
 
@@ -149,20 +163,16 @@ def plane(points: Sequence[tuple[str, Sequence[float]]], label: str) -> Markup:
     """Named points as SVG; an unseen class is drawn as a ring."""
     reach = max((abs(v) for _, point in points for v in point), default=1.0) or 1.0
     parts = [Markup('<rect class="frame" x="1" y="1" width="{}" height="{}"/>').format(PLANE - 2, PLANE - 2)]
-    places = [tuple((0.5 + 0.4 * v / reach) * PLANE for v in (x, -y)) for _, (x, y) in points]
+    across, up = Axis(-reach, reach, 0.1 * PLANE, 0.9 * PLANE), Axis(-reach, reach, 0.9 * PLANE, 0.1 * PLANE)
+    places = [(across.at(x), up.at(y)) for _, (x, y) in points]
     texts = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name, _ in points]
     middles = [_inside(x, len(text)) for (x, _), text in zip(places, texts, strict=True)]
     heights = _label_heights([(x, y, len(text)) for x, (_, y), text in zip(middles, places, texts, strict=True)])
     for (name, _), text, (cx, cy), middle, height in zip(points, texts, places, middles, heights, strict=True):
         style = "ring" if name.endswith("(unseen)") else "mark shared"
-        dot = Markup(
-            '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4"/><text class="tick mid" x="{:.1f}" y="{:.1f}">{}</text>'
-        )
-        parts.append(dot.format(style, cx, cy, middle, height, text))
-    opening = Markup('<svg viewBox="0 0 {0} {0}" role="img" aria-label="{1}" style="width:{0}px">').format(
-        PLANE, label
-    )
-    return opening + Markup("").join(parts) + Markup("</svg>")
+        parts.append(Markup('<circle class="{}" cx="{}" cy="{}" r="4"/>').format(style, cx, cy))
+        parts.append(caption(middle, round(height, 1), text))
+    return svg(PLANE, PLANE, label, parts, natural=True)
 
 
 def _inside(x: float, length: int) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from h2tune.protocol.codec import Payload
+from h2tune.utils.numbers import finite
 from h2tune.utils.seeds import derive
 from h2tune.vertical import average, exposure, fuse
 from h2tune.vertical.config import VerticalConfig
@@ -87,6 +88,7 @@ class Active:
             self.average = average.moved(self.average, average.weights(self._modules()), keep, number)
         record: dict[str, Any] = {"round": number, "loss": sum(losses) / len(losses), "counts": self._rounded()}
         record["seconds"] = time.perf_counter() - begin
+        record = finite(record)  # a run that diverges is kept and told, too: JSON has no NaN
         self.history.append(record)
         return record
 

@@ -65,7 +65,7 @@ def compare_methods(
             values[method.name].append(float(json.loads(cell.read_text(encoding="utf-8"))["scores"][quantity]))
     rows = [_row(name, values) for name in names]
     result = {"name": config.name, "quantity": quantity, "seeds": seeds, "methods": rows}
-    write_atomic(out / "compare.json", json.dumps(result, indent=1).encode())
+    write_atomic(out / "compare.json", json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
 

@@ -13,6 +13,7 @@ from h2tune.tasks.fingerprint import keep_fingerprint
 from h2tune.transport.inprocess import InProcess
 from h2tune.utils.digest import digest_of
 from h2tune.utils.files import Claim
+from h2tune.utils.numbers import finite
 from h2tune.utils.seeds import derive
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
@@ -277,11 +278,12 @@ def collect(config: VerticalConfig, active: Active, seconds: float) -> dict[str,
         for name in active.meeting.passive
     }  # fmt: skip
     result = active.result
-    return {
+    figures: dict[str, Any] = {
         "schema": 1, "kind": "vertical", "version": __version__, "name": config.name, "method": config.method.name,
         "seed": config.seed, "rounds": active.round, "best": active.best or active.round, "finished": True, "seconds": seconds, "parties": active.parties,
         "classes": active.classes, "unseen": active.labels.unseen, "aligned": len(active.labels.y),
         "rows": dict(zip(active.parties, [len(active.data.train), *active.meeting.sizes], strict=True)),
         "final": result.get("test"), "validation": result.get("validation"), "history": active.history, "bytes": bytes_of,
         "excluded": exchange.excluded,
-    } | pictures(active)  # fmt: skip
+    }  # fmt: skip
+    return figures | dict(finite(pictures(active)))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from h2tune.utils.numbers import number
+
 
 def score(found: Tensor, labels: Tensor, unseen: list[int]) -> dict[str, Any]:
     """Accuracy, balanced accuracy and, with unseen classes, how often those and the others are right.
@@ -53,7 +55,7 @@ def answers(
         {
             "id": identity,
             "class": classes[best[row]],
-            "probabilities": {name: round(value, 6) for name, value in zip(classes, rows[row], strict=True)},
+            "probabilities": {name: number(round(value, 6)) for name, value in zip(classes, rows[row], strict=True)},
             "parties": [name for name, known in zip(parties, here[row], strict=True) if known],
         }
         for row, identity in enumerate(ids)
