@@ -40,5 +40,12 @@ def test_one_number_or_operator_is_changed_the_same_for_the_same_seed(path: str)
     assert len({corrupted(path, seed) for seed in range(20)}) > 2
 
 
+def test_numbers_that_python_does_not_convert_stay_as_they_are() -> None:
+    """A path of another participant is no reason to fail, however long its numbers are."""
+    assert corrupted("9" * 5000, 1) is None
+    path = "#" + "9" * 4400 + "\nanswer = 3"
+    assert all(str(corrupted(path, seed)).startswith("#" + "9" * 4400 + "\n") for seed in range(20))
+
+
 def test_a_path_without_numbers_cannot_be_made_wrong() -> None:
     assert corrupted(" well-known words only", 1) is None

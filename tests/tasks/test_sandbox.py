@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from h2tune.tasks import sandbox
+from h2tune.tasks import _child, sandbox
 from h2tune.tasks.allowlist import MAX_SOURCE, prepare
 from h2tune.tasks.sandbox import check_program, run_program, run_programs
 
@@ -26,6 +27,8 @@ from h2tune.tasks.sandbox import check_program, run_program, run_programs
         ("x = 2\nx **= 10\nanswer = x ** 0.5", "32.0"), ("answer = sum(i * i for i in [1, 2, 3])", "14"),
         ("d = {'a': 1}\nd['b'] = 2\nanswer = max(d['a'], d['b'])", "2"), ("x = 7\nprint(f'{x / 2:.2f}')", "3.50"),
         ("a, b = divmod(17, 5)\nwhile a:\n    a -= 1\nanswer = (a, b)", "(0, 2)"), ("answer = pow(3, 4, 5)", "1"),
+        ("def f(n, k=2):\n    return n * k\nanswer = f(3)", "6"), ("def f(n):\n    return sum(n * i for i in range(3))\nanswer = f(2)", "6"),
+        ("def f(n):\n    def g(m):\n        return m + n\n    return g(1)\nanswer = f(2)", "3"),
         ("answer = pow(7, 123456, 13)", "1"), ("answer = (-1) ** 200001", "-1"), ("print(f'{{x}} {1:>{2 + 1}}')", "{x}   1"),
         ("answer = '\u00e9\u20ac'", "\u00e9\u20ac"), ("answer = round(2.567, ndigits=1)", "2.6"),
     ],
@@ -155,6 +158,8 @@ UNCHECKED = {
     "import of names": "from math import *\nanswer = 1",
     "class": "class A:\n    pass\nanswer = 1",
     "expression in a format": "x = 1\nanswer = f'{x:{[().__class__]}}'",
+    "attribute of a pattern": "match 1:\n    case int(__class__=c):\n        answer = str(c)",
+    "method of a pattern": "match 1.5:\n    case float(as_integer_ratio=c):\n        answer = str(c)",
 }
 
 
@@ -234,6 +239,51 @@ def test_many_programs_keep_their_places() -> None:
     ]
     assert run_programs(sources, timeout=0.5) == ["1", None, None, "2", None, "-", ""]
     assert run_programs([]) == []
+
+
+KEPT = "def f():\n    return 1\ny = [[i] for i in range(200000)]\n"
+"""A function holds on to the names of its program, and these to all that the program made."""
+GREEDY = KEPT + "x = []\nwhile True:\n    x += ['y' * 10000]"
+DEEP = KEPT + "e = [1]\nfor i in range(10 ** 6):\n    e = enumerate(e)\nanswer = 1"
+
+
+@pytest.mark.parametrize("source", [GREEDY, DEEP])
+def test_a_program_takes_nothing_from_those_behind_it(source: str) -> None:
+    honest = "a = [True] * 10 ** 6\nb = [[i] for i in range(60000)]\nanswer = len(b)"
+    assert run_programs([honest, source, honest, honest], timeout=10) == ["60000", None, "60000", "60000"]
+
+
+def test_after_ten_programs_without_an_end_the_others_have_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[float] = []
+
+    def batch(sources: list[str], timeout: float, memory: int) -> tuple[list[str | None], bool]:
+        allowed.append(timeout)
+        return ["1"] * sources.index("x = 1"), False
+
+    monkeypatch.setattr("h2tune.tasks.sandbox._run_batch", batch)
+    assert run_programs(["answer = 1", *["x = 1"] * 12]) == ["1", *[None] * 12]
+    assert allowed == [2.0] * 10 + [0.2] * 2
+
+
+@pytest.mark.parametrize("refused", ["setgroups", "setgid"])
+def test_one_refused_step_away_from_root_does_not_hold_up_the_others(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def step(name: str) -> Callable[[object], None]:
+        def made(value: object) -> None:
+            called.append(name)
+            if name == refused:
+                raise PermissionError
+
+        return made
+
+    for name in ("setgroups", "setgid", "setuid"):
+        monkeypatch.setattr(os, name, step(name), raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    _child.leave_root()
+    assert called == ["setgroups", "setgid", "setuid"]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="counts processes in /proc")

@@ -6,17 +6,20 @@ import random
 import re
 
 _NUMBER = re.compile(r"\d+")
+DIGITS = 1000
+"""Longer numbers stay as they are: Python converts none of more than 4300 digits."""
 _OPERATOR = re.compile(r"(?<=[\d\s)])[-+*/](?=[\d\s(])")
 
 
 def corrupted(path: str, seed: int) -> str | None:
-    """The path with one number or one operator replaced, or None if it holds neither.
+    """The path with one number or one operator replaced, or None if it holds neither (numbers of up to `DIGITS` digits).
 
     The same seed changes the same place in the same way. A later copy of the number is not changed: a slip that runs
     through would be another right derivation of another question.
     """
     rng = random.Random(seed)
-    places = [*_NUMBER.finditer(path), *_OPERATOR.finditer(path)]
+    numbers = (number for number in _NUMBER.finditer(path) if len(number[0]) <= DIGITS)
+    places = [*numbers, *_OPERATOR.finditer(path)]
     if not places:
         return None
     place = rng.choice(places)

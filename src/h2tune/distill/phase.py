@@ -73,12 +73,17 @@ def gate(reasoner: Reasoner, given: Sequence[Given], own: dict[int, str], round:
     settings, phase = reasoner.settings, Phase([], {})
     scored = reasoner.scored([entry.item for entry in given], [entry.path for entry in given])
     passed: dict[int, list[tuple[Given, Encoded]]] = {}
+    checked = settings.gate and reasoner.questions.answered
+    usable = [(entry.item, entry.path) for entry, found in zip(given, scored, strict=True) if found is not None]
+    wrong = (
+        {path for path, right in zip(usable, reasoner.rights(usable), strict=True) if not right} if checked else set()
+    )
     for entry, found in zip(given, scored, strict=True):
         if found is None:
             reason = "cannot be used"
         elif fold(reasoner.questions.examples[entry.item].prompt) in reasoner.held_out:
             reason = "is one of the own held-out questions"
-        elif settings.gate and reasoner.questions.answered and not reasoner.right(entry.item, entry.path):
+        elif (entry.item, entry.path) in wrong:
             reason = "is wrong"
         elif settings.gate and 1 - (entry.logp / found.score.logp) < NOISE:
             reason = "is no likelier to its writer than to this model"

@@ -23,7 +23,7 @@ from h2tune.participant.scoring import evaluating
 from h2tune.tasks.prompts import Encoded, encode, encode_prompts
 from h2tune.tasks.public import Questions
 from h2tune.tasks.rows import fold
-from h2tune.tasks.scoring import final_number, own_part
+from h2tune.tasks.scoring import final_number, own_part, score_all
 
 SIZE = 32  # paths in a batch
 
@@ -57,7 +57,16 @@ class Reasoner:
 
     def right(self, item: int, path: str) -> bool:
         """Whether a path ends on the right answer."""
-        return bool(path) and self.questions.task.score(self.questions.examples[item], path)
+        return self.rights([(item, path)])[0]
+
+    def rights(self, paths: Sequence[tuple[int, str]]) -> list[bool]:
+        """`right` of many; programs share a sandbox, and its patience with those that do not end."""
+        asked = [(item, path) for item, path in paths if path]
+        examples = [self.questions.examples[item] for item, _ in asked]
+        found = dict(
+            zip(asked, score_all(self.questions.task.score, examples, [path for _, path in asked]), strict=True)
+        )
+        return [found.get(entry, False) for entry in paths]
 
     @cached_property
     def guard(self) -> Guard:
@@ -122,7 +131,11 @@ class Reasoner:
         if not usable:
             return [], 0
         if self.questions.answered:
-            good = [path for path in usable if self.right(item, path)]
+            good = [
+                path
+                for path, right in zip(usable, self.rights([(item, path) for path in usable]), strict=True)
+                if right
+            ]
         else:
             ends = [_conclusion(path) for path in usable]
             most, _ = Counter(ends).most_common(1)[0]
