@@ -27,6 +27,8 @@ def number(gold: str, answer: str = " long\nThe answer is 1") -> Example:
         ("7", "a is 3, b is 4.\nThe answer is 7"), ("7", "The answer is 5? No. The answer is: **7** of 9"),
         ("7", "First, she has 3.\nThen 3+4=7 in all.\n\nQuestion: Tom has 9"), ("12", "they paid 3, 4 and 12"),
         ("72", "48+24 = 72\n#### 72"), ("1200000", "1,200,000 people"),
+        ("12", "The answer is 3 + 9 = 12"), ("12", "#### 3+9 = 12"), ("12", "The answer is 12 = 3 * 4"), ("-6", "The answer is 3 - 9 = -6"),
+        ("12", "The answer is 12 since x = 4"), ("5", "The answer is 5. Then 7 + 8 = 15"),
     ],
 )  # fmt: skip
 def test_row_24_numbers_are_compared_as_numbers(gold: str, text: str) -> None:
@@ -38,7 +40,7 @@ def test_row_24_numbers_are_compared_as_numbers(gold: str, text: str) -> None:
     [
         ("45", "46"), ("45", ""), ("45", "none"), ("70000", "70001"), ("0.3333", "0.33"), ("3", "1/0"), ("1000", "1,00"),
         ("7", "The answer is"), ("7", "The answer is 5. 7"), ("3", "-3"), ("5", "5\n\nso 6\n\nThe answer is 6"),
-        ("1", "1e999"),
+        ("1", "1e999"), ("3", "The answer is 3 + 9 = 12"),
     ],
 )  # fmt: skip
 def test_wrong_numbers(gold: str, text: str) -> None:

@@ -61,7 +61,9 @@ def _final_match(text: str, first_line: bool = False) -> re.Match[str] | None:
     """Where that number stands."""
     triggers = list(_TRIGGER.finditer(text))
     if triggers:
-        return _NUMBER.search(text, triggers[-1].end())
+        start = triggers[-1].end()
+        first = _NUMBER.search(text, start)
+        return _standing(text, first.start(), _line_end(text, first.end()))[0] if first else None
     start = len(text) - len(text.lstrip())
     end = text.find("\n" if first_line else "\n\n", start)
     found = None
@@ -70,16 +72,48 @@ def _final_match(text: str, first_line: bool = False) -> re.Match[str] | None:
     return found
 
 
-# What stands before a number and makes it a part of something else: 0,5 and 1 000, 12:30, 3 1/2, 10^6, 5 km2, a fraction of LaTeX.
-_PART_OF_MORE = re.compile(r"(?:\d[ ,.:/]?|\^|\d ?[A-Za-z]+|frac\{|\}\{)\Z")
-_GOES_ON = re.compile(r"[ ,.:^/]?\d")
+def _line_end(text: str, start: int) -> int:
+    end = text.find("\n", start)
+    return end if end >= 0 else len(text)
+
+
+_EQUALS = re.compile(r"[=\u2248]|\bequals\b")
+# Between two numbers: what makes them one expression, and what shows that they are not.
+_OPERATOR = re.compile(
+    r"[-+*/^(\u2212\u2013\u00d7\u00f7\u00b7\u22c5]|\bx\b|\b(?:of|times|plus|minus)\b|\\(?:times|cdot|div)"
+)
+_STOP = re.compile(r"\n|[.,;:!?](?:\s|\Z)")
+
+
+def _standing(text: str, start: int, end: int) -> list[re.Match[str]]:
+    """The numbers of a stretch of text that are no left side of an equation: the 12 of ``3 + 9 = 12``."""
+    found: list[re.Match[str]] = []
+    left: list[re.Match[str]] = []  # an expression so far; an equals sign behind it makes it a left side
+    for number in _NUMBER.finditer(text, start, end):
+        # The first character of a number may be the minus of a subtraction ("9 -3").
+        gap = text[left[-1].end() : number.start() + 1] if left else ""
+        if len(left) > 1 and _EQUALS.search(gap) and not _STOP.search(gap):
+            left = []
+        elif not _OPERATOR.search(gap) or _EQUALS.search(gap) or _STOP.search(gap):
+            found, left = found + left, []
+        left.append(number)
+    return found + left
+
+
+# What stands before a number and makes it a part of something else: 0,5 and 1 000, 12:30, 3 1/2, 10^6, 5-6, 2*3, 5 km2, a fraction of LaTeX.
+_PART_OF_MORE = re.compile(r"(?:\d ?[-+*/\u2212\u2013\u00d7\u00f7] ?|\d[ ,.:]?|\^|\d ?[A-Za-z]+|frac\{|\}\{)\Z")
+_SCALE = r"(?i:hundred|thousand|million|billion|trillion|dozen|lakh|crore)(?:th)?s?\b"
+_GOES_ON = re.compile(
+    r"[ ,.:^/]?\d|\s?[-+*/^\u2212\u2013\u00d7\u00f7]\s?[$(]?\d|\s?x\s?\d"
+    rf"|[\s-]?{_SCALE}|(?:[kKM]|[bm]n)\b|\s+and\s+(?:a|one)\s+(?:half|third|quarter)\b",
+)
 
 
 def reference_number(answer: str) -> float:
     """The number that a reference answer ends on.
 
     Raises:
-        RowError: there is none, or it may mean another one: ``0,5`` would be 5, and ``1 000`` 0.
+        RowError: there is none, or it may mean another one: ``0,5`` would be 5, ``1 000`` 0, and ``12 in 3 boxes`` 3.
     """
     match = _final_match(answer)
     number = parse_number(match[0]) if match else None
@@ -92,7 +126,25 @@ def reference_number(answer: str) -> float:
             f"the answer {answer[-60:]!r} would be read as {number_text(number)}; write numbers as 0.5, 1000, 7/2 or 1e6,"
             " and units without digits"
         )
+    others = [other for other in _beside(answer, match) if other is None or not same_number(other, number)]
+    if others:
+        raise RowError(
+            f"the answer {answer[-60:]!r} holds several numbers and would be read as {number_text(number)}; write the one"
+            " that counts alone after 'The answer is'"
+        )
     return number
+
+
+def _beside(answer: str, match: re.Match[str]) -> list[float | None]:
+    """The other numbers that may be meant: those of the same line, behind "The answer is" if that is there."""
+    triggers = [trigger.end() for trigger in _TRIGGER.finditer(answer)]
+    start = max([answer.rfind("\n", 0, match.start()) + 1, *triggers])
+    standing = _standing(answer, start, _line_end(answer, match.end()))
+    equals = list(_EQUALS.finditer(answer, start, match.start()))
+    if not triggers and equals and not re.search(r"\d|[.,;:!?]\s", answer[equals[-1].end() : match.start()]):
+        # A line that ends in an equation ends in its result: "for 3 boxes she pays 2 * 6 = 12".
+        standing = [other for other in standing if other.start() > match.start()]
+    return [parse_number(other[0]) for other in standing]
 
 
 def number_text(number: float) -> str:
