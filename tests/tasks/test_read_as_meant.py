@@ -96,7 +96,9 @@ def test_every_real_answer_is_read_as_it_is_written(file: str) -> None:
 def test_a_preset_refuses_what_it_would_count_as_wrong_itself() -> None:
     task = build_task("gsm8k")
     with pytest.raises(RowError, match="would itself count as wrong"):
-        task.read({"question": "x", "answer": "First: add.\nThen 0+1=1\n#### 1"})
+        task.read({"question": "x", "answer": "1+1=2\n#### 2\nQuestion: 0+1?\n#### 1"})
+    first = task.read({"question": "x", "answer": "First: add.\nThen 0+1=1\n#### 1"})
+    assert first.gold == "1"  # "First:" begins its answer and is no other question
 
 
 def test_a_constant_is_no_answer() -> None:

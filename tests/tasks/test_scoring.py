@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from h2tune.distill.generation import tidy
 from h2tune.tasks import build_task, scoring
 from h2tune.tasks.example import Example
 
@@ -52,6 +53,40 @@ def test_an_answer_of_one_line_is_looked_for_in_the_first_line() -> None:
     assert scoring.score_number(example, " 11\nProblem: Tom has 5")
     assert scoring.score_number(example, " 11\nTom has 5")
     assert not scoring.score_number(example, " 5\n11")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "### Step 1\n3*4 = 12\n\nThe answer is 12", "First: 3*4 is 12.\nThe answer is 12", "...\nProblem: find 3*4.\nThe answer is 12",
+        "Problem: find 3*4.\n12", "We know 3 and 4.\nFirst: 3*4 = 12.\n#### 12", "### Response:\nThe answer is 12",
+        "The answer is 12\nQuestion: What is 2+3?\nThe answer is 5", "12\nQuestion: What is 2+3?\nAnswer: The answer is 5",
+        "12\n\n### Instruction: What is 2+3?\n### Response:\nThe answer is 5", "#### 12\n### Question 2\n#### 5",
+    ],
+)  # fmt: skip
+def test_the_next_question_begins_only_after_an_answer(text: str) -> None:
+    assert scoring.score_number(number("12"), text) and not scoring.score_number(number("5"), text)
+
+
+def test_a_letter_is_looked_for_before_the_next_question() -> None:
+    example = Example("q", " B", "B", LETTERS)
+    assert scoring.score_choice(example, "B\nQuestion: which?\nAnswer: the answer is C")
+    assert scoring.score_choice(example, "The answer is B\nQuestion: which?\nThe answer is C")
+    assert scoring.score_choice(example, "First: compare.\nProblem: which is larger?\nThe answer is B")
+
+
+@pytest.mark.parametrize(
+    ("text", "one_line", "path"),
+    [
+        ("### Step 1\n3*4 = 12\nThe answer is 12\nand so on", False, "### Step 1\n3*4 = 12\nThe answer is 12"),
+        ("First: 3*4 is 12.\nThe answer is 12.\nQuestion: x", False, "First: 3*4 is 12.\nThe answer is 12."),
+        ("Paris is\nthe capital\nQuestion: of Italy?\nAnswer: Rome", False, "Paris is\nthe capital"),
+        ("12\nProblem: Tom has 5", True, "12"),
+        ("\n", False, ""),
+    ],
+)  # fmt: skip
+def test_a_path_ends_before_the_next_question(text: str, one_line: bool, path: str) -> None:
+    assert tidy(text, " ", one_line) == (f" {path}" if path else "")
 
 
 @given(st.integers(-(10**12), 10**12))

@@ -20,14 +20,33 @@ _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\
 _NUMBER = re.compile(rf"(?:(?<![\w.)\]%])[-\u2212]\s?)?(?:\$\s?-?)?{_DIGITS}(?:\s*/\s*{_DIGITS})?")
 _TRIGGER = re.compile(r"\banswer\s+is\b[\s:*]*|####\s*", re.IGNORECASE)
 _NEXT_QUESTION = re.compile(
-    r"\n\s*(?:(?:Question|Problem|Review|First|Instruction|USER|ASSISTANT)\s*\d*:|###(?!#)).*", re.DOTALL
+    r"\n\s*(?:(?:Question|Problem|Review|First|Instruction|USER|ASSISTANT)\s*\d*:"
+    r"|###(?!#)\s*(?i:Instruction|Question|Problem|Input|Review|Response|User|Human|Assistant)\b)"
 )
-_FENCE = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_ASKED_ANEW = re.compile(
+    r"\n\s*(?:###\s*)?(?:Answer|Program|Verdict|Same|Answered|Response|ASSISTANT)\s*:", re.IGNORECASE
+)
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
-def own_part(text: str) -> str:
-    """A generated text up to where the model goes on to invent the next question."""
-    return _NEXT_QUESTION.sub("", "\n" + text.strip()).strip()
+def own_part(text: str, holds_answer: Callable[[str], bool] = bool) -> str:
+    """A generated text up to where the model goes on to invent the next question.
+
+    A line like "Problem: find 3*4." may also be a step of an answer. It begins the next question where an answer has
+    been stated before it, or where what is before it may be one and nothing that follows states another for this question.
+
+    Args:
+        holds_answer: whether a text may be a whole answer; by default every text that is not empty.
+    """
+    text = text.strip()
+    for marker in _NEXT_QUESTION.finditer(text):
+        before, after = text[: marker.start()].strip(), text[marker.start() :]
+        if any(holds_answer(before[trigger.end() :]) for trigger in _TRIGGER.finditer(before)):
+            return before
+        stated = next((at for at in _TRIGGER.finditer(after) if holds_answer(after[at.end() :])), None)
+        if holds_answer(before) and (stated is None or _ASKED_ANEW.search(after, 0, stated.start() + 1)):
+            return before
+    return text
 
 
 def parse_number(text: str) -> float | None:
@@ -156,7 +175,8 @@ def number_text(number: float) -> str:
 def score_number(example: Example, text: str) -> bool:
     """Whether the text ends on the gold number."""
     gold = parse_number(example.gold)
-    found = final_number(own_part(text), first_line="\n" not in example.answer.strip())
+    own = own_part(text, lambda part: _NUMBER.search(part) is not None)
+    found = final_number(own, first_line="\n" not in example.answer.strip())
     return gold is not None and found is not None and same_number(found, gold)
 
 
@@ -233,7 +253,9 @@ def score_choice(example: Example, text: str) -> bool:
     if text.strip() in names:  # an option is that option, whatever numbers or other options stand in it
         return text.strip() == example.gold
     if not names or all(len(name) == 1 and name in LETTERS for name in names):
-        return find_letter(own_part(text), "".join(names) or "ABCDE") == example.gold
+        letters = "".join(names) or "ABCDE"
+        own = own_part(text, lambda part: find_letter(part, letters) is not None)
+        return find_letter(own, letters) == example.gold
     if parse_number(example.gold) is not None:
         return score_number(example, text)
     return leading_label(text, names) == example.gold
