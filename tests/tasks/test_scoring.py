@@ -162,6 +162,40 @@ def test_programs_are_scored_by_their_value(text: str) -> None:
     assert scoring.score_program(Example("q", " a = 1\nanswer = 12", "12"), text)
 
 
+ONE_LINE = Example("q", " answer = 3*4", "12")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = 3\nanswer = x*4", "```python\nx = 3\nanswer = x*4\n```", "```python3\nx = 3\nanswer = x*4\n```\nIt is 12.",
+        "```\nx = 3\nanswer = x*4", "``` py title='a.py'\nx = 3\nanswer = x*4\n```", "answer = 12\nraise ValueError",
+        "answer = 12\nProblem: Tom has 5", "print(12)\nopen('x')",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("reference", [" answer = 3*4", "", " ```python\nanswer = 3*4\n```"])
+def test_a_program_of_several_lines_is_right_beside_a_reference_of_one(reference: str, text: str) -> None:
+    assert scoring.score_program(Example("q", reference, "12"), text)
+
+
+def test_the_first_line_counts_only_where_the_whole_comes_to_nothing() -> None:
+    assert not scoring.score_program(ONE_LINE, "answer = 12\nanswer = 13")
+    assert not scoring.score_program(ONE_LINE, "```\nanswer = 12\nraise ValueError\n```")
+    assert not scoring.score_program(Example("q", " x = 3\nanswer = x*4", "12"), "answer = 12\nraise ValueError")
+
+
+def test_a_task_of_single_lines_counts_the_first_line_whatever_follows() -> None:
+    task = build_task("demo-program")
+    assert task.score(ONE_LINE, " answer = 3*4\nanswer = 13") and not task.score(ONE_LINE, "x = 3\nanswer = x*4")
+    assert scoring.score_all(task.score, [ONE_LINE] * 2, ["answer = 12\nanswer = 13", "answer = 13"]) == [True, False]
+
+
+def test_a_fenced_reference_is_run_without_its_fence() -> None:
+    example = Example("q", " Here it is:\n```python\nn = 3\nanswer = n * 4\n```\nDone.", "")
+    assert scoring.score_program(example, "answer = 12") and not scoring.score_program(example, "answer = 3")
+    assert scoring.reference_program("answer = 3\nanswer = answer *") == "answer = 3\nanswer = answer *"
+
+
 def test_row_27_a_program_is_never_run_here() -> None:
     example = Example("q", " answer = 1", "1")
     assert not scoring.score_program(example, "raise SystemExit")

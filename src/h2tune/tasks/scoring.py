@@ -265,10 +265,13 @@ def program_text(text: str, *, one_line: bool = False) -> str:
     """The program in a generated text: inside its fence if it has one, without what follows it.
 
     What cannot be parsed is cut off line by line, since models go on writing after a finished program.
+
+    Args:
+        one_line: its first line alone, where it stands in no fence.
     """
     fenced = _FENCE.search(text)
     body = fenced[1] if fenced else own_part(text)
-    lines = body.strip().split("\n")[: 1 if one_line else 60]
+    lines = body.strip().split("\n")[: 1 if one_line and not fenced else 60]
     for end in range(len(lines), 0, -1):
         source = "\n".join(lines[:end])
         try:
@@ -279,25 +282,53 @@ def program_text(text: str, *, one_line: bool = False) -> str:
     return ""
 
 
+def reference_program(answer: str) -> str:
+    """The program that a reference answer is, out of its fence if it has one; nothing else is cut off.
+
+    A mistake in it is the user's to see: the lines before it may come to another value.
+    """
+    fenced = _FENCE.search(answer)
+    return (fenced[1] if fenced else answer).strip()
+
+
 def score_program(example: Example, text: str) -> bool:
     """Whether the program in the text, run in the sandbox, comes to the gold value."""
     return score_programs([example], [text])[0]
 
 
-def score_programs(examples: Sequence[Example], texts: Sequence[str]) -> list[bool]:
-    """`score_program` of many; programs share a child process, whose start takes longer than most programs."""
-    sources = [program_text(t, one_line="\n" not in e.answer.strip()) for e, t in zip(examples, texts, strict=True)]
-    answers = [example.answer.strip() for example in examples if not example.gold]
-    wanted = list(dict.fromkeys(source for source in (*sources, *answers) if source.strip()))
-    values = dict(zip(wanted, run_programs(wanted), strict=True))
-    golds = [example.gold or values.get(example.answer.strip()) for example in examples]
-    return [_same_value(values.get(source), gold) for source, gold in zip(sources, golds, strict=True)]
+def score_line(example: Example, text: str) -> bool:
+    """The same for tasks whose programs are one line, whatever a model goes on to write."""
+    return score_programs([example], [text], one_line=True)[0]
+
+
+def score_programs(examples: Sequence[Example], texts: Sequence[str], *, one_line: bool = False) -> list[bool]:
+    """`score_program` of many; programs share a child process, whose start takes longer than most programs.
+
+    Where the reference has one line, the first line of a text counts if the whole comes to no value.
+    """
+    sources = [program_text(text, one_line=one_line) for text in texts]
+    references = [reference_program(example.answer) for example in examples]
+    values = _values([*sources, *(own for own, example in zip(references, examples, strict=True) if not example.gold)])
+    short = [
+        source if source in values or "\n" in reference else program_text(text, one_line=True)
+        for source, reference, text in zip(sources, references, texts, strict=True)
+    ]
+    values |= _values([source for source in short if source not in values])
+    golds = [example.gold or values.get(own) for example, own in zip(examples, references, strict=True)]
+    return [_same_value(values.get(source), gold) for source, gold in zip(short, golds, strict=True)]
+
+
+def _values(sources: Sequence[str]) -> dict[str, str]:
+    """What programs come to; those that come to nothing are left out."""
+    wanted = list(dict.fromkeys(source for source in sources if source.strip()))
+    values = zip(wanted, run_programs(wanted), strict=True) if wanted else ()
+    return {source: value for source, value in values if value is not None}
 
 
 def score_all(score: Callable[[Example, str], bool], examples: Sequence[Example], texts: Sequence[str]) -> list[bool]:
     """A task's ``score`` of many examples and texts."""
-    if score is score_program:
-        return score_programs(examples, texts)
+    if score in (score_program, score_line):
+        return score_programs(examples, texts, one_line=score is score_line)
     return [score(example, text) for example, text in zip(examples, texts, strict=True)]
 
 
