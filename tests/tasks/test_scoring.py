@@ -129,6 +129,33 @@ def test_the_longest_label_counts() -> None:
     assert scoring.leading_label("not_entailment", ("entailment", "not_entailment")) == "not_entailment"
 
 
+HINDI = ("\u0939\u093e\u0901", "\u0928\u0939\u0940\u0902")  # yes, no: their vowels are combining marks
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "label"),
+    [
+        ("\u0939\u094b \u0938\u0915\u0924\u093e \u0939\u0948", HINDI, None),  # "may be" begins with the same consonant as "yes"
+        (HINDI[0] + "\u0964", HINDI, HINDI[0]), (HINDI[1] + " " + HINDI[0], HINDI, HINDI[1]), ("\u0939", HINDI, None),
+        ("Schme\u0301 ja", ("schm\u00e9", "schme"), "schm\u00e9"), ("schm\u00e9", ("schme\u0301", "x"), "schme\u0301"),
+        ("schme", ("schm\u00e9", "x"), None), ("\u0301 yes", ("yes", "no"), "yes"), ("+\u00e9", ("+e\u0301", "-"), "+e\u0301"),
+    ],
+)  # fmt: skip
+def test_words_keep_their_combining_marks(text: str, labels: tuple[str, ...], label: str | None) -> None:
+    assert scoring.leading_label(text, labels) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("I think it is B", "B"), ("I was thinking: C", "C"), ("I", "I"), ("(I)", "I"), ("I is right", "I"), ("I. Because", "I"),
+        ("The answer is I", "I"), ("The answer is I because", "I"), ("I believe", None), ("J, I think", "J"), ("I'm for D", "D"),
+    ],
+)  # fmt: skip
+def test_the_word_i_is_no_option(text: str, letter: str | None) -> None:
+    assert scoring.find_letter(text, "ABCDEFGHIJ") == letter
+
+
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
@@ -206,6 +233,14 @@ def test_row_27_a_program_is_never_run_here() -> None:
 def test_text_answers() -> None:
     assert scoring.score_text(Example("q", " Paris", "Paris"), " paris.\nNext")
     assert not scoring.score_text(Example("q", " Paris", "Paris"), "Paris Texas")
+    assert scoring.score_text(Example("q", " caf\u00e9", "caf\u00e9"), "Cafe\u0301.")
+
+
+@pytest.mark.parametrize("gold", [".", "...", ". ."])
+def test_an_answer_of_stops_is_no_empty_text(gold: str) -> None:
+    example = Example("q", f" {gold}", gold)
+    assert scoring.score_text(example, f" {gold}")
+    assert not any(scoring.score_text(example, text) for text in ("", " ", "\n", "x"))
 
 
 @pytest.mark.parametrize("name", ["sst2", "qqp", "qnli", "mrpc"])

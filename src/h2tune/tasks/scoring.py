@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from h2tune.tasks.example import Example, RowError
@@ -181,7 +182,19 @@ def score_number(example: Example, text: str) -> bool:
 
 
 def _words(text: str, exact: bool = False) -> list[str]:
-    return re.findall(r"\w+", text if exact else text.casefold())
+    """Words with their combining marks, which carry the vowels of many scripts, in Unicode's form C."""
+    text = _composed(text) if exact else _composed(_composed(text).casefold())
+    words = [""]
+    for char in text:
+        if char.isalnum() or char == "_" or (words[-1] and unicodedata.category(char) in ("Mn", "Mc")):
+            words[-1] += char
+        elif words[-1]:
+            words.append("")
+    return [word for word in words if word]
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def leading_label(text: str, labels: tuple[str, ...]) -> str | None:
@@ -195,7 +208,8 @@ def leading_label(text: str, labels: tuple[str, ...]) -> str | None:
         if all(known.values()) and len({tuple(words) for words in known.values()}) == len(labels):
             words = _words(text, exact)
             return max((label for label, own in known.items() if words[: len(own)] == own), key=len, default=None)
-    return max((label for label in labels if text.startswith(label.strip())), key=len, default=None)
+    text = _composed(text)
+    return max((label for label in labels if text.startswith(_composed(label.strip()))), key=len, default=None)
 
 
 def score_label(labels: tuple[str, ...]) -> Callable[[Example, str], bool]:
@@ -211,17 +225,20 @@ def score_text(example: Example, text: str) -> bool:
     """Equal up to case, spacing and the final stop; an answer of one line is compared with the first line."""
     if "\n" not in example.gold.strip():
         text = text.strip().split("\n")[0]
-    return fold(text).rstrip(". ") == fold(example.gold).rstrip(". ")
+    found, gold = (fold(_composed(part)) for part in (text, example.gold))
+    # An answer that is nothing but stops keeps them: no empty text is right.
+    return (found.rstrip(". ") or found) == (gold.rstrip(". ") or gold)
 
 
 def find_letter(text: str, letters: str = "ABCDE") -> str | None:
     """The option that an answer names: after "answer is", else at its start, in brackets, or standing alone.
 
-    A capital A before a lower-case word is an article and never counts, nor does a small a, unless in brackets.
+    A capital A before a lower-case word is an article and never counts, nor does a small a, unless in brackets; nor
+    does the I of "I think".
     """
     text = text.strip()
     small, verb = letters.lower(), r"(?:is|was|because|since|and|or)\b"
-    alone = rf"(?!A\s+(?!{verb})[a-z])([{letters}])(?![\w'\u2019])"
+    alone = rf"(?!A\s+(?!{verb})[a-z])(?!I\s+(?!(?:is|because|since|or)\b)[a-z])([{letters}])(?![\w'\u2019])"
     named = rf"\(?(?:{alone}|(?!a\s+(?!{verb})\w)([{small}])\b(?!['\u2019]))"
     # A named option may be a small letter; the last "answer is" is the conclusion.
     conclusions = re.findall(rf"\banswer(?:\s+is|\s*:)[\s:*]*(?:(?:option|choice)\s+)?{named}", text)
