@@ -14,7 +14,7 @@ from h2tune.tasks import scoring
 from h2tune.tasks.cells import optional, trimmed
 from h2tune.tasks.example import Example, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.glue import GLUE, glue_task
-from h2tune.tasks.rows import LETTERS, Form, asker, chat_forms, spaced, split_options
+from h2tune.tasks.rows import LETTERS, TOO_MANY, Form, asker, chat_forms, spaced, split_options
 from h2tune.tasks.sandbox import check_program, run_programs
 
 # What the `task` and `source` columns of mixed files say about rows of each task.
@@ -78,6 +78,8 @@ def _solve_number(answer: str, example: Example) -> Example:
 
 def _svamp_question(row: Row) -> Example:
     parts = [text for column in ("Body", "Question") if (text := optional(row, column).strip())]
+    if not parts:
+        raise RowError("columns 'Body' and 'Question' are empty" if "Body" in row else "column 'Question' is empty")
     if len(parts) == 2 and not parts[0].endswith((".", "?", "!")):
         # The body is the beginning of the sentence that the question ends.
         parts = [parts[0].rstrip(",") + ",", parts[1][0].lower() + parts[1][1:]]
@@ -106,6 +108,8 @@ def _gsm8k(name: str, kind: Kind) -> Task:
 
 
 def _choice_prompt(question: str, options: list[str]) -> Example:
+    if len(options) > len(LETTERS):
+        raise RowError(TOO_MANY)
     listed = " ".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
     letters = tuple(f" {letter}" for letter in LETTERS[: len(options)])
     return Example(f"Question: {question}\nChoices: {listed}\nAnswer:", "", "", letters)
