@@ -137,6 +137,37 @@ def test_mixed_files_give_each_task_its_rows(tmp_path: Path) -> None:
         load_examples(str(path), build_task("qqp"))
 
 
+FENCED = "Here is the program:\n```python\nn0 = 5\nprint(n0 ** 2)\n```"
+PROGRAMS = ["program", {"kind": "generate", "score": "program"}]
+
+
+@pytest.mark.parametrize("spec", PROGRAMS)
+@pytest.mark.parametrize("form", ["chat", "instruction"])
+def test_fenced_programs_are_run_and_kept_as_they_were_written(tmp_path: Path, spec: Any, form: str) -> None:
+    turns = [{"role": "user", "content": "5 squared?"}, {"role": "assistant", "content": FENCED}]
+    row = {"messages": turns} if form == "chat" else {"instruction": "5 squared?", "output": FENCED}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    task = build_task(spec)
+    (example,) = load_examples(str(tmp_path / "rows.json"), task)
+    assert (example.gold, example.answer) == ("25", f" {FENCED}" if example.lead else FENCED)
+    assert task.score(example, "answer = 25") and task.score(example, FENCED) and not task.score(example, "print(5)")
+
+
+@pytest.mark.parametrize("spec", PROGRAMS)
+def test_the_first_program_that_does_not_run_is_named_with_the_reason(tmp_path: Path, spec: Any) -> None:
+    path = tmp_path / "rows.json"
+    rows = [{"instruction": "Q1", "output": "n = 1"}, {"instruction": "Q2", "output": "import os\nanswer = 1"}]
+    path.write_text(json.dumps(rows))
+    with pytest.raises(TaskError, match=r"none of the 2 .* sandbox; row 1: it fails, .* or neither sets 'answer'"):
+        load_examples(str(path), build_task(spec))
+    path.write_text(json.dumps([*rows[1:], {"instruction": "Q", "output": "answer = 3\nanswer = answer *"}]))
+    with pytest.raises(TaskError, match=r"none of the 2 .* sandbox; row 1: .*import"):
+        load_examples(str(path), build_task(spec))
+    path.write_text(json.dumps([{"instruction": "Q", "output": "answer = 3"}, *rows]))
+    with pytest.warns(UserWarning, match="2 of 3 rows left out: their programs do not run; row 2: it fails"):
+        assert len(load_examples(str(path), build_task(spec))) == 1
+
+
 REAL = [
     ("gsm8k", "gsm8k/train.jsonl", 7473), ("gsm8k", "gsm8k/test.jsonl", 1319), ("gsm8k", "svamp/train.jsonl", 3138),
     ("gsm8k", "svamp/test.jsonl", 1000), ("aqua", "aqua_rat/train.jsonl", 254), ("aqua", "aqua_rat/test.jsonl", 254),

@@ -12,6 +12,7 @@ from h2tune.config import PublicQuestions
 from h2tune.tasks import RowError, TaskError, build_task, sample
 from h2tune.tasks.public import load_questions
 
+DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 NUMBER = {"kind": "generate", "prompt": "{q}", "answer": "{a}", "score": "number"}
 
 
@@ -53,7 +54,10 @@ def test_a_letter_in_other_words_names_no_option(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     ["0,5", "1 000", "1.234.567", "3 1/2", "10^6", "5 m^2", "5 km2", "12:30", r"$\frac{1}{2}$", "0x10", "The answer is 3,5",
-     "The answer is 1 000", "2024-05-06 12:30", "The answer is 12:30", "Rs.5"],
+     "The answer is 1 000", "2024-05-06 12:30", "The answer is 12:30", "Rs.5", "2024-05-17", "The answer is 2024-05-17",
+     "5-7", "16-13", "The answer is 3 + 9", "3 * 4", "1.5 million", "The answer is 2 Thousand", "5k", "2 dozen", "2 and a half",
+     "12 apples in 3 boxes", "The answer is 12 apples in 3 boxes", "The answer is 12 = 3 * 4", "The answer is 12 since x = 4",
+     "3 + 9 = 12 apples in 3 boxes", "In 2010, 12"],
 )  # fmt: skip
 @pytest.mark.parametrize("spec", [NUMBER, "gsm8k"])
 def test_a_number_that_may_mean_another_is_refused(spec: dict[str, str] | str, answer: str) -> None:
@@ -65,8 +69,12 @@ def test_a_number_that_may_mean_another_is_refused(spec: dict[str, str] | str, a
 @pytest.mark.parametrize(
     ("answer", "number"),
     [("16-3 = 13", "13"), ("x=5", "5"), ("1,000", "1000"), ("$5", "5"), (r"\boxed{5}", "5"), ("45%", "45"), ("1/3", "0.333333333333333"),
-     ("-2.5e3", "-2500"), ("2 + 3 = 5. The answer is 5.", "5"), ("In 2010, 12", "12"), ("12345678901234567", "1.2345678901234568e+16"),
-     ("Rs 5", "5"), ("5 apples", "5"), ("3 * 4 = 12 #### 12", "12")],
+     ("-2.5e3", "-2500"), ("2 + 3 = 5. The answer is 5.", "5"), ("12345678901234567", "1.2345678901234568e+16"),
+     ("Rs 5", "5"), ("5 apples", "5"), ("3 * 4 = 12 #### 12", "12"), ("The answer is 3 + 9 = 12", "12"), ("#### 3+9 = 12", "12"),
+     ("The answer is 9 -3 = 6 apples", "6"), ("The answer is $3 + $9 = $12.", "12"), ("The answer is 2*3*2 = 6*2 = 12", "12"),
+     ("The answer is x = -5", "-5"), ("The answer is 48/2 = 24", "24"), ("The answer is 3 apples + 9 apples = 12 apples", "12"),
+     ("The answer is 12, since 3*4 = 12", "12"), ("For 3 boxes she pays 2 * 6 = 12 dollars", "12"), ("10-fold", "10"),
+     ("Of 40 boxes 3 are full.\nThe answer is 12", "12"), (r"The answer is $6 \times 2 = 12$", "12")],
 )  # fmt: skip
 def test_a_plain_number_is_read_and_counts_as_right(answer: str, number: str) -> None:
     task = build_task(NUMBER)
@@ -74,10 +82,23 @@ def test_a_plain_number_is_read_and_counts_as_right(answer: str, number: str) ->
     assert float(example.gold) == pytest.approx(float(number), rel=1e-14) and task.score(example, answer)
 
 
+@pytest.mark.parametrize("file", ["gsm8k/train.jsonl", "gsm8k/test.jsonl", "svamp/train.jsonl", "svamp/test.jsonl"])
+def test_every_real_answer_is_read_as_it_is_written(file: str) -> None:
+    if not (path := DATA / file).is_file():
+        pytest.skip("the real data sets are not beside the repository")
+    task, own = build_task("gsm8k"), build_task(NUMBER)
+    for row in map(json.loads, path.read_text("utf-8").strip().split("\n")):
+        written = row["answer"].split("####")[-1].replace(",", "") if "answer" in row else row["Answer"]
+        assert float(task.read(row).gold) == float(written)
+        assert "answer" not in row or float(own.read({"q": "x", "a": row["answer"]}).gold) == float(written)
+
+
 def test_a_preset_refuses_what_it_would_count_as_wrong_itself() -> None:
     task = build_task("gsm8k")
     with pytest.raises(RowError, match="would itself count as wrong"):
-        task.read({"question": "x", "answer": "First: add.\nThen 0+1=1\n#### 1"})
+        task.read({"question": "x", "answer": "1+1=2\n#### 2\nQuestion: 0+1?\n#### 1"})
+    first = task.read({"question": "x", "answer": "First: add.\nThen 0+1=1\n#### 1"})
+    assert first.gold == "1"  # "First:" begins its answer and is no other question
 
 
 def test_a_constant_is_no_answer() -> None:

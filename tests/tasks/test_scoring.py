@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from h2tune.distill.generation import tidy
 from h2tune.tasks import build_task, scoring
 from h2tune.tasks.example import Example
+from h2tune.tasks.scoring import program_text, score_choice, score_number
 
 LETTERS = tuple(f" {letter}" for letter in "ABCDE")
 
@@ -27,6 +31,8 @@ def number(gold: str, answer: str = " long\nThe answer is 1") -> Example:
         ("7", "a is 3, b is 4.\nThe answer is 7"), ("7", "The answer is 5? No. The answer is: **7** of 9"),
         ("7", "First, she has 3.\nThen 3+4=7 in all.\n\nQuestion: Tom has 9"), ("12", "they paid 3, 4 and 12"),
         ("72", "48+24 = 72\n#### 72"), ("1200000", "1,200,000 people"),
+        ("12", "The answer is 3 + 9 = 12"), ("12", "#### 3+9 = 12"), ("12", "The answer is 12 = 3 * 4"), ("-6", "The answer is 3 - 9 = -6"),
+        ("12", "The answer is 12 since x = 4"), ("5", "The answer is 5. Then 7 + 8 = 15"),
     ],
 )  # fmt: skip
 def test_row_24_numbers_are_compared_as_numbers(gold: str, text: str) -> None:
@@ -38,7 +44,7 @@ def test_row_24_numbers_are_compared_as_numbers(gold: str, text: str) -> None:
     [
         ("45", "46"), ("45", ""), ("45", "none"), ("70000", "70001"), ("0.3333", "0.33"), ("3", "1/0"), ("1000", "1,00"),
         ("7", "The answer is"), ("7", "The answer is 5. 7"), ("3", "-3"), ("5", "5\n\nso 6\n\nThe answer is 6"),
-        ("1", "1e999"),
+        ("1", "1e999"), ("3", "The answer is 3 + 9 = 12"),
     ],
 )  # fmt: skip
 def test_wrong_numbers(gold: str, text: str) -> None:
@@ -50,6 +56,40 @@ def test_an_answer_of_one_line_is_looked_for_in_the_first_line() -> None:
     assert scoring.score_number(example, " 11\nProblem: Tom has 5")
     assert scoring.score_number(example, " 11\nTom has 5")
     assert not scoring.score_number(example, " 5\n11")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "### Step 1\n3*4 = 12\n\nThe answer is 12", "First: 3*4 is 12.\nThe answer is 12", "...\nProblem: find 3*4.\nThe answer is 12",
+        "Problem: find 3*4.\n12", "We know 3 and 4.\nFirst: 3*4 = 12.\n#### 12", "### Response:\nThe answer is 12",
+        "The answer is 12\nQuestion: What is 2+3?\nThe answer is 5", "12\nQuestion: What is 2+3?\nAnswer: The answer is 5",
+        "12\n\n### Instruction: What is 2+3?\n### Response:\nThe answer is 5", "#### 12\n### Question 2\n#### 5",
+    ],
+)  # fmt: skip
+def test_the_next_question_begins_only_after_an_answer(text: str) -> None:
+    assert scoring.score_number(number("12"), text) and not scoring.score_number(number("5"), text)
+
+
+def test_a_letter_is_looked_for_before_the_next_question() -> None:
+    example = Example("q", " B", "B", LETTERS)
+    assert scoring.score_choice(example, "B\nQuestion: which?\nAnswer: the answer is C")
+    assert scoring.score_choice(example, "The answer is B\nQuestion: which?\nThe answer is C")
+    assert scoring.score_choice(example, "First: compare.\nProblem: which is larger?\nThe answer is B")
+
+
+@pytest.mark.parametrize(
+    ("text", "one_line", "path"),
+    [
+        ("### Step 1\n3*4 = 12\nThe answer is 12\nand so on", False, "### Step 1\n3*4 = 12\nThe answer is 12"),
+        ("First: 3*4 is 12.\nThe answer is 12.\nQuestion: x", False, "First: 3*4 is 12.\nThe answer is 12."),
+        ("Paris is\nthe capital\nQuestion: of Italy?\nAnswer: Rome", False, "Paris is\nthe capital"),
+        ("12\nProblem: Tom has 5", True, "12"),
+        ("\n", False, ""),
+    ],
+)  # fmt: skip
+def test_a_path_ends_before_the_next_question(text: str, one_line: bool, path: str) -> None:
+    assert tidy(text, " ", one_line) == (f" {path}" if path else "")
 
 
 @given(st.integers(-(10**12), 10**12))
@@ -92,6 +132,33 @@ def test_the_longest_label_counts() -> None:
     assert scoring.leading_label("not_entailment", ("entailment", "not_entailment")) == "not_entailment"
 
 
+HINDI = ("\u0939\u093e\u0901", "\u0928\u0939\u0940\u0902")  # yes, no: their vowels are combining marks
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "label"),
+    [
+        ("\u0939\u094b \u0938\u0915\u0924\u093e \u0939\u0948", HINDI, None),  # "may be" begins with the same consonant as "yes"
+        (HINDI[0] + "\u0964", HINDI, HINDI[0]), (HINDI[1] + " " + HINDI[0], HINDI, HINDI[1]), ("\u0939", HINDI, None),
+        ("Schme\u0301 ja", ("schm\u00e9", "schme"), "schm\u00e9"), ("schm\u00e9", ("schme\u0301", "x"), "schme\u0301"),
+        ("schme", ("schm\u00e9", "x"), None), ("\u0301 yes", ("yes", "no"), "yes"), ("+\u00e9", ("+e\u0301", "-"), "+e\u0301"),
+    ],
+)  # fmt: skip
+def test_words_keep_their_combining_marks(text: str, labels: tuple[str, ...], label: str | None) -> None:
+    assert scoring.leading_label(text, labels) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("I think it is B", "B"), ("I was thinking: C", "C"), ("I", "I"), ("(I)", "I"), ("I is right", "I"), ("I. Because", "I"),
+        ("The answer is I", "I"), ("The answer is I because", "I"), ("I believe", None), ("J, I think", "J"), ("I'm for D", "D"),
+    ],
+)  # fmt: skip
+def test_the_word_i_is_no_option(text: str, letter: str | None) -> None:
+    assert scoring.find_letter(text, "ABCDEFGHIJ") == letter
+
+
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
@@ -125,6 +192,40 @@ def test_programs_are_scored_by_their_value(text: str) -> None:
     assert scoring.score_program(Example("q", " a = 1\nanswer = 12", "12"), text)
 
 
+ONE_LINE = Example("q", " answer = 3*4", "12")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = 3\nanswer = x*4", "```python\nx = 3\nanswer = x*4\n```", "```python3\nx = 3\nanswer = x*4\n```\nIt is 12.",
+        "```\nx = 3\nanswer = x*4", "``` py title='a.py'\nx = 3\nanswer = x*4\n```", "answer = 12\nraise ValueError",
+        "answer = 12\nProblem: Tom has 5", "print(12)\nopen('x')",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("reference", [" answer = 3*4", "", " ```python\nanswer = 3*4\n```"])
+def test_a_program_of_several_lines_is_right_beside_a_reference_of_one(reference: str, text: str) -> None:
+    assert scoring.score_program(Example("q", reference, "12"), text)
+
+
+def test_the_first_line_counts_only_where_the_whole_comes_to_nothing() -> None:
+    assert not scoring.score_program(ONE_LINE, "answer = 12\nanswer = 13")
+    assert not scoring.score_program(ONE_LINE, "```\nanswer = 12\nraise ValueError\n```")
+    assert not scoring.score_program(Example("q", " x = 3\nanswer = x*4", "12"), "answer = 12\nraise ValueError")
+
+
+def test_a_task_of_single_lines_counts_the_first_line_whatever_follows() -> None:
+    task = build_task("demo-program")
+    assert task.score(ONE_LINE, " answer = 3*4\nanswer = 13") and not task.score(ONE_LINE, "x = 3\nanswer = x*4")
+    assert scoring.score_all(task.score, [ONE_LINE] * 2, ["answer = 12\nanswer = 13", "answer = 13"]) == [True, False]
+
+
+def test_a_fenced_reference_is_run_without_its_fence() -> None:
+    example = Example("q", " Here it is:\n```python\nn = 3\nanswer = n * 4\n```\nDone.", "")
+    assert scoring.score_program(example, "answer = 12") and not scoring.score_program(example, "answer = 3")
+    assert scoring.reference_program("answer = 3\nanswer = answer *") == "answer = 3\nanswer = answer *"
+
+
 def test_row_27_a_program_is_never_run_here() -> None:
     example = Example("q", " answer = 1", "1")
     assert not scoring.score_program(example, "raise SystemExit")
@@ -135,6 +236,14 @@ def test_row_27_a_program_is_never_run_here() -> None:
 def test_text_answers() -> None:
     assert scoring.score_text(Example("q", " Paris", "Paris"), " paris.\nNext")
     assert not scoring.score_text(Example("q", " Paris", "Paris"), "Paris Texas")
+    assert scoring.score_text(Example("q", " caf\u00e9", "caf\u00e9"), "Cafe\u0301.")
+
+
+@pytest.mark.parametrize("gold", [".", "...", ". ."])
+def test_an_answer_of_stops_is_no_empty_text(gold: str) -> None:
+    example = Example("q", f" {gold}", gold)
+    assert scoring.score_text(example, f" {gold}")
+    assert not any(scoring.score_text(example, text) for text in ("", " ", "\n", "x"))
 
 
 @pytest.mark.parametrize("name", ["sst2", "qqp", "qnli", "mrpc"])
@@ -150,3 +259,32 @@ def test_programs_scored_together_are_judged_as_alone() -> None:
     together = scoring.score_all(scoring.score_program, examples, texts)
     assert together == [True, False, False, False, True, True]
     assert scoring.score_all(scoring.score_number, [Example("q", " 4", "4")], ["4"]) == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lambda n: "a" + "\n" * n + "x",
+        lambda n: "a\nQuestion" + " " * n,
+        lambda n: "1" + ",111" * (n // 4) + "1",
+        lambda n: "answer is " * (n // 10),
+        lambda n: "\nProblem: 1" * (n // 11),
+        lambda n: "\nProblem: The answer is " * (n // 24),
+        lambda n: "\n### " + " \n" * (n // 2),
+        lambda n: "-" * n,
+        lambda n: "1/" * (n // 2),
+        lambda n: "```" * (n // 3),
+        lambda n: "(" * n,
+    ],
+)
+def test_a_longer_text_takes_no_more_than_its_share_of_time(text: Callable[[int], str]) -> None:
+    """A path of another participant may have 16 kB; searches that went back from every character took seconds."""
+
+    def seconds(size: int) -> float:
+        began = time.process_time()
+        for scorer in (score_number, score_choice):
+            scorer(Example("p", "a long\nreference 12", "12"), text(size))
+        program_text(text(size))
+        return time.process_time() - began
+
+    assert seconds(16000) < 9 * seconds(4000) + 0.3

@@ -16,8 +16,8 @@ _SHAREGPT = {"human": "user", "gpt": "assistant", "observation": "tool"}
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a cell is a list of turns."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+    """Whether a cell is a list of turns, also as JSON text, as tables hold it."""
+    value = _parsed(value)
     keys = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
     return (
         isinstance(value, list | tuple)
@@ -32,24 +32,31 @@ def read_turns(value: Any, column: str) -> list[Turn]:
     Raises:
         RowError: naming the column and the turn.
     """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            value = None
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = _parsed(value)
     if not isinstance(value, list | tuple) or not value:
         raise RowError(f"column {column!r} is not a list of {{role, content}}")
     return [_turn(turn, f"column {column!r}: turn {number}") for number, turn in enumerate(value, 1)]
 
 
+def _parsed(value: Any) -> Any:
+    """A cell as a list where it is one in another form: a list as JSON text, an array; else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _turn(turn: Any, where: str) -> Turn:
     if not isinstance(turn, dict):
         raise RowError(f"{where} is {beginning(turn)}; write {{role: ..., content: ...}}")
-    if "from" in turn and "role" not in turn:
-        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
-        turn = {"role": _SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")} | rest
+    if "from" in turn and turn.get("role") is None:
+        # Files that mix both forms hold null for role and content here.
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value", "role", "content")}
+        said, role = turn.get("value"), turn["from"]
+        role = _SHAREGPT.get(role, role) if isinstance(role, str) else role
+        turn = {"role": role, "content": turn.get("content") if said is None else said} | rest
     role, calls = turn.get("role"), turn.get("tool_calls")
     if not isinstance(role, str):
         raise RowError(f"{where} needs a role and a content, both text")
@@ -78,16 +85,26 @@ def _content(value: Any, where: str, empty: bool) -> str:
 
 def chat_prompt(turns: Sequence[Turn], tools: Any = None, *, opened: bool = True) -> Example:
     """The question that some turns are, answer still empty; ``opened`` lets an assistant's turn begin."""
+    tools = _tools(tools)
+    lines = [f"tools: {json.dumps(tools)}\n"] if tools else []
+    lines += [f"{turn['role']}: {_plain(turn)}\n" for turn in turns]
+    return Example("".join(lines) + "assistant:" * opened, "", "", messages=tuple(turns), tools=tuple(tools))
+
+
+def _tools(tools: Any) -> list[Any]:
+    """What a cell says of the tools there are: a list, one tool, either as JSON text, or nothing."""
     if hasattr(tools, "tolist"):
         tools = tools.tolist()
     if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError:
-            raise RowError("column 'tools' is not a list of tools") from None
-    lines = [f"tools: {json.dumps(tools)}\n"] if tools else []
-    lines += [f"{turn['role']}: {_plain(turn)}\n" for turn in turns]
-    return Example("".join(lines) + "assistant:" * opened, "", "", messages=tuple(turns), tools=tuple(tools or ()))
+            tools = json.loads(tools) if tools.strip() else None
+        except (ValueError, RecursionError):
+            raise RowError(f"column 'tools' is not a list of tools: {beginning(tools)}") from None
+    if isinstance(tools, dict):
+        return [tools]
+    if tools is not None and not isinstance(tools, list | tuple):
+        raise RowError(f"column 'tools' is not a list of tools: {beginning(tools)}")
+    return list(tools or ())
 
 
 def _plain(turn: Turn) -> str:

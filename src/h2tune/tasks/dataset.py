@@ -11,6 +11,7 @@ from typing import TypeVar
 from h2tune.tasks.cells import whole_text
 from h2tune.tasks.custom import with_columns
 from h2tune.tasks.example import Example, Row, RowError, Task, TaskError, called
+from h2tune.tasks.presets import why_no_value
 from h2tune.tasks.rows import fold
 from h2tune.tasks.sources import read_rows
 from h2tune.utils.tables import other_separator
@@ -111,12 +112,16 @@ def _read(source: str, number: int, row: Row, task: Task, answered: bool) -> Exa
 def _finish(source: str, examples: list[Example], task: Task) -> list[Example]:
     if task.finish is None:
         return examples
-    done = [example for example in task.finish(examples) if example is not None]
+    finished = task.finish(examples)
+    done = [example for example in finished if example is not None]
+    if len(done) == len(examples):
+        return done
+    first = next(example for example, end in zip(examples, finished, strict=True) if end is None)
+    why = f"{first.place.removeprefix(f'{source}: ')}: {why_no_value(first)}"
     if not done:
-        raise TaskError(f"{source}: none of the {len(examples)} reference programs runs in the sandbox")
-    if len(done) < len(examples):
-        left = len(examples) - len(done)
-        warnings.warn(f"{source}: {left} of {len(examples)} rows left out: their programs do not run", stacklevel=3)
+        raise TaskError(f"{source}: none of the {len(examples)} reference programs runs in the sandbox; {why}")
+    left = len(examples) - len(done)
+    warnings.warn(f"{source}: {left} of {len(examples)} rows left out: their programs do not run; {why}", stacklevel=3)
     return done
 
 

@@ -14,8 +14,8 @@ from h2tune.tasks import scoring
 from h2tune.tasks.cells import optional, trimmed
 from h2tune.tasks.example import Example, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.glue import GLUE, glue_task
-from h2tune.tasks.rows import LETTERS, Form, asker, chat_forms, spaced, split_options
-from h2tune.tasks.sandbox import run_programs
+from h2tune.tasks.rows import LETTERS, TOO_MANY, Form, asker, chat_forms, spaced, split_options
+from h2tune.tasks.sandbox import check_program, run_programs
 
 # What the `task` and `source` columns of mixed files say about rows of each task.
 _TASK_NAMES = {
@@ -78,6 +78,8 @@ def _solve_number(answer: str, example: Example) -> Example:
 
 def _svamp_question(row: Row) -> Example:
     parts = [text for column in ("Body", "Question") if (text := optional(row, column).strip())]
+    if not parts:
+        raise RowError("columns 'Body' and 'Question' are empty" if "Body" in row else "column 'Question' is empty")
     if len(parts) == 2 and not parts[0].endswith((".", "?", "!")):
         # The body is the beginning of the sentence that the question ends.
         parts = [parts[0].rstrip(",") + ",", parts[1][0].lower() + parts[1][1:]]
@@ -106,6 +108,8 @@ def _gsm8k(name: str, kind: Kind) -> Task:
 
 
 def _choice_prompt(question: str, options: list[str]) -> Example:
+    if len(options) > len(LETTERS):
+        raise RowError(TOO_MANY)
     listed = " ".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
     letters = tuple(f" {letter}" for letter in LETTERS[: len(options)])
     return Example(f"Question: {question}\nChoices: {listed}\nAnswer:", "", "", letters)
@@ -165,11 +169,18 @@ def _solve_with_value(row: Row, example: Example) -> Example:
 def run_gold_programs(examples: list[Example]) -> list[Example | None]:
     """Fills in the value of every reference program that came without one; programs that fail are dropped."""
     missing = [i for i, example in enumerate(examples) if not example.gold]
-    values = run_programs([examples[i].answer.strip() for i in missing])
+    values = run_programs([scoring.reference_program(examples[i].answer) for i in missing])
     done: list[Example | None] = list(examples)
     for i, value in zip(missing, values, strict=True):
         done[i] = None if value is None else replace(examples[i], gold=value)
     return done
+
+
+def why_no_value(example: Example) -> str:
+    """Why the reference program of an example came to no value."""
+    return check_program(scoring.reference_program(example.answer)) or (
+        "it fails, takes too long, or neither sets 'answer' nor prints a value"
+    )
 
 
 def _program(name: str, kind: Kind) -> Task:
@@ -182,7 +193,7 @@ def _program(name: str, kind: Kind) -> Task:
         ),
         _form("instruction", "output", _solve_program, _ask_program),
         _form("qestion", "answer", _solve_program, _ask_program),
-        *chat_forms(lambda answer, example: replace(_solve_program(scoring.program_text(answer), example), gold="")),
+        *chat_forms(_solve_program),
     )
     return Task(
         name=name, kind=kind, max_new_tokens=256, description="word problems answered by a short Python program",
@@ -198,7 +209,7 @@ def _demo(name: str, kind: Kind) -> Task:
     scores = {
         "demo-fill": scoring.score_number,
         "demo-choice": scoring.score_choice,
-        "demo-program": scoring.score_program,
+        "demo-program": scoring.score_line,
     }
 
     def ask(row: Row) -> Example:

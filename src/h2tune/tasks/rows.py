@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from h2tune.tasks.chats import COLUMNS, ask_chat, solve_chat
 from h2tune.tasks.example import Example, Row, RowError
 
 LETTERS = "ABCDEFGHIJ"
+TOO_MANY = f"more than {len(LETTERS)} options; their letters go from {LETTERS[0]} to {LETTERS[-1]}"
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
@@ -51,12 +53,13 @@ def spaced(answer: str) -> str:
 
 def split_options(value: Any) -> list[str]:
     """Options without their letters, from a list (``A)5``), or a line (``a ) 24 , b ) 120`` or ``(A) 24 (B) 120``)."""
+    given = value
     if isinstance(value, str):
         value = _listed(value) or _split_line(value)
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, Sequence) or len(value) < 2:
-        raise RowError(f"options should be a list of two or more, not {str(value)[:60]!r}")
+        raise RowError(f"options should be a list of two or more, not {str(given)[:60]!r}")
     found = [
         re.sub(r"^\(?([A-Ja-j])\s*\)\s*", "", plain_text(option, "an option").strip()).strip() for option in value
     ]
@@ -66,22 +69,28 @@ def split_options(value: Any) -> list[str]:
 
 
 def _listed(text: str) -> list[str] | None:
-    """A list that was written as text, as in some rows of MathQA."""
-    try:
-        value = ast.literal_eval(text) if text.startswith("[") else None
-    except (ValueError, SyntaxError):
+    """A list that was written as text: as JSON, or as Python writes it, as in some rows of MathQA."""
+    if not text.lstrip().startswith("["):
         return None
-    return value if isinstance(value, list) else None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text.strip())
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        return value if isinstance(value, list) else None
+    return None
 
 
 def _split_line(line: str) -> list[str]:
     # Letters are looked for in their order, so that an "a )" inside an option starts no new one.
     starts: list[tuple[int, int]] = []
     position = 0
-    for letter in LETTERS:
+    for letter in f"{LETTERS}K":
         marker = re.compile(rf"(?:^|,)\s*{letter}\s*\)|\({letter}\s*\)", re.IGNORECASE).search(line, position)
         if marker is None:
             break
+        if len(starts) == len(LETTERS):
+            raise RowError(TOO_MANY)
         position = marker.end()
         starts.append(marker.span())
     ends = [start for start, _ in starts[1:]] + [len(line)]

@@ -116,7 +116,9 @@ def _object(row: Any, path: Path, number: int) -> Row:
 def _tsv(path: Path) -> Rows:
     """Tabs and line ends, nothing quoted and nothing taken for missing (``quoting=3``, ``keep_default_na=False``)."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = [line.rstrip("\r") for line in file.read().split("\n")]
+        text = file.read()
+    # Some programs end lines with CR alone; where there is a line feed, such a CR is a character of its cell.
+    lines = [line.rstrip("\r") for line in text.split("\n" if "\n" in text else "\r")]
     return _table(path, [line.split("\t") for line in lines if line])
 
 
@@ -140,6 +142,9 @@ def _table(path: Path, lines: list[list[str]]) -> Rows:
     if not lines:
         return []
     header = [name.strip() for name in lines[0]]
+    if (nameless := header.count("")) > 1:
+        count = "two" if nameless == 2 else nameless
+        raise TaskError(f"{path}: {count} columns have no name; are there commas at the end of the lines?")
     _differ(path, header)
     for number, cells in enumerate(lines[1:], 1):
         if len(cells) != len(header):
@@ -157,12 +162,44 @@ def _parquet(path: Path) -> Rows:
         raise TaskError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow)") from None
     try:
         table = parquet.read_table(path)
-        _differ(path, table.column_names)
-        return list(table.to_pylist())
-    except TaskError:
-        raise
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # noqa: BLE001 - of many kinds, all of them the user's to read
+        with path.open("rb") as file:
+            known = file.read(4) in (b"PAR1", b"PARE")
+        raise TaskError(f"{path}: {'cannot be read' if known else 'not a Parquet file'}: {_said(error)}") from None
+    _differ(path, table.column_names)
+    columns = {name: _cells(path, name, table.column(name)) for name in table.column_names}
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _cells(path: Path, name: str, column: Any) -> list[Any]:
+    """The cells of a Parquet column as Python's values."""
+    try:
+        if (wider := _widened(column.type)) != column.type:
+            column = column.cast(_widened(column.type, as_text=True)).cast(wider)
+        return list(column.to_pylist())
+    except Exception as error:  # noqa: BLE001 - dates beyond Python's, zones that nobody knows, text that is not UTF-8
+        raise TaskError(
+            f"{path}: column {name!r} ({column.type}) cannot be read: {_said(error)}; leave it out, or save it as text"
+        ) from None
+
+
+def _widened(kind: Any, as_text: bool = False) -> Any:
+    """A type with double precision for single, by way of text: 0.1 stays 0.1 and is not 0.10000000149011612."""
+    import pyarrow
+
+    if pyarrow.types.is_float32(kind):
+        return pyarrow.string() if as_text else pyarrow.float64()
+    if pyarrow.types.is_list(kind):
+        return pyarrow.list_(_widened(kind.value_type, as_text))
+    if pyarrow.types.is_large_list(kind):
+        return pyarrow.large_list(_widened(kind.value_type, as_text))
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_widened(field.type, as_text)) for field in kind])
+    return kind
+
+
+def _said(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {
