@@ -55,6 +55,7 @@ class CoLoraClient(AdapterClient):
     twins: whether another client that has joined has the same base; the server says so in every round.
     """
 
+    version = 2  # every round says whether a client has a twin
     settings: CoLoraSettings
     twins = False
 

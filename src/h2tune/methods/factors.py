@@ -59,6 +59,7 @@ class FactorClient(AdapterClient):
         shared: whether another client that has joined has the same base; the server says so in every round.
     """
 
+    version = 2  # every round says whether others share the base
     protects_rows = True
     sends: ClassVar[tuple[str, ...]] = ("A", "B")
     trains: ClassVar[tuple[str, ...]] = ("A", "B")
