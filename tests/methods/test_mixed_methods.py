@@ -18,7 +18,7 @@ from h2tune.core.relation import depth_relation
 from h2tune.core.slots import layout_of
 from h2tune.frames.consensus import factorise
 from h2tune.methods.celora import mix, mixture_weights
-from h2tune.methods.colora import align_reader, align_writer, anchor_blocks, relevance, whitened
+from h2tune.methods.colora_align import align_reader, align_writer, anchor_blocks, relevance, whitened
 from h2tune.methods.fedsb import sign_step
 from h2tune.methods.nearest_tokens import NearestTokens
 from h2tune.methods.published import PublishedCore
@@ -415,6 +415,21 @@ def test_colora_sends_factors_to_twins_alone_and_a_late_one_counts(tmp_path: Pat
     server.one_round()
     assert [str(server.members[c].standing) for c in factors] == ["ok"] * 3
     assert not server.method.groups[server.method.known["c0"]["fingerprint"]]
+
+
+def test_colora_counts_no_excluded_client_as_a_twin(tmp_path: Path) -> None:
+    rows = trio().clients[:2]
+    twin = rows[0].model_copy(update={"name": "twin"})
+    config = trio(method="colora", rounds=3).model_copy(update={"clients": [*rows, twin]})
+    server, clients = build(config, tmp_path / "run")
+    server.open()
+    clients["twin"].method.pack = dict
+    server.one_round()
+    assert server.members["twin"].standing.startswith("stopped") and clients["c0"].method.twins
+    for _ in range(2):
+        server.one_round()
+        assert not any(key.startswith("own.") for key in clients["c0"].method.pack())
+    assert server.members["c0"].standing == server.members["c1"].standing == "ok"
 
 
 def test_colora_refuses_factors_of_a_client_without_a_twin(tmp_path: Path) -> None:
