@@ -70,7 +70,9 @@ class FactorClient(AdapterClient):
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
-        """If another client has the same base; else nothing."""
+        """If another client has the same base, or may have for all that is known here; else nothing."""
+        if len(shape.peers) < 2 and len(shape.company) == len(experiment.clients):
+            return PlannedBytes(0, 0)
         sizes = (d_in * ("A" in cls.sends) + d_out * ("B" in cls.sends) for d_in, d_out, _ in shape.maps)
         size = 4 * shape.rank * sum(sizes)
         return PlannedBytes(size, size)
