@@ -368,6 +368,7 @@ def collect(experiment: Experiment, server: Server, store: RunStore, seconds: fl
         "version": __version__,
         "name": experiment.name,
         "method": server.method_name,
+        "method_versions": server.kind.versions(server.method.settings),
         "seed": experiment.seed,
         "rounds": server.round,
         "finished": True,

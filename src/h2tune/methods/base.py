@@ -319,6 +319,11 @@ class Method:
         host = self.client.stands_on(settings)
         return own | ({"host": host[0].actions(host[1])} if host else {})
 
+    def versions(self, settings: Any) -> dict[str, int]:
+        """Its version, and that of the method that it wraps, by name."""
+        host = self.client.stands_on(settings)
+        return {self.name: self.version} | (host[0].versions(host[1]) if host else {})
+
     def check_peer(self, wanted: object, settings: Any) -> None:
         """Raise ProtocolError unless the server runs what this client has."""
         if wanted != self.actions(settings):
