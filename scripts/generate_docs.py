@@ -205,7 +205,7 @@ def _home(method: Method) -> type:
             users[part] = users.get(part, 0) + 1
     generic = {f"h2tune.methods.{name}" for name in ("base", "factors", "adapted", "h2tune_settings")}
     generic |= {"h2tune.distill.server", "h2tune.distill.client"}
-    candidates = [c for c in (method.server, method.client, method.settings) if c.__module__ not in generic]
+    candidates = [c for c in (method.client, method.server, method.settings) if c.__module__ not in generic]
     return min(candidates, key=lambda c: users[inspect.getmodule(c)])
 
 

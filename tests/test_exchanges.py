@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from distill.lada_federation import lada
 from exchange_methods import STEPPED, STEPS, TEXTS
 from fault_scenario import FaultScenario
 from federations import build, small
 from safetensors.torch import load_file
 from torch import Tensor
 
-from h2tune.protocol.codec import Message, decode, encode
+from h2tune.errors import ProtocolError
+from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import RunStore
 
 METHODS = {TEXTS.name: "judge", STEPPED.name: "step 25"}  # and an exchange in the middle of a round
@@ -177,3 +179,24 @@ def test_a_client_of_another_version_is_refused_when_it_joins(tmp_path: Path) ->
         and "this client has toy-texts version 1" in status
     )
     assert scenario.clients["c1"].stopped and metrics["clients"]["c0"]["final"]
+
+
+OLDER = {  # what a checkout with the exchange of before says that it runs
+    "fedit": {"version": 1},
+    "colora": {"version": 1},
+    "h2tune": {"version": 1},
+    "lada": {"host": {"name": "fedit", "version": 1, "actions": ["train"], "ends": "train"}},
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_a_method_whose_exchange_has_changed_refuses_the_one_of_before(name: str, tmp_path: Path) -> None:
+    """LaDa counts its host's version as its own."""
+    _, clients = build(lada("fedit") if name == "lada" else small(method=name), tmp_path)
+    client = next(iter(clients.values()))
+    said = client.kind.actions(client.method.settings)
+    payload = Payload(meta={"method": said | OLDER[name]})
+    which, version = ("fedit", 2) if name == "lada" else (name, said["version"])
+    with pytest.raises(ProtocolError, match=rf"server runs .*{which} version 1 .* has .*{which} version {version} "):
+        client.handle(encode(Message("join", "r", 0, client.name, name, payload)))
+    client.kind.check_peer(said, client.method.settings)

@@ -308,7 +308,7 @@ def test_nonsense_of_a_server_is_refused_by_name(kind: str, meta: dict[str, Any]
     def say(kind: str, meta: dict[str, Any]) -> bytes:
         return client.handle(encode(Message(kind, "r", 1, "c0", "h2tune", Payload(meta=meta))))
 
-    say("join", {"method": client.kind.actions()})
+    say("join", {"method": client.kind.actions(client.method.settings)})
     if kind != "welcome":
         say("welcome", {"depth": 2, "slots": list(client.context.layout.slots)})
         say("keys", {})

@@ -51,6 +51,25 @@ def test_planned_bytes_of_clients_that_keep_less(method: str, tmp_path: Path) ->
         assert planned[name].bytes_down == sizes(server.method.download(name).tensors)
 
 
+@pytest.mark.parametrize("method", ["fedit", "flora", "hetlora", "fedex", "rolora"])
+def test_a_client_that_nobody_shares_a_base_with_is_planned_to_send_nothing(method: str, tmp_path: Path) -> None:
+    config = small(3, rounds=1, method=method, training={"steps": 1, "batch_size": 2}, rank=4)
+    rows = [
+        c.model_copy(update={"model": f"zoo:{m}"})
+        for c, m in zip(config.clients, ("gpt2", "llama", "llama"), strict=True)
+    ]
+    config = config.model_copy(update={"clients": rows})
+    planned = {c.name: c for c in make_plan(config).clients}
+    server, clients = build(config, tmp_path / "run")
+    server.open()
+    server.one_round()
+    for name, client in clients.items():
+        assert planned[name].bytes_up == sizes(client.method.pack())
+    assert planned["c0"].bytes_up == planned["c0"].bytes_down == 0 < planned["c1"].bytes_up
+    unknown = [*rows, rows[0].model_copy(update={"name": "late", "model": "-"})]  # whose base may be this one
+    assert make_plan(config.model_copy(update={"clients": unknown})).clients[0].bytes_up
+
+
 @pytest.mark.parametrize("method", ["colora", {"name": "colora", "relevance": "uniform", "sentences": 25}, "fedsb"])
 @pytest.mark.parametrize("models", ["zoo:llama zoo:gpt2 zoo:qwen", "zoo:gpt2 zoo:llama zoo:llama"])
 def test_planned_bytes_of_a_set_up_by_one_for_others(method: Any, models: str, tmp_path: Path) -> None:

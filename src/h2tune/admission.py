@@ -88,7 +88,7 @@ class Admission:
     def _set_up(self, method: ServerMethod, names: list[str], number: int) -> list[str]:
         """Let clients introduce themselves, and hand them what is shared; returns those that are ready."""
         ask = Exchanges(self.session, Place(number), setup_ends=self.kind.client.setup_actions[-1])
-        request = Payload(meta={"method": self.kind.actions()})
+        request = Payload(meta={"method": self.kind.actions(method.settings)})
         introductions = ask("join", dict.fromkeys(names, request), lambda reply: self._introduced(method, reply))
         if introductions:
             method.setup(ask, introductions)

@@ -339,8 +339,8 @@ class Exchanges:
     def takes_part(self, name: str) -> bool:
         return self.session.members[name].status in (Status.ACTIVE, Status.WAITING)
 
-    def excluded(self) -> int:
-        return len(self.session.with_status(Status.EXCLUDED))
+    def excluded(self) -> list[str]:
+        return self.session.with_status(Status.EXCLUDED)
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """The report of every client that ended the round, with all bytes of the round."""

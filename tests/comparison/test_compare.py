@@ -19,7 +19,7 @@ from h2tune.comparison import grid
 from h2tune.comparison.cells import TUNING_SEED, UNREAD_TEST, Cell, CompareError, experiment_of
 from h2tune.comparison.compare import compare
 from h2tune.config import ConfigError, load_config
-from h2tune.methods.registry import MethodError
+from h2tune.methods.registry import MethodError, resolve_method
 
 FILE = """
 name: tiny
@@ -201,6 +201,15 @@ def test_finished_runs_of_other_data_are_not_taken_for_these(file: Path, tmp_pat
     rows.write_text(json.dumps(row | {"answer": " 5", "gold": "5"}) + "\n")
     with pytest.raises(CompareError, match=r"seed-0 holds a run of something else: The data of this run have changed"):
         compare(file, ["local"], 2, tmp_path / "out")
+
+
+def test_finished_runs_of_another_version_of_a_method_are_not_taken_for_these(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(file, ["local"], 1, tmp_path / "out", jobs=1)
+    monkeypatch.setattr(resolve_method("local")[0], "version", 3)
+    with pytest.raises(CompareError, match=r"seed-0 holds a run of local version 1; .* version 3, .*another --out"):
+        compare(file, ["local"], 2, tmp_path / "out", jobs=1)
 
 
 @pytest.mark.parametrize(("methods", "changes", "said"), [

@@ -88,13 +88,13 @@ def test_one_process_at_a_time_works_on_a_kit(tmp_path: Path) -> None:
     with another(kit) as other:
         with pytest.raises(KitError, match=f"is in use by process {other.pid}: one process at a time"):
             StatusFile(kit).__enter__()
-        assert running(kit) and describe(kit)["state"] == "running" and describe(kit)["pid"] == other.pid
+        assert running(kit) and describe(kit)["state"] == "starting" and describe(kit)["pid"] == other.pid
         os.kill(other.pid, 0)  # who asks does it no harm
     # The number of a process that lives, and a fresh file, make no process of this kit.
     rewritten(kit, pid=os.getpid(), time=time.time())
     assert not running(kit) and describe(kit)["state"] == "stopped unexpectedly"
     with StatusFile(kit):
-        assert describe(kit)["state"] == "running"
+        assert describe(kit)["state"] == "starting"
     assert describe(kit)["state"] == "finished" and not running(kit)
 
 
@@ -103,7 +103,7 @@ def test_neither_its_number_nor_a_pause_hides_a_process(tmp_path: Path) -> None:
     kit = kits(small(), tmp_path)["c0"]
     with another(kit):
         for said in ({"pid": os.getpid()}, {"time": time.time() - 3600}, {"over": "finished"}):
-            rewritten(kit, **said)
+            rewritten(kit, begun=True, **said)
             assert describe(kit)["state"] == "running" and refused(kit)
 
 
@@ -136,7 +136,7 @@ def test_a_client_has_its_kit_before_it_loads_model_and_data(
     monkeypatch.setattr(join, "Participant", loading)
     with pytest.raises(StoreError):
         join.attend(kit, {})
-    assert seen == [("running", True)] and describe(kit)["state"] == "stopped: the disk is full"
+    assert seen == [("starting", True)] and describe(kit)["state"] == "stopped: the disk is full"
     assert not refused(kit)
 
 
@@ -215,7 +215,7 @@ def test_status_shows_the_state_also_after_the_certificate_has_expired(tmp_path:
     path.write_bytes(certificate(end))
     with another(kit):
         found = describe(kit)
-        assert found["state"] == "running" and found["certificate_until"] == f"{end:%Y-%m-%d}"
+        assert found["state"] == "starting" and found["certificate_until"] == f"{end:%Y-%m-%d}"
         lines = status_lines(found)
         assert ("which has expired" in lines[1]) == (days < 0) == found["certificate_expired"]
 
@@ -232,7 +232,7 @@ def certificate(end: datetime) -> bytes:
     return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def test_a_process_that_imports_its_libraries_is_starting(quick: None, tmp_path: Path) -> None:
+def test_a_process_that_imports_its_libraries_or_loads_models_is_starting(quick: None, tmp_path: Path) -> None:
     kit = kits(small(), tmp_path)["c0"]
     with status.starting(kit):
         assert describe(kit)["state"] == "starting" and refused(kit)
@@ -240,5 +240,8 @@ def test_a_process_that_imports_its_libraries_is_starting(quick: None, tmp_path:
             pass
         assert describe(kit)["state"] == "starting"
     assert describe(kit)["state"] == "never started"
-    with StatusFile(kit):
+    with StatusFile(kit) as file:
+        assert describe(kit)["state"] == "starting"
+        with file.kept(dict):  # it has loaded what it needs and begins to connect
+            assert describe(kit)["state"] == "running" and "begun" not in describe(kit)
         assert describe(kit)["state"] == "running"

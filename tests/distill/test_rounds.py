@@ -11,13 +11,8 @@ import torch
 from distill.lada_federation import client, lada, question_file, same, scripted, states, true_path, wrong_path
 from federations import build
 
-from h2tune.client import Client
 from h2tune.errors import ClientError
-from h2tune.participant.base_models import ModelPool
 from h2tune.protocol.codec import decode
-from h2tune.server import Server
-from h2tune.store import RunStore
-from h2tune.transport.inprocess import InProcess
 
 
 def table(server: Any, student: str | None = None) -> list[dict[str, Any]]:
@@ -228,73 +223,6 @@ def test_equal_students_end_equal_and_a_missing_teacher_stops_nobody(tmp_path: P
     server, clients = build(lada(clients=late), tmp_path / "b")
     server.run()
     assert [row["round"] for row in table(server, "s1")] == [2] and server.members["big"].final
-
-
-@pytest.mark.parametrize(
-    ("name", "round"),
-    [
-        ("lada", 2),
-        ("lada-published", 1),
-        pytest.param("lada", 1, marks=pytest.mark.slow),
-        pytest.param("lada-published", 2, marks=pytest.mark.slow),
-    ],
-)
-def test_stopped_after_a_round_and_resumed_it_is_the_same_run(name: str, round: int, tmp_path: Path) -> None:
-    def play(folder: Path, stop: int | None) -> Any:
-        changes = {"name": name, "slice": 8} | ({"samples": 2} if name == "lada" else {})
-        server, clients = build(lada(changes=changes, rounds=3), folder)
-        scripted(clients["big"], true_path)
-        if stop is None:
-            server.run()
-            return server, clients
-        server.open()
-        for _ in range(stop):
-            assert server.one_round() == ""
-        return server, clients
-
-    whole, clients = play(tmp_path / "whole", None)
-    _, first = play(tmp_path / "cut", round)
-    store = RunStore(tmp_path / "cut")
-    experiment = first["big"].context.experiment
-    identity, _ = store.open(experiment)
-    again, models, context = {}, ModelPool("cpu"), first["big"].context
-    for c in experiment.clients:
-        own = store.client(c.name)
-        again[c.name] = Client(c, experiment, models, context.anchors, own, None, context.accelerator)
-    scripted(again["big"], true_path)
-    server = Server(experiment, identity, list(again), InProcess(again), store)
-    server.resume()
-    server.run()
-    assert same(states(clients), states(again)) and same(whole.method.state(), server.method.state())
-    assert whole.method.report() == server.method.report()
-    assert {n: m.final for n, m in whole.members.items()} == {n: m.final for n, m in server.members.items()}
-
-
-class Killed(BaseException):
-    """Nothing may catch it, as nothing catches a kill."""
-
-
-def test_killed_in_the_phase_the_round_begins_again_bit_for_bit(tmp_path: Path) -> None:
-    def make(folder: Path) -> Any:
-        server, clients = build(lada(changes={"accept": False}), folder)
-        scripted(clients["big"], true_path)
-        return server, clients
-
-    whole, clients = make(tmp_path / "whole")
-    whole.run()
-    server, others = make(tmp_path / "cut")
-
-    def kill(client: str, round: int, phase: str, step: int, steps: int, loss: float) -> None:
-        if (client, round, phase, step) == ("s2", 2, "distil", 1):
-            others["s2"].context.watch = None
-            raise Killed
-
-    others["s2"].context.watch = kill
-    with pytest.raises(Killed):
-        server.run()
-    server.method = server.commits.last().method
-    server.run()
-    assert same(states(clients), states(others)) and whole.method.report() == server.method.report()
 
 
 def test_bytes_are_those_of_the_texts_and_figures_and_below_fedmkts(tmp_path: Path) -> None:

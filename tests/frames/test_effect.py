@@ -249,6 +249,29 @@ def test_an_encoder_keeps_to_its_private_part_and_is_no_part_of_what_the_others_
     assert moved  # its private LoRA has learnt in every round
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_where_fewer_than_two_can_share_no_frames_are_sent(late: bool, tmp_path: Path) -> None:
+    """A client that is still to come may be the second one, so then they are."""
+    config = beside_an_encoder(tmp_path / "data", True)
+    c0, c1, head = config.clients
+    rows = [c0, head, c1.model_copy(update={"joins": 2})] if late else [c0, head]
+    config = config.model_copy(update={"clients": rows})
+    planned = {row.name: row for row in make_plan(config).clients}
+    server, clients = build(config, tmp_path / "run")
+    server.open()
+    assert ("fewer than two clients" in server.method.found()) is not late
+    sent = server.members["c0"].setup_bytes["up"]
+    assert sent > 500_000 and planned["c0"].setup_bytes_up if late else sent < 10_000
+    assert late or not (planned["c0"].setup_bytes_up or planned["c0"].setup_bytes_down)
+    server.run()
+    assert clients["c0"].method.core.coverage.any().item() is late and server.round == 2
+    assert all(member.standing == "ok" and member.final for member in server.members.values())
+    if not late:
+        assert server.members["c0"].rounds[-1]["bytes_up"] < 3_000
+        assert planned["c0"].bytes_up == planned["c0"].bytes_down == 0
+    assert server.commits.last().method.found() == server.method.found()
+
+
 @pytest.mark.parametrize("alternation", ["step", "rounds"])
 def test_the_schedule_of_a_client_that_covers_nothing_is_the_same_after_a_restart(
     alternation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -225,3 +225,30 @@ def test_a_lone_client_is_no_culprit_when_another_base_joins_late(name: str, tmp
         clients[client].method.take(server.method.download(client))
     ours, theirs = factors(clients["lone"]), factors(clients["twin"])
     assert same and all(torch.equal(ours[k], theirs[k]) for k in same)
+
+
+@pytest.mark.parametrize("name", ["fedit", "flora"])
+def test_who_is_excluded_is_no_twin_any_more(name: str, tmp_path: Path) -> None:
+    """The round in which it happens is judged by what clients were told; a client that is alone by then sends nothing."""
+    lone = small(clients=2).clients[1]
+    rows = [*twins(2).clients, lone.model_copy(update={"name": "other"}), lone.model_copy(update={"name": "twin"})]
+    experiment = twins(2, method=name, rounds=4).model_copy(update={"clients": rows})
+    server, clients = build(experiment, tmp_path / "run")
+    server.open()
+    server.one_round()
+    pack = clients["c1"].method.pack
+    clients["c1"].method.pack = lambda: {k: t[:1] for k, t in pack().items()}
+    server.one_round()
+    assert server.members["c1"].standing.startswith("stopped") and clients["c0"].method.shared
+    server.one_round()  # what the last round shared is still handed out
+    assert clients["c0"].method.shared is False
+    before = factors(clients["c0"])
+    assert not server.method.download("c0").tensors and server.method.download("twin").tensors
+    server.one_round()
+    assert not (name == "fedit" and equal(before, factors(clients["c0"])))
+    sent = [report["bytes_up"] for report in server.members["c0"].rounds]
+    assert max(sent[2:]) < 2_000 < min(sent[:2])
+    assert {n: str(server.members[n].standing) for n in ("c0", "other", "twin")} == dict.fromkeys(
+        ("c0", "other", "twin"), "ok"
+    )
+    assert server.method.report()["alone"] == ["c0"]

@@ -59,3 +59,10 @@ def config(classes: int = 4, unseen: int | None = None, **changes: Any) -> Verti
     for key, value in changes.items():
         data[key] = data[key] | value if isinstance(value, dict) and isinstance(data.get(key), dict) else value
     return parse_vertical(data)
+
+
+def changed(name: str, edit) -> dict:
+    """The planted tables, with one party's training rows edited."""
+    frames = planted()
+    train = frames[name][0].copy()
+    return frames | {name: (edit(train), frames[name][1])}

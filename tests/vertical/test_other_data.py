@@ -78,6 +78,22 @@ def test_a_run_is_not_resumed_on_other_data(file: Path, tmp_path: Path, edit):
     assert run(file, tmp_path / "run", resume=True)["rounds"] == 2
 
 
+def test_class_vectors_may_lie_elsewhere_as_long_as_they_are_the_same(tmp_path: Path):
+    """As those of a kit that was moved."""
+    frames, paths = planted(), [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for path in paths:
+        path.write_text("class,a\n" + "".join(f"class-{c},{c}\n" for c in range(4)))
+    label = {"party": "bank", "column": "kind", "classes": [f"class-{c}" for c in range(4)]}
+    first, second, none = (config(rounds=1, label=label | {"vectors": v and str(v)}) for v in (*paths, None))
+    run(first, tmp_path / "run", frames=frames)
+    run(second, tmp_path / "run", frames=frames, resume=True)
+    with pytest.raises(StoreError, match=r"differs from that of the run in .* in label\.vectors"):
+        run(none, tmp_path / "run", frames=frames, resume=True)
+    paths[1].write_text(paths[1].read_text().replace("class-1,1", "class-1,7"))
+    with pytest.raises(StoreError, match=r"changed since it began: label\.vectors"):
+        run(second, tmp_path / "run", frames=frames, resume=True)
+
+
 def test_tables_in_memory_are_held_against_those_of_the_beginning(tmp_path: Path):
     frames, settings = planted(), config(rounds=1)
     run(settings, tmp_path, frames=frames)

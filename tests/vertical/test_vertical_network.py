@@ -239,6 +239,23 @@ def test_a_message_that_cannot_be_answered_tells_nothing_of_the_machine(
     assert "this party's state belongs to run r" in said.payload.meta["reason"]
 
 
+def test_the_servers_kit_carries_the_class_vectors(tmp_path: Path):
+    """By their place in it, so that it works on another machine; a passive party's kit has none."""
+    pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
+    vectors, folder = tmp_path / "vectors.csv", tmp_path / "kits"
+    vectors.write_text("class,a\n" + "".join(f"class-{c},{c}\n" for c in range(4)))
+    plain = config(network=WAITS).model_dump(mode="json")
+    plain["label"] |= {"vectors": str(vectors), "classes": [f"class-{c}" for c in range(4)]}
+    provision_vertical(VerticalConfig.model_validate(plain), folder)
+    said = yaml.safe_load((folder / "server" / "federation.yaml").read_text())["label"]
+    assert said["vectors"] == "public/vectors.csv"
+    (folder / "server").rename(tmp_path / "moved")
+    found, _ = config_of(Kit(tmp_path / "moved"), {"train": str(vectors)})
+    assert Path(found.label.vectors).read_text() == vectors.read_text() and Path(found.label.vectors).is_absolute()
+    shop = yaml.safe_load((folder / "shop" / "federation.yaml").read_text())["label"]
+    assert shop["vectors"] is None and not (folder / "shop" / "public").exists()
+
+
 def test_kits_of_parties_are_made_as_those_of_clients(tmp_path: Path):
     pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
     made, folder = config(network=WAITS), tmp_path / "kits"

@@ -125,7 +125,7 @@ def _finished(file: str | Path, cell: Cell, out: Path) -> Outcome | None:
     """The outcome of a run that is there already.
 
     Raises:
-        CompareError: if it was made with another config.
+        CompareError: if it was made with another config, or by another version of its method.
     """
     folder = out / cell.folder
     store = RunStore(folder)
@@ -140,8 +140,18 @@ def _finished(file: str | Path, cell: Cell, out: Path) -> Outcome | None:
         raise CompareError(
             f"{folder} holds a run of something else: {what}. Use another --out, or delete it."
         ) from None
-    metrics = folder / "metrics.json"
-    return Outcome(cell, json.loads(metrics.read_text(encoding="utf-8"))) if metrics.is_file() else None
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return None
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    kind, settings = resolve_method(experiment.method)
+    for name, version in kind.versions(settings).items():
+        if (made := metrics.get("method_versions", {}).get(name, 1)) != version:  # runs of before kept none
+            raise CompareError(
+                f"{folder} holds a run of {name} version {made}; this h2tune has version {version}, whose figures may differ."
+                " Use another --out, or delete it."
+            )
+    return Outcome(cell, metrics)
 
 
 _RESIDENTS: dict[str, Any] = {}

@@ -88,10 +88,10 @@ class Kit:
             data["device"] = own.get("device", data["device"])
             data["clients"][0] |= {k: v for k, v in own.items() if k != "device"}
         if isinstance(data["method"], dict):
-            data["method"] = {k: self._place(v) for k, v in data["method"].items()}
+            data["method"] = {k: self.place(v) for k, v in data["method"].items()}
         return parse_config(data, self.folder)
 
-    def _place(self, value: Any) -> Any:
+    def place(self, value: Any) -> Any:
         """A public file of the kit by its path on this machine."""
         inside = isinstance(value, str) and value.startswith(PUBLIC + "/")
         return str((self.folder / value).resolve()) if inside else value

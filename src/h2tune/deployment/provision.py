@@ -303,8 +303,8 @@ def concerns(experiment: Experiment, name: str) -> dict[str, Any]:
     return plain
 
 
-def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy the files that all need into the kit, and name them by their place in it.
+def carrier(folder: Path) -> Callable[[Any], Any]:
+    """What copies a file that the config names into a kit's folder, and returns its place there; other values stay.
 
     Files of the same name from different folders are numbered: words.txt, words-2.txt.
     """
@@ -321,6 +321,12 @@ def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
             shutil.copyfile(source, folder / names[source])
         return f"{PUBLIC}/{names[source]}"
 
+    return carry
+
+
+def with_public_files(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Copy the files that all need into the kit, and name them by their place in it."""
+    carry = carrier(folder)
     clients = [client | {"practice": carry(client["practice"])} for client in plain["clients"]]
     method = plain["method"]
     if isinstance(method, dict):

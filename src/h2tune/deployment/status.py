@@ -38,6 +38,7 @@ class StatusFile:
         self.path, self.kit, self.over = kit.folder / "status.json", kit, over
         self.begin = time.time()
         self._fields: Fields = dict
+        self._begun = False
         self._claim, self._writing, self._left = Claim(kit.folder), threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="h2tune-status")
 
@@ -74,8 +75,8 @@ class StatusFile:
 
     @contextmanager
     def kept(self, fields: Fields) -> Iterator[None]:
-        """While it lasts, the file says how things stand."""
-        self._fields = fields
+        """While it lasts, the file says how things stand; before, the process is starting: models and data are loaded."""
+        self._fields, self._begun = fields, True
         try:
             self._write()
             yield
@@ -90,7 +91,8 @@ class StatusFile:
 
     def _write(self) -> None:
         about = self.kit.about
-        known = {"role": about.role, "name": about.name, "pid": os.getpid(), "since": self.begin, "time": time.time()}
+        known = {"role": about.role, "name": about.name, "pid": os.getpid(), "since": self.begin, "time": time.time(),
+                 "begun": self._begun}  # fmt: skip
         with self._writing:
             known |= self._fields() | ({"over": self.over} if self.over else {})
             write_atomic(self.path, json.dumps(known, indent=1).encode())
@@ -155,7 +157,8 @@ def describe(kit: Kit) -> dict[str, Any]:
         KitError: the certificate cannot be read.
     """
     said, works = read(kit) or {}, running(kit)
-    at_work = "running" if said else "starting"  # nothing is written before the work begins
+    # Nothing is written while libraries are imported; while models are loaded the work has not begun.
+    at_work = "running" if said.get("begun") or said.get("over") else "starting"
     state = at_work if works else (said.get("over") or "stopped unexpectedly") if said else "never started"
     end = kit.validity()[1]
     about = {
@@ -167,4 +170,4 @@ def describe(kit: Kit) -> dict[str, Any]:
         "certificate_expired": datetime.now(UTC) > end,
         "state": state,
     }
-    return about | {k: v for k, v in said.items() if k not in ("role", "name", "over")}
+    return about | {k: v for k, v in said.items() if k not in ("role", "name", "over", "begun")}

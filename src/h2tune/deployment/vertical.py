@@ -17,9 +17,9 @@ import yaml
 from h2tune.config import ConfigError
 from h2tune.deployment.answering import Answering
 from h2tune.deployment.farewell import REASON, STAY
-from h2tune.deployment.kits import THEIRS, Kit
+from h2tune.deployment.kits import PUBLIC, THEIRS, Kit
 from h2tune.deployment.process import Engine, Say, connection, take_part, teller
-from h2tune.deployment.provision import Roster, make_kits
+from h2tune.deployment.provision import Roster, carrier, make_kits
 from h2tune.deployment.status import StatusFile, finished
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Message
@@ -61,7 +61,9 @@ def provision_vertical(
     roster = Roster(config.name, config.network, [party.name for party in config.passive], "party")
 
     def shared(name: str, folder: Path) -> dict[str, Any]:
-        return concerns(config, name, _salt(out / "authority", config))
+        plain = concerns(config, name, _salt(out / "authority", config))
+        plain["label"]["vectors"] = carrier(folder / PUBLIC)(plain["label"]["vectors"])
+        return plain
 
     return make_kits(roster, out, shared, renew, days)
 
@@ -103,6 +105,7 @@ def config_of(kit: Kit, own: dict[str, Any]) -> tuple[VerticalConfig, str]:
     if mine.get("train") == THEIRS:
         raise ConfigError(["--train is missing: it is not part of the kit"])
     mine["test"] = None if mine.get("test") == THEIRS else mine.get("test")
+    plain["label"]["vectors"] = kit.place(plain["label"].get("vectors"))
     return parse_vertical(plain), name
 
 

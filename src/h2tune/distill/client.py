@@ -15,7 +15,7 @@ from h2tune.distill.reasoner import Reasoner
 from h2tune.distill.settings import LadaSettings
 from h2tune.errors import ProtocolError
 from h2tune.methods.adapter_client import AdapterClient
-from h2tune.methods.base import ClientMethod, MethodError, ModelShape, PlannedBytes, Sent
+from h2tune.methods.base import ClientMethod, Method, MethodError, ModelShape, PlannedBytes, Sent, Settings
 from h2tune.participant.context import ClientContext
 from h2tune.protocol.codec import Payload
 from h2tune.tasks.public import load_questions
@@ -47,6 +47,11 @@ class LadaClient(ClientMethod):
         self.answered = 0
         # For a host that reads public texts: a round, and places of the questions whose paths came in it.
         self.taken: tuple[int, list[int]] = (0, [])
+
+    @classmethod
+    def stands_on(cls, settings: Any) -> tuple[Method, Settings]:
+        found: tuple[Method, Settings] = settings.host_method
+        return found
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:

@@ -232,5 +232,5 @@ class _Listening:
     def takes_part(self, name: str) -> bool:
         return self.ask.takes_part(name)
 
-    def excluded(self) -> int:
+    def excluded(self) -> list[str]:
         return self.ask.excluded()

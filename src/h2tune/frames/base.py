@@ -193,6 +193,10 @@ class FrameKind:
         """Whether a model of this shape can share a core in these frames; `plan` asks."""
         return True
 
+    def shares(self, experiment: Experiment, shape: ModelShape) -> bool:
+        """Whether two of the clients in a model's company can share a core, for all that is known when frames are made."""
+        return True
+
     def leaves(self, settings: FrameSettings) -> list[Sent]:
         """What leaves a client for the sake of the frames."""
         return []

@@ -92,7 +92,7 @@ class EffectClient(AnchorClient):
         return self.predictions
 
     def set_up(self, payload: Payload, shape: CoreShape, relation: Tensor) -> Tensor:
-        if not self._predictions().known.any():
+        if payload.meta.get("fits") is False or not self._predictions().known.any():
             return torch.zeros_like(relation)
         common, shared = payload.tensors.get(_COMMON), payload.tensors.get(_SHARED)
         if common is None or shared is None or common.shape != (int(shared.sum()), shape.rank):
@@ -144,10 +144,14 @@ class EffectServer(AnchorServer):
         _unpacked(payload.said("words", str))
 
     def describers(self, joined: dict[str, Payload]) -> list[str]:
-        """Those whose models predict words: an encoder with a head must not bend what the others read alike."""
+        """Those whose models predict words: an encoder with a head must not bend what the others read alike.
+
+        Nobody where fewer than two can share: frames are the most that is ever sent, and would be of no use.
+        """
         speaking = {name: payload for name, payload in joined.items() if _unpacked(payload.meta["words"]).any()}
         self.silent = sorted(joined.keys() - speaking)
-        return super().describers(speaking)
+        to_come = len(self.experiment.clients) - len(joined)
+        return super().describers(speaking) if len(speaking) + to_come >= 2 else []
 
     def fits(self, payload: Payload) -> bool:
         """Follows from vocabularies, which are public: a model has enough of the words that are common."""
@@ -189,6 +193,8 @@ class EffectServer(AnchorServer):
     def found(self) -> str:
         if self.agreement is None:
             return ""
+        if not self.agreement["in"]:
+            return "fewer than two clients have models that predict words, so nobody shares a core; all stay private"
         said, reads = self.agreement["words"], [value for depth in self.agreement["in"] for value in depth]
         if not len(self.common if self.common is not None else ()):
             return (
@@ -211,7 +217,7 @@ class EffectServer(AnchorServer):
         return super().tensors() | {_COMMON: self.common.half(), _SHARED: self.shared.to(torch.uint8)}
 
     def tensors_for(self, payload: Payload) -> dict[str, Tensor]:
-        return self.tensors() if _unpacked(payload.meta["words"]).any() else {}
+        return self.tensors() if self.fits(payload) else {}
 
     def load(self, tensors: dict[str, Tensor], shape: CoreShape, agreement: dict[str, Any] | None) -> None:
         super().load(_without_words(tensors), shape, agreement)
@@ -282,6 +288,8 @@ class EffectKind(FrameKind):
 
     def setup_bytes(self, experiment: Experiment, settings: FrameSettings, shape: ModelShape) -> tuple[int, int]:
         """As of anchor frames for the maps that write, and the words' factors; how many words are common is not known yet."""
+        if not (self.fits(shape) and self.shares(experiment, shape)):
+            return 0, 0
         slots = self.core_slots(settings, shape.slots)
         widths = dict(zip(dict.fromkeys(input_kind(slot) for slot in shape.slots), shape.inputs, strict=True))
         sizes = [widths[input_kind(slot)] for slot in slots]
@@ -289,7 +297,13 @@ class EffectKind(FrameKind):
         most, words = settings.directions * experiment.rank, len(common_words())
         up = 2 * shape.anchor_words * shape.blocks * sum(min(most, size) for size in sizes) + words * (2 * most + 1)
         down = 2 * shape.anchor_words * experiment.rank * shape.depth * len(sizes)
-        return (up, down + words * (2 * experiment.rank + 1)) if self.fits(shape) else (0, 0)
+        return up, down + words * (2 * experiment.rank + 1)
+
+    def shares(self, experiment: Experiment, shape: ModelShape) -> bool:
+        """Late clients may share, too, for all that the server knows when frames are made."""
+        first = [c.name for c in experiment.clients if c.joins <= 1 and c.name in shape.company]
+        speaking = sum(self.fits(shape.company[name]) for name in first)
+        return speaking + len(experiment.clients) - len(first) >= 2
 
 
 EFFECT = EffectKind(

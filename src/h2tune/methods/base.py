@@ -37,12 +37,15 @@ class ClientMethod(ABC):
     """The client's half.
 
     Attributes:
+        version: of what is exchanged; raised in the class that a family of methods shares whenever a client and a server of
+            two versions could not work together.
         setup_actions: exchanges before round 1 that the method answers, the last of which makes the client ready.
         actions: exchanges of a round that it answers; each is a method ``action(round, payload) -> payload``.
         ends: the action after which the client is scored and its state is saved.
         protects_rows: whether training rows have an effect through local training alone, so that `row_privacy` covers all.
     """
 
+    version: ClassVar[int] = 1
     protects_rows: ClassVar[bool] = False
     setup_actions: ClassVar[tuple[str, ...]] = ("describe", "welcome")
     actions: tuple[str, ...] = ("train",)
@@ -66,6 +69,11 @@ class ClientMethod(ABC):
         Without an experiment: what can leave under these settings.
         """
         return []
+
+    @classmethod
+    def stands_on(cls, settings: Any) -> tuple[Method, Settings] | None:
+        """The method that this one wraps, whose version counts, too."""
+        return None
 
     def introduction(self) -> dict[str, Any]:
         """What the server may know of this client's model: sizes, family, identity of the base; no private data."""
@@ -266,7 +274,7 @@ class Method:
     Attributes:
         says: what it is, in a line.
         source: the paper; a rule that could not be read in it is labelled a reconstruction in the method's file.
-        version: raised whenever clients and servers of two versions could not work together.
+        version: that of the client's half, unless the method counts its own.
         one_architecture: whether it only averages between clients of equal models.
         variant_of: the method whose settings it takes over when it runs as a baseline beside it.
         averages: whether what clients send is combined; a variant that does not tells what combining is worth.
@@ -284,14 +292,14 @@ class Method:
         says: str,
         *,
         source: str = "",
-        version: int = 1,
+        version: int | None = None,
         one_architecture: bool = False,
         variant_of: str = "",
         averages: bool = True,
         heading: str = "",
     ) -> None:
         self.name, self.settings, self.client, self.server, self.says = name, settings, client, server, says
-        self.source, self.version, self.one_architecture = source, version, one_architecture
+        self.source, self.version, self.one_architecture = source, version or client.version, one_architecture
         self.variant_of, self.averages, self.heading = variant_of, averages, heading or name
         self.registry[name] = self
 
@@ -300,21 +308,28 @@ class Method:
         """What leaves a client, in words, under the method's default settings."""
         return "; ".join(sent.says for sent in self.client.leaves(None, self.settings())) or "nothing"
 
-    def actions(self) -> dict[str, Any]:
+    def actions(self, settings: Any) -> dict[str, Any]:
         """What client and server must have in common, as the server tells it when clients join."""
-        return {
+        own = {
             "name": self.name,
             "version": self.version,
             "actions": list(self.client.actions),
             "ends": self.client.ends,
         }
+        host = self.client.stands_on(settings)
+        return own | ({"host": host[0].actions(host[1])} if host else {})
 
-    def check_peer(self, wanted: object) -> None:
+    def versions(self, settings: Any) -> dict[str, int]:
+        """Its version, and that of the method that it wraps, by name."""
+        host = self.client.stands_on(settings)
+        return {self.name: self.version} | (host[0].versions(host[1]) if host else {})
+
+    def check_peer(self, wanted: object, settings: Any) -> None:
         """Raise ProtocolError unless the server runs what this client has."""
-        if wanted != self.actions():
+        if wanted != self.actions(settings):
             raise ProtocolError(
-                f"the server runs {_in_words(wanted)}, this client has {_in_words(self.actions())}; install the same"
-                " version on both sides"
+                f"the server runs {_in_words(wanted)}, this client has {_in_words(self.actions(settings))}; install the"
+                " same version on both sides"
             )
 
 
@@ -322,4 +337,5 @@ def _in_words(method: object) -> str:
     if not isinstance(method, dict):
         return "an h2tune that does not say which method it runs"
     actions = ", ".join(map(str, method.get("actions") or []))
-    return f"{method.get('name')} version {method.get('version')} (actions {actions})"
+    host = f" on {_in_words(method['host'])}" if "host" in method else ""
+    return f"{method.get('name')} version {method.get('version')} (actions {actions}){host}"

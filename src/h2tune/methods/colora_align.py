@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,22 @@ def guide_bytes(pivot: ModelShape, blocks: int, most: int, sentences: int | None
     rows = sum(lengths[:: -(-len(lengths) // sentences)] if sentences and lengths else lengths)
     wide = [min(most, size) for size in pivot.parts]
     return blocks * sum(2 * rows * (pivot.rank + p) + 4 * p * pivot.rank for p in wide)
+
+
+def guide_fault(sent: Mapping[str, Tensor], places: Collection[str], rank: int) -> str:
+    """What is wrong with a guide that a client sent; empty if nothing is.
+
+    Args:
+        places: the anchor blocks' slots, ``0.q`` and so on.
+    """
+    wanted = {f"{kind}.{place}" for kind in ("read", "rows", "write") for place in places}
+    if sent.keys() != wanted or any(t.ndim != 2 or not t.is_floating_point() for t in sent.values()):
+        return "its guide holds other tensors than it may"
+    for place in places:
+        read, rows, write = (sent[f"{kind}.{place}"] for kind in ("read", "rows", "write"))
+        if read.shape != (len(rows), rank) or write.shape != (rows.shape[1], rank):
+            return f"its guide has tensors of other shapes at {place}"
+    return ""
 
 
 def align_reader(x: Factor, target: Tensor, steps: int = 300) -> Tensor:

@@ -22,6 +22,8 @@ def planned_core_bytes(experiment: Experiment, settings: CoreSettings, shape: Mo
     entries of the core, as numbers of 64 bits, and gets those that are summed.
     """
     kind, dims, depth = kind_of(settings.frames), settings.mask == "dims", shape.depth
+    if not kind.shares(experiment, shape):
+        return PlannedBytes(0, 0, *kind.setup_bytes(experiment, settings, shape))
     rank = _core_rank(experiment, settings, shape)
     slots = kind.core_slots(settings, shape.slots) if kind.fits(shape) else []
     pairs, received = len(_covered(settings, shape)), depth * len(slots) * rank**2

@@ -26,6 +26,7 @@ class CoreClient(AdapterClient):
         chosen: round of the last such choice; 0 is none yet.
     """
 
+    version = 2  # in secure rounds clients commit to their secrets and to the shares of them
     actions: tuple[str, ...] = ("keys", "shares", "train", "unmask")  # all but `train` belong to secure aggregation
     shape: CoreShape
     accepted = 1.0

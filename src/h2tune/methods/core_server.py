@@ -240,7 +240,7 @@ class CoreServer(OneExchange):
         self.start_round(number, selected)
         ask = self.aggregator.wrap(ask)
         ask("train", {name: self.download(name) for name in selected}, self.add)
-        self.excluded = ask.excluded()
+        self.excluded = len(ask.excluded())
         self.finish_round()
 
     def start_round(self, number: int, selected: list[str]) -> None:

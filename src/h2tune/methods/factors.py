@@ -56,9 +56,10 @@ class FactorClient(AdapterClient):
         sends, trains: which of A and B.
         any_rank: whether ``keep`` may give clients different ranks.
         offset: whether the server's answers are also written into a frozen dense part.
-        shared: whether another client that has joined has the same base; the server says so in every round.
+        shared: whether another client that takes part has the same base; the server says so in every round.
     """
 
+    version = 2  # every round says whether others share the base
     protects_rows = True
     sends: ClassVar[tuple[str, ...]] = ("A", "B")
     trains: ClassVar[tuple[str, ...]] = ("A", "B")
@@ -69,7 +70,9 @@ class FactorClient(AdapterClient):
 
     @classmethod
     def planned_bytes(cls, experiment: Experiment, settings: Any, shape: ModelShape) -> PlannedBytes:
-        """If another client has the same base; else nothing."""
+        """If another client has the same base, or may have for all that is known here; else nothing."""
+        if len(shape.peers) < 2 and len(shape.company) == len(experiment.clients):
+            return PlannedBytes(0, 0)
         sizes = (d_in * ("A" in cls.sends) + d_out * ("B" in cls.sends) for d_in, d_out, _ in shape.maps)
         size = 4 * shape.rank * sum(sizes)
         return PlannedBytes(size, size)
@@ -172,7 +175,7 @@ class FactorServer(OneExchange):
     Attributes:
         client: the method's other half, which knows what is sent.
         whole_rounds: whether every round changes the clients' base weights, so that nobody may miss one.
-        known: introductions. factors: what each group shares, ``base/0.A`` and so on. version: of every shared tensor.
+        known: introductions. gone: who was excluded when the round began. factors: what each group shares, ``base/0.A`` and so on. version: of every shared tensor.
         given: by client, the version of each tensor that it has. current: the last round that each client took part in.
     """
 
@@ -183,6 +186,7 @@ class FactorServer(OneExchange):
     def __init__(self, experiment: Experiment, settings: Any) -> None:
         super().__init__(experiment, settings)
         self.known: dict[str, dict[str, Any]] = {}
+        self.gone: list[str] = []
         self.group_of: dict[str, str] = {}
         self.factors: dict[str, Tensor] = {}
         self.version: dict[str, int] = {}
@@ -241,8 +245,11 @@ class FactorServer(OneExchange):
         """Whether a client shares; told in every round, since who joins late may be the first twin of a lone one."""
         return {"shared": client in self.group_of}
 
+    def _groups(self) -> dict[str, list[str]]:
+        return self.groups_of({name: known for name, known in self.known.items() if name not in self.gone})
+
     def _form_groups(self) -> None:
-        groups = self.groups_of(self.known)
+        groups = self._groups()
         self.group_of = {n: base for base, names in groups.items() if len(names) > 1 for n in names}
 
     def shapes(self, client: str, rank: int) -> dict[str, tuple[int, ...]]:
@@ -255,6 +262,9 @@ class FactorServer(OneExchange):
     def run_round(self, ask: Ask, number: int, selected: list[str]) -> None:
         if self.whole_rounds:
             selected = self._without_gaps(ask, number, selected)
+        # Here and not in the middle of a round: an update is judged by what its sender was told when the round began.
+        self.gone = ask.excluded()
+        self._form_groups()
         super().run_round(ask, number, selected)
 
     def _without_gaps(self, ask: Ask, number: int, selected: list[str]) -> list[str]:
@@ -300,6 +310,11 @@ class FactorServer(OneExchange):
             if names:
                 total = sum(self.weights[n] for n in names)
                 self.combine_group(base, names, [self.weights[n] / total for n in names])
+        if (
+            self.whole_rounds
+        ):  # what these send is added to the base: it must not reach a client again that is alone by now
+            shared = set(self.group_of.values())
+            self.factors = {key: t for key, t in self.factors.items() if key.partition("/")[0] in shared}
         self.updates = {}
 
     def combine_group(self, base: str, names: list[str], weights: list[float]) -> None:
@@ -317,8 +332,9 @@ class FactorServer(OneExchange):
         raise TypeError(f"{type(self).__name__} has no rule")
 
     def _keys(self, client: str) -> list[str]:
-        """Names of the tensors that a client's group shares."""
-        return [key for key in self.factors if key.startswith(f"{self.group_of.get(client)}/")]
+        """Names of the tensors that a client's group shares, or has shared last."""
+        base = self.known[client]["fingerprint"]
+        return [key for key in self.factors if key.startswith(f"{base}/")]
 
     def download(self, client: str) -> Payload:
         """The group's factors, cut to the client's rank; only those that it does not have yet."""
@@ -348,5 +364,5 @@ class FactorServer(OneExchange):
         self._form_groups()
 
     def report(self) -> dict[str, Any]:
-        alone = sorted(set(self.known) - set(self.group_of))
-        return {"groups": sorted(map(sorted, self.groups_of(self.known).values())), "alone": alone}
+        groups = sorted(map(sorted, self._groups().values()))
+        return {"groups": groups, "alone": sorted(names[0] for names in groups if len(names) == 1)}

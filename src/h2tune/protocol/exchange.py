@@ -87,5 +87,5 @@ class Ask(Protocol):
     def takes_part(self, name: str) -> bool:
         """Whether a client is neither excluded nor away."""
 
-    def excluded(self) -> int:
-        """How many clients the run has excluded so far."""
+    def excluded(self) -> list[str]:
+        """The clients that the run has excluded so far and not admitted again."""

@@ -43,7 +43,7 @@ def own_part(text: str, holds_answer: Callable[[str], bool] = bool) -> str:
         holds_answer: whether a text may be a whole answer; by default every text that is not empty.
     """
     text = text.strip()
-    for marker in islice(_NEXT_QUESTION.finditer(text), 20):
+    for marker in islice(_NEXT_QUESTION.finditer(text), 8):
         before, after = text[: marker.start()].strip(), text[marker.start() :]
         if _stated(before, holds_answer):
             return before
@@ -55,7 +55,7 @@ def own_part(text: str, holds_answer: Callable[[str], bool] = bool) -> str:
 
 def _stated(text: str, holds_answer: Callable[[str], bool]) -> re.Match[str] | None:
     """The first "The answer is" of a text behind which an answer stands."""
-    return next((at for at in islice(_TRIGGER.finditer(text), 20) if holds_answer(text[at.end() :])), None)
+    return next((at for at in islice(_TRIGGER.finditer(text), 8) if holds_answer(text[at.end() :])), None)
 
 
 def parse_number(text: str) -> float | None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload, decode, encode
 from h2tune.store import ClientStore
-from h2tune.utils.files import write_atomic
+from h2tune.utils.files import StoreError, write_atomic
 from h2tune.utils.seeds import derive
 from h2tune.vertical import average, local_round
 from h2tune.vertical.align import digests, looser, positions
@@ -268,6 +268,12 @@ class Passive:
         self._x = self._z = None
         best = folder / _BEST
         self._best = load_file(best) if best.is_file() else None
+        if self._best and _ROUND not in self._best:
+            raise StoreError(
+                f"{best} was written by an earlier version and does not say of which round it is, so the run cannot go on:"
+                " finish it with the version that began it, or begin anew with another --out (over a network: with new"
+                " folders `run` and `state` in all kits)"
+            )
         self._best_round = int(self._best.pop(_ROUND)) if self._best else 0
         return Payload()
 

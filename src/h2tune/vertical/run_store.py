@@ -67,7 +67,11 @@ class VerticalStore(RunStore):
         Raises:
             StoreError: if it differs, naming the keys.
         """
-        if config is not None and (changed := differences(self.config().by_name(), config.by_name())):
+        kept = self.config()
+        if config and kept.label.vectors and config.label.vectors:
+            # A kit with its files may lie in another folder now; what is in this one stands in the run's fingerprint.
+            kept = kept.model_copy(update={"label": kept.label.model_copy(update={"vectors": config.label.vectors})})
+        if config and (changed := differences(kept.by_name(), config.by_name())):
             raise StoreError(
                 f"The config differs from that of the run in {self.folder} in {', '.join(changed[:8])}. Put it back, or"
                 " choose another --out."
