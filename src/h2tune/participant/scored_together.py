@@ -116,7 +116,10 @@ def answer_together(parts: Sequence[Asked]) -> None:
     model: Any = parts[0].active.model
     with evaluating(model):
         if len(parts) == 1:
-            switch_to(model, parts[0].active.adapter)
+            # Also what gets gradients is as the client had it: frozen weights and trained ones are multiplied by two
+            # libraries (`products`), which differ in the last digits.
+            parts[0].active.enter()
+            model.eval()
             _answer(model, parts)
         else:
             with SideBySide([p.active.adapter for p in parts], [p.shape[0] for p in parts]).on(model):
