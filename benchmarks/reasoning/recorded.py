@@ -1,39 +1,37 @@
-"""Suite R1 with a recorded teacher: real models on SVAMP, the large one asked only once.
+"""Suites R1 and R2 with a recorded teacher: real models, the large one asked only once.
 
-The teacher is tuned on 120 problems of its own, as the server of LaDa may be, and its answers to all public questions are
+The teacher is tuned on problems of its own, as the server of LaDa may be, and its answers to all public questions are
 recorded: paths, log-likelihoods, scores. Every run replays them, so that a run costs what its students cost. Nothing flows
-up. Students have 40 problems (`--rows`), two thirds of one kind; the test has SVAMP's own wordings, which nobody trains on.
+up. R1 is SVAMP (`--svamp`): students have 40 problems (`--rows`), two thirds of one kind; the test has SVAMP's own wordings,
+which nobody trains on. R2 is MathQA answered by short Python programs (`--programs`): a student for each of three domains.
 
 For FedMKT the teacher is tuned in the same way and its predictions of the public questions with their right answers are kept
 in the folder `--predictions`.
 
-Run as: python benchmarks/reasoning/recorded.py --svamp FOLDER --teacher MODEL --students MODEL
+    python benchmarks/reasoning/recorded.py --svamp FOLDER --teacher MODEL --students MODEL
+    python benchmarks/reasoning/recorded.py --programs FOLDER --teacher MODEL --students MODEL MODEL MODEL
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from recorded_problems import PROGRAMS, SVAMP
 from recorded_teacher import (
     Replay,
     ReplayFedMkt,
-    Rows,
     base,
     clients_of,
-    fixed_rows,
     predictions,
     record,
     write,
 )
 from suite import RESULTS, answered, in_folder, kept, leave_unless_here, table
-from svamp import TASK, rows_of
 
 from h2tune.config import parse_config
 from h2tune.participant.base_models import ModelPool
@@ -43,7 +41,6 @@ from h2tune.tasks.public import load_questions
 from h2tune.transport.inprocess import InProcess
 from h2tune.utils.logging import quiet_libraries
 
-NAME = "reasoning-recorded"
 METHODS: dict[str, dict[str, Any]] = {
     "local": {"directions": "none"},
     "lada": {},
@@ -57,38 +54,28 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def students_rows(left: Rows, test: Rows, seed: int, student: int, args: argparse.Namespace) -> dict[str, Rows]:
-    """A student's parts: two thirds of its rows are of one kind of problem."""
-    rng = random.Random(f"recorded/{seed}/{student}")
-    left, test = rng.sample(left, len(left)), rng.sample(test, args.tests)
-    kinds = sorted({row["kind"] for row in left})
-    own = kinds[(student + seed) % len(kinds)]
-    mostly, others = ([row for row in left if (row["kind"] == own) is same] for same in (True, False))
-    one, two = round(args.rows * 2 / 3), args.rows - round(args.rows * 2 / 3)
-    parts = {"train": mostly[:one] + others[:two], "validation": mostly[one : one + 14] + others[two : two + 6],
-             "test": test}  # fmt: skip
-    if len(parts["train"]) < args.rows:
-        sys.exit(
-            f"there are only {len(mostly)} problems of the kind {own!r}: too few for {args.rows} rows, choose fewer"
-        )
-    for rows in parts.values():
-        rng.shuffle(rows)
-    return parts
-
-
 def one(
     folder: Path, models: ModelPool, seed: int, method: str, answers: dict[str, Any], args: argparse.Namespace
 ) -> Any:
     """Accuracy and nats of the students after a run with a method."""
-    _, public, left = fixed_rows(args.svamp, args.public)
-    test = rows_of(args.svamp / "test.jsonl")
+    _, public, left = args.problems.fixed_rows(args.data, args.public)
+    test = args.problems.rows_of(args.data / "test.jsonl")
     # In the teacher's place stands a small model that is never asked.
     few = write(folder / "few.jsonl", public[:8])
-    clients = [{"name": "teacher", "model": "zoo:gpt2", "task": TASK, "train": few, "validation": few, "test": few}]
+    clients = [
+        {
+            "name": "teacher",
+            "model": "zoo:gpt2",
+            "task": args.problems.task,
+            "train": few,
+            "validation": few,
+            "test": few,
+        }
+    ]
     for number, model in enumerate(args.students):
-        parts = students_rows(left, test, seed, number, args)
+        parts = args.problems.students_rows(left, test, seed, number, args)
         files = {part: write(folder / f"{number}-{part}.jsonl", rows) for part, rows in parts.items()}
-        clients.append({"name": f"student-{number}", "model": model, "task": TASK} | files)
+        clients.append({"name": f"student-{number}", "model": model, "task": args.problems.task} | files)
     each = args.public // args.rounds  # questions of a round
     lada = {
         "name": "lada",
@@ -100,7 +87,7 @@ def one(
     chosen = {"name": "fedmkt", "sentences": each} if method == "fedmkt" else lada | args.set | METHODS[method]
     experiment = parse_config(base(folder, public, args) | {
         "seed": seed, "rounds": args.rounds, "clients": clients, "method": chosen,
-        "training": {"steps": args.steps, "batch_size": 4, "learning_rate": args.rate}})  # fmt: skip
+        "training": {"steps": args.steps, "batch_size": 4, "learning_rate": args.rate, "precision": args.precision}})  # fmt: skip
     store, identity, made = clients_of(experiment, folder / "run", models)
     teacher: Any = made["teacher"].method
     replay = Replay(made["teacher"], answers)
@@ -138,7 +125,9 @@ def both(host: Callable[..., Payload], paths: Callable[..., Payload]) -> Callabl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--svamp", type=Path, required=True, help="folder with train.jsonl and test.jsonl of SVAMP")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--svamp", type=Path, help="folder with train.jsonl and test.jsonl of SVAMP")
+    data.add_argument("--programs", type=Path, help="the same, of MathQA with programs")
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--students", nargs="+", required=True)
     parser.add_argument("--first", type=int, default=0)
@@ -160,13 +149,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, default=value)
     parser.add_argument("--budget", default="2KB", help="bytes of paths for a student in a round")
     parser.add_argument("--set", type=json.loads, default={}, help="settings of LaDa for all methods, as JSON")
-    parser.add_argument("--name", default=NAME, help="name of the result")
-    parser.add_argument("--recorded", default=NAME, help="name of the result whose recorded teacher is replayed")
+    parser.add_argument("--precision", default="fp32", help="`bf16` is faster where the machine computes in it")
+    parser.add_argument("--name", help="name of the result, if not the suite's")
+    parser.add_argument("--recorded", help="name of the result whose recorded teacher is replayed, if not the suite's")
     parser.add_argument("--predictions", type=Path, default=Path("runs/recorded-teacher"), help="folder for FedMKT's")
     parser.add_argument("--record", action="store_true", help="only record the teacher's answers")
     args = parser.parse_args()
+    args.data, args.problems = (args.svamp, SVAMP) if args.svamp else (args.programs, PROGRAMS)
+    args.name, args.recorded = args.name or args.problems.name, args.recorded or args.problems.name
     models = [args.teacher, *args.students]
-    leave_unless_here(args.svamp, *models)
+    leave_unless_here(args.data, *models)
     quiet_libraries()
     recorded = kept(f"{args.recorded}-teacher", "answers", lambda: in_folder(lambda folder: record(folder, args)))
     if args.record:

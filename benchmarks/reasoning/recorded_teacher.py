@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from recorded_problems import Rows
 from safetensors.torch import load_file, save_file
 from suite import answered
-from svamp import TASK, rows_of
 from torch import Tensor
 
 from h2tune.client import Client
@@ -29,15 +28,6 @@ from h2tune.store import RunStore
 from h2tune.tasks.public import Questions, load_questions
 from h2tune.transport.inprocess import InProcess
 
-Rows = list[dict[str, str]]
-
-
-def fixed_rows(svamp: Path, public: int) -> tuple[Rows, Rows, Rows]:
-    """The teacher's own problems, the public questions, and what is left for students: the same for all seeds."""
-    rows = list({row["question"]: row for row in rows_of(svamp / "train.jsonl")}.values())
-    random.Random("recorded").shuffle(rows)
-    return rows[:120], rows[120 : 120 + public], rows[120 + public :]
-
 
 def write(path: Path, rows: Rows) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -47,7 +37,7 @@ def write(path: Path, rows: Rows) -> str:
 def base(folder: Path, public: Rows, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": "recorded", "rank": 8, "device": "cpu", "blocks": args.blocks,
-        "public": {"source": write(folder / "public.jsonl", public), "task": TASK},
+        "public": {"source": write(folder / "public.jsonl", public), "task": args.problems.task},
         "evaluation": {"every": 99, "n_validation": 20, "batch_size": 16},
     }  # fmt: skip
 
@@ -63,10 +53,15 @@ def clients_of(experiment: Any, folder: Path, models: ModelPool) -> tuple[RunSto
 
 def untuned(folder: Path, method: dict[str, Any], args: argparse.Namespace) -> tuple[Server, Client, Any]:
     """A federation of the teacher alone, whose one round tunes it on its own rows."""
-    own, public, _ = fixed_rows(args.svamp, args.public)
-    teacher = {"name": "teacher", "model": args.teacher, "task": TASK, "train": write(folder / "train.jsonl", own[:100]),
-               "validation": write(folder / "validation.jsonl", own[100:]), "test": write(folder / "test.jsonl", own[100:108])}  # fmt: skip
-    training = {"steps": args.teacher_steps, "batch_size": 4, "learning_rate": args.teacher_rate}
+    own, public, _ = args.problems.fixed_rows(args.data, args.public)
+    teacher = {"name": "teacher", "model": args.teacher, "task": args.problems.task, "train": write(folder / "train.jsonl", own[:-20]),
+               "validation": write(folder / "validation.jsonl", own[-20:]), "test": write(folder / "test.jsonl", own[-20:-12])}  # fmt: skip
+    training = {
+        "steps": args.teacher_steps,
+        "batch_size": 4,
+        "learning_rate": args.teacher_rate,
+        "precision": args.precision,
+    }
     experiment = parse_config(base(folder, public, args) | {
         "rounds": 1, "method": method, "clients": [teacher], "training": training})  # fmt: skip
     store, identity, clients = clients_of(experiment, folder / "run", ModelPool("cpu"))

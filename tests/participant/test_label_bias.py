@@ -22,13 +22,18 @@ from h2tune.inference import predict
 from h2tune.participant import label_bias
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import ClientContext
-from h2tune.participant.label_bias import LabelBias, answer_places, label_tokens, telling_tokens
+from h2tune.participant.label_bias import Heard, LabelBias, answer_places, label_tokens, telling_tokens
 from h2tune.participant.passes import Answered
 from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import Encoded
 from h2tune.trained import load_trained
 
 BOUND = st.integers(0, 10_000)
+
+
+def fitted(tokens: list[list[int]], *said: torch.Tensor) -> LabelBias:
+    """The bias for logits, wanted tokens and places."""
+    return LabelBias.fitted(tokens, [Heard.of(tokens, *said)])
 
 
 def weighted_loss(bias: LabelBias, logits: torch.Tensor, wanted: torch.Tensor, places: torch.Tensor) -> float:
@@ -55,7 +60,7 @@ def test_no_other_bias_has_a_smaller_loss(seed: int) -> None:
     assume(len(set(label.tolist())) == 3)  # what is never seen has no loss of its own
     wanted = torch.stack([label, torch.full((12,), 5)], 1).flatten()  # each label, then the end
     tokens = [[3, 7, 11], [5]]
-    bias = LabelBias.fitted(tokens, logits, wanted, places)
+    bias = fitted(tokens, logits, wanted, places)
 
     best = weighted_loss(bias, logits, wanted, places)
     for _ in range(8):
@@ -64,13 +69,24 @@ def test_no_other_bias_has_a_smaller_loss(seed: int) -> None:
         assert best <= weighted_loss(LabelBias(tokens, other), logits, wanted, places) + 1e-3
 
 
+@given(BOUND, st.integers(1, 7))
+def test_batches_say_what_all_rows_say_together(seed: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits, places = torch.randn(24, 20, generator=generator), torch.arange(2).repeat(12)
+    label = torch.tensor([3, 7, 11])[torch.randint(3, (12,), generator=generator)]
+    said = (logits, torch.stack([label, torch.full((12,), 5)], 1).flatten(), places)
+    tokens = [[3, 7, 11], [5]]
+    parts = [Heard.of(tokens, *part) for part in zip(*(value.split(2 * size) for value in said), strict=True)]
+    assert LabelBias.fitted(tokens, parts) == fitted(tokens, *said)
+
+
 def test_the_end_of_the_answer_does_not_compete_where_the_label_is_read() -> None:
     # Tokens 2 and 5 are labels, 0 ends; the model never ends by itself, and its labels lie 20 below another token.
     logits = torch.zeros(8, 10)
     logits[:, 0] = -10
     logits[::2, 9] = 20
     wanted = torch.tensor([2, 0, 5, 0] * 2)
-    bias = LabelBias.fitted([[2, 5], [0]], logits, wanted, torch.arange(2).repeat(4))
+    bias = fitted([[2, 5], [0]], logits, wanted, torch.arange(2).repeat(4))
 
     read = bias.added_to(logits, torch.arange(2).repeat(4))
     assert torch.equal(read[::2, 0], logits[::2, 0]) and torch.equal(read[1::2, [2, 5]], logits[1::2, [2, 5]])
@@ -100,8 +116,8 @@ def test_a_file_of_before_places_means_what_it_meant() -> None:
 
 def test_a_token_that_no_option_has_there_is_left_out_of_the_fit() -> None:
     logits, places = torch.zeros(4, 6), torch.tensor([0, 1, 0, 1])
-    bias = LabelBias.fitted([[2, 3], [0]], logits, torch.tensor([2, 0, 3, 5]), places)  # one answer was cut
-    again = LabelBias.fitted([[2, 3], [0]], logits[:3], torch.tensor([2, 0, 3]), places[:3])
+    bias = fitted([[2, 3], [0]], logits, torch.tensor([2, 0, 3, 5]), places)  # one answer was cut
+    again = fitted([[2, 3], [0]], logits[:3], torch.tensor([2, 0, 3]), places[:3])
     assert bias == again
 
 
@@ -109,7 +125,7 @@ def test_a_certain_answer_is_told_apart_by_the_frequencies_of_the_labels() -> No
     # A model that says nothing about two labels: the bias is their log odds, up to the small pull towards 0.
     logits = torch.full((100, 8), -40.0)
     logits[:, [2, 5]] = 0
-    bias = LabelBias.fitted([[2, 5]], logits, torch.tensor([2] * 75 + [5] * 25), torch.zeros(100))
+    bias = fitted([[2, 5]], logits, torch.tensor([2] * 75 + [5] * 25), torch.zeros(100))
     (less, more), wanted = reversed(bias.values[0]), math.log((75 + 16) / (25 + 16))
     assert abs(more - less - wanted) < 0.01
 
@@ -126,7 +142,7 @@ def test_a_label_that_no_row_has_can_still_be_predicted(seed: int) -> None:
     trained = wanted != 11
     assume({3, 7} <= set(wanted[trained].tolist()))
 
-    bias = LabelBias.fitted([labels.tolist()], logits[trained], wanted[trained], torch.zeros(int(trained.sum())))
+    bias = fitted([labels.tolist()], logits[trained], wanted[trained], torch.zeros(int(trained.sum())))
     assert bias.values[0][2] == min(bias.values[0][:2]) > 4
     said = bias.added_to(logits, torch.zeros(30, dtype=torch.long)).argmax(1)
     assert torch.equal(said, wanted)

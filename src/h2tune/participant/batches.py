@@ -15,6 +15,8 @@ Batch = dict[str, Tensor]
 
 ENOUGH = 256  # tokens that keep a processor's products busy
 
+MOST_LOGITS = 1 << 27  # of a pass that scores: half a gigabyte in float32, which the loss then needs once more
+
 
 def collate(rows: Sequence[Encoded], pad: int) -> Batch:
     """Right-padded ids, mask and labels (-100 where nothing is asked, or one class per row)."""
@@ -52,6 +54,25 @@ def by_length(lengths: Sequence[int], size: int, *, split: bool = True) -> list[
             tokens = 0
         batches[-1].append(place)
         tokens += lengths[place]
+    return batches
+
+
+def scored_together(rows: Sequence[Encoded], size: int, vocabulary: int) -> list[list[int]]:
+    """Batches of `by_length` that ask for no more than `MOST_LOGITS` logits each, unless one row alone does.
+
+    A batch of 64 answers of 90 tokens over a vocabulary of 262,144 entries would take 6 GB, and its loss as much again.
+    """
+    asked = [sum(label != -100 for label in row.labels) for row in rows]
+    most = MOST_LOGITS // vocabulary
+    batches: list[list[int]] = []
+    for batch in by_length([len(row.input_ids) for row in rows], size):
+        tokens = most + 1  # the first row begins a batch
+        for place in batch:
+            tokens += asked[place]
+            if tokens > most:
+                batches.append([])
+                tokens = asked[place]
+            batches[-1].append(place)
     return batches
 
 

@@ -26,7 +26,7 @@ from h2tune.participant.passes import Passes
 from h2tune.participant.prefix import Prefix, prefix_of
 from h2tune.participant.prepare import Split, client_base, load_data, max_length
 from h2tune.participant.row_privacy import digest_of, trainer_of
-from h2tune.participant.scoring import Score, all_answered, score
+from h2tune.participant.scoring import Score, heard, score
 from h2tune.participant.trainer import Batches, LocalTraining, NanLossError, Trainer
 from h2tune.store import ClientStore
 from h2tune.tasks.example import Example
@@ -184,8 +184,8 @@ class ClientContext:
             return LabelBias.read(known)
         run, size = Passes(self.prefix), self.experiment.evaluation.batch_size
         with self.base.untouched() as model:
-            answered = all_answered(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run)
-        found = LabelBias.fitted(tokens, *answered)
+            said = heard(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run, tokens)
+        found = LabelBias.fitted(tokens, said)
         if self._store:
             self._store.write_json(LABEL_BIAS, asdict(found))
         return found

@@ -64,6 +64,34 @@ def answer_places(labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """Of what a model says to a batch of rows, what the bias is fitted to: a few numbers instead of a whole vocabulary.
+
+    Attributes:
+        rows: how many answers there are.
+        places: by place of the answer, the logits of its tokens (positions x tokens), all other tokens as one (positions x 1),
+            and which token is right.
+    """
+
+    rows: int
+    places: Sequence[tuple[Tensor, Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, tokens: Sequence[Sequence[int]], logits: Tensor, wanted: Tensor, places: Tensor) -> Heard:
+        """From logits (positions x vocabulary), the right token of each position and its place (`answer_places`)."""
+        found = []
+        for place, few in enumerate(tokens):
+            # A cut answer may ask for a token where no option has it.
+            here = (places == place) & torch.isin(wanted, torch.tensor(few, device=wanted.device))
+            said = logits[here].detach().double().cpu()
+            known, column = said[:, few], {token: i for i, token in enumerate(few)}
+            said[:, few] = -torch.inf
+            goal = torch.tensor([column[int(token)] for token in wanted[here]], dtype=torch.long)
+            found.append((known, said.logsumexp(-1, keepdim=True), goal))
+        return cls(int((places == 0).sum()), found)
+
+
+@dataclass(frozen=True)
 class LabelBias:
     """Numbers for some tokens at each place of an answer; the last place stands for all that may follow it.
 
@@ -83,20 +111,20 @@ class LabelBias:
         return cls(plain["tokens"], plain["values"])
 
     @classmethod
-    def fitted(cls, tokens: Sequence[Sequence[int]], logits: Tensor, wanted: Tensor, places: Tensor) -> LabelBias:
-        """The numbers with the least loss on a model's logits (positions x vocabulary).
+    def fitted(cls, tokens: Sequence[Sequence[int]], heard: Sequence[Heard]) -> LabelBias:
+        """The numbers with the least loss on what a model says.
 
         The loss is convex in the numbers; the same logits give the same numbers. At each place, rows are weighted as if
         each label had been seen `_PRIOR` times more. A token that no row has there gets the least number of the others.
 
         Args:
-            tokens: as `label_tokens` gives them. wanted: the right token of each position. places: its `answer_places`.
+            tokens: as `label_tokens` gives them. heard: what the model says to batches of rows, with the same tokens.
         """
-        rows, values = int((places == 0).sum()), []
-        for place, few in enumerate(tokens):
-            # A cut answer may ask for a token where no option has it.
-            here = (places == place) & torch.isin(wanted, torch.tensor(few, device=wanted.device))
-            values.append(_fitted(few, logits[here], wanted[here], rows).tolist())
+        rows = sum(part.rows for part in heard)
+        values = []
+        for place in zip(*(part.places for part in heard), strict=True):
+            known, rest, goal = map(torch.cat, zip(*place, strict=True))
+            values.append(_fitted(known, rest, goal, rows).tolist())
         return cls(tokens, values)
 
     def added_to(self, logits: Tensor, places: Tensor) -> Tensor:
@@ -115,16 +143,11 @@ class LabelBias:
         return torch.tensor(columns), table
 
 
-def _fitted(tokens: Sequence[int], logits: Tensor, wanted: Tensor, rows: int) -> Tensor:
-    """One number for each token: those with the least weighted loss where ``wanted`` was wanted of ``rows`` answers."""
-    logits = logits.detach().double().cpu()
-    known, column = logits[:, tokens], {token: i for i, token in enumerate(tokens)}
-    others = logits.clone()
-    others[:, tokens] = -torch.inf
-    rest = others.logsumexp(-1, keepdim=True)  # all other tokens as one
-    goal = torch.tensor([column[int(token)] for token in wanted], dtype=torch.long)
-    weights = _weights(goal, len(tokens), rows)
-    values = torch.zeros(len(tokens), dtype=torch.double, requires_grad=True)
+def _fitted(known: Tensor, rest: Tensor, goal: Tensor, rows: int) -> Tensor:
+    """One number for each token of a place: those with the least weighted loss over ``rows`` answers."""
+    tokens = known.shape[1]
+    weights = _weights(goal, tokens, rows)
+    values = torch.zeros(tokens, dtype=torch.double, requires_grad=True)
     optimiser = torch.optim.LBFGS([values], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -136,7 +159,7 @@ def _fitted(tokens: Sequence[int], logits: Tensor, wanted: Tensor, rows: int) ->
 
     optimiser.step(loss)
     found = values.detach()
-    seen = torch.bincount(goal, minlength=len(tokens)) > 0
+    seen = torch.bincount(goal, minlength=tokens) > 0
     if seen.any():  # a label that no row has is raised over all other words as its rivals are, by the least of theirs
         found[~seen] = found[seen].min()
     return found

@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from h2tune.participant.batches import by_length, collate
+from h2tune.participant.batches import by_length, collate, scored_together
 from h2tune.participant.checkpoints import context_of
-from h2tune.participant.label_bias import answer_places
+from h2tune.participant.label_bias import Heard, answer_places
 from h2tune.participant.passes import PLAIN, Passes, Writing
 from h2tune.tasks.chat_template import stop_tokens
 from h2tune.tasks.prompts import IGNORED, Encoded, encode, encode_options, encode_prompts, fit_prompts
@@ -128,17 +127,22 @@ def _device(model: Model) -> torch.device:
 
 
 @torch.no_grad()
-def all_answered(
-    model: Model, encoded: Sequence[Encoded], pad: int, size: int, passes: Passes
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (positions x vocabulary) wherever the rows ask for something, what they ask for, and its `answer_places`."""
-    found, places = [], []
+def heard(
+    model: Model, encoded: Sequence[Encoded], pad: int, size: int, passes: Passes, tokens: Sequence[Sequence[int]]
+) -> list[Heard]:
+    """What the model says of some tokens wherever the rows ask for something."""
+    found = []
     with evaluating(model):
-        for picked in by_length([len(row.input_ids) for row in encoded], size):
+        for picked in _batches(model, encoded, size):
             batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
-            found.append(passes.answered(model, batch))
-            places.append(answer_places(batch["labels"]))
-    return torch.cat([f.logits for f in found]), torch.cat([f.wanted for f in found]), torch.cat(places)
+            said = passes.answered(model, batch)
+            found.append(Heard.of(tokens, said.logits, said.wanted, answer_places(batch["labels"])))
+            del said  # as in `_nats`
+    return found
+
+
+def _batches(model: Model, rows: Sequence[Encoded], size: int) -> list[list[int]]:
+    return scored_together(rows, size, model.config.get_text_config().vocab_size)
 
 
 def _nats(
@@ -146,7 +150,7 @@ def _nats(
 ) -> tuple[float, list[int]]:
     """Mean cross-entropy over all asked positions of all rows, and for classes the likeliest of each row."""
     total, count, predicted = 0.0, 0, [0] * len(encoded)
-    for picked in by_length([len(row.input_ids) for row in encoded], size):
+    for picked in _batches(model, encoded, size):
         batch = {k: v.to(_device(model)) for k, v in collate([encoded[i] for i in picked], pad).items()}
         found = passes.answered(model, batch)
         if among:
@@ -220,7 +224,7 @@ def choose(
         return _choose_token(model, tokenizer, examples, options, size, passes)
     rows = [(i, option) for i, several in enumerate(options) for option in several]
     values = [0.0] * len(rows)
-    for picked in by_length([len(option.input_ids) for _, option in rows], size):
+    for picked in _batches(model, [option for _, option in rows], size):
         found = _likelihoods(model, [rows[j][1] for j in picked], tokenizer.pad_token_id, passes)
         for j, value in zip(picked, found, strict=True):
             values[j] = value
@@ -241,7 +245,7 @@ def _choose_token(
     """The likeliest option where all are one token: one pass for all options of an example."""
     chosen = [""] * len(examples)
     first = [several[0] for several in options]
-    for picked in by_length([len(row.input_ids) for row in first], size):
+    for picked in _batches(model, first, size):
         batch = {
             k: v.to(_device(model)) for k, v in collate([first[i] for i in picked], tokenizer.pad_token_id).items()
         }
