@@ -48,6 +48,22 @@ def test_generation_does_not_depend_on_the_batch(base) -> None:
     assert together == alone
 
 
+def test_what_is_written_is_read_from_tensors_in_one_piece(base) -> None:
+    """By a part of a tensor PyTorch multiplies frozen weights with a copy of them for each row."""
+    read = []
+    head = base.model.get_output_embeddings()
+    hook = head.register_forward_hook(
+        lambda module, args, output: read.append((args[0].shape, args[0].is_contiguous()))
+    )
+    try:
+        generate(base.model, base.tokenizer, [[1, 5, 6, 7], [1, 5], [1, 6, 8]], 2, size=3)
+    finally:
+        hook.remove()
+    width = base.model.config.hidden_size
+    assert read == [((3, 1, width), True)] * 2
+    assert not head._forward_pre_hooks
+
+
 def test_choice_takes_the_likeliest_whole_option(base) -> None:
     example = Example("7 + 4 =", " 11", "11", options=(" 1", " 11", " 30"))
     assert choose(base.model, base.tokenizer, [example]) == [" 11"]

@@ -119,7 +119,7 @@ def continued(
     padded = {name: value.to(device) for name, value in left_padded(prompts, writing.pad).items()}
     ends = {"pad_token_id": writing.pad, "eos_token_id": list(writing.stops) or None}
     settings = GenerationConfig(max_new_tokens=writing.room, **ends, **how)
-    with _plain_generation(model):
+    with _plain_generation(model), _in_one_piece(_output_embedding(model)):
         out: Tensor = model.generate(  # type: ignore[operator]
             **padded, generation_config=settings, stopping_criteria=stopping
         )
@@ -139,6 +139,25 @@ def _plain_generation(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         base.generation_config = own
+
+
+@contextmanager
+def _in_one_piece(output: nn.Module | None) -> Iterator[None]:
+    """Let the output embedding read the last states of the prompts from a tensor of their own.
+
+    Transformers gives it a part of all states. By such a part PyTorch multiplies frozen weights row by row, and copies them
+    for each row: a vocabulary of 151,936 entries, 64 prompts and bfloat16 took 17 GB and some minutes.
+    """
+
+    def pick(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].contiguous(), *args[1:])
+
+    hook = output.register_forward_pre_hook(pick) if output is not None else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def answered_each(model: nn.Module, passes: Sequence[Passes], batches: Sequence[Batch], filler: int) -> list[Answered]:
