@@ -11,9 +11,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from h2tune.participant.batches import collate
+from h2tune.participant.batches import collate, scored_together
 from h2tune.participant.context import ClientContext
+from h2tune.participant.passes import PLAIN
 from h2tune.tasks.prompts import encode
 
 SKETCH, EXAMPLES = 256, 32
@@ -30,13 +32,17 @@ def gradient_sketch(context: ClientContext, common: str) -> Tensor:
     weights = [p for name, p in sorted(block.named_parameters()) if p.ndim == 2 and "trilora_" not in name]
     for weight in weights:
         weight.requires_grad_(True)
+    flat, asked = torch.zeros(sum(weight.numel() for weight in weights)), 0
     with base.peft.disable_adapter() if base.peft else nullcontext():
-        batch = collate(rows, base.tokenizer.pad_token_id)
-        loss = base.model(**{k: v.to(base.model.device) for k, v in batch.items()}).loss
-        gradients = torch.autograd.grad(loss, weights)
+        for picked in scored_together(rows, EXAMPLES, base.model.config.get_text_config().vocab_size):
+            batch = collate([rows[i] for i in picked], base.tokenizer.pad_token_id)
+            found = PLAIN.answered(base.model, {k: v.to(base.model.device) for k, v in batch.items()})
+            loss = cross_entropy(found.logits, found.wanted, reduction="sum")
+            flat += torch.cat([g.float().flatten().cpu() for g in torch.autograd.grad(loss, weights)])
+            asked += len(found.wanted)
     for weight in weights:
         weight.requires_grad_(False)
-    flat = torch.cat([g.float().flatten().cpu() for g in gradients])
+    flat /= asked
     generator = torch.Generator().manual_seed(0)
     # A count sketch: every entry goes to one bucket with a random sign.
     bucket = torch.randint(0, SKETCH, flat.shape, generator=generator)
