@@ -22,9 +22,10 @@ def resident_bytes() -> int:
 
 def main() -> None:
     quiet_libraries()
-    from h2tune.client import Client, make_accelerator
+    from h2tune.client import Client
     from h2tune.config import parse_config
     from h2tune.participant.base_models import ModelPool
+    from h2tune.participant.context import make_accelerator
     from h2tune.server import Server
     from h2tune.store import RunStore
     from h2tune.tasks.demo_problems import demo_anchors
@@ -62,7 +63,7 @@ def main() -> None:
         server.open()
         server.one_round()
         grown = resident_bytes() - before
-        models = len({id(c.base.model) for c in clients.values()})
+        models = len({id(c.context.base.model) for c in clients.values()})
         computed = 0
         for client in clients.values():
             trained = [*client.method.factors, *client.method.middles, *client.method.core.parameters()]
@@ -70,8 +71,9 @@ def main() -> None:
             computed += sum(t.numel() * t.element_size() for t in [*trained, *gradients])
             moments = {k: v for k, v in client.method.state().items() if "exp_avg" in k}
             computed += sum(t.numel() * t.element_size() for t in moments.values())
-            rows = (client.train_data, client.validation_data, client.test_data)
-            computed += sum(8 * 2 * len(row.input_ids) for part in rows for row in part)
+            data = client.context.data
+            rows = [row for part in (data.train, data.validation, data.test) for row in part.encoded]
+            computed += sum(8 * 2 * len(row.input_ids) for row in rows)
     print(f"base models base {models}; growth {grown / 1e6:.1f} MB, computed {computed / 1e6:.1f} MB,"
           f" ratio {grown / computed:.2f}")  # fmt: skip
     write("clients", {"clients": 60, "models": models, "grown_bytes": grown, "computed_bytes": computed,

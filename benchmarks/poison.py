@@ -86,12 +86,12 @@ def federation(count: int, rule: str, rounds: int, tests: int, seed: int) -> Any
 
 def practise_once() -> None:
     """Let clients on one model start from the same practised frames, as if one of them had published them."""
-    from h2tune.frames import registry as starts
+    from h2tune.frames import glossary
 
-    original, known = starts.practise, {}
+    original, known = glossary.practise, {}
 
     def practise(method: Any, rate: float) -> None:
-        model, _, number = method.client.name.partition("-")
+        model, _, number = method.context.name.partition("-")
         if not number:
             original(method, rate)
             known[model] = [p.detach().clone() for p in method.factors]
@@ -99,12 +99,13 @@ def practise_once() -> None:
             for own, kept in zip(method.factors, known[model], strict=True):
                 own.copy_(kept)
 
-    starts.practise = practise
+    glossary.practise = practise
 
 
 def run(experiment: Any, bad: list[str], attack: str | None, models: Any) -> dict[str, Any]:
     """Final accuracies by client, and who was excluded."""
-    from h2tune.client import Client, make_accelerator
+    from h2tune.client import Client
+    from h2tune.participant.context import make_accelerator
     from h2tune.server import Server
     from h2tune.store import RunStore
     from h2tune.tasks.demo_problems import demo_anchors

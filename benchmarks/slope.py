@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from common import write
 
-from h2tune.client import Client, make_accelerator
+from h2tune.client import Client
 from h2tune.comparison.statistics import interval
 from h2tune.config import Experiment
 from h2tune.demo import demo_experiment
 from h2tune.frames.sources import load_anchors
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.batches import collate
+from h2tune.participant.context import make_accelerator
 from h2tune.server import Server
 from h2tune.store import RunStore
 from h2tune.transport.inprocess import InProcess
@@ -54,17 +55,20 @@ def experiment_of(seed: int, rounds: int) -> Experiment:
 
 def shared_gradient(clients: dict[str, Client], server: Server) -> float:
     """||grad F||^2 at the server's core, with every client's own A, B and P as they stand."""
-    total, weight = torch.zeros_like(server.method.S), sum(len(c.train_data) for c in clients.values())
+    total, weight = torch.zeros_like(server.method.S), sum(len(c.context.data.train) for c in clients.values())
     for name, client in clients.items():
-        method = client.method
-        method.activate()
+        method, context = client.method, client.context
         method.receive(server.method.download(name))
-        method._listen(core=True, factors=False)
-        batch = collate(client.train_data, client.tokenizer.pad_token_id)
-        client.base.peft.eval()
-        client.base.peft(**batch).loss.backward()
+        model = method.activate().eval()
+        for leaf in method.core_leaves:
+            leaf.requires_grad_(True)
+        method.groups["specific"].trainable(False)
+        rows = context.data.train.encoded
+        batch = collate(rows, context.tokenizer.pad_token_id)
+        whole = iter([(batch, list(range(len(rows))))])
+        context.trainer.gradients(model, whole, passes=context.passes)
         method.core.pull(method.core_leaves)
-        total += method.core.S.grad * (len(client.train_data) / weight)
+        total += method.core.S.grad * (len(rows) / weight)
         method.core.zero_grad()
     return float(total.square().sum())
 

@@ -28,7 +28,6 @@ from variants import experiment_of, figures, line
 
 from h2tune.frames import glossary as practice
 from h2tune.frames import lexicon as glossary
-from h2tune.frames import registry as starts
 from h2tune.participant.base_models import ModelPool
 from h2tune.tasks.sources import read_rows
 from h2tune.utils.logging import quiet_libraries
@@ -56,10 +55,10 @@ def shuffled(source: str, folder: Path) -> str:
 @contextmanager
 def private_codes() -> Iterator[None]:
     """While this lasts, every client has codes of its own."""
-    public, practised = glossary.code, starts.practise
+    public, practised = glossary.code, practice.practise
 
     def practise(method: Any, rate: float) -> None:
-        salt = method.client.name
+        salt = method.context.name
 
         def code(name: str, rank: int) -> torch.Tensor:
             return public(f"{salt}: {name}", rank)
@@ -70,11 +69,11 @@ def private_codes() -> Iterator[None]:
         finally:
             glossary.code = practice.code = public
 
-    starts.practise = practise
+    practice.practise = practise
     try:
         yield
     finally:
-        starts.practise = practised
+        practice.practise = practised
 
 
 def accuracy(found: Plain) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from h2tune.comparison.grid import TUNING_SEED, UNREAD_TEST
+from h2tune.comparison.cells import TUNING_SEED, UNREAD_TEST
 from h2tune.config import Experiment, parse_config
 from h2tune.federation import run
 from h2tune.participant.base_models import ModelPool
