@@ -90,7 +90,7 @@ def main() -> None:
             def make(seed: int = seed, method: str = method) -> dict[str, Any]:
                 return in_folder(lambda folder: one(folder, seed, method, args.set, changes))
 
-            kept(args.name, f"{method}/{seed}", make)
+            kept(args.name, f"{method}/{seed}", make, args)
     pairs = {f"lada over {other}": f"lada - {other}" for other in METHODS if other != "lada"}
     table(args.name, pairs, seeds, ("accuracy", "nats", "teacher"))
 

@@ -206,7 +206,7 @@ def main() -> None:
             def make(seed: int = seed, method: str = method) -> dict[str, Any]:
                 return in_folder(lambda folder: one(folder, seed, args.rate, METHODS[method] | weight))
 
-            kept(args.name, f"{method}/{seed}", make)
+            kept(args.name, f"{method}/{seed}", make, args)
     table(args.name, {f"lada over {m}": f"lada - {m}" for m in METHODS if m != "lada"}, seeds, ("accuracy", "nats"))
     cells = json.loads((Path(__file__).parents[1] / "results" / f"{args.name}.json").read_text())["cells"]
     for method in args.methods:

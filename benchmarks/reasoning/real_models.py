@@ -188,7 +188,7 @@ def main(suite: Suite, doc: str | None) -> None:
             suite.write(args, folder, 0, len(models))
             return measure(suite.task, folder, models, args.tests, args.device)
 
-        kept(args.name, "untouched", lambda: in_folder(untouched))
+        kept(args.name, "untouched", lambda: in_folder(untouched), args)
         return
     seeds = range(args.first, args.first + args.seeds)
     with tempfile.TemporaryDirectory() as states:
@@ -199,6 +199,6 @@ def main(suite: Suite, doc: str | None) -> None:
                 def cell(folder: Path, seed: int = seed, method: str = method) -> dict[str, Any]:
                     return one(suite, pool, folder, models, seed, method, args)
 
-                kept(args.name, f"{method}/{seed}", lambda cell=cell: in_folder(cell))
+                kept(args.name, f"{method}/{seed}", lambda cell=cell: in_folder(cell), args)
     pairs = {f"lada over {other}": f"lada - {other}" for other in METHODS if other != "lada"}
     table(args.name, pairs, seeds, ("accuracy", "nats", "teacher", "teacher_nats"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 import tempfile
 import time
@@ -13,12 +13,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import RESULTS, circumstances, command
+from common import RESULTS, about, amend, read, refuse_others, settings_of
 
 from h2tune.comparison.statistics import interval
 from h2tune.methods.fedmkt import FedMktClient
 from h2tune.tasks.public import load_questions
 
+NOT_OF_A_RUN = ("measure", "tune", "checkpointing")
+"""Options of `real_models` that choose what is done, or change no figure."""
 SMALL: dict[str, dict[str, Any]] = {
     "lada": {},
     "random": {"filter": "random"},
@@ -49,21 +51,33 @@ def leave_unless_here(*paths: str | Path) -> None:
         sys.exit(f"skipped: not on this machine: {', '.join(missing)}")
 
 
-def kept(name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result under a key of ``results/NAME.json``, made now if it is not there yet: a stopped benchmark goes on."""
-    path = RESULTS / f"{name}.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"cells": {}}
-    if key not in known["cells"]:
+def kept(
+    name: str, key: str, make: Callable[[], dict[str, Any]], args: argparse.Namespace | None = None
+) -> dict[str, Any]:
+    """The result under a key of ``results/NAME.json``, made now if it is not there yet: a stopped benchmark goes on.
+
+    Args:
+        args: the command's options. No cell of this method may have been made with other settings.
+    """
+    settings = None if args is None else settings_of(args, *NOT_OF_A_RUN)
+    path, method = RESULTS / f"{name}.json", key.rpartition("/")[0]
+    cells = read(path).get("cells", {})
+    for other, cell in cells.items():
+        if other.rpartition("/")[0] == method:
+            refuse_others(cell, settings, f"{other} of {path.name}")
+    if key not in cells:
         begin = time.perf_counter()
         found = make()
-        known = (
-            json.loads(path.read_text()) if path.is_file() else {"cells": {}}
-        )  # another process may have added some
-        known["cells"][key] = found | {"seconds": round(time.perf_counter() - begin, 1)}
-        known |= {"command": command()} | circumstances()
-        path.write_text(json.dumps(known, indent=1) + "\n")
+        cell = found | {"seconds": round(time.perf_counter() - begin, 1)} | about()
+        cell |= {} if settings is None else {"settings": settings}
+
+        def added(known: dict[str, Any]) -> dict[str, Any]:
+            known.setdefault("cells", {}).setdefault(key, cell)  # another process may have added some, even this one
+            return known | about()
+
+        cells = amend(path, added)["cells"]
         print(f"{key}: {found}", flush=True)
-    return dict(known["cells"][key])
+    return dict(cells[key])
 
 
 def paired(
@@ -105,13 +119,11 @@ def in_folder(make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
 def table(name: str, rivals: dict[str, str], seeds: Iterable[int], values: Iterable[str]) -> None:
     """Print the paired differences of ``{label: "a - b"}`` and keep them with the cells."""
     path = RESULTS / f"{name}.json"
-    known = json.loads(path.read_text())
-    found: dict[str, Any] = {}
+    cells, found = read(path)["cells"], {}
     for label, pair in rivals.items():
         a, b = pair.split(" - ")
         for value in values:
-            if (gap := paired(known["cells"], a, b, seeds, value)) is not None:
+            if (gap := paired(cells, a, b, seeds, value)) is not None:
                 found[f"{label}: {value}"] = gap
                 print(f"{label:42s} {value:10s} {gap[0]:+.3f}  ({gap[1]:+.3f} to {gap[2]:+.3f})")
-    known["differences"] = found
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    amend(path, lambda known: known | {"differences": found})

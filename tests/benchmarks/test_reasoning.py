@@ -93,3 +93,20 @@ def test_nobody_shares_a_problem_of_mathqa(suites: Any, tmp_path: Path) -> None:
     everything = [question for questions in read.values() for question in questions]
     assert len(set(everything)) == len(everything)
     assert all("gain" in question for question in read["2-train"])
+
+
+def test_a_cell_is_kept_with_its_settings_and_never_beside_one_of_others(
+    suites: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import suite
+
+    monkeypatch.setattr(suite, "RESULTS", tmp_path)
+    args = argparse.Namespace(rate=0.1, seeds=2, name="x", methods=["lada"])
+    suite.kept("x", "lada/0", lambda: {"accuracy": 0.5}, args)
+    found = suite.kept("x", "lada/0", lambda: {"accuracy": 0.7}, args)
+    assert found["accuracy"] == 0.5 and found["settings"] == {"rate": 0.1}
+    assert {"command", "commit", "date", "machine"} <= found.keys()
+    suite.kept("x", "local/0", lambda: {"accuracy": 0.4}, argparse.Namespace(rate=0.2))
+    with pytest.raises(SystemExit, match=r"lada/0 of x\.json was made with other settings"):
+        suite.kept("x", "lada/1", lambda: {"accuracy": 0.7}, argparse.Namespace(rate=0.2))
+    assert list(json.loads((tmp_path / "x.json").read_text())["cells"]) == ["lada/0", "local/0"]
