@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import labels  # noqa: F401  (a kind of frames that is registered)
 import turned  # noqa: F401  (a kind of frames that is registered)
-from common import circumstances
+from common import about, refuse_others, settings_of
+from common import read as result_of
 from prepare import FAMILIES
 from rows import ANCHORS, TASKS, Row, anchors, read, written
 
@@ -37,6 +38,7 @@ from h2tune.config import Experiment
 from h2tune.utils.files import write_atomic
 
 VALIDATION = 20
+SEEDS = 5
 DIFFERENT = {"different": ("sst2", "qqp", "mrpc"), "maths": ("gsm8k", "aqua", "program")}
 """Settings in which every family has a task of its own."""
 METHODS: dict[str, dict[str, Any]] = {
@@ -119,10 +121,25 @@ Key = tuple[str, str, int]
 """Setting, method, seed."""
 
 
+def settings(args: argparse.Namespace, method: str) -> dict[str, Any]:
+    """What a method's cells depend on beside the setting and the seed."""
+    return settings_of(args, "set") | {"set": args.set.get(method, {})}
+
+
+def check(args: argparse.Namespace) -> None:
+    """End the process if there are cells of these methods that were made with other settings than they would be now."""
+    for method in args.methods:
+        for setting in args.settings:
+            for seed, found in cells(args, setting, method).items():
+                refuse_others(found, settings(args, method), f"{setting} {method} {seed}")
+
+
 def run(args: argparse.Namespace) -> None:
     """Run what is not there yet, in several processes if asked; the first line says how much that is."""
     args.out.mkdir(parents=True, exist_ok=True)
-    wanted = [(s, m, n) for m in args.methods for s in args.settings for n in range(args.first, args.seeds)]
+    check(args)
+    seeds = range(args.first, SEEDS if args.seeds is None else args.seeds)
+    wanted = [(s, m, n) for m in args.methods for s in args.settings for n in seeds]
     todo = [key for key in wanted if not cell(args, *key).is_file()]
     known = [json.loads(p.read_text())["seconds"] for p in (args.out / "cells").rglob("*.json")]
     each = sum(known) / len(known) / args.jobs if known else 180.0
@@ -138,6 +155,10 @@ def run(args: argparse.Namespace) -> None:
         worker.start()
     for worker in workers:
         worker.join()
+    queue.cancel_join_thread()  # type: ignore[attr-defined]  # what nobody took must not keep this process
+    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
+        left = sum(not cell(args, *key).is_file() for key in todo)
+        sys.exit(f"{len(failed)} of {args.jobs} processes ended with errors ({failed}); {left} runs are still to go")
 
 
 def work(args: argparse.Namespace, queue: Queue[Key | None]) -> None:
@@ -165,22 +186,33 @@ def one(args: argparse.Namespace, pool: Any, federation: Experiment, setting: st
     kept = {name: c["final"] | {"accepted": c["accepted"], "agreement": c["agreement"]}
             for name, c in metrics["clients"].items()}  # fmt: skip
     found = {"clients": kept, "base": {n: c["base"] for n, c in metrics["clients"].items()},
-             "seconds": round(time.perf_counter() - begin, 1), "method": federation.method} | circumstances()  # fmt: skip
-    path = cell(args, setting, method, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+             "seconds": round(time.perf_counter() - begin, 1), "method": federation.method, "settings": settings(args, method)} | about()  # fmt: skip
+    write_atomic(cell(args, setting, method, seed), (json.dumps(found, indent=1) + "\n").encode(), several=True)
     shutil.rmtree(folder)
     told = ", ".join(f"{n} {100 * c['metric']:.1f}" for n, c in kept.items())
     print(f"{setting} {method} {seed}: {told}  {found['seconds']:.0f} s", flush=True)
 
 
+def cells(args: argparse.Namespace, setting: str, method: str) -> dict[int, dict[str, Any]]:
+    """The cells of a method that are there, by seed."""
+    paths = (args.out / "cells" / setting / method).glob("*.json")
+    return {int(path.stem): result_of(path) for path in sorted(paths, key=lambda path: int(path.stem))}
+
+
+def within(args: argparse.Namespace, setting: str, method: str) -> dict[int, dict[str, Any]]:
+    """The cells with seeds from `--first` up to `--seeds`, all of the same settings."""
+    found = {n: c for n, c in cells(args, setting, method).items() if args.first <= n < (args.seeds or n + 1)}
+    told = next((c["settings"] for c in found.values() if "settings" in c), None)
+    for seed, one in found.items():
+        refuse_others(one, told, f"{setting} {method} {seed}")
+    return found
+
+
 def values(args: argparse.Namespace, setting: str, method: str, key: str) -> dict[int, float]:
     """Mean over the clients, by seed."""
-    found = {}
-    for path in sorted((args.out / "cells" / setting / method).glob("*.json")):
-        clients = json.loads(path.read_text())["clients"].values()
-        found[int(path.stem)] = sum(c[key] for c in clients) / len(clients)
-    return found
+    found = within(args, setting, method)
+    clients = {seed: cell["clients"].values() for seed, cell in found.items()}
+    return {seed: sum(c[key] for c in each) / len(each) for seed, each in clients.items()}
 
 
 def gap(a: dict[int, float], b: dict[int, float]) -> list[float] | None:
@@ -197,9 +229,9 @@ def share(pairs: Iterable[tuple[float, float, float]]) -> float | None:
 
 def origins(args: argparse.Namespace) -> list[dict[str, Any]]:
     """With what code and on what machines the cells of the table were made, and when the last one was."""
-    folders = [args.out / "cells" / setting / method for setting in args.settings for method in args.methods]
+    every = [within(args, setting, method) for setting in args.settings for method in args.methods]
     found: dict[str, dict[str, Any]] = {}
-    for cell in (json.loads(path.read_text()) for folder in folders for path in sorted(folder.glob("*.json"))):
+    for cell in (cell for by_seed in every for cell in by_seed.values()):
         made = {"commit": cell["commit"], "machine": cell["machine"]}
         entry = found.setdefault(json.dumps(made), made | {"cells": 0, "last": ""})
         entry["cells"], entry["last"] = entry["cells"] + 1, max(entry["last"], cell["date"])
@@ -207,26 +239,14 @@ def origins(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Means and paired differences of every setting."""
+    """Means over the seeds that all rows have, and paired differences over the seeds that both rows have."""
     report: dict[str, Any] = {}
     for setting in args.settings:
-        right = {m: values(args, setting, m, "metric") for m in args.methods}
-        nats = {m: values(args, setting, m, "nats") for m in args.methods}
-        report[setting] = {}
-        print(
-            f"\n{setting}\n{'method':18s} seeds  right   nats   over local            over bias             over unshared"
-        )
-        for method in (m for m in args.methods if right[m]):
-            row: dict[str, Any] = {"right": interval(list(right[method].values())), "by_seed": right[method],
-                                   "nats": interval(list(nats[method].values()))}  # fmt: skip
-            text = f"{method:18s} {len(right[method]):5d}  {100 * row['right'][0]:5.1f}  {row['nats'][0]:.3f}"
-            for rival in ("local", "bias", "h2tune-unshared"):
-                found = gap(right[method], right.get(rival, {})) if rival != method else None
-                row[f"over {rival}"] = found
-                told = "" if found is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in found))
-                text += f"  {told:20s}"
-            print(text)
-            report[setting][method] = row
+        right = {m: found for m in args.methods if (found := values(args, setting, m, "metric"))}
+        seeds = sorted(set.intersection(*map(set, right.values()))) if right else []
+        print(f"\n{setting}; {over(seeds)}")
+        print(f"{'method':18s} seeds  right   nats   over local            over bias             over unshared")
+        report[setting] = {method: row_of(args, setting, method, right, seeds) for method in right}
         of_each = [right.get(m, {}) for m in ("h2tune", "local", "pooled")]
         both = sorted(set.intersection(*(set(x) for x in of_each)))
         part = share([(of_each[0][s], of_each[1][s], of_each[2][s]) for s in both])
@@ -235,6 +255,30 @@ def table(args: argparse.Namespace) -> None:
     if args.write:
         report["made"] = origins(args)
         write_atomic(args.write, (json.dumps(report, indent=1) + "\n").encode())
+
+
+def over(seeds: list[int]) -> str:
+    if not seeds:
+        return "no seed that all rows have: each mean is over the row's own seeds, and rows are not to be compared"
+    return f"means over the seeds that all rows have: {', '.join(map(str, seeds))}"
+
+
+def row_of(
+    args: argparse.Namespace, setting: str, method: str, right: dict[str, dict[int, float]], seeds: list[int]
+) -> dict[str, Any]:
+    """One row of a table, which is also printed; without any seed that all rows have, over its own."""
+    own, nats = right[method], values(args, setting, method, "nats")
+    among = seeds or sorted(own)
+    row: dict[str, Any] = {"right": interval([own[s] for s in among]), "by_seed": own, "seeds": among,
+                           "nats": interval([nats[s] for s in among])}  # fmt: skip
+    text = f"{method:18s} {len(among):5d}  {100 * row['right'][0]:5.1f}  {row['nats'][0]:.3f}"
+    for rival in ("local", "bias", "h2tune-unshared"):
+        found = gap(own, right.get(rival, {})) if rival != method else None
+        row[f"over {rival}"] = found
+        told = "" if found is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in found))
+        text += f"  {told:20s}"
+    print(text)
+    return row
 
 
 def main() -> None:
@@ -248,7 +292,9 @@ def main() -> None:
         "--methods", nargs="+", choices=METHODS, default=["local", "h2tune", "h2tune-unshared", "bias", "pooled"]
     )
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--seeds", type=int, help=f"seeds below this one; by default {SEEDS}, and for a table all that are there"
+    )
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=1, help="updates in a round")

@@ -89,16 +89,75 @@ def test_every_method_has_as_many_updates(suite: Any, tmp_path: Path) -> None:
     assert made["fedmkt"].training.steps > 1  # a round learns from public and from own text
 
 
+def cell(suite: Any, args: argparse.Namespace, method: str, seed: int, **more: Any) -> None:
+    """A cell in which a client got a share right that tells its seed."""
+    client = {"metric": seed / 10, "nats": 0.7}
+    found = {"commit": "c", "machine": {"gpu": None}, "date": f"day {seed}", "clients": {"a": client}, "seconds": 1}
+    path = suite.cell(args, "sst2-32", method, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found | more))
+
+
+def asked(folder: Path, **options: Any) -> argparse.Namespace:
+    given = {"out": folder, "settings": ["sst2-32"], "methods": ["local", "bias"], "first": 0, "seeds": None}
+    return argparse.Namespace(**given | {"write": folder / "table.json", "set": {}, "rate": 3e-4, "jobs": 1} | options)
+
+
+def test_rows_stand_beside_each_other_over_the_same_seeds(
+    suite: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, seeds in (("local", (0, 1, 2, 12)), ("bias", (1, 2, 3, 12))):
+        for seed in seeds:
+            cell(suite, asked(tmp_path), method, seed)
+    suite.table(asked(tmp_path, seeds=10))
+    assert "means over the seeds that all rows have: 1, 2" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "table.json").read_text())["sst2-32"]
+    assert rows["local"]["right"][0] == rows["bias"]["right"][0] == pytest.approx(0.15)
+    assert rows["bias"]["by_seed"].keys() == {"1", "2", "3"} and rows["bias"]["over local"][0] == 0
+    suite.table(asked(tmp_path, first=3))
+    assert json.loads((tmp_path / "table.json").read_text())["sst2-32"]["local"]["seeds"] == [12]
+
+
+def test_cells_of_other_settings_are_refused(suite: Any, tmp_path: Path) -> None:
+    args = asked(tmp_path, methods=["local"], seeds=2)
+    cell(suite, args, "local", 0)  # older ones do not say what they were made with
+    suite.check(args)
+    cell(suite, args, "local", 1, settings=suite.settings(args, "local"))
+    suite.check(args)
+    suite.check(asked(tmp_path, methods=["local"], set={"h2tune": {"ridge": 1.0}}, jobs=3))  # nothing of its own
+    with pytest.raises(
+        SystemExit, match=r"sst2-32 local 1 was made with other settings \(rate: 0.0003 there, 0.001 here"
+    ):
+        suite.run(asked(tmp_path, methods=["local"], rate=1e-3))
+    cell(suite, args, "local", 2, settings={"rate": 1e-3, "set": {}})
+    with pytest.raises(SystemExit, match="local 2 was made with other settings"):
+        suite.table(asked(tmp_path))
+
+
+def test_a_suite_whose_processes_die_fails(suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying:
+        exitcode = 1
+
+        def __init__(self, **of: Any) -> None: ...
+        def start(self) -> None: ...
+        def join(self) -> None: ...
+
+    class Context:
+        Process = Dying
+
+        class Queue:
+            def put(self, key: Any) -> None: ...
+            def cancel_join_thread(self) -> None: ...
+
+    monkeypatch.setattr(suite, "get_context", lambda kind: Context)
+    with pytest.raises(SystemExit, match=r"2 of 2 processes ended with errors .*; 4 runs are still to go"):
+        suite.run(asked(tmp_path, jobs=2, seeds=2))
+
+
 def test_a_table_says_where_its_cells_come_from(suite: Any, tmp_path: Path) -> None:
-    args = argparse.Namespace(
-        out=tmp_path, settings=["sst2-32"], methods=["local", "bias"], write=tmp_path / "table.json"
-    )
+    args = asked(tmp_path)
     for seed, (method, gpu) in enumerate([("local", None), ("bias", None), ("local", "one")]):
-        client = {"metric": 0.5, "nats": 0.7}
-        made = {"commit": "c", "machine": {"gpu": gpu}, "date": f"day {seed}", "clients": {"a": client}}
-        path = suite.cell(args, "sst2-32", method, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(made))
+        cell(suite, args, method, seed, machine={"gpu": gpu})
     suite.table(args)
     written = json.loads(args.write.read_text())["made"]
     assert {(o["machine"]["gpu"], o["cells"], o["last"]) for o in written} == {(None, 2, "day 1"), ("one", 1, "day 2")}
