@@ -9,13 +9,12 @@ Run as: python benchmarks/compression.py --out runs/compression
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import write
+from common import about, amend, read
 
 from h2tune.utils.logging import quiet_libraries
 
@@ -44,6 +43,11 @@ def measure(wire: dict[str, Any], seed: int, models: Any) -> dict[str, Any]:
             "clients": {n: c["final"]["metric"] for n, c in metrics["clients"].items()}}  # fmt: skip
 
 
+def add(key: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Put a run into the table, which other programs may be filling, too; returns all that are in it."""
+    return dict(amend(RESULTS, lambda known: about() | {"runs": known.get("runs", {}) | {key: found}})["runs"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/compression"), help="where practised frames are kept")
@@ -54,13 +58,12 @@ def main() -> None:
 
     torch.set_num_threads(1)
     models = ModelPool("cpu", args.out / "frames")
-    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else {}
+    runs = read(RESULTS).get("runs", {})
     for seed in args.seeds:
         for name, wire in WIRES.items():
             key = f"{name}/{seed}"
             if key not in runs:
-                runs[key] = measure(wire, seed, models)
-                write("compression", {"runs": runs})
+                runs = add(key, measure(wire, seed, models))
             found, full = runs[key], runs[f"float32/{seed}"]
             print(f"seed {seed}  {name:<16} {found['bytes_up'] / 1000:8.1f} KB a round"
                   f" ({full['bytes_up'] / found['bytes_up']:5.1f} x less)  accuracy {found['accuracy']:.3f}"

@@ -14,7 +14,6 @@ Run as: python benchmarks/poison.py --out runs/poison
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write
+from common import about, amend, read, refuse_others
 from torch import Tensor
 
 from h2tune.utils.logging import quiet_libraries
@@ -220,19 +219,28 @@ def main() -> None:
     for seed, count, rounds, tests, attack, rule in grid:
         bad = args.bad or BAD[count]
         key = f"{count}x{rounds}/{rule}/{attack}/seed-{seed}/{'+'.join(bad)}"
-        if key in kept():
+        if key in (there := kept()):  # its key says all but the number of test rows
+            refuse_others({"settings": {"tests": there[key].get("tests", tests)}}, {"tests": tests}, key)
             continue
         experiment = federation(count, rule, rounds, tests, seed)
         found = run(experiment, bad, None if attack == "clean" else attack, models)
-        runs = kept() | {key: found | {"tests": tests}}  # read again: two programs may fill one table
-        rows = summary(runs)
+        rows = add(key, found | {"tests": tests} | about())
         print(f"{key:<50} {rows[-1]['accuracy']:.3f}  {found['seconds']:.0f} s", flush=True)
-        write("poison", {"table": rows, "runs": runs})
     show(summary(kept()))
 
 
 def kept() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else {}
+    return dict(read(RESULTS).get("runs", {}))
+
+
+def add(key: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put a run into the table, which other programs may be filling, too."""
+
+    def added(known: dict[str, Any]) -> dict[str, Any]:
+        runs = known.get("runs", {}) | {key: found}
+        return about() | {"table": summary(runs), "runs": runs}
+
+    return list(amend(RESULTS, added)["table"])
 
 
 if __name__ == "__main__":

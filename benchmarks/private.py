@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import write
+from common import about, amend, read
 from safetensors.torch import load_file
 
 RESULTS = Path(__file__).parent / "results" / "private.json"
@@ -95,14 +95,21 @@ def measure_rows(clip: float | None, noise: float, seed: int) -> dict[str, Any]:
 
 def rows_table(seeds: list[int]) -> None:
     place = RESULTS.with_name("row_privacy.json")
-    done = json.loads(place.read_text())["runs"] if place.is_file() else []
     for seed in seeds:
         for clip, noise in ((None, 0.0), (1.0, 0.5), (1.0, 1.0), (1.0, 2.0)):
-            if any((r["clip"], r["noise"], r["seed"]) == (clip, noise, seed) for r in done):
+            if any((r["clip"], r["noise"], r["seed"]) == (clip, noise, seed) for r in runs(place)):
                 continue
-            done.append(measure_rows(clip, noise, seed))
-            print(done[-1], flush=True)
-            write("row_privacy", {"runs": done})
+            add(place, measure_rows(clip, noise, seed), {})
+
+
+def runs(place: Path) -> list[dict[str, Any]]:
+    return list(read(place).get("runs", []))
+
+
+def add(place: Path, found: dict[str, Any], beside: dict[str, Any]) -> None:
+    """Print a run and put it into a table, which other programs may be filling, too."""
+    print(found, flush=True)
+    amend(place, lambda known: about() | beside | {"runs": [*known.get("runs", []), found]})
 
 
 def main() -> None:
@@ -117,15 +124,12 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.rows:
         return rows_table(asked.seeds)
-    done = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
     for clients in asked.clients:
         for seed in asked.seeds:
             for clip in (*CLIPS, None):
-                if any((r["clients"], r["clip"], r["seed"]) == (clients, clip, seed) for r in done):
+                if any((r["clients"], r["clip"], r["seed"]) == (clients, clip, seed) for r in runs(RESULTS)):
                     continue
-                done.append(measure(clients, clip, seed, asked.work))
-                print(done[-1], flush=True)
-                write("private", {"noise": NOISE, "runs": done})
+                add(RESULTS, measure(clients, clip, seed, asked.work), {"noise": NOISE})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import median_interval, write
+from common import interval_name, median_interval, write
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -137,7 +137,7 @@ def main() -> None:
     }
     ratios["alternating"] = [(a + b) / 2 for a, b in zip(ratios["shared"], ratios["specific"], strict=True)]
     ratios["alternating_kl"] = [(a + b) / 2 for a, b in zip(ratios["shared"], ratios["specific_kl"], strict=True)]
-    print(f"{'update':<16} ratio to one LoRA step, median (95 % interval)")
+    print(f"{'update':<16} ratio to one LoRA step, median ({interval_name(pairs)})")
     for name, values in ratios.items():
         result[name] = median_interval(values)
         print("{:<16} {:.3f} ({:.3f} to {:.3f})".format(name, *result[name]))

@@ -18,7 +18,7 @@ from h2tune.comparison.compare import compare
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import write
+from common import RESULTS, about, amend
 
 HERE = Path(__file__).parent
 
@@ -53,17 +53,16 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, help="at most so many test rows of a client")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    found = {}
     for name in args.settings:
         file = plain(name, args.out, args.test_rows)
         result = compare(file, args.methods, args.seeds, args.out / name, jobs=1, say=print)
         (table,) = result["tables"]
-        found[name] = table
         for row in table["methods"]:
             over = row.get("over_local")
             told = "" if over is None else "over local {:+.4f} ({:+.4f} to {:+.4f})".format(*over)
             print(f"{name}: {row['method']} {row['mean'][0]:.4f} {table['quantity']}  {told}", flush=True)
-        write("default", found)
+        made = {name: table | {"made": about()}}  # settings that ran at other times stay beside it
+        amend(RESULTS / "default.json", lambda known, made=made: known | made)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from h2tune.participant.prefix import Prefix
 from h2tune.participant.state_cache import StateCache
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import median_interval, write  # noqa: E402 - benchmarks are scripts, not a package
+from common import interval_name, median_interval, write  # noqa: E402 - benchmarks are scripts, not a package
 
 ROWS, TOKENS, RANK = 16, 48, 16
 
@@ -92,7 +92,7 @@ def main() -> None:
     mine = times.pop("cached prefix")
     result = {
         "model": args.model.name, "blocks": args.share, "rows": ROWS, "tokens": TOKENS, "rank": RANK, "base": "bfloat16",
-        "first_pass_seconds": filling, "update_seconds": sorted(mine)[len(mine) // 2],
+        "first_pass_seconds": filling, "intervals": interval_name(args.pairs), "update_seconds": sorted(mine)[len(mine) // 2],
         "ratio": {n: median_interval([a / b for a, b in zip(mine, t, strict=True)]) for n, t in times.items()},
     }  # fmt: skip
     print(result)

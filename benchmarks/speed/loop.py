@@ -33,7 +33,7 @@ from h2tune.utils.logging import quiet_libraries
 from h2tune.zoo import zoo_folder
 
 sys.path.append(str(Path(__file__).parents[1]))
-from common import median_interval, write
+from common import interval_name, median_interval, write
 
 
 def ours(folder: Path, work: Path, parallel: int | str, device: str = "cpu") -> tuple[Callable[[], float], Server]:
@@ -90,6 +90,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder_of_model = str(zoo_folder(source[4:])) if source.startswith("zoo:") else source
         bare = Bare(args.work, folder_of_model, device=args.device)
+        if (rounds := bare.ids.shape[1]) < 3:
+            sys.exit(
+                f"{args.work} has {rounds} rounds: the first is not counted, and one says nothing; make 3 or more"
+            )
         runs: dict[str, Callable[[], float]] = {}
         for p in args.parallel:
             begin = now()
@@ -97,7 +101,7 @@ def main() -> None:
             print(f"parallel {p}: {now() - begin:.1f} s to load, join and score the untouched model", flush=True)
         seconds: dict[str, list[float]] = {name: [] for name in ("bare", *runs)}
         losses: dict[str, list[float]] = {name: [] for name in seconds}
-        for number in range(bare.ids.shape[1]):
+        for number in range(rounds):
             for name in seconds:
                 begin = now()
                 losses[name].append(bare.round(number) if name == "bare" else runs[name]())
@@ -109,6 +113,7 @@ def main() -> None:
                     f"speed/{args.name}",
                     {"model": Path(source).name, "clients": bare.ids.shape[0], "rounds": number + 1} | result,
                 )
+    print(f"medians, with the {interval_name(rounds - 1)}")
     for name, (median, low, high) in result["ratio_to_bare"].items():
         print(f"{name}: {median:.2f} ({low:.2f} to {high:.2f}) times the bare loop's updates per second")
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
-from common import RESULTS, median_interval, write
+from common import RESULTS, about, amend, interval_name, median_interval, read, refuse_others
 
 SELECTED, ROUNDS = 100, 20
 
@@ -106,6 +106,18 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def add(path: Path, size: int, found: dict[str, Any]) -> dict[str, Any]:
+    """Put what was measured into the result, which other programs may be filling, too."""
+    said = {"selected": SELECTED, "rounds": len(found["round_seconds"]), "clock": "processor seconds",
+            "load": os.getloadavg()[0]}  # fmt: skip
+
+    def added(known: dict[str, Any]) -> dict[str, Any]:
+        every = known.get("all", {}) | {str(size): found}
+        return about() | said | {"summary": summary(every), "all": every}
+
+    return amend(path, added)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[100, 1000, 10000])
@@ -113,6 +125,8 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="measure one size in this process and print it")
     parser.add_argument("--name", default="many", help="name of the result; sizes that are in it are not run again")
     args = parser.parse_args()
+    if args.rounds < 4:
+        parser.error("--rounds: the first three are not counted")
     if args.alone:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
@@ -122,18 +136,17 @@ def main() -> None:
         print(json.dumps(measure(args.clients[0], args.rounds)))
         return
     path = RESULTS / "speed" / f"{args.name}.json"
-    found: dict[str, dict[str, Any]] = json.loads(path.read_text())["all"] if path.is_file() else {}
     for size in args.clients:
-        if str(size) in found:
+        if str(size) in (there := read(path).get("all", {})):
+            held = {"rounds": len(there[str(size)]["round_seconds"])}
+            refuse_others({"settings": held}, {"rounds": args.rounds}, f"{size} clients in {path.name}")
             continue
         command = [sys.executable, __file__, "--alone", "--clients", str(size), "--rounds", str(args.rounds)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr[-3000:])
-        found[str(size)] = json.loads(done.stdout.splitlines()[-1])
-        about = {"selected": SELECTED, "rounds": args.rounds, "clock": "processor seconds", "load": os.getloadavg()[0]}
-        write(f"speed/{args.name}", about | {"summary": summary(found), "all": found})
-        print(size, summary(found)[str(size)], flush=True)
+        found = add(path, size, json.loads(done.stdout.splitlines()[-1]))
+        print(size, found["summary"][str(size)], f"(the {interval_name(args.rounds - 3)})", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loop import median_interval, write
+from loop import interval_name, median_interval, write
 
 from h2tune.config import parse_config
 from h2tune.participant.base_models import ModelPool
@@ -58,7 +58,7 @@ def measured(args: argparse.Namespace, rows: int) -> dict[str, Any]:
         server.open()
         server.one_round()
         contexts = [client.context for client in party.clients.values()]
-        found: dict[str, Any] = {"rows": rows}
+        found: dict[str, Any] = {"rows": rows, "intervals": interval_name(args.repeats)}
         for name, only in (("nats", True), ("nats and texts", False)):
 
             def acts(only: bool = only) -> list[Callable[[], Any]]:

@@ -28,7 +28,7 @@ import yaml
 from h2tune.zoo import zoo_folder
 
 sys.path.append(str(Path(__file__).parents[1]))
-from common import RESULTS, median_interval, write
+from common import RESULTS, about, amend, interval_name, median_interval
 
 HERE = Path(__file__).parent
 PACKAGES = ("h2tune", "flwr", "nvflare", "ray", "torch", "transformers", "peft", "numpy")
@@ -155,12 +155,14 @@ def summary(runs: dict[str, list[dict[str, Any]]], shape: tuple[int, ...]) -> di
 
     def ratio(name: str) -> Any:  # runs of one call stand beside each other
         pairs = zip(ours, rates(runs[name], "round_processor_seconds"), strict=False)
-        return median_interval([a / b for a, b in pairs])
+        ratios = [a / b for a, b in pairs]
+        return median_interval(ratios) if ratios else None
 
-    ours = rates(runs["h2tune, 2 workers"], "round_processor_seconds")
+    ours = rates(runs.get("h2tune, 2 workers", []), "round_processor_seconds")
     return {
         name: {
             "runs": len(some),
+            "intervals": interval_name(len(some)),
             "losses": some[-1]["losses"],
             "command_seconds": median_interval([r["seconds"] for r in some]),
             "command_processor_seconds": median_interval([r["processor_seconds"] for r in some]),
@@ -173,6 +175,17 @@ def summary(runs: dict[str, list[dict[str, Any]]], shape: tuple[int, ...]) -> di
         }
         for name, some in runs.items()
     }
+
+
+def add(path: Path, name: str, found: dict[str, Any], said: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Put a run into the result, which other calls may be filling, too."""
+
+    def added(known: dict[str, Any]) -> dict[str, Any]:
+        runs = known.get("all_runs", {})
+        runs = runs | {name: [*runs.get(name, []), found]}
+        return about() | said | {"summary": summary(runs, shape), "all_runs": runs}
+
+    amend(path, added)
 
 
 def main() -> None:
@@ -198,13 +211,11 @@ def main() -> None:
     }
     shape = np.load(work / "batches.npz")["ids"].shape
     path = RESULTS / "speed" / f"{args.name}.json"
-    runs = json.loads(path.read_text())["all_runs"] if path.is_file() else {}
     for name in args.only or contestants:  # ours with workers first: the others are compared with it
         load = os.getloadavg()[0]
         found = contestants[name]() | {"load_before": load}
-        runs.setdefault(name, []).append(found)
         print(name, json.dumps(found), flush=True)
-        about = {
+        said = {
             "clients": shape[0], "rounds": shape[1], "updates_per_round": shape[2], "rows": shape[3], "tokens": shape[4],
             "model": Path(source).name,
             "clock": "the one on the wall, and processor seconds of all processes of a command",
@@ -213,7 +224,7 @@ def main() -> None:
                 "Flower": versions(args.flower), "NVFlare": versions(args.nvflare),
             },
         }  # fmt: skip
-        write(f"speed/{args.name}", about | {"summary": summary(runs, shape), "all_runs": runs})
+        add(path, name, found, said, shape)
 
 
 if __name__ == "__main__":
