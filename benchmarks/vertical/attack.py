@@ -10,13 +10,11 @@ of their gradient alone and names each group by an oracle, so its figure is what
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
-from grid import about, built, loaded
+from grid import built, loaded, write
 from problems import Setting
 from torch import Tensor
 from torch.nn import functional as F
@@ -113,8 +111,7 @@ def main() -> None:
                 f"{table:<10} label_dp {epsilon}: " + ", ".join(f"{k} {100 * row[k][0]:.1f} %" for k in runs[0]),
                 flush=True,
             )
-    path = Path(__file__).parents[1] / "results" / "vertical-attack.json"
-    path.write_text(json.dumps(about("python benchmarks/vertical/attack.py") | {"rows": rows}, indent=1) + "\n")
+    write("vertical-attack", {"rows": rows})
 
 
 if __name__ == "__main__":

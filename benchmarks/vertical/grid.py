@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from common import about, refuse_others, write
 from problems import Problem, Setting, build
 
+from h2tune.utils.files import write_atomic
 from h2tune.vertical.active import Active
 from h2tune.vertical.compare import interval
 from h2tune.vertical.config import MethodConfig, VerticalConfig, parse_vertical
@@ -142,17 +145,21 @@ def scored(name: str, problem: Problem, seed: int, tuned: dict[str, Any]) -> dic
     return evaluate(config, replace(method, options=None), rows_of(config, problem))
 
 
-def cell(folder: Path, name: str, work: Any) -> dict[str, Any]:
-    """A result that is kept as a file."""
+def cell(folder: Path, name: str, work: Any, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A result that is kept as a file, with what it was made by and, if they are given, its settings.
+
+    A cell of other settings is refused.
+    """
     path = folder / f"{name.replace(' ', '_').replace(',', '')}.json"
+    settings = None if settings is None else json.loads(json.dumps(settings))
     if not path.is_file():
         begin = time.perf_counter()
-        found = {"result": work(), "seconds": time.perf_counter() - begin}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".part").write_text(json.dumps(found))
-        path.with_suffix(".part").rename(path)
+        found = {"result": work(), "seconds": time.perf_counter() - begin, "settings": settings} | about()
+        write_atomic(path, json.dumps(found).encode(), several=True)
         print(name, round(100 * found["result"].get("balanced", 0), 1), f"{found['seconds']:.1f} s", flush=True)
-    return dict(json.loads(path.read_text()))
+    known = dict(json.loads(path.read_text()))
+    refuse_others(known, settings, str(path.name))
+    return known
 
 
 def tune(folder: Path, name: str, setting: Setting) -> dict[str, Any]:
@@ -207,46 +214,57 @@ def _run_seed(folder: Path, place: str, setting: Setting, seed: int, best: dict[
             folder,
             f"{place}/{name}-{seed}",
             lambda n=name, t=tuned: scored(n, built(setting, seed), seed, t) | {"tuned": t},
+            asdict(setting) | {"tuned": tuned},
         )
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """Means, intervals and paired differences of all cells that are there."""
+    """Means, intervals and paired differences of all cells that are there, and the values by seed that they are of."""
     found: dict[str, Any] = {}
     for group, (settings, names) in GROUPS.items():
-        quantity = "accuracy" if group in ("unseen", "few labels", "nameless") else "balanced"
         for table in settings:
             values = {n: _values(folder, group, table, n) for n in names}
             values = {n: v for n, v in values.items() if len(v) == len(SEEDS)}
             if not values or ("proto-evfl" not in values and group not in ("ablations", "others", "nameless")):
                 continue
-            rows = {
-                n: {
-                    q: interval([100 * r[q] for r in v])
-                    for q in ("balanced", "accuracy", "unseen", "harmonic")
-                    if q in v[0]
-                }
-                | {"tuned": v[0]["tuned"]}
-                for n, v in values.items()
-            }
             own = values.get("proto-evfl") or _values(
                 folder, {"ablations": "main", "others": "main"}.get(group, "unseen"), table, "proto-evfl"
             )
-            over = {
-                n: interval([100 * (a[quantity] - b[quantity]) for a, b in zip(own, v, strict=True)])
-                for n, v in values.items()
-                if n != "proto-evfl" and len(own) == len(v)
-            }
-            rivals = [n for n in RIVALS if n in rows]
-            best = max(rivals, key=lambda n: rows[n][quantity][0]) if rivals else None
-            found.setdefault(group, {})[table] = {
-                "quantity": quantity,
-                "methods": rows,
-                "over": over,
-                "best_rival": best,
-                "over_best": over.get(best),
-            }
+            quantity = "accuracy" if group in ("unseen", "few labels", "nameless") else "balanced"
+            found.setdefault(group, {})[table] = _table(values, own, quantity)
     return found
+
+
+def _table(values: dict[str, list[dict[str, Any]]], own: list[dict[str, Any]], quantity: str) -> dict[str, Any]:
+    """One table of a group; ``own`` are the cells of this method, with which the others are compared seed by seed."""
+    rows = {}
+    for n, v in values.items():
+        by_seed = {q: [100 * r[q] for r in v] for q in ("balanced", "accuracy", "unseen", "harmonic") if q in v[0]}
+        rows[n] = {q: interval(each) for q, each in by_seed.items()} | {"tuned": v[0]["tuned"], "by_seed": by_seed}
+    gaps = {
+        n: [100 * (a[quantity] - b[quantity]) for a, b in zip(own, v, strict=True)]
+        for n, v in values.items()
+        if n != "proto-evfl" and len(own) == len(v)
+    }
+    over = {n: interval(each) for n, each in gaps.items()}
+    rivals = [n for n in RIVALS if n in rows]
+    best = max(rivals, key=lambda n: rows[n][quantity][0]) if rivals else None
+    return {"quantity": quantity, "seeds": list(SEEDS), "methods": rows, "over": over, "over_by_seed": gaps,
+            "best_rival": best, "over_best": over.get(best)}  # fmt: skip
+
+
+def means(tables: dict[str, Any]) -> dict[str, list[float]]:
+    """Mean over a group's tables of what this method is ahead, with its interval over seeds.
+
+    Over the best rival of every table, and over each method that all of them have.
+    """
+    each = list(tables.values())
+    gaps = {
+        "best rival": [t["over_by_seed"].get(t["best_rival"]) for t in each],
+        **{n: [t["over_by_seed"].get(n) for t in each] for n in each[0]["over_by_seed"]},
+    }
+    whole = {n: by_table for n, by_table in gaps.items() if all(by_table)}
+    return {n: interval([statistics.fmean(of) for of in zip(*by_table, strict=True)]) for n, by_table in whole.items()}
 
 
 def _values(folder: Path, group: str, table: str, name: str) -> list[dict[str, Any]]:
@@ -255,15 +273,6 @@ def _values(folder: Path, group: str, table: str, name: str) -> list[dict[str, A
         for seed in SEEDS
     ]
     return [json.loads(p.read_text())["result"] for p in paths if p.is_file()]
-
-
-def about(command: str) -> dict[str, Any]:
-    """What made a result."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {"command": command, "commit": commit, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine}
 
 
 def main() -> None:
@@ -278,12 +287,13 @@ def main() -> None:
     if options.what == "run":
         run(options.out, options.groups.split(","), set(options.only.split(",")) - {""})
         return
-    result = about("python benchmarks/vertical/grid.py collect --out CELLS") | {
+    groups = collect(options.out)
+    result = {
         "settings": {g: {t: asdict(s) for t, s in v[0].items()} for g, v in GROUPS.items()},
-        "groups": collect(options.out),
+        "groups": groups,
+        "means_of_tables": {group: means(tables) for group, tables in groups.items()},
     }
-    path = Path(__file__).parents[1] / "results" / "vertical.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write("vertical", result)
     for group, tables in result["groups"].items():
         for table, t in tables.items():
             print(
@@ -295,6 +305,10 @@ def main() -> None:
                 print(
                     f"  {name:<20} {row['balanced'][0]:.1f} [{row['balanced'][1]:.1f}, {row['balanced'][2]:.1f}]{extra}  this over it: {over and [round(v, 1) for v in over]}"
                 )
+        for name, over in result["means_of_tables"][group].items():
+            print(
+                f"{group}, mean of {len(tables)} tables over {name}: {over[0]:+.1f} [{over[1]:+.1f}, {over[2]:+.1f}]"
+            )
 
 
 if __name__ == "__main__":

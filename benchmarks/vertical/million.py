@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from grid import about
+from grid import write
 
 from h2tune.vertical.config import parse_vertical
 from h2tune.vertical.federation import run
@@ -23,7 +23,7 @@ from h2tune.vertical.federation import run
 ROWS, ALIGNED, CLASSES, WIDTH = 1_000_000, 200_000, 5, 6
 
 
-def write(folder: Path) -> None:
+def write_parties(folder: Path) -> None:
     """Three Parquet files; the first 200,000 people are in all of them."""
     rng = np.random.default_rng(0)
     shared = rng.integers(CLASSES, size=ALIGNED)
@@ -42,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write(folder)
+        write_parties(folder)
         config = parse_vertical({
             "rounds": 5, "label": {"party": "bank", "column": "kind"}, "method": {"warmup": 3},
             "training": {"batch": 512}, "evaluation": {"every": 5, "validation": 0.05},
@@ -67,8 +67,7 @@ def main() -> None:
         "validation": metrics["validation"],
     }  # fmt: skip
     print(json.dumps(result, indent=1))
-    path = Path(__file__).parents[1] / "results" / "vertical-million.json"
-    path.write_text(json.dumps(about("python benchmarks/vertical/million.py") | result, indent=1) + "\n")
+    write("vertical-million", result)
 
 
 if __name__ == "__main__":

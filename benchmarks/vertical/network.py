@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from grid import about
+from grid import write
 
 from h2tune.config import NetworkConfig
 from h2tune.deployment.vertical import provision_vertical
@@ -104,8 +104,7 @@ def main() -> None:
         }
         result["same_scores"] = result["final"] == alone["final"]
     print(json.dumps({k: v for k, v in result.items() if k != "bytes"}, indent=1))
-    path = Path(__file__).parents[1] / "results" / "vertical-network.json"
-    path.write_text(json.dumps(about("python benchmarks/vertical/network.py") | result, indent=1) + "\n")
+    write("vertical-network", result)
 
 
 if __name__ == "__main__":

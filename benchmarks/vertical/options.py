@@ -9,13 +9,12 @@ Differences are paired by problem; the interval is over problems, and wide with 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from grid import AVERAGE, MAIN, TUNING_SEEDS, about, built, cell, scored
+from grid import AVERAGE, MAIN, TUNING_SEEDS, built, cell, scored, write
 
 from h2tune.vertical.compare import interval
 
@@ -66,9 +65,7 @@ def main() -> None:
             {t: round(v, 1) for t, v in rows[name]["tables"].items()},
             [round(v, 1) for v in rows[name]["over_default"]],
         )
-    path = Path(__file__).parents[1] / "results" / "vertical-options.json"
-    about_it = about("python benchmarks/vertical/options.py --out CELLS")
-    path.write_text(json.dumps(about_it | {"default": default, "options": rows}, indent=1) + "\n")
+    write("vertical-options", {"default": default, "options": rows})
 
 
 if __name__ == "__main__":

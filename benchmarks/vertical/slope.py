@@ -5,13 +5,11 @@ python benchmarks/vertical/slope.py
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
-from grid import about
+from grid import write
 
 from h2tune.vertical.bilevel import mean_squared_gradient, planted
 from h2tune.vertical.compare import interval
@@ -39,8 +37,7 @@ def main() -> None:
             f"{rows[-1]['hypergradient']}: slope {interval(slopes)}, finite {all(math.isfinite(v) for run in values for v in run)}",
             flush=True,
         )
-    path = Path(__file__).parents[1] / "results" / "vertical-slope.json"
-    path.write_text(json.dumps(about("python benchmarks/vertical/slope.py") | {"rows": rows}, indent=1) + "\n")
+    write("vertical-slope", {"rows": rows})
 
 
 if __name__ == "__main__":

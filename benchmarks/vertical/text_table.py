@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from grid import CORE, about, cell, changed, tune_with
+from grid import CORE, cell, changed, tune_with, write
 from problems import DATA
 
 from h2tune.vertical.compare import interval
@@ -196,14 +196,7 @@ def ideas(folder: Path) -> None:
         gain = interval([a - b for a, b in zip(found, rival, strict=True)])
         rows[idea] = {"change": change, "balanced": statistics.fmean(found), "over_splitnn": gain}
         print(f"{idea:34} {rows[idea]['balanced']:.1f}, over splitnn", [round(x, 1) for x in gain], flush=True)
-    write("ideas", {"tuned": own, "problems": len(TUNING), "ideas": rows})
-
-
-def write(kind: str, result: dict[str, Any]) -> None:
-    """A result beside the others."""
-    path = Path(__file__).parents[1] / "results" / f"vertical-text{'' if kind == 'collect' else '-' + kind}.json"
-    command = f"python benchmarks/vertical/text_table.py {kind} --out CELLS"
-    path.write_text(json.dumps(about(command) | result, indent=1) + "\n")
+    write("vertical-text-ideas", {"tuned": own, "problems": len(TUNING), "ideas": rows})
 
 
 def main() -> None:
@@ -255,7 +248,10 @@ def main() -> None:
             }
             for n, v in values.items()
         }
-        write("collect", {"aligned": ALIGNED, "methods": result, "unseen": {"class": UNSEEN, "methods": rows_unseen}})
+        write(
+            "vertical-text",
+            {"aligned": ALIGNED, "methods": result, "unseen": {"class": UNSEEN, "methods": rows_unseen}},
+        )
         for name, row in result.items():
             print(name, {k: [round(x, 1) for x in v] for k, v in row.items() if k != "tuned"}, row["tuned"])
         for name, row in rows_unseen.items():
