@@ -47,6 +47,13 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
-if __name__ == "__main__":
-    if found := problems(Path(sys.argv[1] if len(sys.argv) > 1 else "src")):
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "src")
+    if next(folder.rglob("*.py"), None) is None:
+        sys.exit(f"{folder}: there is no Python file to check")
+    if found := problems(folder):
         sys.exit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """Do all methods still compute what they did? Digests of short runs, recorded once and compared after a change.
 
     python scripts/digests.py           # the first time it records .digests.json, afterwards it compares
+    python scripts/digests.py lada      # compares the runs with this word in their names; all must have been recorded
 
 Two rounds of five updates of every method, and of h2tune with its options, on one thread. Sums round differently on other
 processors and versions: digests only compare on one machine with one lock file.
@@ -24,22 +25,21 @@ from safetensors.torch import load_file
 
 from h2tune import run
 from h2tune.config import parse_config
+from h2tune.methods.factors import FactorServer
+from h2tune.methods.registry import known_methods
 
 RECORD = Path(__file__).parent.parent / ".digests.json"
 FORMATS, MODELS = ("fill", "choice", "program"), ("zoo:llama", "zoo:gpt2", "zoo:qwen")
-EQUAL = ("fedex", "fedit", "fedprox", "fedsa", "ffa", "flexlora", "flora", "hetlora", "lora-fair", "rolora")
-DIFFERENT = (
-    "celora",
-    "colora",
-    "crosslora",
-    "fedmkt",
-    "fedsb",
-    "h2tune",
-    "h2tune-published",
-    "h2tune-unshared",
-    "local",
-    "pfedlora",
-)
+TEACHING = ("lada", "lada-published")  # a teacher and public questions
+
+
+def methods() -> tuple[list[str], list[str]]:
+    """The package's own methods: those for equal models, and those for different ones."""
+    own = {
+        name: kind for name, kind in sorted(known_methods().items()) if kind.server.__module__.startswith("h2tune.")
+    }
+    equal = [name for name, kind in own.items() if issubclass(kind.server, FactorServer)]
+    return equal, [name for name in own if name not in equal]
 
 
 def experiment(same_model: bool, **changes: Any) -> Any:
@@ -56,8 +56,10 @@ def experiment(same_model: bool, **changes: Any) -> Any:
 
 
 def runs() -> dict[str, Any]:
-    found = {name: experiment(False, method=spec(name)) for name in DIFFERENT}
-    found |= {f"{name} (equal models)": experiment(True, method=spec(name)) for name in (*EQUAL, "colora", "fedsb")}
+    equal, different = methods()
+    found = {name: experiment(False, method=spec(name)) for name in different if name not in TEACHING}
+    found |= {f"{name} (equal models)": experiment(True, method=spec(name)) for name in (*equal, "colora", "fedsb")}
+    found |= {name: taught(name) for name in TEACHING}
     options: dict[str, dict[str, Any]] = {
         "alternation part": {"alternation": "part"}, "alternation joint": {"alternation": "joint"},
         "frames random": {"frames": "random"}, "frames weights": {"frames": "weights"},
@@ -87,6 +89,21 @@ def runs() -> dict[str, Any]:
     practised = {f"c{i}": {"practice": f"demo:{kind}?split=practice&n=24&seed=0"} for i, kind in enumerate(FORMATS)}
     found["h2tune: glossary"] = experiment(False, method={"name": "h2tune", "frames": "glossary"}, **practised)
     return found
+
+
+def taught(name: str) -> Any:
+    """A teacher and two students with one task, who answer public questions."""
+    tasks = {
+        f"c{i}": {"task": "demo-fill"}
+        | {
+            part: f"demo:fill?split={part}&n={n}&seed={i}"
+            for part, n in (("train", 16), ("validation", 8), ("test", 8))
+        }
+        for i in range(len(MODELS))
+    }
+    public = {"source": "demo:fill?split=anchors&n=20&seed=0", "task": "demo-fill"}
+    method = {"name": name, "teacher": "c0", "slice": 8, "budget": "600B"}
+    return experiment(False, method=method, public=public, **tasks)
 
 
 def spec(name: str) -> Any:
@@ -122,6 +139,10 @@ def main() -> None:
     torch.set_num_threads(1)
     known = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
     wanted, fresh, wrong = sys.argv[1:], {}, []
+    if wanted and not known:
+        sys.exit(
+            f"there is no record yet, and one of a few runs would be taken for that of all: run {sys.argv[0]} alone"
+        )
     with tempfile.TemporaryDirectory() as folder:
         train, test = write_texts(Path(folder))
         for number, (name, config) in enumerate(runs().items()):
@@ -133,14 +154,14 @@ def main() -> None:
             out = Path(folder) / str(number)
             run(parse_config(plain), out)
             fresh[name] = digest(out)
-            same = known.get(name) == fresh[name]
-            print(f"{name:<32} {fresh[name]}  {'' if not known else 'equal' if same else 'DIFFERS'}", flush=True)
-            if known and not same:
+            told = {None: "IS NOT IN THE RECORD", fresh[name]: "equal"}.get(known.get(name), "DIFFERS")
+            print(f"{name:<32} {fresh[name]}  {told if known else ''}", flush=True)
+            if known and told != "equal":
                 wrong.append(name)
     if not known:
         RECORD.write_text(json.dumps(fresh, indent=1) + "\n")
     if wrong:
-        sys.exit(f"{len(wrong)} of {len(fresh)} runs give other figures: {', '.join(wrong)}")
+        sys.exit(f"{len(wrong)} of {len(fresh)} runs give other figures, or are not in the record: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

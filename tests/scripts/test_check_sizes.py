@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from check_sizes import problems
+import pytest
+from check_sizes import main, problems
 
 
 def function(name: str, lines: int, above: str = "") -> str:
@@ -34,3 +35,10 @@ def test_no_more_than_ten_long_functions(tmp_path: Path) -> None:
     assert problems(tmp_path) == []
     (tmp_path / "b.py").write_text("\n".join(function(f"f{i}", 50, "# Why.\n") for i in range(4)))
     assert problems(tmp_path) == [f"{tmp_path}: 11 functions over 45 lines, at most 10"]
+
+
+def test_a_folder_without_files_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        monkeypatch.setattr("sys.argv", ["check_sizes.py", str(folder)])
+        with pytest.raises(SystemExit, match="there is no Python file to check"):
+            main()
