@@ -1,6 +1,7 @@
 """Run the example notebooks from top to bottom, without Jupyter.
 
-    python scripts/notebooks.py            # runs them and writes what they print into them
+    python scripts/notebooks.py                       # runs them and writes what they print into them
+    python scripts/notebooks.py first_federation      # only this one
 
 A cell's output is what it prints, and the value of its last line.
 """
@@ -11,6 +12,7 @@ import ast
 import io
 import json
 import os
+import sys
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,10 @@ def _run(source: str, name: str, names: dict[str, Any]) -> str:
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    for path in sorted(EXAMPLES.glob("*.ipynb")):
+    there = {path.stem: path for path in sorted(EXAMPLES.glob("*.ipynb"))}
+    if odd := sorted(set(sys.argv[1:]) - there.keys()):
+        sys.exit(f"there is no notebook {', '.join(odd)}; there are {', '.join(there)}")
+    for path in (there[name] for name in sys.argv[1:] or there):
         path.write_text(json.dumps(execute(path), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"ran {path.name}")
 
