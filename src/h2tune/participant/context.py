@@ -21,7 +21,7 @@ from h2tune.declared import Settings
 from h2tune.participant.affordable import affordable_keep, step_milliseconds
 from h2tune.participant.base_models import ModelPool, adapter_name
 from h2tune.participant.batches import stream
-from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, label_tokens, telling_tokens
+from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, fitted_to, label_tokens, telling_tokens
 from h2tune.participant.passes import Passes
 from h2tune.participant.prefix import Prefix, prefix_of
 from h2tune.participant.prepare import Split, client_base, load_data, max_length
@@ -183,8 +183,9 @@ class ClientContext:
         if known is not None:
             return LabelBias.read(known)
         run, size = Passes(self.prefix), self.experiment.evaluation.batch_size
+        rows = fitted_to(self.data.train.encoded, derive(self.seed, self.data_seed, "label bias"))
         with self.base.untouched() as model:
-            said = heard(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run, tokens)
+            said = heard(model, rows, self.tokenizer.pad_token_id, size, run, tokens)
         found = LabelBias.fitted(tokens, said)
         if self._store:
             self._store.write_json(LABEL_BIAS, asdict(found))
