@@ -25,7 +25,7 @@ from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, fitted_to, labe
 from h2tune.participant.passes import Passes
 from h2tune.participant.prefix import Prefix, prefix_of
 from h2tune.participant.prepare import Split, client_base, load_data, max_length
-from h2tune.participant.row_privacy import digest_of, trainer_of
+from h2tune.participant.row_privacy import trainer_of
 from h2tune.participant.scoring import Score, heard, score
 from h2tune.participant.trainer import Batches, LocalTraining, NanLossError, Trainer
 from h2tune.store import ClientStore
@@ -90,8 +90,7 @@ class ClientContext:
             self.data = load_data(config, self.task, self.base, seed=seed, n_validation=n_validation)
         except tasks.TaskError as error:
             raise tasks.TaskError("\n".join(f"{self.name}: {line}" for line in str(error).splitlines())) from None
-        rows = len(self.data.train)
-        plan = (rows, store, self.rounds, self.task.kind == "classify", digest_of(self.data.train.examples))
+        plan = (self.data.train.examples, store, self.rounds, self.task.kind == "classify")
         self.trainer = trainer or trainer_of(config.row_privacy, self.training, self.accelerator, *plan)
         self._store = store
         self.keep = self._affordable(store, settings.inner) if config.keep == "auto" else float(config.keep)
