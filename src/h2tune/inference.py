@@ -23,6 +23,10 @@ from h2tune.trained import Trained, find_client, load_trained, only_client
 
 __all__ = ["Exported", "export", "find_client", "load_client", "only_client", "predict", "to_jsonl"]
 
+WINDOW = (
+    256  # rows that are answered together, those of like length in one batch; with more, the first answers are late
+)
+
 
 def load_client(run: Path, name: str) -> tuple[PeftModel, PreTrainedTokenizerBase, Task]:
     """Base model with the client's trained adapter, tokenizer and task."""
@@ -33,26 +37,28 @@ def load_client(run: Path, name: str) -> tuple[PeftModel, PreTrainedTokenizerBas
 def predict(run: Path, name: str, source: Path, batch_size: int = 32) -> Iterator[dict[str, Any]]:
     """The rows of a file with the model's answer under ``prediction``, by the same steps as the run's scores.
 
-    Rows that are too long for the model lose their beginning; how many is said on standard error.
+    Rows that are too long for the model lose their beginning; how many is said on standard error at the end. `WINDOW` rows at
+    a time become tokens and are answered.
 
     Raises:
-        TaskError: naming the row that cannot be read, or a column that is called as the answers will be.
+        TaskError: before anything is answered, naming the row that cannot be read, or a column that is called as the answers
+            will be; later, a row that gives no tokens.
     """
     trained = load_trained(run, name)
-    pairs = list(read_questions(str(source), trained.task, trained.client.columns))
-    if any("prediction" in row for row, _ in pairs):
+    questions = read_questions(str(source), trained.task, trained.client.columns)
+    if any("prediction" in row for row, _ in questions):  # reads every row, which is little beside answering it
         raise TaskError(f"{source}: there is a column 'prediction' already, which would be lost: rename it")
-    length = max_length(trained.client, trained.base)
-    if cut := _too_long(trained, [example for _, example in pairs], length):
-        print(f"{source}: {cut} of {len(pairs)} rows are longer than the model reads and lost their beginning",
-              file=sys.stderr)  # fmt: skip
-    rest = iter(pairs)
-    while part := list(islice(rest, batch_size)):
+    length, cut, rest = max_length(trained.client, trained.base), 0, iter(questions)
+    while part := list(islice(rest, max(WINDOW, batch_size))):
         examples = [example for _, example in part]
+        cut += _too_long(trained, examples, length)
         model: Any = trained.model  # PEFT's wrapper passes on what a model of Transformers has
         found = answers(model, trained.base.tokenizer, trained.task, examples, batch_size, length, trained.passes)
         for (row, example), text in zip(part, found, strict=True):
             yield {**row, "prediction": _own_text(example, text, trained)}
+    if cut:
+        print(f"{source}: {cut} of {len(questions.rows)} rows are longer than the model reads and lost their beginning",
+              file=sys.stderr)  # fmt: skip
 
 
 def _own_text(example: Example, text: str, trained: Trained) -> str:

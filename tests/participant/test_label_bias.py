@@ -24,6 +24,7 @@ from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import ClientContext
 from h2tune.participant.label_bias import Heard, LabelBias, answer_places, label_tokens, telling_tokens
 from h2tune.participant.passes import Answered
+from h2tune.participant.scoring import heard
 from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import Encoded
 from h2tune.trained import load_trained
@@ -78,6 +79,26 @@ def test_batches_say_what_all_rows_say_together(seed: int, size: int) -> None:
     tokens = [[3, 7, 11], [5]]
     parts = [Heard.of(tokens, *part) for part in zip(*(value.split(2 * size) for value in said), strict=True)]
     assert LabelBias.fitted(tokens, parts) == fitted(tokens, *said)
+
+
+def test_what_is_fitted_to_is_taken_in_parts_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, wanted = torch.randn(23, 300, generator=generator), torch.arange(23) % 3
+    sizes: list[int] = []
+
+    def whole_copy(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return tensor.to(torch.float64)
+
+    monkeypatch.setattr(torch.Tensor, "double", whole_copy)
+    whole = Heard.of([[0, 1, 2]], logits, wanted, torch.zeros(23))
+    monkeypatch.setattr(label_bias, "_AT_ONCE", 1000)
+    parts = Heard.of([[0, 1, 2]], logits, wanted, torch.zeros(23))
+    for one, other in zip(whole.places[0], parts.places[0], strict=True):
+        assert torch.equal(one, other)
+    assert sizes[0] == 23 * 300 and max(sizes[1:]) <= 1200 and sum(sizes[1:]) == 23 * 300
+    none = Heard.of([[0, 1, 2]], logits, wanted, torch.ones(23)).places[0]  # no answer is that short
+    assert [tuple(part.shape) for part in none] == [(0, 3), (0, 1), (0,)]
 
 
 def test_the_end_of_the_answer_does_not_compete_where_the_label_is_read() -> None:
@@ -189,6 +210,39 @@ def test_what_is_written_has_no_bias_though_its_rows_have_options(kind: str, tmp
     assert all(example.options == (" A", " B", " C") for example in context.data.train.examples)
     assert (context.passes.bias is not None) is (kind == "choice")
     assert len(context.telling) == (3 if kind == "choice" else 0)
+
+
+def rows_fitted_to(client: dict[str, str], monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[Encoded]:
+    """The rows that a client's label bias is fitted to."""
+    seen: list[list[Encoded]] = []
+
+    def spy(model: object, rows: list[Encoded], *rest: object) -> list[Heard]:
+        seen.append(list(rows))
+        return heard(model, rows, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("h2tune.participant.context.heard", spy)
+    plain = {"anchors": ANCHORS, "device": "cpu", "method": "local", "clients": [client]}
+    experiment = parse_config(plain | changes)
+    context = ClientContext(experiment.clients[0], experiment, ModelPool("cpu"))
+    assert context.passes.bias is not None
+    (rows,) = seen
+    if len(rows) == len(context.data.train):
+        assert rows == list(context.data.train.encoded)  # in their order
+    return rows
+
+
+def test_of_many_rows_the_bias_is_fitted_to_a_sample_that_the_seed_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"sentence": f"number {i}", "label": i % 2} for i in range(30)]
+    client = {"name": "c", "model": "zoo:llama", "task": {"preset": "sst2", "kind": "choice"}}
+    client |= dict.fromkeys(("train", "validation", "test"), str(write_rows(tmp_path / "rows.jsonl", rows)))
+    assert len(rows_fitted_to(client, monkeypatch)) == 30 <= label_bias.MOST_ROWS <= 2048
+    monkeypatch.setattr(label_bias, "MOST_ROWS", 12)
+    first = rows_fitted_to(client, monkeypatch)
+    assert len(first) == 12 and first == rows_fitted_to(client, monkeypatch, method="fedit")
+    other = rows_fitted_to(client, monkeypatch, seed=1)
+    assert len(other) == 12 and first != other
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -247,6 +248,19 @@ def test_nothing_exact_about_its_training_rows_is_among_its_facts() -> None:
             found.append(facts_of(client.context))
     assert found[0] == found[2] and found[1] != found[3]
     assert found[0]["leaked"] is found[0]["unigram_nats"] is found[0]["anchor_coverage"] is None
+
+
+def test_the_digest_of_rows_is_made_where_rows_have_an_account_and_is_that_of_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rows in ([], ["a"], [Encoded([5], [6]), "ü", 3]):  # accounts of before hold such digests
+        assert row_privacy.digest_of(rows) == hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
+    made: list[int] = []
+    monkeypatch.setattr(row_privacy, "digest_of", lambda rows: made.append(len(rows)) or "d")
+    monkeypatch.setattr("h2tune.participant.context.digest_of", row_privacy.digest_of, raising=False)
+    experiment = private(2)
+    contexts = [Client(c, experiment, ModelPool("cpu"), ["a drummer"]).context for c in experiment.clients]
+    assert made == [len(contexts[0].data.train)]
 
 
 def test_glossary_frames_are_practised_on_public_text(tmp_path: Path) -> None:

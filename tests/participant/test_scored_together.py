@@ -88,6 +88,28 @@ def test_clients_of_other_kinds_are_scored_apart(tmp_path: Path, joint: list[tup
     assert max(count for count, writes in joint if not writes) == 4
 
 
+def test_clients_in_one_pass_ask_for_no_more_logits_than_one_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joint: list[tuple[int, bool]]
+) -> None:
+    experiment = federation("zoo:llama", rounds=1, evaluation={"every": 1, "batch_size": 2})
+    vocabulary = POOL.get("zoo:llama").model.config.vocab_size
+    asked: list[int] = []
+    real = together.answer_together
+
+    def counted(parts: Sequence[Asked]) -> None:
+        read = [int((part.batch["labels"][:, 1:] != -100).sum()) for part in parts if isinstance(part.batch, dict)]
+        asked.extend([sum(read)] if len(read) > 1 else [])
+        real(parts)
+
+    monkeypatch.setattr(together, "answer_together", counted)
+    whole = scored(experiment, tmp_path / "whole")
+    assert max(asked) > 12
+    asked.clear()
+    monkeypatch.setattr(together, "MOST_LOGITS", 12 * vocabulary)
+    assert scored(experiment, tmp_path / "apart") == pytest.approx(whole, rel=1e-3)
+    assert 0 < max(asked) <= 12
+
+
 def test_what_a_model_says_to_a_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of six clients whose batches fill a pass each, one's logits are in memory at a time, not those of all."""
     held: list[tuple[int, Any]] = []

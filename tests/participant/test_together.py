@@ -145,6 +145,12 @@ def test_packs_hold_little_padding() -> None:
     assert packs({0: (4, 10), 1: (4, 100), 2: (4, 90), 3: (2, 9)}) == [[1, 2], [0, 3]]
 
 
+def test_packs_hold_no_more_logits_than_one_client_may_ask_for() -> None:
+    alike = dict.fromkeys(range(5), (4, 10))
+    assert packs(alike, positions=dict.fromkeys(range(5), 4), most=8) == [[0, 1], [2, 3], [4]]
+    assert packs(alike, positions={0: 9, 1: 1, 2: 7, 3: 1, 4: 0}, most=8) == [[0], [1, 2], [3, 4]]
+
+
 def test_a_turn_hands_over_goes_on_and_raises_where_its_caller_waits() -> None:
     said: list[str] = []
 

@@ -9,7 +9,7 @@ import pytest
 from federations import small
 
 from h2tune.config import Experiment, parse_config
-from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint
+from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint, keep_fingerprint, source_digest
 from h2tune.utils.files import StoreError
 
 
@@ -31,6 +31,23 @@ def test_a_file_that_changes_is_named_before_anything_is_done(tmp_path: Path) ->
         check_fingerprint(tmp_path, after)
     assert check_fingerprint(tmp_path, after, ("data", "rounds")) == ["c0.train"]
     assert check_fingerprint(tmp_path, after) == []  # what was meant is what the run has now
+
+
+def test_a_file_of_many_clients_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
+    data = small(3).model_dump(mode="json")
+    for i, client in enumerate(data["clients"], 1):
+        client |= {"train": "train.jsonl", "validation": None, "part": f"{i}/3"}
+    read: list[str] = []
+
+    def counted(source: str) -> str:
+        read.append(source)
+        return source_digest(source)
+
+    monkeypatch.setattr("h2tune.tasks.fingerprint.source_digest", counted)
+    found = data_fingerprint(parse_config(data, tmp_path))
+    assert len({found[f"c{i}.train"] for i in range(3)}) == 1
+    assert len(read) == len(set(read)) and sum(source.endswith("train.jsonl") for source in read) == 1
 
 
 def test_a_folder_is_all_its_files_and_their_names(tmp_path: Path) -> None:

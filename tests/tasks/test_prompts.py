@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from h2tune.tasks import TaskError
+from h2tune.tasks import TaskError, prompts
 from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import encode, encode_options, encode_prompts, fit_prompts, render
 
@@ -53,8 +53,8 @@ CHAT = Example("user: hi\nassistant:", " hello", "hello", messages=({"role": "us
 def test_row_21_the_prompt_is_the_same_in_training_and_in_use(kind: str, bos: bool) -> None:
     tok = tokenizer(kind, bos=bos)
     (encoded,), (prompt,) = encode([EXAMPLE], tok, max_length=100), encode_prompts([EXAMPLE], tok)
-    assert encoded.input_ids[: len(prompt)] == prompt
-    assert encoded.labels[: len(prompt)] == [-100] * len(prompt)
+    assert list(encoded.input_ids[: len(prompt)]) == prompt
+    assert list(encoded.labels[: len(prompt)]) == [-100] * len(prompt)
     assert encoded.labels[len(prompt) :] == encoded.input_ids[len(prompt) :]
     assert encoded.input_ids[-1] == tok.eos_token_id and encoded.labels[-1] == tok.eos_token_id
     assert prompt.count(tok.bos_token_id) == int(bos) and tok.eos_token_id not in prompt
@@ -67,7 +67,7 @@ def test_answers_come_back_and_borders_hold(prompt: str, answer: str) -> None:
     tok = tokenizer(bos=True)
     example = Example(prompt, " " + answer, answer)
     (encoded,), (own,) = encode([example], tok, max_length=1000), encode_prompts([example], tok)
-    assert encoded.input_ids[: len(own)] == own
+    assert list(encoded.input_ids[: len(own)]) == own
     assert len(encoded.labels) == len(encoded.input_ids)
     learnt = [label for label in encoded.labels if label != -100]
     assert learnt[-1] == tok.eos_token_id
@@ -95,7 +95,7 @@ def test_cutting_takes_the_beginning_of_the_prompt() -> None:
         len(prompt) == 10
         and count == 1
         and prompt[0] == tok.bos_token_id
-        and prompt[1:] == cut.input_ids[: cut.labels.count(-100)][-9:]
+        and prompt[1:] == list(cut.input_ids[: cut.labels.count(-100)][-9:])
     )
 
 
@@ -109,7 +109,7 @@ def test_classification_keeps_the_special_tokens() -> None:
     tok = tokenizer("encoder", bos=True)
     long = Example("nuts " * 50, "", "yes", label=1)
     (whole,) = encode([Example("how many", "", "no", label=0)], tok, max_length=50)
-    assert whole.label == 0 and whole.labels == [] and whole.input_ids == tok("how many")["input_ids"]
+    assert whole.label == 0 and not whole.labels and list(whole.input_ids) == tok("how many")["input_ids"]
     (cut,) = encode([long], tok, max_length=12, truncate=True)
     assert len(cut.input_ids) == 12 and cut.label == 1
     assert cut.input_ids[0] == tok.bos_token_id and cut.input_ids[-1] == tok.eos_token_id
@@ -142,3 +142,26 @@ def test_a_tokenizer_without_an_end_is_an_error() -> None:
     with pytest.raises(TaskError, match="end-of-text"):
         encode([EXAMPLE], bare, max_length=50)
     assert encode([Example("x", "", "no", label=0)], bare, max_length=50)[0].label == 0
+
+
+def test_many_rows_become_tokens_in_parts_and_are_kept_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    tok, longest = tokenizer(), Example("a" * 400 + " end:", " 11", "11", place="a.jsonl: row 7")
+    mixed = [EXAMPLE, Example("how many", "", "no", label=0), CHAT, longest, EXAMPLE, replace(EXAMPLE, answer=" 7")]
+    whole, own = encode(mixed, tok, max_length=999), encode_prompts(mixed, tok)
+    sizes: list[int] = []
+
+    def counted(texts: Any, **options: Any) -> Any:
+        sizes.append(len(texts) if isinstance(texts, list) else 1)
+        return tok(texts, **options)
+
+    class Watched:
+        all_special_ids, eos_token_id, chat_template = tok.all_special_ids, tok.eos_token_id, None
+        __call__ = staticmethod(counted)
+
+    watched = Watched()
+    monkeypatch.setattr(prompts, "_AT_ONCE", 2)
+    assert encode(mixed, watched, max_length=999) == whole and encode_prompts(mixed, watched) == own
+    assert max(sizes) == 2
+    with pytest.raises(TaskError, match=r"1 of 6 examples are longer than 50 .*, first a.jsonl: row 7\)"):
+        encode(mixed, watched, max_length=50)
+    assert all(memoryview(row.input_ids).itemsize == 4 for row in whole)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ def practise(method: FramedAdapter, rate: float) -> None:
     """Set the client's A and B to practised frames; what was practised once is kept."""
     context = method.context
     episodes = load_practice(str(context.config.practice), context.tokenizer, context.max_length)
-    content = [(sorted(e.lexicon.items()), [(r.input_ids, r.labels) for r in e.rows]) for e in episodes]
+    content = [(sorted(e.lexicon.items()), [(list(r.input_ids), list(r.labels)) for r in e.rows]) for e in episodes]
     what = (context.base.fingerprint, context.name, context.seed, context.rank, method.adapter_rank, method.shared_rank,
             tuple(context.layout.slots), rate, content)  # fmt: skip
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]

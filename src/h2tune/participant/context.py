@@ -21,11 +21,11 @@ from h2tune.declared import Settings
 from h2tune.participant.affordable import affordable_keep, step_milliseconds
 from h2tune.participant.base_models import ModelPool, adapter_name
 from h2tune.participant.batches import stream
-from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, label_tokens, telling_tokens
+from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, fitted_to, label_tokens, telling_tokens
 from h2tune.participant.passes import Passes
 from h2tune.participant.prefix import Prefix, prefix_of
 from h2tune.participant.prepare import Split, client_base, load_data, max_length
-from h2tune.participant.row_privacy import digest_of, trainer_of
+from h2tune.participant.row_privacy import trainer_of
 from h2tune.participant.scoring import Score, heard, score
 from h2tune.participant.trainer import Batches, LocalTraining, NanLossError, Trainer
 from h2tune.store import ClientStore
@@ -90,8 +90,7 @@ class ClientContext:
             self.data = load_data(config, self.task, self.base, seed=seed, n_validation=n_validation)
         except tasks.TaskError as error:
             raise tasks.TaskError("\n".join(f"{self.name}: {line}" for line in str(error).splitlines())) from None
-        rows = len(self.data.train)
-        plan = (rows, store, self.rounds, self.task.kind == "classify", digest_of(self.data.train.examples))
+        plan = (self.data.train.examples, store, self.rounds, self.task.kind == "classify")
         self.trainer = trainer or trainer_of(config.row_privacy, self.training, self.accelerator, *plan)
         self._store = store
         self.keep = self._affordable(store, settings.inner) if config.keep == "auto" else float(config.keep)
@@ -183,8 +182,9 @@ class ClientContext:
         if known is not None:
             return LabelBias.read(known)
         run, size = Passes(self.prefix), self.experiment.evaluation.batch_size
+        rows = fitted_to(self.data.train.encoded, derive(self.seed, self.data_seed, "label bias"))
         with self.base.untouched() as model:
-            said = heard(model, self.data.train.encoded, self.tokenizer.pad_token_id, size, run, tokens)
+            said = heard(model, rows, self.tokenizer.pad_token_id, size, run, tokens)
         found = LabelBias.fitted(tokens, said)
         if self._store:
             self._store.write_json(LABEL_BIAS, asdict(found))

@@ -15,20 +15,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from h2tune.tasks.dataset import sample
 from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import IGNORED, encode_options
 
 LABEL_BIAS = "label_bias.json"  # the file that holds it beside an adapter
 MOST = 64  # tokens of all options together; with more, the options are texts rather than labels
+MOST_ROWS = 2048  # that it is fitted to: more say nothing new of so few numbers, and each is a pass of the model
 _RIDGE = 1e-2  # pull of each number towards 0, against the sum of the losses: keeps a certain label's finite
 _PRIOR = 16  # rows that each label is counted for beforehand: a few rows say little about how frequent the labels are
 _STEPS = 100
+_AT_ONCE = 1 << 22  # logits that are in double precision at a time: 32 MB
+
+T = TypeVar("T")
+
+
+def fitted_to(rows: Sequence[T], seed: int) -> Sequence[T]:
+    """The training rows that the bias is fitted to: all, or a sample of so many, the same for a seed."""
+    return sample(list(rows), MOST_ROWS, seed)
 
 
 def label_tokens(examples: Sequence[Example], tokenizer: Any) -> list[list[int]]:
@@ -83,12 +93,22 @@ class Heard:
         for place, few in enumerate(tokens):
             # A cut answer may ask for a token where no option has it.
             here = (places == place) & torch.isin(wanted, torch.tensor(few, device=wanted.device))
-            said = logits[here].detach().double().cpu()
-            known, column = said[:, few], {token: i for i, token in enumerate(few)}
-            said[:, few] = -torch.inf
+            column = {token: i for i, token in enumerate(few)}
             goal = torch.tensor([column[int(token)] for token in wanted[here]], dtype=torch.long)
-            found.append((known, said.logsumexp(-1, keepdim=True), goal))
+            found.append((*_told_apart(logits, here.nonzero()[:, 0], few), goal))
         return cls(int((places == 0).sum()), found)
+
+
+def _told_apart(logits: Tensor, positions: Tensor, few: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Logits of some tokens at some positions, and all other tokens as one, in double precision."""
+    parts = max(1, -(-len(positions) * logits.shape[1] // _AT_ONCE))  # a copy of all would take twice their memory
+    known, rest = [], []
+    for some in positions.tensor_split(parts):
+        said = logits[some].detach().double().cpu()
+        known.append(said[:, few])
+        said[:, few] = -torch.inf
+        rest.append(said.logsumexp(-1, keepdim=True))
+    return torch.cat(known), torch.cat(rest)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import nn
 
 from h2tune.adapter.side_by_side import SideBySide, parameters_of, shape_of, switch_to
 from h2tune.participant.batches import Batch
-from h2tune.participant.passes import PLAIN, Answered, Passes, Writing, answered_each
+from h2tune.participant.passes import PLAIN, Answered, Passes, Writing, answered_each, answers
 from h2tune.participant.scoring import evaluating
 from h2tune.utils.turns import hand_over
 
@@ -77,6 +77,13 @@ class Asked:
         return len(self.batch), max(map(len, self.batch)) + self.writing.room
 
     @property
+    def positions(self) -> int:
+        """Where logits of the vocabulary are asked for: each answer token that is read, the end of each text that is written."""
+        if not isinstance(self.batch, dict):
+            return len(self.batch)
+        return answers(self.batch) if self.batch["labels"].ndim > 1 else 0
+
+    @property
     def kind(self) -> Hashable:
         """What questions have in common that may be answered in one pass."""
         model = self.active.model
@@ -128,12 +135,12 @@ def answer_together(parts: Sequence[Asked]) -> None:
 
 def _answer(model: Any, parts: Sequence[Asked]) -> None:
     passes, batches, writing = [p.passes for p in parts], [p.batch for p in parts], parts[0].writing
-    answers: Sequence[Any]
+    found: Sequence[Any]
     if writing is None:
         filler = model.config.get_text_config().pad_token_id or 0
-        answers = answered_each(model, passes, batches, filler)  # type: ignore[arg-type]  # all of one kind
+        found = answered_each(model, passes, batches, filler)  # type: ignore[arg-type]  # all of one kind
     else:
         new = iter(PLAIN.written(model, [prompt for prompts in batches for prompt in prompts], writing))  # type: ignore[misc]
-        answers = [[next(new) for _ in prompts] for prompts in batches]
-    for part, answer in zip(parts, answers, strict=True):
+        found = [[next(new) for _ in prompts] for prompts in batches]
+    for part, answer in zip(parts, found, strict=True):
         part.answer = answer

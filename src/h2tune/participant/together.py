@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from h2tune.adapter.side_by_side import SideBySide, shape_of, switch_to
 from h2tune.config import Training
-from h2tune.participant.batches import Batch
+from h2tune.participant.batches import MOST_LOGITS, Batch
 from h2tune.participant.passes import Answered, Passes, answered_each, answers
 from h2tune.participant.scored_together import Active, Asked, SharedPasses, answer_together
 from h2tune.participant.trainer import LocalTraining, NanLossError, OnStep, Trainer, Update, answer_loss
@@ -187,8 +187,11 @@ class TogetherTrainer(Trainer):
             alike.setdefault(question.kind, {})[i] = question.shape
         found = []
         for shapes in alike.values():
-            writes = asked[next(iter(shapes))].writing is not None
-            found += packs(shapes, max(self.full, FULL_WRITING) if writes else self.full)
+            first = asked[next(iter(shapes))]
+            full = self.full if first.writing is None else max(self.full, FULL_WRITING)
+            config: Any = first.active.model.config
+            most = MOST_LOGITS // config.get_text_config().vocab_size
+            found += packs(shapes, full, {i: asked[i].positions for i in shapes}, most)
         return found
 
     def carry_out(self, all_declared: Sequence[Declared]) -> None:
@@ -300,19 +303,26 @@ class TogetherTrainer(Trainer):
             return part.update.loss(lambda batch: answered if batch is part.batch else alone(batch), part.batch)
 
 
-def packs(shapes: Mapping[int, tuple[int, ...]], full: float = math.inf) -> list[list[int]]:
+def packs(
+    shapes: Mapping[int, tuple[int, ...]],
+    full: float = math.inf,
+    positions: Mapping[int, int] | None = None,
+    most: float = math.inf,
+) -> list[list[int]]:
     """Clients for each pass, by the shape (rows x tokens) of their batches: little of a pass is padding.
 
     Args:
-        full: most tokens in a pass of several.
+        full: most tokens in a pass of several. positions: where each asks for logits. most: such positions in a pass of several.
     """
     found: list[list[int]] = []
+    positions = positions or {}
     for number in sorted(shapes, key=lambda i: (-shapes[i][1], i)):
         if found:
             together = [*found[-1], number]
             used, length = sum(shapes[i][0] * shapes[i][1] for i in together), shapes[together[0]][1]
             whole = length * sum(shapes[i][0] for i in together)
-            if used >= (1 - WASTE) * whole and whole <= full:
+            logits = sum(positions.get(i, 0) for i in together)
+            if used >= (1 - WASTE) * whole and whole <= full and logits <= most:
                 found[-1].append(number)
                 continue
         found.append([number])

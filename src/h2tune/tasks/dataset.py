@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from h2tune.tasks.cells import whole_text
@@ -65,11 +65,28 @@ def load_examples(
     return examples
 
 
-def read_questions(source: str, task: Task, columns: Mapping[str, str] | None = None) -> Iterator[tuple[Row, Example]]:
-    """The rows of a source that belong to a task, each with its question, for prediction.
+@dataclass(frozen=True)
+class Questions:
+    """The rows of a source that belong to a task, each with its question; going through them reads each row anew.
 
     Raises:
-        TaskError: as `load_examples`.
+        TaskError: while one goes through them, naming the row that cannot be read.
+    """
+
+    source: str
+    rows: Sequence[tuple[int, Row]]
+    task: Task
+
+    def __iter__(self) -> Iterator[tuple[Row, Example]]:
+        for number, row in self.rows:
+            yield row, _read(self.source, number, row, self.task, answered=False)
+
+
+def read_questions(source: str, task: Task, columns: Mapping[str, str] | None = None) -> Questions:
+    """The rows of a source that belong to a task, for prediction.
+
+    Raises:
+        TaskError: as `load_examples`, of the source as a whole.
     """
     task = with_columns(task, columns)
     rows = read_rows(source)
@@ -78,8 +95,7 @@ def read_questions(source: str, task: Task, columns: Mapping[str, str] | None = 
         raise TaskError(
             f"{source}: " + (f"none of its {len(rows)} rows belongs to {called(task.name)}" if rows else "no rows")
         )
-    for number, row in belong:
-        yield row, _read(source, number, row, task, answered=False)
+    return Questions(source, belong, task)
 
 
 def _require_classes(source: str, examples: Iterable[Example], task: Task) -> None:

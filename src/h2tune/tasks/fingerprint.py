@@ -26,7 +26,8 @@ def data_fingerprint(experiment: Experiment, names: Sequence[str] | None = None)
     for client in experiment.clients:
         if names is None or client.name in names:
             sources |= {f"{client.name}.{key}": getattr(client, key) for key in _CLIENT_KEYS}
-    return {key: source_digest(source) for key, source in sources.items() if source}
+    digests = {source: source_digest(source) for source in set(sources.values()) if source}  # many may share a file
+    return {key: digests[source] for key, source in sources.items() if source}
 
 
 def source_digest(source: str) -> str:

@@ -1,0 +1,78 @@
+"""Many rows are answered a window at a time: nothing waits for all of them, and no mistake is found too late."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_folders import ROWS, TASKS, model_folder, one_client, write_rows
+
+from h2tune import federation, inference
+from h2tune.inference import predict
+from h2tune.tasks.example import TaskError
+
+LONG = {"text": "the market " * 50}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one client that writes its answers."""
+    folder = tmp_path_factory.mktemp("predict")
+    federation.run(one_client(folder, model_folder(folder / "model", "gpt2"), TASKS["generate"]), folder / "run")
+    return folder / "run"
+
+
+def test_rows_become_tokens_a_window_at_a_time_and_answers_stay_in_order(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [LONG, *ROWS, LONG])
+    whole = list(predict(finished, "c", rows))
+    said = capsys.readouterr().err
+    assert [row["text"] for row in whole] == [row["text"] for row in [LONG, *ROWS, LONG]]
+    assert "2 of 10 rows are longer than the model reads" in said
+
+    sizes: list[int] = []
+    encode_prompts = inference.encode_prompts
+
+    def counted(examples: Sequence[Any], tokenizer: Any) -> list[list[int]]:
+        sizes.append(len(examples))
+        return encode_prompts(examples, tokenizer)
+
+    monkeypatch.setattr(inference, "encode_prompts", counted)
+    monkeypatch.setattr(inference, "WINDOW", 4)
+    answers = predict(finished, "c", rows, batch_size=2)
+    assert next(answers) == whole[0] and sizes == [4]
+    assert list(answers) == whole[1:] and sizes == [4, 4, 2]
+    assert capsys.readouterr().err == said
+
+
+def test_rows_of_like_length_are_answered_together(finished: Path, tmp_path: Path) -> None:
+    trained = inference.load_trained(finished, "c")
+    short, long = {"text": "a"}, {"text": "a doctor " * 3}
+    rows = write_rows(tmp_path / "rows.jsonl", [short, long] * 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "load_trained", lambda *_: trained)
+        prompts: list[list[int]] = []
+        generate: Any = type(trained.model).generate
+
+        def watched(self: Any, **given: Any) -> Any:
+            prompts.append(given["attention_mask"].sum(1).tolist())
+            return generate(self, **given)
+
+        patch.setattr(type(trained.model), "generate", watched)
+        assert len(list(predict(finished, "c", rows, batch_size=4))) == 8
+    assert all(len(set(lengths)) == 1 for lengths in prompts) and len(prompts) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"), [({"other": "x"}, "row 9"), (ROWS[0] | {"prediction": "x"}, "'prediction'")]
+)
+def test_a_mistake_in_the_last_row_is_told_before_anything_is_answered(
+    bad: dict[str, str], message: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "WINDOW", 4)
+    rows = write_rows(tmp_path / "rows.jsonl", [*ROWS, bad])
+    with pytest.raises(TaskError, match=message):
+        next(predict(finished, "c", rows))
