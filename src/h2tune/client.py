@@ -127,6 +127,7 @@ class Client:
     def _join(self, message: Message) -> Payload:
         """Score the untouched model, attach what is trained, and introduce oneself."""
         self.kind.check_peer(message.payload.meta.get("method"), self.method.settings)
+        self.context.keep_share()
         base = base_score(self.context)
         payload = self.method.join()
         payload.meta |= {"base": base.plain(), "facts": facts_of(self.context, self.store)}

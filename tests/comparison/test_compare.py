@@ -12,11 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from h2tune.cli.app import app
+from h2tune.cli.compare import DEFAULT
 from h2tune.comparison import grid
-from h2tune.comparison.cells import TUNING_SEED, UNREAD_TEST, Cell, CompareError, experiment_of
+from h2tune.comparison.cells import TUNING_SEED, UNREAD_TEST, Cell, CompareError, experiment_of, method_in
 from h2tune.comparison.compare import compare
 from h2tune.config import ConfigError, load_config
 from h2tune.methods.registry import MethodError, resolve_method
@@ -73,6 +75,14 @@ def test_frames_without_sharing_have_the_settings_of_the_files_own_method(file: 
     assert experiment_of(file, Cell("h2tune-unshared", 0)).method == {
         "name": "h2tune-unshared", "frames": "weights"}  # fmt: skip
     assert experiment_of(file, Cell("colora", 0)).method == {"name": "colora"}
+
+
+def test_the_method_that_a_file_asks_for_is_among_those_compared(file: Path) -> None:
+    plain = yaml.safe_load(file.read_text())
+    for method in ("fedit", {"name": "fedit", "mu": 0.1}):
+        file.write_text(yaml.safe_dump(plain | {"method": method}))
+        assert method_in(file) == "fedit"
+    assert method_in("demo") in DEFAULT.split(",")
 
 
 def test_grid_restarts_where_it_stopped(file: Path, tmp_path: Path) -> None:

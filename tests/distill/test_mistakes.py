@@ -51,6 +51,8 @@ def test_plan_says_which_public_questions_a_model_cannot_answer(tmp_path: Path) 
         ({"public": PUBLIC | {"task": "aqua"}}, "must be of kind generate"),
         ({"public": PUBLIC | {"source": "no-such-file.jsonl"}}, "public.source: no file or folder"),
         ({"changes": {"host": {"name": "rolora"}}}, "rolora cannot be a host"),
+        ({"changes": {"host": "rolora"}}, "rolora cannot be a host"),
+        ({"changes": {"host": {}}}, "name: is missing; write which method LaDa is added to"),
         ({"changes": {"host": {"name": "fedit", "mu": 1}}}, "fedit has no such setting"),
         ({"changes": {"host": {"name": "lada", "teacher": "big"}}}, "lada cannot be a host"),
         ({"changes": {"budget": "many"}}, "is not a size"),

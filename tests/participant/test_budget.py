@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from federations import build, small
 from h2tune.client import Client
 from h2tune.config import ClientConfig, ConfigError
 from h2tune.declared import Settings
+from h2tune.federation import run
 from h2tune.methods.registry import resolve_method
 from h2tune.participant.budget import adapter_bytes, kept_share, upload_bytes
 from h2tune.utils.sizes import parse_size
@@ -48,6 +50,8 @@ def test_upload_budget_decides_the_rank_and_is_kept(tmp_path: Path) -> None:
     client = auto({"upload": "5KB"}, tmp_path / "run")
     assert client.context.keep == 4 / 8
     assert client.method.adapter_rank == 4
+    assert client.store.read_json("budget.json") is None  # a run's folder is empty until the run begins
+    client.context.keep_share()
     assert client.store.read_json("budget.json") == {"keep": 0.5}
 
 
@@ -73,3 +77,18 @@ def test_clients_of_different_keep_train_together(tmp_path: Path) -> None:
         sizes = {name: m.rounds[-1]["bytes_up"] for name, m in server.members.items()}
         assert sizes["c1"] < sizes["c0"]
         assert clients["c1"].method.adapter_rank == (4 if mask == "dims" else 8)
+
+
+def test_a_run_with_a_budget_is_carried_out_and_resumed_with_the_same_share(tmp_path: Path) -> None:
+    base = small(clients=2, rank=8, rounds=1)
+    rows = [
+        ClientConfig.model_validate(base.clients[0].model_dump() | {"keep": "auto", "budget": {"upload": "5KB"}}),
+        base.clients[1],
+    ]
+    experiment = base.model_copy(update={"clients": rows})
+    run(experiment, tmp_path / "run")
+    kept = tmp_path / "run" / "clients" / "c0" / "budget.json"
+    assert json.loads(kept.read_text()) == {"keep": 0.5}
+    more = experiment.model_copy(update={"rounds": 2})
+    assert run(more, tmp_path / "run", resume=True, changed=("rounds",))["clients"]["c0"]["rounds"]
+    assert json.loads(kept.read_text()) == {"keep": 0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ def test_choice_from_a_column(answer: str) -> None:
     example = task.read({"q": "Which?", "o": ["red", "blue"], "a": answer})
     assert (example.options, example.answer, example.gold) == ((" red", " blue"), " blue", "blue")
     assert task.score(example, " blue") and not task.score(example, " red")
+
+
+def test_an_accent_typed_as_its_own_character_is_the_same_letter() -> None:
+    task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": ["très urgent", "différé"]})
+    example = task.read({"q": "Quand ?", "a": unicodedata.normalize("NFD", "très urgent")})
+    assert (example.options, example.answer) == (("très urgent", "différé"), "très urgent")
 
 
 def test_choice_from_several_columns() -> None:

@@ -26,7 +26,7 @@ def compare(
         str | None,
         typer.Option(
             help="Names with commas between, or `all`; see `h2tune methods`. By default"
-            f" {DEFAULT.replace(',', ', ')}; of a vertical file all."
+            f" {DEFAULT.replace(',', ', ')}, and the file's own; of a vertical file all."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, ...")] = 5,
@@ -56,6 +56,7 @@ def compare(
             vertical.compare(Path(file), ALL if methods is None else methods, seeds, out, as_json)
             return
         process_context("h2tune.federation")
+        from h2tune.comparison.cells import method_in
         from h2tune.comparison.compare import compare as run_compare
         from h2tune.comparison.compare import compare_names
         from h2tune.report.comparison_page import write_comparison_page
@@ -65,7 +66,7 @@ def compare(
 
         result = run_compare(
             file,
-            compare_names(DEFAULT if methods is None else methods),
+            compare_names(f"{DEFAULT},{method_in(file)}" if methods is None else methods),
             seeds,
             folder,
             n_train=sizes,

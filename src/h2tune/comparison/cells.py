@@ -46,14 +46,23 @@ class Outcome:
     skipped: bool = False  # the method does not suit the federation; nothing went wrong
 
 
+def _whole(file: str | Path, seed: int) -> Experiment:
+    if str(file) != "demo":
+        return load_config(file, seed=seed)
+    from h2tune.demo import demo_experiment
+
+    return demo_experiment(seed)
+
+
+def method_in(file: str | Path) -> str:
+    """The name of the method that a federation's file asks for."""
+    method = _whole(file, 0).method
+    return method if isinstance(method, str) else str(method.get("name", "h2tune"))
+
+
 def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     """The experiment of one cell."""
-    if str(file) == "demo":
-        from h2tune.demo import demo_experiment
-
-        base = demo_experiment(cell.seed)
-    else:
-        base = load_config(file, seed=cell.seed)
+    base = _whole(file, cell.seed)
     check_other_methods(base)
     spec = spec_beside(base, cell.method)
     resolve_method(spec)

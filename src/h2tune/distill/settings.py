@@ -81,9 +81,18 @@ class LadaSettings(Settings):
         parse_size(value)
         return value
 
+    @field_validator("host", mode="before")
+    @classmethod
+    def _in_a_word(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
     @field_validator("host")
     @classmethod
     def _a_host(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "name" not in value:
+            raise ValueError(
+                "name: is missing; write which method LaDa is added to, for example `host: {name: local}`"
+            )
         try:
             method, _ = resolve_method(value)
         except MethodError as error:

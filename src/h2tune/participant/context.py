@@ -37,6 +37,9 @@ Watch = Callable[[str, int, str, int, int, float], None]
 """Told of every update: client, round, phase, step, steps, loss."""
 
 
+BUDGET = "budget.json"  # the file in which `keep: auto` is kept
+
+
 class ClientContext:
     """A participant as its method sees it.
 
@@ -93,7 +96,7 @@ class ClientContext:
         plan = (self.data.train.examples, store, self.rounds, self.task.kind == "classify")
         self.trainer = trainer or trainer_of(config.row_privacy, self.training, self.accelerator, *plan)
         self._store = store
-        self.keep = self._affordable(store, settings.inner) if config.keep == "auto" else float(config.keep)
+        self.keep = self._affordable(settings.inner) if config.keep == "auto" else float(config.keep)
         self.run, self.round = "", 0
         self._losses: dict[str, float] = {}
 
@@ -107,15 +110,18 @@ class ClientContext:
         """PEFT's word for the kind of task."""
         return "SEQ_CLS" if self.task.kind == "classify" else "CAUSAL_LM"
 
-    def _affordable(self, store: ClientStore | None, settings: Settings) -> float:
-        """``keep: auto``; what was found once is kept, so that a resumed run has the same shapes."""
-        known = store.read_json("budget.json") if store else None
-        if known is None:
-            about = (self.config, self.experiment, self.base, self.layout)
-            known = {"keep": affordable_keep(*about, settings, self.step_milliseconds)}
-            if store:
-                store.write_json("budget.json", known)
-        return float(known["keep"])
+    def _affordable(self, settings: Settings) -> float:
+        """``keep: auto``, as `keep_share` kept it or found anew."""
+        known = self._store.read_json(BUDGET) if self._store else None
+        if known is not None:
+            return float(known["keep"])
+        about = (self.config, self.experiment, self.base, self.layout)
+        return affordable_keep(*about, settings, self.step_milliseconds)
+
+    def keep_share(self) -> None:
+        """Write down what ``keep: auto`` found, so that a resumed run has the same shapes; not before the run has a folder."""
+        if self._store and self.config.keep == "auto":
+            self._store.write_json(BUDGET, {"keep": self.keep})
 
     def step_milliseconds(self, rank: int | None = None) -> float:
         """Measured milliseconds of a training step with an adapter of this rank (by default the experiment's)."""

@@ -174,7 +174,14 @@ def encode_rows(config: ClientConfig, base: LoadedModel, examples: Sequence[Exam
     Raises:
         TaskError: if a row is too long, or holds a token that the model has no embedding for.
     """
-    rows = encode(examples, base.tokenizer, max_length=max_length(config, base), truncate=config.truncate)
+    longest = max_length(config, base)
+    rows = encode(examples, base.tokenizer, max_length=longest, truncate=config.truncate)
+    if config.truncate and (full := sum(len(row.input_ids) == longest for row in rows)):
+        warnings.warn(
+            f"{config.name}: {full} of {len(rows)} rows fill the {longest} tokens that the model reads; what was longer lost its"
+            " beginning (truncate: true)",
+            stacklevel=2,
+        )
     table: Any = base.model.get_input_embeddings()
     known = int(table.weight.shape[0])
     for example, row in zip(examples, rows, strict=True):

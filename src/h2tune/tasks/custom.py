@@ -10,10 +10,10 @@ from typing import Any, get_args
 from h2tune.tasks import scoring
 from h2tune.tasks.cells import plain_text
 from h2tune.tasks.example import UNNAMED, Example, Kind, Row, RowError, Task, TaskError
-from h2tune.tasks.labels import composed, label_finder, label_scorer, solve_label
+from h2tune.tasks.labels import label_finder, label_scorer, solve_label
 from h2tune.tasks.own_forms import own_forms, pick_option
 from h2tune.tasks.presets import PRESETS, preset_task, run_gold_programs
-from h2tune.tasks.rows import asker, fields
+from h2tune.tasks.rows import asker, composed, fields
 
 _COMMON = ("kind", "columns", "max_new_tokens", "name", "description")
 _PRESET_KEYS = ("preset", *_COMMON)

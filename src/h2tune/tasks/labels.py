@@ -7,20 +7,14 @@ where the task says so, and never where two labels would become one.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from h2tune.tasks.example import Example, Kind, RowError, TaskError, called
-from h2tune.tasks.rows import fold
+from h2tune.tasks.rows import composed, fold
 from h2tune.tasks.scoring import score_choice, score_label
 
 _WHOLE = re.compile(r"(-?\d+)\.0+")
-
-
-def composed(text: str) -> str:
-    """Text in Unicode's normal form C: an accent typed as its own character is the same letter."""
-    return unicodedata.normalize("NFC", text)
 
 
 def label_finder(

@@ -14,7 +14,7 @@ from typing import Any
 from h2tune.tasks.cells import cell, optional
 from h2tune.tasks.chats import ask_chat, is_chat, read_turns, solve_chat
 from h2tune.tasks.example import Example, Row, RowError
-from h2tune.tasks.rows import LETTERS, Form, chat_forms, fields, fill, fold, split_options, whole_field
+from h2tune.tasks.rows import LETTERS, Form, chat_forms, composed, fields, fill, fold, split_options, whole_field
 
 Solve = Callable[[str, Example], Example]
 
@@ -105,7 +105,7 @@ def pick_option(answer: str, example: Example) -> Example:
     """
     exact = [option for option in example.options if option.removeprefix(example.lead) == answer]
     for option in exact or example.options:
-        if option.strip() == answer.strip():
+        if composed(option.strip()) == composed(answer.strip()):
             return replace(example, answer=option, gold=option.strip())
     alike = [option for option in example.options if fold(option) == fold(answer)]
     named = _LETTER.search(answer)

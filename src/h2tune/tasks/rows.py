@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +20,14 @@ TOO_MANY = f"more than {len(LETTERS)} options; their letters go from {LETTERS[0]
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
+def composed(text: str) -> str:
+    """Text in Unicode's normal form C: an accent typed as its own character is the same letter."""
+    return unicodedata.normalize("NFC", text)
+
+
 def fold(text: str) -> str:
-    """Text without differences of case and spacing."""
-    return " ".join(text.casefold().split())
+    """Text without differences of case, spacing and how accents are typed."""
+    return " ".join(composed(text).casefold().split())
 
 
 def fields(template: str) -> list[str]:
