@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -154,24 +154,15 @@ def read_rows_of(
     if len(frame) == 0:
         raise TableError(f"{who}: the table has no rows.")
     ids = check_ids(text_of(frame[by]), who)
-    x = columns.apply(frame, who)
+    keys = digests(ids, salt)
+    order = np.argsort(as_keys(keys), kind="stable")
+    x = columns.apply(frame, who, order)
     if party.encoder.kind == "text":
-        x = torch.cat([embed_texts(_texts(party, frame), str(party.encoder.model), party.encoder.max_length), x], 1)
+        texts = embed_texts(_texts(party, frame), str(party.encoder.model), party.encoder.max_length)
+        x = torch.cat([texts[torch.from_numpy(order)], x], 1)
     labels: list[str | None] = text_of(frame[label], NO_LABEL) if label else [None] * len(ids)
-    rows = Rows(digests(ids, salt), x, labels, ids)
-    return take(rows, np.argsort(as_keys(rows.keys), kind="stable"))
-
-
-def take(rows: Rows, order: np.ndarray) -> Rows:
-    """Some of the rows, in the given order."""
     chosen = order.tolist()
-    return replace(
-        rows,
-        keys=rows.keys[order],
-        x=rows.x[torch.from_numpy(order)],
-        labels=[rows.labels[i] for i in chosen],
-        ids=[rows.ids[i] for i in chosen],
-    )
+    return Rows(keys[order], x, [labels[i] for i in chosen], [ids[i] for i in chosen])
 
 
 def _feature_names(config: VerticalConfig, party: PartyConfig, frame: pd.DataFrame, label: str | None) -> list[str]:

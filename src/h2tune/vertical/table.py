@@ -122,21 +122,51 @@ def text_of(values: pd.Series, missing: Collection[str] = MISSING) -> list[str |
     return found
 
 
-def odd_cell(values: pd.Series) -> str | None:
-    """The first cell that is no number in a column that mostly holds numbers; such a column is one of categories."""
-    cells = pd.Series([text for text in text_of(values) if text is not None], dtype=object)
-    strange = cells[pd.to_numeric(cells, errors="coerce").isna()]
-    return str(strange.iloc[0]) if 0 < len(strange) <= (1 - MOSTLY) * len(cells) else None
+def codes_of(values: pd.Series) -> tuple[np.ndarray, list[str]]:
+    """For each cell the number of its text (n), and the texts in the order of their first cells; "" for missing ones."""
+    if isinstance(values.dtype, pd.StringDtype):  # other cells may be equal and yet have different texts: 1 and True
+        codes, found = pd.factorize(values, use_na_sentinel=False)
+    else:
+        codes, found = np.arange(len(values)), values
+    numbers: dict[str, int] = {}
+    texts = [numbers.setdefault(text or "", len(numbers)) for text in text_of(pd.Series(found))]
+    return np.array(texts, dtype=np.int64)[codes], list(numbers)
 
 
-def numbers_with_more(values: pd.Series) -> str | None:
+def odd_cell(counts: dict[str, int]) -> str | None:
+    """The first cell that is no number in a column that mostly holds numbers; such a column is one of categories.
+
+    Args:
+        counts: how often each text occurs, in the order of their first cells, without missing ones.
+    """
+    texts = pd.Series(list(counts), dtype=object)
+    strange = [str(text) for text in texts[pd.to_numeric(texts, errors="coerce").isna()]]
+    share = (1 - MOSTLY) * sum(counts.values())
+    return strange[0] if 0 < sum(counts[text] for text in strange) <= share else None
+
+
+def numbers_with_more(counts: dict[str, int]) -> str | None:
     """A cell of a column of categories whose values are many, and nearly all hold digits: numbers with a unit or a decimal
-    comma, dates or codes; None for other columns."""
-    cells = [text for text in text_of(values) if text is not None]
-    if len(set(cells)) <= min(CATEGORIES, len(cells) / 2):
+    comma, dates or codes; None for other columns.
+
+    Args:
+        counts: see `odd_cell`.
+    """
+    cells = sum(counts.values())
+    if len(counts) <= min(CATEGORIES, cells / 2):
         return None
-    found = [text for text in cells if any(c.isdigit() for c in text)]
-    return found[0] if len(found) >= MOSTLY * len(cells) else None
+    found = [text for text in counts if any(c.isdigit() for c in text)]
+    return found[0] if sum(counts[text] for text in found) >= MOSTLY * cells else None
+
+
+def _frequent(counts: dict[str, int]) -> list[str]:
+    """The values that are told apart, sorted: all, or as many of the most frequent as leave room for the others as one.
+    Ties go to the later value, as in scikit-learn's `OneHotEncoder`."""
+    values = sorted(counts)
+    if len(values) < CATEGORIES:
+        return values
+    order = np.argsort([counts[value] for value in values], kind="stable")
+    return [values[i] for i in sorted(order[-(CATEGORIES - 1) :])]
 
 
 def numbers_of(values: pd.Series) -> np.ndarray | None:
@@ -181,9 +211,9 @@ class Columns:
 
     @classmethod
     def fit(cls, frame: pd.DataFrame, names: list[str]) -> Columns:
-        """Fit scikit-learn's transformers to the named columns."""
+        """Fit to the named columns what scikit-learn's transformers would fit."""
         from sklearn.impute import SimpleImputer
-        from sklearn.preprocessing import OneHotEncoder, StandardScaler
+        from sklearn.preprocessing import StandardScaler
 
         found = cls()
         for name in names:
@@ -199,14 +229,14 @@ class Columns:
                     "gaps": float(np.isnan(numbers).any()),
                 }
                 continue
-            if cell := odd_cell(frame[name]):
+            codes, texts = codes_of(frame[name])
+            counts = dict(zip(texts, np.bincount(codes).tolist(), strict=True))
+            found.categorical[name] = _frequent(counts)
+            counts.pop("", None)
+            if cell := odd_cell(counts):
                 found.odd[name] = cell
-            elif cell := numbers_with_more(frame[name]):
+            elif cell := numbers_with_more(counts):
                 found.coded[name] = cell
-            cells = np.array([v or "" for v in text_of(frame[name])], dtype=object)[:, None]
-            encoder = OneHotEncoder(max_categories=CATEGORIES, handle_unknown="ignore", sparse_output=False).fit(cells)
-            rare = set(encoder.infrequent_categories_[0] if encoder.infrequent_categories_[0] is not None else [])
-            found.categorical[name] = [str(v) for v in encoder.categories_[0] if v not in rare]
         return found
 
     @property
@@ -214,29 +244,39 @@ class Columns:
         """Numbers of a row."""
         return sum(1 + int(c["gaps"]) for c in self.numeric.values()) + sum(map(len, self.categorical.values()))
 
-    def apply(self, frame: pd.DataFrame, who: str) -> Tensor:
+    def apply(self, frame: pd.DataFrame, who: str, order: np.ndarray | None = None) -> Tensor:
         """Rows as numbers (n x width), float32.
+
+        Args:
+            order: the rows' order in the result; by default the table's.
 
         Raises:
             TableError: if a column is missing or holds text where it held numbers.
         """
         if missing := [name for name in [*self.numeric, *self.categorical] if name not in frame.columns]:
             raise TableError(f"{who}: there is no column {missing[0]!r}; there are: {names_of(frame)}.")
-        parts: list[np.ndarray] = []
+        order = np.arange(len(frame)) if order is None else order
+        found, place = np.zeros((len(order), self.width), np.float32), 0
+        # Column by column into the result: a copy of all of them in float64 would be twice its size.
         for name, fitted in self.numeric.items():
             numbers = numbers_of(frame[name])
             if numbers is None:
                 raise TableError(f"{who}: column {name!r} holds text, but held numbers when the model was trained.")
+            numbers = numbers[order]
             far = np.abs((numbers - fitted["mean"]) / fitted["scale"]) > FARTHEST
             gaps = np.isnan(numbers) | far
-            parts.append((np.where(gaps, fitted["median"], numbers) - fitted["mean"]) / fitted["scale"])
+            found[:, place] = (np.where(gaps, fitted["median"], numbers) - fitted["mean"]) / fitted["scale"]
             if fitted["gaps"]:
-                parts.append(gaps.astype(np.float64))
+                found[:, place + 1] = gaps
+            place += 1 + int(fitted["gaps"])
         for name, values in self.categorical.items():
-            cells = np.array([v or "" for v in text_of(frame[name])], dtype=object)
-            parts += [(cells == value).astype(np.float64) for value in values]
-        stacked = np.stack(parts, 1) if parts else np.zeros((len(frame), 0))
-        return torch.from_numpy(stacked).float()
+            codes, texts = codes_of(frame[name])
+            column = {value: place + index for index, value in enumerate(values)}
+            columns = np.array([column.get(text, -1) for text in texts], dtype=np.int64)[codes[order]]
+            (rows,) = np.nonzero(columns >= 0)
+            found[rows, columns[rows]] = 1
+            place += len(values)
+        return torch.from_numpy(found)
 
     def plain(self) -> dict[str, Any]:
         """Plain values that `from_plain` reads."""
