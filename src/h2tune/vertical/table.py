@@ -23,6 +23,9 @@ NO_LABEL = [text for text in MISSING if text not in ("None", "-")]  # a class ma
 MOSTLY = 0.9  # share of a column's cells that are numbers, from which on the others look like mistakes
 LARGEST = float(np.finfo(np.float32).max)  # a larger number counts as missing
 FARTHEST = 1e9  # standard deviations from the mean; networks have infinite outputs for numbers that are farther
+SNIFFED = 1000  # rows of a file by which columns of numbers are looked for
+CELLS = 1_000_000  # cells of a file that are read as numbers at a time
+BLOCK = 2**22  # bytes of a file that are looked through at a time
 CATEGORIES = 50  # most values of a column that are told apart; rarer ones count as other
 
 
@@ -30,8 +33,12 @@ class TableError(H2TuneError, ValueError):
     """A table cannot be used; the text names the party or file and the column."""
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_table(path: str | Path, as_text: Collection[str] | None = None) -> pd.DataFrame:
     """The rows of a CSV, TSV, Parquet or JSONL file.
+
+    Args:
+        as_text: columns of a CSV or TSV file that stay as they are written. The others become numbers where all their cells
+            are numbers or missing, in a fraction of the memory. None keeps all as they are written.
 
     Raises:
         TableError: if there is no such file or it cannot be read.
@@ -44,8 +51,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
             case ".csv" | ".tsv":
                 separator = "," if path.suffix.lower() == ".csv" else "\t"
                 _require_even(path, separator)
-                # As text: whether a column holds numbers is decided below, in one way for all kinds of file.
-                frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+                frame = _separated(path, separator, as_text)
             case ".parquet":
                 frame = pd.read_parquet(path)
             case ".jsonl" | ".json":
@@ -67,6 +73,49 @@ def names_of(frame: pd.DataFrame) -> str:
     return ", ".join(frame.columns[:20]) + other_separator(list(frame.columns))
 
 
+def _separated(path: Path, separator: str, as_text: Collection[str] | None) -> pd.DataFrame:
+    """The rows of a CSV or TSV file; see `read_table`."""
+    options: dict[str, Any] = {"sep": separator, "keep_default_na": False, "encoding": "utf-8-sig"}
+    if as_text is None:
+        return pd.read_csv(path, dtype=str, **options)
+    head = pd.read_csv(path, dtype=str, nrows=SNIFFED, **options)
+    likely = [
+        place
+        for place, name in enumerate(head.columns)
+        if str(name).strip() not in as_text and numbers_of(head.iloc[:, place]) is not None
+    ]
+    numbers = _number_columns(path, likely, len(head.columns), options)
+    rest = [place for place in range(len(head.columns)) if place not in numbers]
+    text = pd.read_csv(path, dtype=str, usecols=rest, **options) if rest else pd.DataFrame()
+    found = numbers | {place: text.iloc[:, index] for index, place in enumerate(rest)}
+    # Without a copy: pandas would lay all numbers out once more.
+    return pd.DataFrame({name: found[place] for place, name in enumerate(head.columns)}, copy=False)
+
+
+def _number_columns(path: Path, places: list[int], width: int, options: dict[str, Any]) -> dict[int, np.ndarray]:
+    """Those of a file's columns whose cells are numbers or missing, as `numbers_of` has them; some cell is a number."""
+    parts: dict[int, list[np.ndarray]] = {place: [] for place in places}
+    if not places:
+        return {}
+    # Some rows at a time, so that only the numbers of the others are in memory.
+    rows = max(1, CELLS // width)
+    chunks = pd.read_csv(path, usecols=places, na_values=MISSING, chunksize=rows, low_memory=False, **options)
+    for chunk in chunks:
+        for index, place in enumerate(places):
+            if place not in parts:
+                continue
+            if chunk.dtypes.iloc[index].kind in "iuf":
+                parts[place].append(_finite(chunk.iloc[:, index].to_numpy(np.float64)))
+            else:  # text, or True and False, which pandas takes for numbers
+                del parts[place]
+    found = {}
+    for place in list(parts):
+        numbers = np.concatenate(parts.pop(place) or [np.zeros(0)])
+        if not np.isnan(numbers).all():  # a column without a number is one of categories, by what is written there
+            found[place] = numbers
+    return found
+
+
 def _require_even(path: Path, separator: str) -> None:
     """Raise TableError where columns share a name, or a row has more or fewer cells than there are columns: pandas would
     rename, shift or fill up without a word."""
@@ -75,12 +124,46 @@ def _require_even(path: Path, separator: str) -> None:
         names = [name.strip() for name in next(rows, [])]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise TableError(f"{path}: two columns are called {twice[0]!r}.")
+        if _plainly_even(path, separator, len(names)):
+            return
         for row in rows:
             if row and len(row) != len(names):
                 raise TableError(
                     f"{path}: line {rows.line_num} has {len(row)} cells, and there are {len(names)} columns"
                     f"{other_separator(names) or '.'}"
                 )
+
+
+def _plainly_even(path: Path, separator: str, width: int) -> bool:
+    """Whether all lines have so many cells, by counts of separators alone. False where one has not, and where a reader of
+    CSV has to tell: with quotes, other line ends, very long cells or bytes that are no UTF-8."""
+    rest = b""
+    with open(path, "rb") as file:
+        while True:
+            block = file.read(BLOCK)
+            data = rest + block if block else rest + b"\n"
+            end = data.rfind(b"\n") + 1
+            data, rest = data[:end], data[end:]
+            if len(rest) > csv.field_size_limit() or not _even_lines(data, ord(separator), width - 1):
+                return False
+            if not block:
+                return True
+
+
+def _even_lines(data: bytes, separator: int, wanted: int) -> bool:
+    """Whether each line has so many separators or is empty; see `_plainly_even`."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    if b'"' in data or data.count(b"\r") != data.count(b"\r\n"):
+        return False
+    cells = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(cells == ord("\n"))
+    lengths = np.diff(ends, prepend=-1) - 1
+    found = np.diff(np.searchsorted(np.flatnonzero(cells == separator), ends), prepend=0)
+    empty = (lengths == 0) | ((lengths == 1) & (cells[ends - 1] == ord("\r")))
+    return bool((lengths <= csv.field_size_limit()).all() and (empty | (found == wanted)).all())
 
 
 def _json(path: Path) -> pd.DataFrame:
