@@ -57,6 +57,30 @@ def test_columns_become_what_scikit_learn_makes_of_them(people: pd.DataFrame):
         columns.apply(people.assign(age="old"), "bank")
 
 
+@pytest.mark.parametrize("values", [3, 49, 50, 51, 90])
+@pytest.mark.parametrize("kind", ["str", "object", "category"])
+def test_values_that_are_told_apart_are_those_of_scikit_learn(values: int, kind: str):
+    generator = np.random.default_rng(values)
+    numbers = generator.integers(0, values, 4 * values)
+    cells = ["" if i == 0 else f"{('town', ' Bonn', 'Köln ')[i % 3]}{i}" for i in numbers]
+    table = pd.DataFrame({"town": pd.Series(cells, dtype=kind)})
+    columns = Columns.fit(table, ["town"])
+    plain = np.array([text or "" for text in text_of(table["town"])], dtype=object)[:, None]
+    encoder = OneHotEncoder(max_categories=50, handle_unknown="ignore", sparse_output=False).fit(plain)
+    rare = encoder.infrequent_categories_[0]
+    kept = [v for v in encoder.categories_[0] if rare is None or v not in rare]
+    assert columns.categorical["town"] == kept
+    found = columns.apply(table, "bank")
+    assert torch.equal(found, torch.from_numpy(encoder.transform(plain)[:, : len(kept)]).float())
+    order = generator.permutation(len(table))
+    assert torch.equal(columns.apply(table, "bank", order), found[torch.from_numpy(order)])
+
+
+def test_values_that_are_equal_but_written_otherwise_are_told_apart():
+    table = pd.DataFrame({"a": pd.Series([1, True, "x", 1.0, "1 ", None, 2.5], dtype=object)})
+    assert Columns.fit(table, ["a"]).categorical["a"] == ["", "1", "2.5", "True", "x"]
+
+
 def test_infinite_numbers_are_missing_cells(people: pd.DataFrame):
     gaps, endless = people.assign(age=[30, None, 41, 55]), people.assign(age=["30", "inf", "41", "55"])
     for table in (endless, people.assign(age=[30.0, float("-inf"), 41.0, 55.0])):

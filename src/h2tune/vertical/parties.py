@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -66,7 +66,7 @@ def load_party(
         TableError, AlignmentError: naming the party, and the column or row.
     """
     if frames is None:
-        frames = _tables(party)
+        frames = _tables(config, party)
     train, test = frames
     if len(train) == 0:
         raise TableError(f"{party.name}: the table has no rows.")
@@ -87,7 +87,7 @@ def load_party(
     )
 
 
-def _tables(party: PartyConfig) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+def _tables(config: VerticalConfig, party: PartyConfig) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Training and test table of a party.
 
     Raises:
@@ -95,14 +95,24 @@ def _tables(party: PartyConfig) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """
     found: list[pd.DataFrame] = []
     problems = []
+    as_text = columns_as_text(config, party)
     for path in filter(None, (party.train, party.test)):
         try:
-            found.append(read_table(path))
+            found.append(read_table(path, as_text))
         except TableError as error:
             problems.append(str(error))
+            continue
+        # Where training rows hold categories, those of test rows count as they are written: 007 is not 7.
+        as_text |= {name for name, kind in found[0].dtypes.items() if not pd.api.types.is_numeric_dtype(kind)}
     if problems:
         raise TableError("\n".join(problems))
     return found[0], found[1] if party.test else None
+
+
+def columns_as_text(config: VerticalConfig, party: PartyConfig) -> set[str]:
+    """Columns of a party's files that are no numbers whatever they hold: ids, labels and text."""
+    names = {party.id or config.align.by, party.labels, config.label.column, party.encoder.column}
+    return {name for name in names if name is not None}
 
 
 def check_test_labels(
@@ -154,24 +164,15 @@ def read_rows_of(
     if len(frame) == 0:
         raise TableError(f"{who}: the table has no rows.")
     ids = check_ids(text_of(frame[by]), who)
-    x = columns.apply(frame, who)
+    keys = digests(ids, salt)
+    order = np.argsort(as_keys(keys), kind="stable")
+    x = columns.apply(frame, who, order)
     if party.encoder.kind == "text":
-        x = torch.cat([embed_texts(_texts(party, frame), str(party.encoder.model), party.encoder.max_length), x], 1)
+        texts = embed_texts(_texts(party, frame), str(party.encoder.model), party.encoder.max_length)
+        x = torch.cat([texts[torch.from_numpy(order)], x], 1)
     labels: list[str | None] = text_of(frame[label], NO_LABEL) if label else [None] * len(ids)
-    rows = Rows(digests(ids, salt), x, labels, ids)
-    return take(rows, np.argsort(as_keys(rows.keys), kind="stable"))
-
-
-def take(rows: Rows, order: np.ndarray) -> Rows:
-    """Some of the rows, in the given order."""
     chosen = order.tolist()
-    return replace(
-        rows,
-        keys=rows.keys[order],
-        x=rows.x[torch.from_numpy(order)],
-        labels=[rows.labels[i] for i in chosen],
-        ids=[rows.ids[i] for i in chosen],
-    )
+    return Rows(keys[order], x, [labels[i] for i in chosen], [ids[i] for i in chosen])
 
 
 def _feature_names(config: VerticalConfig, party: PartyConfig, frame: pd.DataFrame, label: str | None) -> list[str]:

@@ -18,7 +18,7 @@ from h2tune.vertical.align import normalise
 from h2tune.vertical.config import PartyConfig, VerticalConfig, parse_vertical
 from h2tune.vertical.encoder import make_encoder
 from h2tune.vertical.metrics import answers
-from h2tune.vertical.parties import read_rows_of
+from h2tune.vertical.parties import columns_as_text, read_rows_of
 from h2tune.vertical.run_store import not_ended
 from h2tune.vertical.table import Columns, TableError, read_table
 from h2tune.vertical.top import Top
@@ -74,7 +74,8 @@ class Predictor:
         views: dict[str, tuple[list[str], Tensor]] = {}
         for name, source in tables.items():
             party, columns, encoder = self._party(name)
-            frame = source if isinstance(source, pd.DataFrame) else read_table(source)
+            as_text = columns_as_text(self.config, party).union(columns.categorical)
+            frame = source if isinstance(source, pd.DataFrame) else read_table(source, as_text)
             rows = read_rows_of(self.config, party, columns, frame, "")
             with torch.no_grad():
                 views[name] = rows.ids, encoder(rows.x)
