@@ -34,7 +34,9 @@ from h2tune.participant.batches import Batch
 from h2tune.participant.trainer import Forward, LocalTraining, Update
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Reply
+from h2tune.utils.digest import digest_of
 from h2tune.utils.seeds import derive
+from h2tune.utils.tensors import as_bytes, from_bytes
 
 
 class FedMktSettings(Settings):
@@ -221,7 +223,7 @@ class FedMktServer(OneExchange):
     """Passes every client's predictions on to the others.
 
     Attributes:
-        vocabularies: by client. told: by client, whose vocabularies it has.
+        vocabularies: by client. vocabulary_of: the digest of each client's. kept: by digest, as bytes. told: by client, whose vocabularies it has.
         held: by client, its predictions of the last round.
     """
 
@@ -230,6 +232,8 @@ class FedMktServer(OneExchange):
     def __init__(self, experiment: Experiment, settings: FedMktSettings) -> None:
         super().__init__(experiment, settings)
         self.vocabularies: dict[str, list[str]] = {}
+        self.vocabulary_of: dict[str, str] = {}
+        self.kept: dict[str, Tensor] = {}
         self.told: dict[str, list[str]] = {}
         self.held: dict[str, dict[str, Tensor]] = {}
 
@@ -239,9 +243,18 @@ class FedMktServer(OneExchange):
             raise ProtocolError("its introduction lacks a vocabulary")
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        self.vocabularies |= {name: payload.texts["vocabulary"] for name, payload in joined.items()}
+        for name, payload in joined.items():
+            self._know(name, as_bytes(payload.texts["vocabulary"]))
         self.told |= {name: sorted(self.vocabularies) for name in joined}
         return {name: self.rejoin(name) for name in joined}
+
+    def _know(self, name: str, vocabulary: Tensor) -> None:
+        """Keep a client's vocabulary; what several clients share is kept and written once."""
+        digest = digest_of({"": vocabulary})
+        same = next((other for other, known in self.vocabulary_of.items() if known == digest), None)
+        self.vocabularies[name] = from_bytes(vocabulary) if same is None else self.vocabularies[same]
+        self.vocabulary_of[name] = digest
+        self.kept.setdefault(digest, vocabulary)
 
     def rejoin(self, client: str) -> Payload:
         return Payload(texts=self._vocabularies(self.vocabularies))
@@ -279,10 +292,17 @@ class FedMktServer(OneExchange):
         return {f"{n}/{k}": t for n, tensors in self.held.items() for k, t in tensors.items()}
 
     def plain_state(self) -> dict[str, Any]:
-        return {"vocabularies": self.vocabularies, "told": self.told}
+        return {"told": self.told, "vocabulary_of": self.vocabulary_of}
+
+    def fixed(self) -> dict[str, Tensor]:
+        return self.kept
 
     def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
-        self.vocabularies, self.told, self.held = plain["vocabularies"], plain["told"], {}
+        self.told, self.held = plain["told"], {}
+        for name, tokens in plain.get("vocabularies", {}).items():  # in commits of earlier versions
+            self._know(name, as_bytes(tokens))
+        for name, digest in plain.get("vocabulary_of", {}).items():
+            self._know(name, fixed[digest])
         for key, tensor in tensors.items():
             name, _, kind = key.rpartition("/")
             self.held.setdefault(name, {})[kind] = tensor.clone()
