@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from federations import small
+from federations import core, small
 from safetensors.torch import load_file
 from simulated_network import FEDERATION, SimulatedClient, SimulatedNetwork, kits, participant
 
@@ -47,7 +47,7 @@ class FaultScenario:
         return serve(self.kits["server"], engine=self.network.engine, clock=self.network.clock)
 
     def outcome(self) -> dict[str, torch.Tensor]:
-        found = load_file(self.folder / "server" / "run" / "server" / "core.safetensors")
+        found = core(self.folder / "server" / "run")
         for name in self.clients:
             tensors = load_file(self.folder / name / "state" / "adapter" / "adapter_model.safetensors")
             found |= {f"{name}.{k}": v for k, v in tensors.items()}

@@ -66,9 +66,16 @@ def simulated(experiment: Experiment, folder: Path, models: ModelPool) -> tuple[
     return Server(experiment, store.create(experiment), list(party.clients), party, store), party.clients
 
 
+def core(run: Path) -> dict[str, Tensor]:
+    """What is shared as of a run's last commit."""
+    committed = RunStore(run).committed()
+    assert committed is not None
+    return committed[1]
+
+
 def outcome(run: Path) -> dict[str, Tensor]:
     """Every tensor that a run ends with: the core and all adapters."""
-    found = {f"core.{k}": v for k, v in load_file(run / "server" / "core.safetensors").items()}
+    found = {f"core.{k}": v for k, v in core(run).items()}
     for folder in sorted((run / "clients").iterdir()):
         tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
         found |= {f"{folder.name}.{k}": v for k, v in tensors.items()}

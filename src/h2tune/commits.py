@@ -1,6 +1,8 @@
 """The last committed round: a restart, a round that fails and a client that returns all start from it.
 
-A commit holds the method's shared tensors, what the server remembers of every client, and the early stopping.
+A commit holds the method's shared tensors, what the server remembers of every client, and the early stopping. What only
+grows is written once: clients' reports of their rounds, of which a commit says how many bytes are part of it, and what a
+method fixes when clients join.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Committed:
         round: its number; 0 is the set-up.
         state: digest of what is shared; requests made from it carry the digest.
         method: a new object that stands where the committed one stood.
-        members: what was known of every client. progress: of the early stopping.
+        members: what was known of every client; its reports only if they were asked for. progress: of the early stopping.
         once: a later round that had come so far that it must not be begun again; 0 is none.
     """
 
@@ -46,33 +48,62 @@ class Commits:
 
     def __init__(self, log: RunLog, new_method: Callable[[], ServerMethod]) -> None:
         self.log, self.new_method = log, new_method
+        self.fixed: set[str] = set()  # names of what is kept apart
+        self.reported: dict[str, int] = {}  # of each client's reports, how many are written
+        self.length = 0  # bytes that these take
 
     def write(
         self, number: int, method: ServerMethod, members: dict[str, Member], progress: EarlyStopping, once: int = 0
     ) -> str:
         """Commit a round; returns the digest of what is shared."""
-        tensors = method.state()
+        tensors, fixed = method.state(), method.fixed()
         records = {
             "members": {name: member.plain() for name, member in members.items()},
+            "reports": self._add_reports(members),
             "progress": progress.plain(),
             "method": method.plain_state(),
             "once": once,
         }
-        if number == 0:
-            self.log.keep("frames", method.fixed())
+        if number == 0 or fixed.keys() - self.fixed:  # a late joiner may bring some
+            self.log.keep("frames", fixed)
+            self.fixed = set(fixed)
         self.log.commit(number, tensors, records)
         return digest_of(tensors, number)
 
-    def last(self) -> Committed:
-        """The last commit; there must be one."""
+    def _add_reports(self, members: dict[str, Member]) -> int:
+        """Write the reports that are not written yet; returns how many bytes all of them take."""
+        known = self.reported
+        fresh = [[name, report] for name, m in members.items() for report in m.rounds[known.get(name, 0) :]]
+        if fresh:
+            self.length = self.log.add_reports(fresh, self.length)
+            self.reported = {name: len(member.rounds) for name, member in members.items()}
+        return self.length
+
+    def last(self, with_reports: bool = False) -> Committed:
+        """The last commit; there must be one.
+
+        Args:
+            with_reports: read what clients reported of all rounds, too; who goes on from this commit needs them.
+        """
         committed = self.log.committed()
         assert committed is not None  # the set-up is committed before the first round
         number, tensors, records = committed
-        method = self.new_method()
-        method.load(tensors, records["method"], self.log.kept("frames"))
+        method, fixed = self.new_method(), self.log.kept("frames")
+        method.load(tensors, records["method"], fixed)
         members = {name: Member.from_plain(member) for name, member in records["members"].items()}
+        if with_reports:
+            self.fixed, self.length = set(fixed), records.get("reports", 0)
+            self.reported = self._read_reports(members)
         once = records.get("once", 0)  # commits of earlier versions lack it
         return Committed(number, digest_of(tensors, number), method, members, records["progress"], once)
+
+    def _read_reports(self, members: dict[str, Member]) -> dict[str, int]:
+        """Give members their reports; returns how many each has. Those in commits of earlier versions count as not written."""
+        counts = dict.fromkeys(members, 0)
+        for name, report in self.log.reports(self.length):
+            members[name].rounds.append(report)
+            counts[name] += 1
+        return counts
 
     def rejoining(self, names: list[str]) -> tuple[int, dict[str, Payload]]:
         """What clients that restarted need to take their place again: the committed round, and a payload for each."""

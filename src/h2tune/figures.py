@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,15 @@ def facts_of(context: ClientContext, store: ClientStore | None = None) -> dict[s
         "unigram_nats": None
         if private
         else unigram_nats(data.train.encoded, data.test.encoded, len(context.tokenizer)),
-        "majority": max(map(golds.count, set(golds))) / len(golds),
+        "majority": majority(golds),
         "leaked": None if private else data.leaked,
         "anchor_coverage": None if private else covered,
     }
+
+
+def majority(answers: Sequence[Hashable]) -> float:
+    """Share of the most frequent answer."""
+    return max(Counter(answers).values()) / len(answers)
 
 
 def base_score(context: ClientContext) -> Score:

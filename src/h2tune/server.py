@@ -93,7 +93,7 @@ class Server:
 
     def resume(self) -> None:
         """In place of `open`, after a restart: stand where the last committed round left the federation."""
-        last = self.commits.last()
+        last = self.commits.last(with_reports=True)
         self.method, self.round, self.state, self.opened = last.method, last.round, last.state, True
         self.session.members = last.members
         self.progress.load(last.progress)

@@ -39,6 +39,10 @@ class RunLog(EventLog, Protocol):
 
     def committed(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None: ...
 
+    def add_reports(self, reports: list[Any], after: int) -> int: ...
+
+    def reports(self, length: int) -> list[Any]: ...
+
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None: ...
 
     def kept(self, name: str) -> dict[str, Tensor]: ...
@@ -76,9 +80,9 @@ class Member:
         return f"{self.status}: {self.reason}" if self.reason else str(self.status)
 
     def plain(self) -> dict[str, Any]:
-        """As plain values to write down; the reports of its rounds are the member's own, so nobody may change them."""
-        own = {"facts": dict(self.facts), "rounds": list(self.rounds), "setup_bytes": dict(self.setup_bytes)}
-        return vars(self) | own | {"status": str(self.status)}  # `asdict` would copy every report in every round
+        """As plain values to write down, but for the reports of its rounds, which are written only once."""
+        own = {"facts": dict(self.facts), "setup_bytes": dict(self.setup_bytes), "status": str(self.status)}
+        return {name: value for name, value in (vars(self) | own).items() if name != "rounds"}
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Member:

@@ -4,7 +4,8 @@ RUN/config.yaml            the resolved experiment
 RUN/run.json               identity, version, schema
 RUN/events.jsonl           what happened, a line each
 RUN/metrics.json           figures per client and round
-RUN/server/core.safetensors    the committed round: shared tensors, records in its header
+RUN/server/core.safetensors    the committed round: shared tensors and records
+RUN/server/reports.jsonl       what clients reported of every round, a line each
 RUN/server/frames.safetensors  what never changes after the start
 RUN/clients/NAME/          a client's own: state-*.safetensors, adapter/; on real clients this lies on their machine
 """
@@ -20,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
@@ -28,11 +28,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from h2tune.config import Experiment, parse_config
-from h2tune.utils.files import StoreError, append, write_atomic
-from h2tune.utils.tensors import on_cpu
+from h2tune.utils.files import StoreError, append, damaged, extend, write_atomic
+from h2tune.utils.tensors import as_bytes, from_bytes, on_cpu
 from h2tune.version import __version__
 
-SCHEMA = 2
+SCHEMA = 3
+OLDEST = 2  # schema of a run that this version can go on with
+_RECORDS = "_records"  # among the names of a commit's tensors
 _STATE = re.compile(r"state-(\d+)\.safetensors")
 _IDENTITY = ("config.yaml", "run.json", "data.json", "events.jsonl")  # what a run is, and its history
 
@@ -86,7 +88,7 @@ class RunStore:
             raise StoreError(
                 f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update."
             )
-        if experiment is not None and about["schema"] < SCHEMA and self.metrics() is None:
+        if experiment is not None and about["schema"] < OLDEST and self.metrics() is None:
             raise StoreError(
                 f"{self.folder} was begun by h2tune {about['version']}, and this version keeps runs in another form: finish it"
                 f" with h2tune {about['version']}, or start it again with another --out."
@@ -108,6 +110,8 @@ class RunStore:
         if changed:
             write_atomic(self.folder / "config.yaml", experiment.to_yaml().encode())
             self.event("warning", f"resumed with a changed config: {', '.join(changed)}")
+        if OLDEST <= about["schema"] < SCHEMA:  # its next commit can be read by this version only
+            write_atomic(self.folder / "run.json", _plain(about | {"schema": SCHEMA, "version": __version__}))
         return about["run"], experiment
 
     def forget(self, kept: Sequence[str] = ()) -> None:
@@ -141,9 +145,8 @@ class RunStore:
 
     def commit(self, round: int, tensors: Mapping[str, Tensor], records: dict[str, Any]) -> None:
         """Make a round the last one; tensors and records are one file, so they cannot disagree."""
-        header = {"round": str(round), "records": json.dumps(records, allow_nan=False)}
-        body = _ready(tensors) or {"_": torch.zeros(1)}
-        write_atomic(self.folder / "server" / "core.safetensors", save(body, metadata=header))
+        body = _ready(tensors) | {_RECORDS: as_bytes(records)}
+        write_atomic(self.folder / "server" / "core.safetensors", save(body, metadata={"round": str(round)}))
 
     def committed(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """Round, tensors and records of the last commit; None before the first."""
@@ -153,7 +156,30 @@ class RunStore:
         with safe_open(path, "pt") as file:
             header = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys() if name != "_"}  # noqa: SIM118
-        return int(header["round"]), tensors, json.loads(header["records"])
+        records = tensors.pop(_RECORDS, None)  # earlier versions wrote them into the header
+        return int(header["round"]), tensors, json.loads(header["records"]) if records is None else from_bytes(records)
+
+    def add_reports(self, reports: Sequence[Any], after: int) -> int:
+        """Write reports of clients behind those that take this many bytes; returns how many they take together.
+
+        They count once a commit says so: whatever lies further on is of a round that was not committed.
+        """
+        lines = "".join(json.dumps(report, allow_nan=False) + "\n" for report in reports)
+        return extend(self.folder / "server" / "reports.jsonl", after, lines.encode())
+
+    def reports(self, length: int) -> list[Any]:
+        """The reports that take the first ``length`` bytes.
+
+        Raises:
+            StoreError: some of them are missing.
+        """
+        if not length:
+            return []
+        path = self.folder / "server" / "reports.jsonl"
+        data = path.read_bytes()[:length] if path.is_file() else b""
+        if len(data) < length:
+            raise damaged(path)
+        return [json.loads(line) for line in data.splitlines()]
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         write_atomic(self.folder / "metrics.json", _plain(metrics))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from h2tune.distill.corruption import corrupted
@@ -49,3 +51,30 @@ def test_numbers_that_python_does_not_convert_stay_as_they_are() -> None:
 
 def test_a_path_without_numbers_cannot_be_made_wrong() -> None:
     assert corrupted(" well-known words only", 1) is None
+
+
+def test_guard_holds_eight_bytes_for_a_private_run_and_refuses_what_exact_runs_do() -> None:
+    draw = random.Random(0)
+    words = [f"w{i}" for i in range(40)]
+    private, public, asked = ([" ".join(draw.choices(words, k=30)) for _ in range(n)] for n in (200, 50, 100))
+    asked += [f"{text[:20]} {' '.join(draw.choice(private).split()[3:11])}" for text in asked]
+    public += [" ".join(private[0].split()[5:20])]
+
+    def runs(text: str) -> set[tuple[str, ...]]:
+        parts = text.split()
+        return {tuple(parts[i : i + 8]) for i in range(len(parts) - 7)}
+
+    exact = set().union(*map(runs, private)) - set().union(*map(runs, public))
+    guard = Guard(private, public)
+    assert [guard.recites(text) for text in asked] == [bool(runs(text) & exact) for text in asked]
+    assert not guard.recites(" ".join(private[0].split()[5:20]))
+    assert guard.runs.nbytes == 8 * len(exact)
+
+
+def test_guard_of_no_private_text_refuses_nothing() -> None:
+    assert not Guard([], []).recites(SECRET)
+
+
+def test_guard_reads_halves_of_characters() -> None:
+    """As a file may hold them that was cut."""
+    assert Guard([SECRET.replace("room", "ro\ud800om")], []).recites(SECRET[20:])

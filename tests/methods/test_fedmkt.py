@@ -12,6 +12,7 @@ from methods.three_models import spec
 from torch import Tensor
 
 from h2tune import federation
+from h2tune.methods.fedmkt import Target, _divergence, _merged
 from h2tune.methods.nearest_tokens import NearestTokens
 from h2tune.methods.registry import MethodError
 
@@ -58,16 +59,50 @@ def test_fedmkt_target_of_an_equal_tokenizer_is_the_teachers_distribution(tmp_pa
     sent = method._predictions(1)
     received = {f"c1/{k}": t for k, t in sent.items()}
     sentence = method.public(1)[0]
-    targets = method._target("c1", 0, sentence, received)
-    assert set(targets) == {i for i, end in enumerate(sentence["ends"]) if end}
+    target = method._target("c1", 0, sentence, received)
+    assert target.positions.tolist() == [i for i, end in enumerate(sentence["ends"]) if end]
     logits = clients["c0"].context.base.peft(input_ids=torch.tensor([sentence["ids"]])).logits[0]
-    for position, target in targets.items():
+    for position, ids, shares in zip(*target, strict=True):
         top = logits[position].topk(32)
-        want = torch.zeros_like(target)
+        found, want = dense(ids, shares, logits.shape[-1]), torch.zeros(logits.shape[-1])
         # Tokens with the same spelling share an id after translation; compare by spelling.
         for i, share in zip(top.indices.tolist(), top.values.softmax(-1).tolist(), strict=True):
             want[method._own.known[method._spelling(i)]] += share
-        torch.testing.assert_close(target, want, atol=2e-3, rtol=0)
+        torch.testing.assert_close(found, want, atol=2e-3, rtol=0)
+
+
+def dense(ids: Tensor, shares: Tensor, width: int) -> Tensor:
+    """A distribution over so many tokens."""
+    return torch.zeros(width).index_add_(0, ids, shares)
+
+
+def test_fedmkt_loss_is_that_of_distributions_over_the_whole_vocabulary() -> None:
+    """With tokens of the teacher that become one of the own, and one that the own model cannot predict."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(9, 50, generator=generator, requires_grad=True)
+    positions = torch.tensor([0, 3, 8])
+    ids = torch.randint(0, 51, (3, 32), generator=generator)
+    ids[0, :3], ids[1, 0] = 7, 50
+    shares = torch.randn(3, 32, generator=generator).mul(3).softmax(-1)
+
+    wanted = torch.stack([dense(*row, 51) for row in zip(ids, shares, strict=True)])[:, :50]
+    said = logits[positions].log_softmax(-1)
+    want = (wanted * (wanted.clamp_min(1e-12).log() - said)).sum(-1).mean()
+    found = _divergence(Target(positions, *_merged(ids, shares)), logits)
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-7)
+    (gradient,), (wanted_gradient,) = (torch.autograd.grad(loss, logits) for loss in (found, want))
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_fedmkt_target_takes_no_more_room_where_the_vocabulary_is_large(tmp_path: Path) -> None:
+    server, clients = build(small(clients=2, method=spec("fedmkt"), rounds=1), tmp_path / "run")
+    server.open()
+    sent, method = clients["c1"].method._predictions(1), clients["c0"].method
+    sentence = method.public(1)[0]
+    target = method._target("c1", 0, sentence, {f"c1/{k}": t for k, t in sent.items()})
+    assert target.ids.shape == target.shares.shape == (len(target.positions), 32)
+    torch.testing.assert_close(target.shares.sum(-1), torch.ones(len(target.positions)))
+    assert method.mapped  # by spelling: clients of one tokenizer share what was found
 
 
 def test_fedmkt_leaves_out_logits_that_no_token_has(tmp_path: Path) -> None:
@@ -78,15 +113,14 @@ def test_fedmkt_leaves_out_logits_that_no_token_has(tmp_path: Path) -> None:
     method, count = client.method, len(client.context.tokenizer)
     sentence = method.public(1)[0]
     model = client.context.base.activate(client.context.adapter)
+    target = Target(torch.tensor([1]), torch.arange(count)[None], torch.full((1, count), 1 / count))
 
     class Wide:
         def __init__(self, logits: Tensor) -> None:
             self.logits = torch.cat([logits, torch.full((*logits.shape[:2], 7), 1e3)], dim=-1)
 
     plain, wide = (
-        method._public_loss(
-            lambda batch, kind=kind: kind(model(**batch).logits), sentence, {1: torch.ones(count) / count}
-        )
+        method._public_loss(lambda batch, kind=kind: kind(model(**batch).logits), sentence, target)
         for kind in (lambda logits: type("Plain", (), {"logits": logits}), Wide)
     )
     assert torch.equal(plain, wide)

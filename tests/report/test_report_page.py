@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -191,3 +192,17 @@ def test_the_legend_names_the_phases_that_are_drawn_and_no_other(write_run: Writ
     text = written(write_run, data).text
     assert "loss, core and private part at once" in text and "loss, specific phase" in text
     assert "loss, shared phase" not in text
+
+
+def test_of_many_rounds_the_table_shows_evenly_spaced_ones_and_says_so(write_run: WriteRun) -> None:
+    clients = {"hospital": client(0, rounds=450), "bank": client(1, rounds=450)}
+    clients["bank"]["rounds"] = clients["bank"]["rounds"][:-1]
+    page = written(write_run, metrics(clients, rounds=450))
+    table = page.source[page.source.index("<details><summary>Round by round") :].partition("</table>")[0]
+    rounds = [int(row.partition("<")[0]) for row in table.split('<tr><th scope="row">')[1:]]
+    gaps = {after - before for before, after in itertools.pairwise(rounds)}
+    assert len(rounds) == 200 and (rounds[0], rounds[-1]) == (1, 450) and gaps == {2, 3}
+    assert "200 of 450 rounds, evenly spaced; metrics.json holds all." in page.text
+    assert table.count("kB / 24.6") == 399 and table.count("–") == 1  # the bank missed the last
+    few = written(write_run, metrics({"hospital": client(0, rounds=200)}, rounds=200))
+    assert "Every round" in few.text and "evenly spaced" not in few.text

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fault_scenario import WAITS, FaultScenario, quick
+from federations import core
 from safetensors.torch import load_file
 from simulated_network import FEDERATION, SimulatedClient
 from typer.testing import CliRunner
@@ -32,8 +33,8 @@ def same(scenario: FaultScenario, wanted: dict[str, torch.Tensor]) -> bool:
 
 def test_over_the_network_is_in_process_bit_for_bit(undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
     federation.run(quick(), tmp_path / "run")
-    core = load_file(tmp_path / "run" / "server" / "core.safetensors")
-    assert core and all(torch.equal(core[k], undisturbed[k]) for k in core)
+    shared = core(tmp_path / "run")
+    assert shared and all(torch.equal(shared[k], undisturbed[k]) for k in shared)
     for name in ("c0", "c1"):
         adapter = load_file(tmp_path / "run" / "clients" / name / "adapter" / "adapter_model.safetensors")
         assert all(torch.equal(tensor, undisturbed[f"{name}.{k}"]) for k, tensor in adapter.items())

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from federations import small
+from federations import core, small
 from loopback import SECONDS, Session, Tap, begun, engines, free_port, receive, send, through, until
-from safetensors.torch import load_file
 
 pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
 
@@ -98,9 +97,7 @@ def test_two_families_over_the_real_engine_are_in_process_bit_for_bit(tmp_path: 
     finally:
         for process in processes:
             process.kill()
-    over, inside = (
-        load_file(p / "server" / "core.safetensors") for p in (folder / "server" / "run", tmp_path / "run")
-    )
+    over, inside = core(folder / "server" / "run"), core(tmp_path / "run")
     assert over.keys() == inside.keys() and all(torch.equal(over[k], inside[k]) for k in inside)
     assert (folder / "c0" / "state" / "adapter" / "adapter_model.safetensors").is_file()
     assert not (folder / "server" / "run" / "clients").exists()  # private state lies with the clients
@@ -345,7 +342,6 @@ def test_kill_9_of_real_processes_changes_nothing(victim: str, tmp_path: Path) -
         session.finish()
     finally:
         session.close()
-    core = load_file(tmp_path / "kits" / "server" / "run" / "server" / "core.safetensors")
-    wanted = load_file(tmp_path / "run" / "server" / "core.safetensors")
-    assert all(torch.equal(core[k], wanted[k]) for k in wanted)
+    found, wanted = core(tmp_path / "kits" / "server" / "run"), core(tmp_path / "run")
+    assert all(torch.equal(found[k], wanted[k]) for k in wanted)
     until(lambda: not engines(tmp_path), "no process is left")

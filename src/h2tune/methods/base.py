@@ -111,7 +111,7 @@ class ServerMethod(ABC):
     """The server's half.
 
     A round that fails starts again from the last committed state: the server makes a new object and calls `load`. So
-    nothing but `state` and `plain_state` outlives a round, and `download` changes nothing.
+    nothing but `state`, `plain_state` and `fixed` outlives a round, and `download` changes nothing.
 
     Attributes:
         needs: what an introduction must hold (`h2tune.protocol.schemas.Introduction`); else the client is excluded.
@@ -224,7 +224,7 @@ class ServerMethod(ABC):
         return {}
 
     def fixed(self) -> dict[str, Tensor]:
-        """Tensors that never change after the set-up; written once."""
+        """Tensors that never change once they are there; written when clients join that bring some."""
         return {}
 
     @abstractmethod

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -34,7 +34,9 @@ from h2tune.participant.batches import Batch
 from h2tune.participant.trainer import Forward, LocalTraining, Update
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Reply
+from h2tune.utils.digest import digest_of
 from h2tune.utils.seeds import derive
+from h2tune.utils.tensors import as_bytes, from_bytes
 
 
 class FedMktSettings(Settings):
@@ -42,6 +44,18 @@ class FedMktSettings(Settings):
     sentences: int = Field(48, ge=1, description="public sentences used in a round, the same for everyone")
     public_part: float = Field(0.25, gt=0, lt=1, description="share of a round's updates on public text")
     distill: float = Field(0.1, ge=0, le=1, description="weight of the distillation; the rest is the LM loss")
+
+
+class Target(NamedTuple):
+    """What the best other model predicts at n positions of a sentence, over k tokens of the own vocabulary each.
+
+    Attributes:
+        positions: (n). ids: (n, k); a token with a share is there once. shares: (n, k); rows sum to 1.
+    """
+
+    positions: Tensor
+    ids: Tensor
+    shares: Tensor
 
 
 class FedMktClient(AdapterClient):
@@ -74,7 +88,7 @@ class FedMktClient(AdapterClient):
         self.public_steps = min(max(1, round(self.settings.public_part * self.steps)), self.steps - 1)
         self.groups = {"adapter": self.group(self.factors, self.context.learning_rate, self.updates)}
         self.vocabularies: dict[str, list[str]] = {}
-        self.mapped: dict[str, dict[int, int]] = {}
+        self.mapped: dict[str, int] = {}  # spellings of others' tokens
         tokens = [self._spelling(i) for i in range(len(self.context.tokenizer))]
         return Payload(meta=self.introduction(), texts={"vocabulary": tokens})
 
@@ -162,32 +176,29 @@ class FedMktClient(AdapterClient):
         self.context.train(LocalTraining.of_one_kind(model, "public", steps, update, batches()))
         return steps
 
-    def _targets(self, round: int, payload: Payload) -> list[dict[int, Tensor]]:
+    def _targets(self, round: int, payload: Payload) -> list[Target | None]:
         """For each sentence the best other model's predictions; nothing where the own model does as well."""
         sentences, own = self.public(round), self._predictions(round)["losses"]
         names = {name.split("/")[0] for name in payload.tensors}
         # Reward 1 / exp(CE): the least loss. What other clients sent may be of no use.
         teachers = [n for n in names if len(payload.tensors.get(f"{n}/losses", ())) == len(sentences)]
-        targets: list[dict[int, Tensor]] = []
+        targets: list[Target | None] = []
         for number, sentence in enumerate(sentences):
             losses = {name: float(payload.tensors[f"{name}/losses"][number]) for name in teachers}
             best = min(losses, key=lambda name: (losses[name], name), default=None)
             better = best is not None and losses[best] < float(own[number])
-            targets.append(self._target(str(best), number, sentence, payload.tensors) if better else {})
+            targets.append(self._target(str(best), number, sentence, payload.tensors) if better else None)
         return targets
 
-    def _public_loss(self, forward: Forward, sentence: dict[str, Any], target: dict[int, Tensor]) -> Tensor:
+    def _public_loss(self, forward: Forward, sentence: dict[str, Any], target: Target | None) -> Tensor:
         """0.9 LM + 0.1 KL(target || own) of one sentence; without the first where it is a single token."""
         tokens = torch.tensor([sentence["ids"]], device=self.context.accelerator.device)
         logits = self._of_tokens(forward({"input_ids": tokens}).logits[0])
         loss = 0 * logits.sum()  # a single token has no next one to predict: the mean of nothing would be NaN
         if tokens.shape[1] > 1:
             loss = (1 - self.settings.distill) * cross_entropy(logits[:-1], tokens[0, 1:])
-        if target:
-            wanted = torch.stack(list(target.values())).to(logits)[:, : logits.shape[-1]]
-            said = logits[list(target)].log_softmax(-1)
-            kl = (wanted * (wanted.clamp_min(1e-12).log() - said)).sum(-1).mean()
-            loss = loss + self.settings.distill * kl
+        if target is not None:
+            loss = loss + self.settings.distill * _divergence(target, logits)
         return loss
 
     def _of_tokens(self, logits: Tensor) -> Tensor:
@@ -196,32 +207,51 @@ class FedMktClient(AdapterClient):
 
     def _target(
         self, teacher: str, number: int, sentence: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> dict[int, Tensor]:
-        """Own position -> distribution over the own vocabulary, where both tokenizers have a boundary."""
+    ) -> Target | None:
+        """The teacher's predictions where both tokenizers have a boundary; None if that is nowhere."""
         places = tensors[f"{teacher}/places"]
         theirs = {int(end): i for i, (s, end) in enumerate(places.tolist()) if s == number}
-        found = {}
-        for position, end in enumerate(sentence["ends"]):
-            if end and end in theirs:
-                row = theirs[end]
-                shares = tensors[f"{teacher}/values"][row].float().softmax(-1)
-                target = torch.zeros(len(self.context.tokenizer))
-                mapped = [self._translate(teacher, int(i)) for i in tensors[f"{teacher}/ids"][row]]
-                found[position] = target.index_add_(0, torch.tensor(mapped), shares)
-        return found
+        pairs = [(i, theirs[end]) for i, end in enumerate(sentence["ends"]) if end and end in theirs]
+        if not pairs:
+            return None
+        rows = [row for _, row in pairs]
+        shares = tensors[f"{teacher}/values"][rows].float().softmax(-1)
+        ids = torch.tensor(
+            [[self._translate(teacher, i) for i in row] for row in tensors[f"{teacher}/ids"][rows].tolist()]
+        )
+        return Target(torch.tensor([i for i, _ in pairs]), *_merged(ids, shares))
 
     def _translate(self, teacher: str, token: int) -> int:
-        memory = self.mapped.setdefault(teacher, {})
-        if token not in memory:
-            memory[token] = self._own.nearest(self.vocabularies[teacher][token])
-        return memory[token]
+        spelling = self.vocabularies[teacher][token]
+        if spelling not in self.mapped:
+            self.mapped[spelling] = self._own.nearest(spelling)
+        return self.mapped[spelling]
+
+
+def _merged(ids: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row with its tokens once, their shares summed, and in the places that are left no share of token 0."""
+    ids, order = ids.sort(dim=1, stable=True)
+    place = torch.cat([torch.zeros_like(ids[:, :1]), (ids[:, 1:] != ids[:, :-1]).long().cumsum(1)], dim=1)
+    summed = torch.zeros_like(shares).scatter_add_(1, place, shares.gather(1, order))
+    return torch.zeros_like(ids).scatter_(1, place, ids), summed
+
+
+def _divergence(target: Target, logits: Tensor) -> Tensor:
+    """Mean of KL(target || softmax(logits)) over the target's positions.
+
+    A token without a share adds nothing, so that nothing as wide as the vocabulary needs to be kept of a target.
+    """
+    positions, ids, wanted = target.positions.to(logits.device), target.ids.to(logits.device), target.shares.to(logits)
+    wanted = wanted * (ids < logits.shape[-1])  # a tokenizer may have tokens that its model cannot predict
+    said = logits[positions].log_softmax(-1).gather(1, ids.clamp(max=logits.shape[-1] - 1))
+    return (wanted * (wanted.clamp_min(1e-12).log() - said)).sum(-1).mean()
 
 
 class FedMktServer(OneExchange):
     """Passes every client's predictions on to the others.
 
     Attributes:
-        vocabularies: by client. told: by client, whose vocabularies it has.
+        vocabularies: by client. vocabulary_of: the digest of each client's. kept: by digest, as bytes. told: by client, whose vocabularies it has.
         held: by client, its predictions of the last round.
     """
 
@@ -230,6 +260,8 @@ class FedMktServer(OneExchange):
     def __init__(self, experiment: Experiment, settings: FedMktSettings) -> None:
         super().__init__(experiment, settings)
         self.vocabularies: dict[str, list[str]] = {}
+        self.vocabulary_of: dict[str, str] = {}
+        self.kept: dict[str, Tensor] = {}
         self.told: dict[str, list[str]] = {}
         self.held: dict[str, dict[str, Tensor]] = {}
 
@@ -239,9 +271,18 @@ class FedMktServer(OneExchange):
             raise ProtocolError("its introduction lacks a vocabulary")
 
     def open(self, joined: dict[str, Payload], described: dict[str, Payload]) -> dict[str, Payload]:
-        self.vocabularies |= {name: payload.texts["vocabulary"] for name, payload in joined.items()}
+        for name, payload in joined.items():
+            self._know(name, as_bytes(payload.texts["vocabulary"]))
         self.told |= {name: sorted(self.vocabularies) for name in joined}
         return {name: self.rejoin(name) for name in joined}
+
+    def _know(self, name: str, vocabulary: Tensor) -> None:
+        """Keep a client's vocabulary; what several clients share is kept and written once."""
+        digest = digest_of({"": vocabulary})
+        same = next((other for other, known in self.vocabulary_of.items() if known == digest), None)
+        self.vocabularies[name] = from_bytes(vocabulary) if same is None else self.vocabularies[same]
+        self.vocabulary_of[name] = digest
+        self.kept.setdefault(digest, vocabulary)
 
     def rejoin(self, client: str) -> Payload:
         return Payload(texts=self._vocabularies(self.vocabularies))
@@ -279,10 +320,17 @@ class FedMktServer(OneExchange):
         return {f"{n}/{k}": t for n, tensors in self.held.items() for k, t in tensors.items()}
 
     def plain_state(self) -> dict[str, Any]:
-        return {"vocabularies": self.vocabularies, "told": self.told}
+        return {"told": self.told, "vocabulary_of": self.vocabulary_of}
+
+    def fixed(self) -> dict[str, Tensor]:
+        return self.kept
 
     def load(self, tensors: dict[str, Tensor], plain: dict[str, Any], fixed: dict[str, Tensor]) -> None:
-        self.vocabularies, self.told, self.held = plain["vocabularies"], plain["told"], {}
+        self.told, self.held = plain["told"], {}
+        for name, tokens in plain.get("vocabularies", {}).items():  # in commits of earlier versions
+            self._know(name, as_bytes(tokens))
+        for name, digest in plain.get("vocabulary_of", {}).items():
+            self._know(name, fixed[digest])
         for key, tensor in tensors.items():
             name, _, kind = key.rpartition("/")
             self.held.setdefault(name, {})[kind] = tensor.clone()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SAID = {"joint": "core and private part at once"}
 SHOWN = 12  # clients with pictures; the tables always hold all
+ROUNDS = 200  # in the table of every round
 EVENTS = 200  # notices on the page; the log holds all
 
 
@@ -225,7 +226,10 @@ def _panel(name: str, note: str, figures: Iterable[tuple[str, Markup | None]]) -
 
 
 def _traffic(run: Run) -> dict[str, Any]:
-    """Sums over clients, and one row per round: who sent how much when."""
+    """Sums over clients, and one row per round, or for evenly spaced ones of many: who sent how much when.
+
+    ``of`` holds every client's traffic by round; ``held`` is how many rounds there are where not all are shown, or 0.
+    """
     rounds: dict[int, Traffic] = {}
     senders: Counter[int] = Counter()
     for client in run.clients:
@@ -233,8 +237,21 @@ def _traffic(run: Run) -> dict[str, Any]:
             rounds[entry.round] = rounds.get(entry.round, Traffic()) + entry.traffic
             senders[entry.round] += 1
     setup = sum((client.setup for client in run.clients), Traffic())
-    per_round = [(position, senders[position], traffic) for position, traffic in sorted(rounds.items())]
-    return {"rounds": per_round, "in_rounds": sum(rounds.values(), Traffic()), "setup": setup}
+    shown = _evenly(sorted(rounds), ROUNDS)
+    return {
+        "rounds": [(position, senders[position], rounds[position]) for position in shown],
+        "of": [{entry.round: entry.traffic for entry in client.rounds} for client in run.clients],
+        "held": len(rounds) if len(rounds) > len(shown) else 0,
+        "in_rounds": sum(rounds.values(), Traffic()),
+        "setup": setup,
+    }
+
+
+def _evenly(values: list[int], most: int) -> list[int]:
+    """At most so many of the values, the first and the last among them."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def _notices(run: Run) -> list[tuple[Event, int]]:

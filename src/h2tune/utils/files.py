@@ -92,6 +92,34 @@ def write_atomic(path: Path, data: bytes, several: bool = False) -> None:
         raise StoreError(f"{path} could not be written: {error.strerror}. Nothing committed was lost.") from error
 
 
+def extend(path: Path, length: int, data: bytes) -> int:
+    """Put data behind the first bytes of a file, in place of whatever lies there; returns how long the file is then.
+
+    Args:
+        length: bytes of the file that stay; it may have none and not be there.
+
+    Raises:
+        StoreError: the file is shorter than that, or it could not be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            if file.tell() < length:
+                raise damaged(path)
+            file.truncate(length)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StoreError(f"{path} could not be written: {error.strerror}. Nothing committed was lost.") from error
+    return length + len(data)
+
+
+def damaged(path: Path) -> StoreError:
+    """The error for a file of a run that lacks what was committed."""
+    return StoreError(f"{path} is damaged: put it back from a backup, or start the run again with another --out.")
+
+
 def append(path: Path, text: str) -> None:
     """Add text to the end of a file.
 

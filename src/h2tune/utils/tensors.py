@@ -1,8 +1,10 @@
-"""Many tensors at once between devices."""
+"""Many tensors at once between devices; plain values as a tensor."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,3 +31,17 @@ def together(names: list[str], tensors: list[Tensor]) -> dict[str, Tensor]:
     parts = flat.split([tensor.numel() for tensor in tensors])
     # Each in memory of its own: where a tensor lies must not decide how a sum over it is rounded.
     return {n: part.clone().view(t.shape) for n, part, t in zip(names, parts, tensors, strict=True)}
+
+
+def as_bytes(value: Any) -> Tensor:
+    """Plain values as a tensor of the bytes of their JSON: the header of a safetensors file has a limit, its body has none.
+
+    Raises:
+        ValueError: a number among them is not finite.
+    """
+    return torch.frombuffer(bytearray(json.dumps(value, allow_nan=False).encode()), dtype=torch.uint8)
+
+
+def from_bytes(tensor: Tensor) -> Any:
+    """The values of which `as_bytes` made the tensor."""
+    return json.loads(tensor.numpy().tobytes())
