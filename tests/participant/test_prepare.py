@@ -17,5 +17,7 @@ def test_rows_that_are_cut_are_counted_and_told(recwarn: pytest.WarningsRecorder
     load_data(ClientConfig.model_validate(client), task, base, seed=0)
     assert not [w for w in recwarn if "truncate" in str(w.message)]
     cut = ClientConfig.model_validate(client | {"max_length": 12})
-    with pytest.warns(UserWarning, match="a: 8 of 8 rows fill the 12 tokens that the model reads; what was longer lost"):
+    with pytest.warns(
+        UserWarning, match="a: 8 of 8 rows fill the 12 tokens that the model reads; what was longer lost"
+    ):
         load_data(cut, task, base, seed=0)
