@@ -73,7 +73,7 @@ def test_compare_takes_all_vertical_methods_unless_some_are_named(demo: Path, mo
         "compare", demo / "data" / "vertical.yaml", "--methods", "", code=1
     )
     help_ = " ".join(call("compare", "--help").replace("│", " ").split())
-    assert "By default local, h2tune-unshared, h2tune; of a vertical file all." in help_
+    assert "By default local, h2tune-unshared, h2tune, and the file's own; of a vertical file all." in help_
 
 
 def test_a_key_that_is_wrong_hides_no_mistake_in_the_data(demo: Path, tmp_path: Path):
