@@ -76,6 +76,16 @@ def test_reports_that_no_commit_counts_are_dropped_and_missing_ones_are_named(tm
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    "damage", [b'["a", {"round" 1}]\n', b"[1, 2]\n", b'"a"\n', b'["a", {"round": 1}, 3]\n', b'["a", {}]']
+)
+def test_reports_that_somebody_changed_are_named(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "reports.jsonl").write_bytes(damage)
+    with pytest.raises(StoreError, match=r"reports\.jsonl is damaged"):
+        RunStore(tmp_path).reports(len(damage))
+
+
 def test_reports_on_a_full_disk_are_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "server").mkdir()
     os.symlink("/dev/full", tmp_path / "server" / "reports.jsonl")

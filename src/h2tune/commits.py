@@ -16,6 +16,7 @@ from h2tune.protocol.codec import Payload
 from h2tune.session import Member, RunLog
 from h2tune.utils.digest import digest_of
 from h2tune.utils.early_stopping import EarlyStopping
+from h2tune.utils.files import StoreError
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class Commits:
         """Give members their reports; returns how many each has. Those in commits of earlier versions count as not written."""
         counts = dict.fromkeys(members, 0)
         for name, report in self.log.reports(self.length):
+            if name not in members:
+                raise StoreError(
+                    f"The reports of the run speak of {name!r}, who is not among its clients: put them back."
+                )
             members[name].rounds.append(report)
             counts[name] += 1
         return counts

@@ -83,11 +83,7 @@ class RunStore:
         """
         if not self.exists:
             raise StoreError(f"{self.folder} is not a run directory.")
-        about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        if about["schema"] > SCHEMA:
-            raise StoreError(
-                f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update."
-            )
+        about = self.about()
         if experiment is not None and about["schema"] < OLDEST and self.metrics() is None:
             raise StoreError(
                 f"{self.folder} was begun by h2tune {about['version']}, and this version keeps runs in another form: finish it"
@@ -110,9 +106,26 @@ class RunStore:
         if changed:
             write_atomic(self.folder / "config.yaml", experiment.to_yaml().encode())
             self.event("warning", f"resumed with a changed config: {', '.join(changed)}")
-        if OLDEST <= about["schema"] < SCHEMA:  # its next commit can be read by this version only
-            write_atomic(self.folder / "run.json", _plain(about | {"schema": SCHEMA, "version": __version__}))
+        self.go_on(about)
         return about["run"], experiment
+
+    def about(self) -> dict[str, Any]:
+        """What ``run.json`` says: identity, form and version.
+
+        Raises:
+            StoreError: a newer version made the run.
+        """
+        about: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        if about["schema"] > SCHEMA:
+            raise StoreError(
+                f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update."
+            )
+        return about
+
+    def go_on(self, about: dict[str, Any]) -> None:
+        """Say that this version takes the run up: its next commit can be read by no earlier one."""
+        if OLDEST <= about["schema"] < SCHEMA:
+            write_atomic(self.folder / "run.json", _plain(about | {"schema": SCHEMA, "version": __version__}))
 
     def forget(self, kept: Sequence[str] = ()) -> None:
         """Throw away all that was learnt here, but for some of the clients' files; the run's identity stays."""
@@ -171,15 +184,18 @@ class RunStore:
         """The reports that take the first ``length`` bytes.
 
         Raises:
-            StoreError: some of them are missing.
+            StoreError: some of them are missing, or are no reports.
         """
         if not length:
             return []
         path = self.folder / "server" / "reports.jsonl"
         data = path.read_bytes()[:length] if path.is_file() else b""
-        if len(data) < length:
+        if len(data) < length or not data.endswith(b"\n"):
             raise damaged(path)
-        return [json.loads(line) for line in data.splitlines()]
+        try:
+            return [[str(name), dict(report)] for name, report in map(json.loads, data.splitlines())]
+        except (ValueError, TypeError):
+            raise damaged(path) from None
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         write_atomic(self.folder / "metrics.json", _plain(metrics))

@@ -22,7 +22,7 @@ from h2tune.inference import predict
 from h2tune.participant import label_bias
 from h2tune.participant.base_models import ModelPool
 from h2tune.participant.context import ClientContext
-from h2tune.participant.label_bias import Heard, LabelBias, answer_places, label_tokens, telling_tokens
+from h2tune.participant.label_bias import Heard, LabelBias, answer_places, fitted_to, label_tokens, telling_tokens
 from h2tune.participant.passes import Answered
 from h2tune.participant.scoring import heard
 from h2tune.tasks.example import Example
@@ -243,6 +243,15 @@ def test_of_many_rows_the_bias_is_fitted_to_a_sample_that_the_seed_draws(
     assert len(first) == 12 and first == rows_fitted_to(client, monkeypatch, method="fedit")
     other = rows_fitted_to(client, monkeypatch, seed=1)
     assert len(other) == 12 and first != other
+
+
+@given(BOUND)
+def test_a_sample_holds_a_row_of_each_answer(seed: int) -> None:
+    rows = [Encoded([1, 2, i], [-100, -100, 7 if i == 9_000 else i % 2]) for i in range(10_000)]
+    drawn = fitted_to(rows, seed)
+    assert len(drawn) in (label_bias.MOST_ROWS, label_bias.MOST_ROWS + 1)
+    assert sum(row.labels[-1] == 7 for row in drawn) == 1
+    assert drawn == fitted_to(rows, seed)
 
 
 @pytest.fixture(scope="module")

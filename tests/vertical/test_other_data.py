@@ -227,3 +227,18 @@ def test_a_run_that_diverges_ends_with_figures_and_a_report_that_says_so(file: P
     history = json.loads(written[0].read_text())["history"]
     assert [record["loss"] for record in history] == [None, None]
     assert "The loss is not a number in 2 of 2 rounds, first in round 1" in (out / "report.html").read_text()
+
+
+def test_a_run_taken_up_says_in_which_form_it_is_kept_from_then_on(file: Path, tmp_path: Path) -> None:
+    config, store = load_vertical(file), VerticalStore(tmp_path / "run")
+    store.create_for(config, "0" * 32)
+    about = tmp_path / "run" / "run.json"
+    now = json.loads(about.read_text())
+    about.write_text(json.dumps(now | {"schema": now["schema"] - 1}))
+    store.open_vertical()  # who only reads changes nothing
+    assert json.loads(about.read_text())["schema"] == now["schema"] - 1
+    store.open_vertical(config)
+    assert json.loads(about.read_text()) == now
+    about.write_text(json.dumps(now | {"schema": now["schema"] + 1, "version": "99"}))
+    with pytest.raises(StoreError, match="made by h2tune 99, which is newer"):
+        store.open_vertical()

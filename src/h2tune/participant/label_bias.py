@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from h2tune.tasks.dataset import sample
 from h2tune.tasks.example import Example
-from h2tune.tasks.prompts import IGNORED, encode_options
+from h2tune.tasks.prompts import IGNORED, Encoded, encode_options
 
 LABEL_BIAS = "label_bias.json"  # the file that holds it beside an adapter
 MOST = 64  # tokens of all options together; with more, the options are texts rather than labels
@@ -33,12 +33,21 @@ _PRIOR = 16  # rows that each label is counted for beforehand: a few rows say li
 _STEPS = 100
 _AT_ONCE = 1 << 22  # logits that are in double precision at a time: 32 MB
 
-T = TypeVar("T")
+
+def fitted_to(rows: Sequence[Encoded], seed: int) -> Sequence[Encoded]:
+    """The training rows that the bias is fitted to: all, or a sample of so many, the same for a seed.
+
+    The first row of each answer that the sample lacks comes after it: a rare label is no label that no row has.
+    """
+    drawn = sample(list(rows), MOST_ROWS, seed)
+    lacking = {_answer(row): row for row in reversed(rows)} if len(drawn) < len(rows) else {}
+    for row in drawn:
+        lacking.pop(_answer(row), None)
+    return [*drawn, *lacking.values()]
 
 
-def fitted_to(rows: Sequence[T], seed: int) -> Sequence[T]:
-    """The training rows that the bias is fitted to: all, or a sample of so many, the same for a seed."""
-    return sample(list(rows), MOST_ROWS, seed)
+def _answer(row: Encoded) -> tuple[int, ...]:
+    return tuple(token for token in row.labels if token != IGNORED)
 
 
 def label_tokens(examples: Sequence[Example], tokenizer: Any) -> list[list[int]]:

@@ -76,7 +76,10 @@ class VerticalStore(RunStore):
                 f"The config differs from that of the run in {self.folder} in {', '.join(changed[:8])}. Put it back, or"
                 " choose another --out."
             )
-        return str(json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["run"])
+        about = self.about()
+        if config:
+            self.go_on(about)
+        return str(about["run"])
 
     def config(self) -> VerticalConfig:
         """The run's config."""
