@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from h2tune.frames.anchor_text import words as spans
 
 WORDS = 8
-HELD = (
-    8  # bytes of a digest that are kept of a private run: one in 10 ** 12 other runs is taken for one of ten million
-)
+HELD = 8
+"""Bytes of a digest that are kept of a private run: one in 10 ** 12 other runs is taken for one of ten million."""
 
 
 def _runs(text: str) -> Iterator[bytes]:

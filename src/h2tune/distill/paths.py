@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from h2tune.participant.batches import collate, scored_together
+from h2tune.participant.batches import collate, scored_together, vocabulary
 from h2tune.participant.passes import PLAIN, Passes
 from h2tune.tasks.prompts import IGNORED, Encoded
 
@@ -56,7 +56,7 @@ def score_paths(model: Any, rows: Sequence[Encoded], pad: int, size: int, passes
     """Score encoded questions with paths; sums are in float64, whatever the padding and the batch."""
     scores: list[PathScore] = [PathScore(0.0, 0, 0.0)] * len(rows)
     device = next(model.parameters()).device
-    for picked in scored_together(rows, size, model.config.get_text_config().vocab_size):
+    for picked in scored_together(rows, size, vocabulary(model)):
         batch = {k: v.to(device) for k, v in collate([rows[i] for i in picked], pad).items()}
         asked = batch["labels"][:, 1:] != IGNORED
         places = asked.nonzero()[:, 0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from h2tune.participant.batches import collate, scored_together
+from h2tune.participant.batches import collate, scored_together, vocabulary
 from h2tune.participant.context import ClientContext
 from h2tune.participant.passes import PLAIN
 from h2tune.tasks.prompts import encode
@@ -34,7 +34,7 @@ def gradient_sketch(context: ClientContext, common: str) -> Tensor:
         weight.requires_grad_(True)
     flat, asked = torch.zeros(sum(weight.numel() for weight in weights)), 0
     with base.peft.disable_adapter() if base.peft else nullcontext():
-        for picked in scored_together(rows, EXAMPLES, base.model.config.get_text_config().vocab_size):
+        for picked in scored_together(rows, EXAMPLES, vocabulary(base.model)):
             batch = collate([rows[i] for i in picked], base.tokenizer.pad_token_id)
             found = PLAIN.answered(base.model, {k: v.to(base.model.device) for k, v in batch.items()})
             loss = cross_entropy(found.logits, found.wanted, reduction="sum")

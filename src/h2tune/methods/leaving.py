@@ -14,7 +14,7 @@ ENGINE = [
         "join",
         ("facts", "base", "depth", "slots", "rank", "keep", "family", "fingerprint", "maps"),
         "numbers of rows, names of task and model family, sizes of the model and a digest of its weights, scores of the"
-        " untouched model on the test rows, share of their commonest answer; and, but not of clients with row_privacy,"
+        " untouched model on the test rows, share of their commonest answer; and, except of clients with row_privacy,"
         " how likely test answers are by the counts of tokens in training answers, how many test rows are training rows,"
         " and the share of training words that the anchors hold",
         "once",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,13 +57,21 @@ def by_length(lengths: Sequence[int], size: int, *, split: bool = True) -> list[
     return batches
 
 
-def scored_together(rows: Sequence[Encoded], size: int, vocabulary: int) -> list[list[int]]:
+def vocabulary(model: Any) -> int:
+    """How many logits a language model gives for each token."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def scored_together(rows: Sequence[Encoded], size: int, width: int) -> list[list[int]]:
     """Batches of `by_length` that ask for no more than `MOST_LOGITS` logits each, unless one row alone does.
 
     A batch of 64 answers of 90 tokens over a vocabulary of 262,144 entries would take 6 GB, and its loss as much again.
+
+    Args:
+        size: most rows in a batch. width: logits of each asked token (`vocabulary`).
     """
     asked = [sum(label != -100 for label in row.labels) for row in rows]
-    most = MOST_LOGITS // vocabulary
+    most = MOST_LOGITS // width
     batches: list[list[int]] = []
     for batch in by_length([len(row.input_ids) for row in rows], size):
         tokens = most + 1  # the first row begins a batch

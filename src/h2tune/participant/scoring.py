@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from h2tune.participant.batches import by_length, collate, scored_together
+from h2tune.participant.batches import by_length, collate, scored_together, vocabulary
 from h2tune.participant.checkpoints import context_of
 from h2tune.participant.label_bias import Heard, answer_places
 from h2tune.participant.passes import PLAIN, Passes, Writing
@@ -142,7 +142,7 @@ def heard(
 
 
 def _batches(model: Model, rows: Sequence[Encoded], size: int) -> list[list[int]]:
-    return scored_together(rows, size, model.config.get_text_config().vocab_size)
+    return scored_together(rows, size, vocabulary(model))
 
 
 def _nats(

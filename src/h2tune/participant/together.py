@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from h2tune.adapter.side_by_side import SideBySide, shape_of, switch_to
 from h2tune.config import Training
-from h2tune.participant.batches import MOST_LOGITS, Batch
+from h2tune.participant.batches import MOST_LOGITS, Batch, vocabulary
 from h2tune.participant.passes import Answered, Passes, answered_each, answers
 from h2tune.participant.scored_together import Active, Asked, SharedPasses, answer_together
 from h2tune.participant.trainer import LocalTraining, NanLossError, OnStep, Trainer, Update, answer_loss
@@ -189,8 +189,7 @@ class TogetherTrainer(Trainer):
         for shapes in alike.values():
             first = asked[next(iter(shapes))]
             full = self.full if first.writing is None else max(self.full, FULL_WRITING)
-            config: Any = first.active.model.config
-            most = MOST_LOGITS // config.get_text_config().vocab_size
+            most = MOST_LOGITS // vocabulary(first.active.model)
             found += packs(shapes, full, {i: asked[i].positions for i in shapes}, most)
         return found
 
