@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from federations import build, small
 
-from h2tune.config import load_config
+from h2tune.config import ClientConfig, load_config
 from h2tune.frames.sources import load_anchors
 from h2tune.plan import make_plan
 
@@ -130,6 +130,28 @@ def test_planned_bytes_of_smaller_messages(wire: dict, mask: str, keep: float, t
     for name, client in clients.items():
         assert planned[name].bytes_up == sizes(client.method.pack())
         assert planned[name].bytes_down == down[name]
+
+
+def test_planned_bytes_of_a_client_whose_share_follows_from_its_budget(tmp_path: Path) -> None:
+    config = small(rounds=1, rank=8, training={"steps": 1, "batch_size": 2})
+    row = config.clients[0].model_dump() | {"keep": "auto", "budget": {"upload": "5KB", "step_ms": 1e6}}
+    config = config.model_copy(update={"clients": [ClientConfig.model_validate(row), *config.clients[1:]]})
+    plan = make_plan(config)
+    first = plan.clients[0]
+    assert any(text.startswith("c0: budget.step_ms is measured") for text in plan.warnings)
+    server, clients = build(config, tmp_path / "run")
+    server.open()
+    down = sizes(server.method.download("c0").tensors)
+    server.one_round()
+    assert clients["c0"].context.keep == 0.5
+    assert (first.rank, first.bytes_up, first.bytes_down) == (4, sizes(clients["c0"].method.pack()), down)
+
+
+def test_a_budget_that_is_too_small_is_among_the_mistakes() -> None:
+    config = small(rounds=1)
+    row = config.clients[0].model_dump() | {"keep": "auto", "budget": {"upload": "10B"}}
+    plan = make_plan(config.model_copy(update={"clients": [ClientConfig.model_validate(row), *config.clients[1:]]}))
+    assert [text for text in plan.problems if "c0: the budget is too small for this model: rank 1 needs" in text]
 
 
 def sizes(tensors: dict) -> int:

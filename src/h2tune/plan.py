@@ -6,7 +6,8 @@ Models are built on the meta device: shapes without weights.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from h2tune.methods.core_bytes import summed_share
 from h2tune.methods.leaving import as_lines, what_leaves
 from h2tune.methods.registry import check_other_methods, method_of, resolve_method
 from h2tune.participant import budget
+from h2tune.participant.affordable import affordable_keep
 from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.context import check_tracking
 from h2tune.participant.errors import ModelAwayError
@@ -38,7 +40,6 @@ from h2tune.tasks.prompts import encode_prompts
 from h2tune.tasks.public import load_questions
 from h2tune.tasks.sources import source_path
 from h2tune.utils.seeds import derive
-from h2tune.utils.sizes import parse_size
 
 
 @dataclass
@@ -84,7 +85,9 @@ def make_plan(experiment: Experiment) -> Plan:
     """Check an experiment and work out its figures."""
     plan = Plan([], [], [])
     settings = _attempt(plan, lambda: resolve_method(experiment.method)[1])
-    if settings and _attempt(plan, lambda: method_of(experiment)) and experiment.privacy:
+    with _warned(plan):
+        checked = settings and _attempt(plan, lambda: method_of(experiment))
+    if checked and experiment.privacy:
         plan.privacy = _promise(experiment, experiment.privacy)
     if settings and experiment.secure_aggregation and not plan.problems:
         plan.privacy = [SECRET]
@@ -98,7 +101,7 @@ def make_plan(experiment: Experiment) -> Plan:
     shapes = [_shape(plan, c, task, models) for c, task in zip(experiment.clients, known, strict=True)]
     depths = [s.layout.top(experiment.blocks).depth for s in shapes if s is not None]
     plan.depth = experiment.depth or (max(depths) if depths else None)
-    company = _company(experiment, settings, shapes, anchors, plan.depth) if settings and plan.depth else {}
+    company = _company(plan, experiment, settings, shapes, anchors) if settings and plan.depth else {}
     for client, task, shape in zip(experiment.clients, known, shapes, strict=True):
         row = ClientPlan(client.name, client.model, task=task.name if task else "?")
         inner = settings.inner if settings else None
@@ -117,9 +120,7 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.warnings.append(unshared)
     if settings:
         _attempt(plan, lambda: _check_bases(experiment, shapes))
-        _check_use(plan, experiment, settings)
-        if settings.asks_public and experiment.public and not plan.problems:
-            _check_public(plan, experiment.clients, shapes, experiment.public)
+        _check_use(plan, experiment, settings, shapes)
     if settings and experiment.secure_aggregation and len(company) == len(experiment.clients) and not plan.problems:
         plan.privacy.append(_summed(experiment, settings, list(company.values())))
     if plan.privacy and (asked := experiment.privacy):
@@ -169,6 +170,15 @@ def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:
         return None
 
 
+@contextmanager
+def _warned(plan: Plan, prefix: str = "") -> Iterator[None]:
+    """What is warned of inside is a warning of the plan, each once."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    plan.warnings += [prefix + text for text in dict.fromkeys(str(w.message) for w in said)]
+
+
 def _lines(error: Exception) -> list[str]:
     """What an error says: all mistakes of ours, the beginning of what a library has to say."""
     lines = str(error).splitlines()
@@ -187,8 +197,7 @@ def _check_data(
                 plan.problems.append(f"{where}{part}: no file or folder {source}")
         return None
     data, noted = None, list[str]()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with _warned(plan, where):
         if UNKNOWN in sources.values():
             for part, source in sources.items():
                 if source != UNKNOWN:
@@ -199,7 +208,6 @@ def _check_data(
         else:
             kept = experiment.evaluation.n_validation
             data = _attempt(plan, lambda: load_data(client, task, shape, seed=seed, n_validation=kept), where)
-    plan.warnings += [f"{where}{text}" for text in dict.fromkeys(str(w.message) for w in said)]
     noted = remarks(data.leaked, len(data.test)) if data else noted
     plan.warnings += [f"{where}{text}" for text in noted]
     return len(data.train) if data else None
@@ -247,7 +255,7 @@ def _check_bases(experiment: Experiment, shapes: Sequence[LoadedModel | None]) -
         raise MethodError(f"{method.name}: {error}") from None
 
 
-def _check_use(plan: Plan, experiment: Experiment, settings: Settings) -> None:
+def _check_use(plan: Plan, experiment: Experiment, settings: Settings, shapes: Sequence[LoadedModel | None]) -> None:
     """Keys that the file's method does not read; `compare` may run another that does, so they are no mistake."""
     method = resolve_method(experiment.method)[0]
     if len(experiment.clients) < (fewest := method.server.fewest(settings)):
@@ -263,6 +271,8 @@ def _check_use(plan: Plan, experiment: Experiment, settings: Settings) -> None:
         unread.append("public")
     if unread:
         plan.warnings.append(f"without effect with method {method.name}: {', '.join(unread)}")
+    if settings.asks_public and experiment.public and not plan.problems:
+        _check_public(plan, experiment.clients, shapes, experiment.public)
 
 
 def _check_public(
@@ -291,10 +301,8 @@ def _check_client(plan: Plan, settings: Any, client: ClientConfig, task: Task | 
         _attempt(plan, lambda: load_texts(client.practice or ""), where)
     if unpinned := about_revision(client):
         plan.warnings.append(f"{where}{unpinned}")
-    if client.budget:
-        for key in ("upload", "memory"):
-            if size := getattr(client.budget, key):
-                _attempt(plan, partial(parse_size, size), f"{where}budget.{key}: ")
+    if client.budget and client.budget.step_ms:
+        plan.warnings.append(f"{where}budget.step_ms is measured when the run starts; the figures here leave it out")
 
 
 def _shape(plan: Plan, client: ClientConfig, task: Task | None, models: ModelPool) -> LoadedModel | None:
@@ -320,9 +328,16 @@ def _any_rank(method: Method, settings: Any) -> bool:
     return getattr(host.client, "any_rank", False)
 
 
-def _rank(experiment: Experiment, settings: Any, client: ClientConfig) -> tuple[int, float]:
-    """A client's own rank, and its share of the core, as far as it is said in the file."""
-    keep = 1.0 if client.keep == "auto" else float(client.keep)
+def _kept(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: LoadedModel) -> float:
+    """A client's share of the core, as far as it can be worked out here: a time is measured by the run."""
+    if client.keep != "auto":
+        return float(client.keep)
+    about = (client, experiment, shape, _layout(experiment, settings, shape), settings.inner)
+    return _attempt(plan, lambda: affordable_keep(*about, step_ms=lambda rank: 0.0)) or 1.0
+
+
+def _rank(experiment: Experiment, settings: Any, keep: float) -> tuple[int, float]:
+    """A client's own rank, and its share of the core."""
     dims = getattr(settings.inner, "mask", "") == "dims" if settings else False
     cut = dims or (settings and _any_rank(resolve_method(experiment.method)[0], settings))
     return kept_rank(keep, experiment.rank) if cut else experiment.rank, keep
@@ -333,7 +348,7 @@ def _layout(experiment: Experiment, settings: Any, shape: LoadedModel) -> Layout
 
 
 def _company(
-    experiment: Experiment, settings: Any, shapes: Sequence[LoadedModel | None], anchors: list[str], depth: int
+    plan: Plan, experiment: Experiment, settings: Any, shapes: Sequence[LoadedModel | None], anchors: list[str]
 ) -> dict[str, ModelShape]:
     """The shapes of all models that are known here, by client."""
     slots = {slot for shape in shapes if shape is not None for slot in shape.layout.slots}
@@ -343,9 +358,10 @@ def _company(
         if shape is not None:
             layout = _layout(experiment, settings, shape)
             inputs, parts = _widths(shape, layout)
+            keep = _kept(plan, experiment, settings, client, shape)
             found[client.name] = ModelShape(
-                *_rank(experiment, settings, client), shape.maps(layout, whole=True), layout.depth, list(layout.slots),
-                slots, depth, parts, inputs, lengths, client.name, shape.model.get_output_embeddings() is None,
+                *_rank(experiment, settings, keep), shape.maps(layout, whole=True), layout.depth, list(layout.slots),
+                slots, plan.depth or layout.depth, parts, inputs, lengths, client.name, shape.model.get_output_embeddings() is None,
                 _base_of(shape),
             )  # fmt: skip
     return {name: replace(shape, company=found) for name, shape in found.items()}
@@ -358,7 +374,7 @@ def _figures(plan: Plan, experiment: Experiment, settings: Any, client: ClientCo
     smallest = min(min(d_in, d_out) for d_in, d_out, _ in shape.maps(layout))
     row.family, row.blocks = shape.family, layout.depth
     row.base_parameters = sum(p.numel() for p in shape.model.parameters())
-    row.rank = _rank(experiment, settings, client)[0]
+    row.rank = company[client.name].rank if client.name in company else experiment.rank
     if row.rank > smallest:
         plan.problems.append(f"{client.name}: rank {row.rank} is larger than its smallest map allows ({smallest})")
     inner = settings.inner if settings else Settings()

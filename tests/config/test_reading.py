@@ -134,6 +134,7 @@ def test_a_key_that_stands_twice_is_named_with_its_line(text: str, tmp_path: Pat
             "shop would never take part: it joins in a round after the last, 2",
         ),
         ({"clients": [CLIENT | {"budget": {"upload": "1KB"}}]}, "budget has no effect without keep: auto"),
+        ({"clients": [CLIENT | {"keep": "auto", "budget": {}}]}, "budget needs a limit: upload, memory or step_ms"),
     ],
 )
 def test_keys_that_would_have_no_effect(changes: dict[str, Any], said: str) -> None:

@@ -56,6 +56,7 @@ def test_plan_says_which_public_questions_a_model_cannot_answer(tmp_path: Path) 
         ({"changes": {"host": {"name": "fedit", "mu": 1}}}, "fedit has no such setting"),
         ({"changes": {"host": {"name": "lada", "teacher": "big"}}}, "lada cannot be a host"),
         ({"changes": {"budget": "many"}}, "is not a size"),
+        ({"changes": {"budget": "0"}}, "must be at least 1 byte"),
         ({"changes": {"filter": "band"}}, "needs samples"),
         ({"changes": {"paths": 3, "samples": 2}}, "chosen among 2 samples"),
         ({"changes": {"anchor": 0, "contrast": 0}}, "nothing would be learnt"),
@@ -80,7 +81,11 @@ def test_right_answers_that_a_filter_needs_must_be_there(changes: dict[str, Any]
     source = question_file(tmp_path / "bare.jsonl", drop=("answer", "gold"))
     with pytest.raises(MethodError, match=says):
         method_of(lada(changes=changes, public={"source": source, "task": BARE}))
-    method_of(lada(changes={"samples": 4}, public={"source": source, "task": BARE}))
+    bare: dict[str, Any] = {"public": {"source": source, "task": BARE}}
+    method_of(lada(changes={"samples": 4, "directions": "down"}, **bare))
+    with pytest.warns(UserWarning, match="big may learn what smaller models are wrongly sure of"):
+        method_of(lada(changes={"samples": 4}, **bare))
+    assert [text for text in make_plan(lada(changes={"samples": 4}, **bare)).warnings if "wrongly sure" in text]
 
 
 def test_a_single_update_leaves_no_room_for_a_phase(tmp_path: Path) -> None:

@@ -25,6 +25,12 @@ def test_sizes() -> None:
         parse_size("many")
 
 
+@pytest.mark.parametrize("text", ["1.2.3MB", ".", "", "-1KB", "1e3", "٣KB", "9" * 5000, "1 2"])
+def test_what_is_no_size_is_called_so(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
 def test_arithmetic() -> None:
     assert upload_bytes(35, 16) == 35 * 256 * 4
     assert adapter_bytes(*Settings().adapter_numbers([(96, 32, 1)], 8, 16)) == 16 * 8 * (96 + 32)

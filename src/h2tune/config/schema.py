@@ -23,6 +23,19 @@ class Budget(_Strict):
         None, gt=0, description="most milliseconds for a training step, measured at the start"
     )
 
+    @field_validator("upload", "memory")
+    @classmethod
+    def _size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
+        return value
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Budget:
+        if self.upload is None and self.memory is None and self.step_ms is None:
+            raise ValueError("budget needs a limit: upload, memory or step_ms")
+        return self
+
 
 class RowPrivacy(_Strict):
     """Differential privacy of a client's single training rows (docs/privacy.md); the client alone decides and accounts."""

@@ -79,11 +79,6 @@ class Flows:
         self._show(questions, items, answers, scores)
         if self.settings.teacher not in answers:
             self.notices.append(f"nobody was given anything: the teacher {self.settings.teacher} did not take part")
-        if number == 1 and not answered and self.settings.directions == "both":
-            self.notices.append(
-                f"the public questions have no right answers: {self.settings.teacher} may learn what smaller models are"
-                " wrongly sure of. method.directions: down lets paths flow from it alone"
-            )
         self._tell()
 
     def given(self, client: str) -> list[Given]:

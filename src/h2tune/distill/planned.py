@@ -10,6 +10,7 @@ answers, nothing is said.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import lru_cache
 
@@ -61,7 +62,8 @@ def _changed(source: str) -> int:
 def _questions(public: str, changed: int) -> tuple[int, float] | None:
     """How many public questions there are, and mean bytes of a reference answer."""
     try:
-        questions = load_questions(PublicQuestions.model_validate_json(public))
+        with warnings.catch_warnings(action="ignore"):  # `plan` has said what there is to say
+            questions = load_questions(PublicQuestions.model_validate_json(public))
     except (TaskError, OSError):
         return None  # `plan` has said what is wrong with them
     sizes = [len(example.answer.encode()) for example in questions.examples]

@@ -7,6 +7,7 @@ It sees texts and scores, no model.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -181,7 +182,7 @@ def check_tasks(experiment: Experiment, settings: LadaSettings) -> None:
 
 
 def check_answers(settings: LadaSettings, questions: Questions) -> None:
-    """Raise MethodError where a filter needs right answers that the public questions do not have."""
+    """Raise MethodError where a filter needs right answers that the public questions do not have; warn of what else follows."""
     if questions.answered:
         return
     if settings.filter in ("band", "gold"):
@@ -191,6 +192,12 @@ def check_answers(settings: LadaSettings, questions: Questions) -> None:
             "the public questions have no right answers, so only samples that agree can say which path to trust: set"
             " method.samples to 4 or so; if their answers stand in a column that the task does not know, name it:"
             " public.columns: {answer: NAME}"
+        )
+    if settings.directions == "both":
+        warnings.warn(
+            f"the public questions have no right answers: {settings.teacher} may learn what smaller models are wrongly"
+            " sure of. method.directions: down lets paths flow from it alone",
+            stacklevel=2,
         )
 
 

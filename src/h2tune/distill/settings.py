@@ -78,7 +78,8 @@ class LadaSettings(Settings):
     @field_validator("budget")
     @classmethod
     def _size(cls, value: str) -> str:
-        parse_size(value)
+        if parse_size(value) < 1:
+            raise ValueError("must be at least 1 byte; `directions: none` gives no paths to anybody")
         return value
 
     @field_validator("host", mode="before")
