@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +124,25 @@ def test_a_run_that_was_cut_off_before_it_had_an_identity_begins_again(tmp_path:
         other = config.model_copy(update={"seed": 5})
         with pytest.raises(StoreError, match="not empty and is not a run"):  # a file that somebody wrote stays
             store.create(other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "data.json", "config.yaml", "server/core.safetensors", "server/frames.safetensors",
+     "server/reports.jsonl", "clients/c0/state-000003.safetensors"],
+)  # fmt: skip
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_damaged_file_of_a_run_is_named(name: str, cut: bool, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for result in folder.glob("clients/*/adapter"):
+        shutil.rmtree(result)
+    (folder / "metrics.json").unlink()
+    data = (folder / name).read_bytes()
+    # A config that was cut off may still be YAML: then it differs from the file's, which is said.
+    (folder / name).write_bytes(data[: len(data) // 2] if cut and name != "config.yaml" else b"\xff" + data)
+    with pytest.raises(StoreError, match=f"{re.escape(str(folder / name))} is damaged: put it back"):
+        federation.run(small(), folder, resume=True)
 
 
 def test_more_rounds_may_be_added_when_said(finished: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class Client:
             MethodError: client and server do not fit together.
             LostStateError: the state that a committed round left is not here.
         """
-        message = decode(data, run=self.run or None)
+        message = decode(data, run=self.run or None, limit=self.context.experiment.network.largest)
         self.run = self.context.run = message.run
         kind = message.kind
         try:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from h2tune.config import Experiment, parse_config
-from h2tune.utils.files import StoreError, append, damaged, extend, write_atomic
+from h2tune.utils.files import StoreError, append, damaged, extend, sound, write_atomic
 from h2tune.utils.tensors import as_bytes, from_bytes, on_cpu
 from h2tune.version import __version__
 
@@ -89,7 +89,8 @@ class RunStore:
                 f"{self.folder} was begun by h2tune {about['version']}, and this version keeps runs in another form: finish it"
                 f" with h2tune {about['version']}, or start it again with another --out."
             )
-        stored = parse_config(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
+        with sound(config := self.folder / "config.yaml"):
+            stored = parse_config(yaml.safe_load(config.read_text(encoding="utf-8")))
         if experiment is None:
             return about["run"], stored
         changed = sorted(differences(stored.model_dump(mode="json"), experiment.model_dump(mode="json")))
@@ -115,12 +116,14 @@ class RunStore:
         Raises:
             StoreError: a newer version made the run.
         """
-        about: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        if about["schema"] > SCHEMA:
-            raise StoreError(
-                f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update."
-            )
-        return about
+        path = self.folder / "run.json"
+        with sound(path):
+            about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if int(about["schema"]) > SCHEMA:
+                raise StoreError(
+                    f"{self.folder} was made by h2tune {about['version']}, which is newer than {__version__}: update."
+                )
+            return about
 
     def go_on(self, about: dict[str, Any]) -> None:
         """Say that this version takes the run up: its next commit can be read by no earlier one."""
@@ -154,7 +157,8 @@ class RunStore:
     def kept(self, name: str) -> dict[str, Tensor]:
         """Tensors written by `keep`; none if there were none."""
         path = self.folder / "server" / f"{name}.safetensors"
-        return load_file(path) if path.is_file() else {}
+        with sound(path):
+            return load_file(path) if path.is_file() else {}
 
     def commit(self, round: int, tensors: Mapping[str, Tensor], records: dict[str, Any]) -> None:
         """Make a round the last one; tensors and records are one file, so they cannot disagree."""
@@ -166,11 +170,12 @@ class RunStore:
         path = self.folder / "server" / "core.safetensors"
         if not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
-            header = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys() if name != "_"}  # noqa: SIM118
-        records = tensors.pop(_RECORDS, None)  # earlier versions wrote them into the header
-        return int(header["round"]), tensors, json.loads(header["records"]) if records is None else from_bytes(records)
+        with sound(path):
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys() if name != "_"}  # noqa: SIM118
+            said = tensors.pop(_RECORDS, None)  # earlier versions wrote them into the header
+            return int(header["round"]), tensors, json.loads(header["records"]) if said is None else from_bytes(said)
 
     def add_reports(self, reports: Sequence[Any], after: int) -> int:
         """Write reports of clients behind those that take this many bytes; returns how many they take together.
@@ -203,7 +208,8 @@ class RunStore:
     def metrics(self) -> dict[str, Any] | None:
         """What `write_metrics` has written; None before the end of the run."""
         path = self.folder / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        with sound(path):
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def client(self, name: str) -> ClientStore:
         return ClientStore(self.folder / "clients" / name)
@@ -214,6 +220,7 @@ class ClientStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._anew = f"move {folder} away and join anew"
 
     def _states(self) -> list[tuple[int, Path]]:
         found = ((_STATE.fullmatch(path.name), path) for path in self.folder.glob("state-*.safetensors"))
@@ -232,7 +239,10 @@ class ClientStore:
     def load_state(self, round: int) -> dict[str, Tensor] | None:
         """The newest state that is not younger than a committed round."""
         usable = [path for number, path in self._states() if number <= round]
-        return load_file(usable[-1]) if usable else None
+        if not usable:
+            return None
+        with sound(usable[-1], self._anew):
+            return load_file(usable[-1])
 
     def write_json(self, name: str, value: Any) -> None:
         write_atomic(self.folder / name, _plain(value))
@@ -244,12 +254,8 @@ class ClientStore:
             StoreError: the file is damaged.
         """
         path = self.folder / name
-        try:
+        with sound(path, self._anew):
             return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except ValueError:
-            raise StoreError(
-                f"{path} is damaged: put it back from a backup, or move {self.folder} away and join anew."
-            ) from None
 
     def save_adapter(self, model: PeftModel, adapter: str) -> Path:
         """Write one client's adapter as PEFT would, under ``adapter/``."""

@@ -18,7 +18,7 @@ from h2tune.participant.passes import PLAIN, Passes
 from h2tune.participant.prepare import client_base
 from h2tune.store import RunStore
 from h2tune.tasks.example import Task
-from h2tune.utils.files import StoreError
+from h2tune.utils.files import StoreError, sound
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,13 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
     if task.kind == "classify":
         base.model.config.id2label = dict(enumerate(task.labels))
         base.model.config.label2id = {label: i for i, label in enumerate(task.labels)}
-    try:
-        model = PeftModel.from_pretrained(base.model, folder).eval()
-    except (KeyError, RuntimeError) as error:
-        raise StoreError(
-            f"The adapter in {folder} does not fit its base model: {str(error).splitlines()[0]}"
-        ) from None
+    with sound(folder):
+        try:
+            model = PeftModel.from_pretrained(base.model, folder).eval()
+        except (KeyError, RuntimeError) as error:
+            raise StoreError(
+                f"The adapter in {folder} does not fit its base model: {str(error).splitlines()[0]}"
+            ) from None
     _require_whole(model, folder)
     return Trained(client, experiment, task, base, model, _passes(folder))
 
@@ -116,12 +117,13 @@ def _passes(folder: Path) -> Passes:
     path = folder / LABEL_BIAS
     if not path.is_file():
         return PLAIN
-    return Passes(bias=LabelBias.read(json.loads(path.read_text(encoding="utf-8"))))
+    with sound(path):
+        return Passes(bias=LabelBias.read(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def _require_whole(model: PeftModel, folder: Path) -> None:
     """Weights that the adapter's files lack would be new ones."""
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+    with sound(path := folder / "adapter_model.safetensors"), safe_open(path, "pt") as file:
         held = set(file.keys())
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if held != wanted:

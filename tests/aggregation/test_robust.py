@@ -156,6 +156,13 @@ def test_bounded_equals_numpy(updates: list[Update], radius: float | None) -> No
     np.testing.assert_allclose(mean_of(Rule("bounded", radius=radius), updates, BEFORE), wanted, rtol=1e-5, atol=1e-7)
 
 
+def test_agreeing_scales_to_the_median_norm_whatever_the_radius() -> None:
+    everything = torch.ones(SIZE, dtype=torch.bool)
+    updates = [(torch.full(SIZE, x), everything) for x in (1.0, 1.1, 0.9)]
+    found = mean_of(Rule("agreeing", radius=100.0), updates, torch.zeros(SIZE))
+    torch.testing.assert_close(found, torch.ones(SIZE))
+
+
 @given(rounds(), st.randoms(), st.sampled_from(RULES))
 def test_the_order_of_arrival_changes_no_bit(updates: list[Update], random: object, rule: Rule) -> None:
     names = list(range(len(updates)))

@@ -231,6 +231,9 @@ def test_a_damaged_adapter_is_not_filled_up_with_new_weights(tmp_path: Path, par
     save_file({name: t for name, t in tensors.items() if part not in name}, file)
     with pytest.raises(StoreError, match="does not fit its base model"):
         load_trained(run, "c")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(StoreError, match="adapter is damaged: put it back"):
+        load_trained(run, "c")
 
 
 def fingerprint(folder: Path, change: str | None = None, dtype: torch.dtype = torch.float32) -> str:

@@ -133,6 +133,8 @@ def test_a_key_that_stands_twice_is_named_with_its_line(text: str, tmp_path: Pat
             {"rounds": 2, "clients": [CLIENT | {"joins": 3}]},
             "shop would never take part: it joins in a round after the last, 2",
         ),
+        ({"network": {"limit": "0B"}}, "must lie between 64KB and 2GB"),
+        ({"network": {"limit": "4GB"}}, "must lie between 64KB and 2GB"),
         ({"clients": [CLIENT | {"budget": {"upload": "1KB"}}]}, "budget has no effect without keep: auto"),
         ({"clients": [CLIENT | {"keep": "auto", "budget": {}}]}, "budget needs a limit: upload, memory or step_ms"),
     ],

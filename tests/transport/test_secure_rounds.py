@@ -16,6 +16,7 @@ pytest.importorskip("Crypto", reason="PyCryptodome is not installed: pip install
 from h2tune import federation
 from h2tune.aggregation.secure_mean import SecureMean
 from h2tune.core.packing import unpack_core
+from h2tune.methods.core_bytes import DOWN_EACH, UP_EACH
 from h2tune.methods.core_server import CoreServer
 from h2tune.methods.registry import MethodError
 from h2tune.plan import make_plan
@@ -63,7 +64,8 @@ def test_the_result_is_that_of_plain_means_but_for_rounding(
     record = metrics["clients"]["c0"]["rounds"][0]
     assert record["bytes_up"] > 8 * sent[0].numel()
     planned = make_plan(small(clients=4, same_model=True, **SECURE))
-    assert [row.bytes_up for row in planned.clients] == [sent[0].nbytes] * 4 and "no single one" in planned.privacy[0]
+    keys = 3 * UP_EACH
+    assert [row.bytes_up for row in planned.clients] == [sent[0].nbytes + keys] * 4 and "no single one" in planned.privacy[0]
 
 
 def test_who_drops_out_in_the_midst_is_not_in_the_sum_and_the_round_is_held(tmp_path: Path) -> None:
@@ -206,6 +208,21 @@ def test_a_round_is_not_held_again_after_its_sum_was_read(
         assert not torch.equal(before[0], core(tmp_path / "run"))
 
 
+def test_planned_bytes_grow_with_the_other_clients_as_those_that_travel_do(tmp_path: Path) -> None:
+    up, down = [], []
+    for clients in (4, 7):
+        config = small(clients, same_model=True, rounds=1, secure_aggregation={"threshold": clients - 1})
+        planned = make_plan(config).clients[0]
+        server, _ = build(config, tmp_path / str(clients))
+        server.open()
+        server.one_round()
+        record = server.members["c0"].rounds[-1]
+        up.append((planned.bytes_up, record["bytes_up"]))
+        down.append((planned.bytes_down, record["bytes_down"]))
+    for (first, first_sent), (second, second_sent) in (up, down):
+        assert second - first == pytest.approx(second_sent - first_sent, rel=0.05)
+
+
 def test_entries_that_fewer_than_three_clients_cover_stay_with_their_clients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +240,7 @@ def test_entries_that_fewer_than_three_clients_cover_stay_with_their_clients(
     monkeypatch.setattr(CoreServer, "pack", watched)
     server, clients = build(config, tmp_path)
     server.run()
-    assert got == {row.name: row.bytes_down for row in plan.clients}
+    assert got == {row.name: row.bytes_down - 4 * DOWN_EACH for row in plan.clients}
     share = server.method.in_company().sum() / (sum(server.method.covers(n).int() for n in clients) > 0).sum()
     assert f"{share:.0%} of the core's entries are covered by 3 clients and summed, the rest" in plan.privacy[1]
     count = sum(server.method.covers(name).int() for name in clients)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +24,7 @@ from h2tune.vertical.exposure import SAID
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.plan import make_plan
 from h2tune.vertical.predictor import Predictor
+from h2tune.vertical.run_store import VerticalStore
 from h2tune.vertical.table import TableError
 
 
@@ -202,3 +205,18 @@ def test_the_template_is_a_valid_config_once_its_files_are_there(tmp_path: Path)
     assert str(error.value).splitlines() == [f"There is no file {tmp_path / name}." for name in names]
     with pytest.raises(ConfigError, match="exists already"):
         commands.init(file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "config.yaml", "server/predictor.json", "server/top.safetensors", "clients/shop/party.json",
+     "clients/shop/encoder.safetensors"],
+)  # fmt: skip
+def test_a_damaged_file_of_a_model_is_named(name: str, demo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(demo / "run", folder)
+    (folder / name).write_bytes(b"\xff{" + (folder / name).read_bytes())
+    with pytest.raises(StoreError, match=f"{re.escape(str(folder / name))} is damaged: put it back"):
+        if name == "run.json":
+            VerticalStore(folder).open_vertical()
+        Predictor(folder).predict({"shop": demo / "data" / "new_shop.csv"})

@@ -221,11 +221,11 @@ class Robust(Aggregator):
         return self._sum(values[kept], held[kept], before)
 
     def _bounded(self, values: Tensor, held: Tensor, before: Tensor, alike: bool = False) -> Tensor:
-        """Updates scaled down to the radius; ``alike``: and the shorter ones up to it, so that none is there in name only."""
+        """Updates scaled down to the radius; ``alike``: all to the median norm, so that none is there in name only."""
         start, lengths = before.double(), norms(values, held, before.double())
         ordered = lengths.sort().values
         middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-        radius = float(middle) if self.rule.radius is None else self.rule.radius
+        radius = float(middle) if alike or self.rule.radius is None else self.rule.radius
         for index, length in enumerate(lengths.tolist()):
             if length > radius or (alike and 0 < length < radius):  # others stay themselves, to the last bit
                 values[index] = start + (values[index] - start) * (radius / length)

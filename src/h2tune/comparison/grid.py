@@ -21,7 +21,7 @@ from h2tune.comparison.result import finals
 from h2tune.methods.registry import MethodError, resolve_method
 from h2tune.store import RunStore
 from h2tune.tasks.fingerprint import check_fingerprint, data_fingerprint
-from h2tune.utils.files import StoreError
+from h2tune.utils.files import StoreError, sound
 from h2tune.utils.processes import cores, leave_with_parent, process_context, starting
 
 TELL_EVERY = 60.0  # seconds
@@ -143,7 +143,8 @@ def _finished(file: str | Path, cell: Cell, out: Path) -> Outcome | None:
     path = folder / "metrics.json"
     if not path.is_file():
         return None
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    with sound(path):
+        metrics = dict(json.loads(path.read_text(encoding="utf-8")))
     kind, settings = resolve_method(experiment.method)
     for name, version in kind.versions(settings).items():
         if (made := metrics.get("method_versions", {}).get(name, 1)) != version:  # runs of before kept none

@@ -219,12 +219,15 @@ class NetworkConfig(_Strict):
     patience: float = Field(
         86400, ge=0, description="seconds to wait in the middle of a run until enough clients for the quorum are back"
     )
-    limit: str = Field("1GB", description="largest message; larger ones are refused")
+    limit: str = Field("1GB", description="largest message, 64KB to 2GB; larger ones are refused")
 
     @field_validator("limit")
     @classmethod
     def _limit(cls, value: str) -> str:
-        parse_size(value)
+        if (
+            not 64_000 <= parse_size(value) <= 2_000_000_000
+        ):  # frames between our process and the engine's end at 2 GiB
+            raise ValueError("must lie between 64KB and 2GB")
         return value
 
     @property

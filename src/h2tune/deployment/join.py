@@ -92,7 +92,7 @@ class Participant(Answering):
         answer = self.client.handle(data)
         self.kept.keep(message, self.client, answer)
         if message.kind == "finish":
-            self.store.write_json(FINAL, decode(answer).payload.meta.get("final"))
+            self.store.write_json(FINAL, decode(answer, limit=len(answer)).payload.meta.get("final"))
         return answer
 
     def fingerprint(self) -> dict[str, str]:

@@ -39,7 +39,7 @@ class KeptAnswer:
         if data[:KEY] != self._key(request, client):
             return None
         try:
-            answer = decode(data[KEY:], run=request.run)
+            answer = decode(data[KEY:], run=request.run, limit=len(data))
         except ProtocolError:  # damaged on the disk: the round is trained again
             return None
         if not client.rounds.stand_after(request.round):

@@ -15,11 +15,15 @@ from h2tune.methods.core_server import DOWNLOADS
 from h2tune.methods.h2tune_settings import CoreSettings
 
 
+UP_EACH, DOWN_EACH = 220, 370  # bytes of keys, shares and commitments for each other client of a secure round; measured
+
+
 def planned_core_bytes(experiment: Experiment, settings: CoreSettings, shape: ModelShape) -> PlannedBytes:
     """Covered (depth, slot) pairs x kept entries x width, one bit per entry where the mask is learned.
 
     A model that the frames do not fit covers nothing and is sent nothing. Under secure aggregation everybody sends all
-    entries of the core, as numbers of 64 bits, and gets those that are summed.
+    entries of the core, as numbers of 64 bits, and gets those that are summed; beside them go keys and shares for each
+    other client.
     """
     kind, dims, depth = kind_of(settings.frames), settings.mask == "dims", shape.depth
     if not kind.shares(experiment, shape):
@@ -36,6 +40,9 @@ def planned_core_bytes(experiment: Experiment, settings: CoreSettings, shape: Mo
             pairs_of_all = _ranks(experiment, settings, shape.company.values())
             received = sum(min(rank, _summed(r)) ** 2 for (_, slot), r in pairs_of_all.items() if slot in slots)
     down = DOWNLOADS[experiment.wire.download].itemsize * received
+    if experiment.secure_aggregation:
+        others = experiment.clients_per_round - 1
+        up, down = up + UP_EACH * others, down + DOWN_EACH * others
     return PlannedBytes(up, down, *kind.setup_bytes(experiment, settings, shape))
 
 

@@ -62,9 +62,18 @@ def check_options(experiment: Experiment, settings: CoreSettings) -> None:
         raise MethodError("\n".join(problems))
 
 
+READ_BY = {"trim": ("trimmed",), "faulty": ("krum", "multi-krum", "closest"), "radius": ("bounded",)}
+"""The rules that read a setting."""
+
+
 def _against_rule(experiment: Experiment, settings: CoreSettings) -> list[str]:
-    """What keeps a robust rule from meaning anything."""
-    rule, count, problems = robust_rule(experiment, settings), experiment.clients_per_round, []
+    """What keeps a robust rule, or a setting of one, from meaning anything."""
+    rule, count = robust_rule(experiment, settings), experiment.clients_per_round
+    problems = [
+        f"method.{key} has no effect with aggregate: {settings.aggregate}; it belongs to {', '.join(rules)}"
+        for key, rules in READ_BY.items()
+        if settings.aggregate not in rules and getattr(settings, key) != CoreSettings.model_fields[key].default
+    ]
     if rule is not None and count < rule.needs:
         survives = f" to survive {rule.faulty} bad ones" if rule.name in ("krum", "multi-krum", "closest") else ""
         problems.append(

@@ -100,7 +100,8 @@ class PagedClient:
         for data in self._joining:
             client.handle(data)
         if self._ready:
-            welcome = decode(self._welcome.read_bytes())
+            data = self._welcome.read_bytes()
+            welcome = decode(data, limit=len(data))
             client.handle(encode(replace(welcome, kind="rejoin", round=self._done)))
         return client
 

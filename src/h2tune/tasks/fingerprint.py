@@ -9,7 +9,7 @@ from pathlib import Path
 
 from h2tune.config import Experiment
 from h2tune.tasks.sources import source_path
-from h2tune.utils.files import StoreError, write_atomic
+from h2tune.utils.files import StoreError, sound, write_atomic
 
 FILE = "data.json"
 _CLIENT_KEYS = ("train", "validation", "test", "practice")
@@ -56,8 +56,8 @@ def keep_fingerprint(folder: Path, found: Mapping[str, str]) -> None:
 def kept_fingerprint(folder: Path) -> dict[str, str]:
     """What `keep_fingerprint` has written; nothing in a run of an older version."""
     path = folder / FILE
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    with sound(path):
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def differing(before: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

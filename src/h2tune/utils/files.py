@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from h2tune.errors import H2TuneError
 
@@ -115,9 +118,27 @@ def extend(path: Path, length: int, data: bytes) -> int:
     return length + len(data)
 
 
-def damaged(path: Path) -> StoreError:
-    """The error for a file of a run that lacks what was committed."""
-    return StoreError(f"{path} is damaged: put it back from a backup, or start the run again with another --out.")
+ANEW = "start the run again with another --out"
+
+
+def damaged(path: Path, otherwise: str = ANEW) -> StoreError:
+    """The error for a file of a run that lacks what was committed; ``otherwise``: what helps where there is no backup."""
+    return StoreError(f"{path} is damaged: put it back from a backup, or {otherwise}.")
+
+
+@contextmanager
+def sound(path: Path, otherwise: str = ANEW) -> Iterator[None]:
+    """Read a file of a run; what a library says of one that cannot be read becomes a sentence.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    try:
+        yield
+    except H2TuneError:
+        raise
+    except (ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError):
+        raise damaged(path, otherwise) from None
 
 
 def append(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.store import differences
-from h2tune.utils.files import StoreError, write_atomic
+from h2tune.utils.files import StoreError, sound, write_atomic
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.federation import load_parties
 from h2tune.vertical.fingerprint import data_fingerprint
@@ -62,7 +62,8 @@ def compare_methods(
             if not cell.is_file():
                 data = data or _scorable(config, load_parties(seeded))
                 write_atomic(cell, json.dumps({MADE: made, "scores": evaluate(seeded, method, data)}).encode())
-            values[method.name].append(float(json.loads(cell.read_text(encoding="utf-8"))["scores"][quantity]))
+            with sound(cell):
+                values[method.name].append(float(json.loads(cell.read_text(encoding="utf-8"))["scores"][quantity]))
     rows = [_row(name, values) for name in names]
     result = {"name": config.name, "quantity": quantity, "seeds": seeds, "methods": rows}
     write_atomic(out / "compare.json", json.dumps(result, indent=1, allow_nan=False).encode())
@@ -86,7 +87,8 @@ def made_with(config: VerticalConfig) -> dict[str, Any]:
 def _check(cell: Path, made: dict[str, Any]) -> None:
     if not cell.is_file():
         return
-    before = json.loads(cell.read_text(encoding="utf-8")).get(MADE)
+    with sound(cell):
+        before = dict(json.loads(cell.read_text(encoding="utf-8"))).get(MADE)
     if before is None:
         what = "it does not say which config and data it was made with, as an earlier version wrote it"
     elif changed := differences(before["config"], made["config"]):

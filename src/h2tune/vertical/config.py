@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from h2tune.config import ConfigError, Name, NetworkConfig, in_lines, in_words, read_yaml, without
+from h2tune.utils.files import sound
 
 
 class _Strict(BaseModel):
@@ -260,7 +261,8 @@ def is_vertical_run(folder: str | Path) -> bool:
     if (Path(folder) / "server" / "predictor.json").is_file():
         return True
     path = Path(folder) / "run.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("kind") == "vertical"
+    with sound(path):
+        return path.is_file() and dict(json.loads(path.read_text(encoding="utf-8"))).get("kind") == "vertical"
 
 
 def load_vertical(path: str | Path, seed: int | None = None) -> VerticalConfig:

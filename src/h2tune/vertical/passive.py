@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload, decode, encode
 from h2tune.store import ClientStore
-from h2tune.utils.files import StoreError, write_atomic
+from h2tune.utils.files import StoreError, sound, write_atomic
 from h2tune.utils.seeds import derive
 from h2tune.vertical import average, local_round
 from h2tune.vertical.align import digests, looser, positions
@@ -262,12 +262,15 @@ class Passive:
         state = self.store.load_state(round) if self.store else None
         if state is None or folder is None:
             raise ProtocolError(f"{self.name} has no state of round {round}")
-        self._set_up(load_file(folder / "align.safetensors"))
+        with sound(aligned := folder / "align.safetensors"):
+            align = load_file(aligned)
+        self._set_up(align)
         unpack(self._parts(), state)
         self.average = {n.removeprefix("average/"): t for n, t in state.items() if n.startswith("average/")}
         self._x = self._z = None
         best = folder / _BEST
-        self._best = load_file(best) if best.is_file() else None
+        with sound(best):
+            self._best = load_file(best) if best.is_file() else None
         if self._best and _ROUND not in self._best:
             raise StoreError(
                 f"{best} was written by an earlier version and does not say of which round it is, so the run cannot go on:"

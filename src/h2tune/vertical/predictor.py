@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from h2tune.utils.files import StoreError, write_atomic
+from h2tune.utils.files import StoreError, sound, write_atomic
 from h2tune.vertical.align import normalise
 from h2tune.vertical.config import PartyConfig, VerticalConfig, parse_vertical
 from h2tune.vertical.encoder import make_encoder
@@ -39,12 +39,15 @@ class Predictor:
         about_path = self.folder / "server" / "predictor.json"
         if not about_path.is_file():
             raise not_ended(self.folder)
-        about = json.loads(about_path.read_text(encoding="utf-8"))
-        self.config: VerticalConfig = parse_vertical(yaml.safe_load((self.folder / "config.yaml").read_text("utf-8")))
-        self.classes, self.parties = list(about["classes"]), list(about["parties"])
+        with sound(about_path):
+            about = json.loads(about_path.read_text(encoding="utf-8"))
+            self.classes, self.parties = list(about["classes"]), list(about["parties"])
+        with sound(config_path := self.folder / "config.yaml"):
+            self.config: VerticalConfig = parse_vertical(yaml.safe_load(config_path.read_text(encoding="utf-8")))
         vectors = torch.tensor(about["vectors"]) if "vectors" in about else None
         self.top = Top(len(self.parties), len(self.classes), self.config.method, self.config.training, 0, vectors)
-        self.top.load_state_dict(load_file(self.folder / "server" / "top.safetensors"))
+        with sound(top_path := self.folder / "server" / "top.safetensors"):
+            self.top.load_state_dict(load_file(top_path))
         self.here = [n for n in self.parties if (self.folder / "clients" / n / "party.json").is_file()]
 
     def _check(self, name: str) -> None:
@@ -54,10 +57,13 @@ class Predictor:
     def _party(self, name: str) -> tuple[PartyConfig, Columns, nn.Module]:
         self._check(name)
         folder = self.folder / "clients" / name
-        about = json.loads((folder / "party.json").read_text(encoding="utf-8"))
-        encoder = make_encoder(about["width"], self.config.training.hidden, self.config.training.dim, 0)
-        encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
-        return PartyConfig.model_validate(about["party"]), Columns.from_plain(about["columns"]), encoder
+        with sound(path := folder / "party.json"):
+            about = json.loads(path.read_text(encoding="utf-8"))
+            party, columns = PartyConfig.model_validate(about["party"]), Columns.from_plain(about["columns"])
+            encoder = make_encoder(about["width"], self.config.training.hidden, self.config.training.dim, 0)
+        with sound(path := folder / "encoder.safetensors"):
+            encoder.load_state_dict(load_file(path))
+        return party, columns, encoder
 
     def predict(self, tables: Mapping[str, str | Path | pd.DataFrame]) -> list[dict[str, Any]]:
         """One answer a person, in the order of the tables.

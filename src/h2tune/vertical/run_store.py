@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from h2tune.store import SCHEMA, RunStore, differences
-from h2tune.utils.files import LOCK, StoreError, write_atomic
+from h2tune.utils.files import LOCK, StoreError, sound, write_atomic
 from h2tune.version import __version__
 from h2tune.vertical.active import Active
 from h2tune.vertical.config import VerticalConfig, parse_vertical
@@ -83,7 +83,8 @@ class VerticalStore(RunStore):
 
     def config(self) -> VerticalConfig:
         """The run's config."""
-        return parse_vertical(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
+        with sound(path := self.folder / "config.yaml"):
+            return parse_vertical(yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def keep_meeting(self, meeting: Meeting) -> None:
         """Write who has which aligned person; it never changes."""
@@ -94,17 +95,18 @@ class VerticalStore(RunStore):
 
     def meeting(self) -> Meeting:
         """What `keep_meeting` has written."""
-        about = json.loads((self.folder / "server" / "meeting.json").read_text(encoding="utf-8"))
         t = self.kept("meeting")
-        return Meeting(
-            about["passive"],
-            about["classes"],
-            t["rows"],
-            t["present"],
-            t["test_rows"],
-            t["test_present"],
-            about["sizes"],
-        )
+        with sound(path := self.folder / "server" / "meeting.json"):
+            about = json.loads(path.read_text(encoding="utf-8"))
+            return Meeting(
+                about["passive"],
+                about["classes"],
+                t["rows"],
+                t["present"],
+                t["test_rows"],
+                t["test_present"],
+                about["sizes"],
+            )
 
     def keep_secret(self, secret: bytes) -> None:
         """Write what the active party's private draws follow from; a resumed run must repeat them."""
