@@ -64,8 +64,8 @@ def test_the_result_is_that_of_plain_means_but_for_rounding(
     record = metrics["clients"]["c0"]["rounds"][0]
     assert record["bytes_up"] > 8 * sent[0].numel()
     planned = make_plan(small(clients=4, same_model=True, **SECURE))
-    keys = 3 * UP_EACH
-    assert [row.bytes_up for row in planned.clients] == [sent[0].nbytes + keys] * 4 and "no single one" in planned.privacy[0]
+    assert [row.bytes_up for row in planned.clients] == [sent[0].nbytes + 3 * UP_EACH] * 4
+    assert "no single one" in planned.privacy[0]
 
 
 def test_who_drops_out_in_the_midst_is_not_in_the_sum_and_the_round_is_held(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from h2tune.methods.base import ModelShape, PlannedBytes
 from h2tune.methods.core_server import DOWNLOADS
 from h2tune.methods.h2tune_settings import CoreSettings
 
-
-UP_EACH, DOWN_EACH = 220, 370  # bytes of keys, shares and commitments for each other client of a secure round; measured
+# Bytes of keys, shares and commitments for each other client of a secure round; measured.
+UP_EACH, DOWN_EACH = 220, 370
 
 
 def planned_core_bytes(experiment: Experiment, settings: CoreSettings, shape: ModelShape) -> PlannedBytes:
