@@ -106,6 +106,7 @@ class SimulatedClient:
         self.alive, self.hung, self.lives = False, False, 0
         self.work, self.federation, self.suffix = WORK, network.federation, ""
         self.stopped: list[str] = []
+        self.paused: list[str] = []
         network.clients[name] = self
 
     def start(self) -> None:
@@ -144,6 +145,9 @@ class SimulatedClient:
         if envelope.kind == "stop":
             self.stopped.append(envelope.fields["reason"])
             self.alive = False
+            return
+        if envelope.kind == "pause":
+            self.paused.append(envelope.fields["reason"])
             return
         if self.last is not None and self.last.fields["number"] == envelope.fields["number"]:
             self._deliver(self.last, self.lives)  # a request that comes twice is answered twice, and done once

@@ -134,6 +134,18 @@ def test_a_stop_is_believed_from_whoever_knows_the_process_and_from_nobody_else(
     assert loop.talk.heard(Envelope("stop", stop | {"process": loop.process}).pack()) is not None
 
 
+def test_a_server_that_may_come_back_is_waited_for_and_the_reason_is_said_once_for_this_process() -> None:
+    wire, told = Wire(), []
+    loop = ClientLoop(wire, "f", beat=0.01, patience=60.0, say=told.append)
+    for process in ("another", loop.process):
+        wire.inbox.put(Envelope("pause", {"reason": "too few clients take part", "process": process}))
+    threading.Timer(0.2, lambda: wire.inbox.put(stop(loop, "over", finished=True))).start()
+    assert loop.run(lambda data: b"a") == "over"
+    assert told == [
+        "The server has ended: too few clients take part. It may be started again; this client waits for it for up to 60 s."
+    ]
+
+
 def test_the_signal_of_the_last_word_may_come_late() -> None:
     class Late(threading.Thread):
         """A thread during whose end the signal arrives."""

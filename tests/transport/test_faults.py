@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from h2tune import federation
 from h2tune.cli.app import app
-from h2tune.server import QuorumError
+from h2tune.errors import MethodError, QuorumError
 from h2tune.store import ClientStore, RunStore, StoreError
 from h2tune.tasks.sources import read_rows
 from h2tune.transport.client_loop import Conversation
@@ -139,6 +139,35 @@ def test_a_quorum_that_never_comes_ends_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(QuorumError, match="Only 1 of 2 clients answered; quorum is 2"):
         scenario.serve()
     assert scenario.network.now > WAITS["patience"]
+    scenario.network.receive(1.0)  # the last words arrive
+    assert set(scenario.clients["c0"].paused) == {"too few clients take part"} and not scenario.clients["c0"].stopped
+    assert "Only 1 of 2 clients answered" in scenario.events("run_stopped")[-1]["text"]
+    scenario.clients["c1"].start()  # who has waited goes on with a server that is started again
+    assert scenario.serve(start=False)["rounds"] == 3
+
+
+def test_clients_that_do_not_fit_together_are_told_so_and_end(tmp_path: Path) -> None:
+    """The server would end with the same error every time: nobody waits for it."""
+    scenario = FaultScenario(tmp_path, method="fedit")  # two families, which cannot average factors
+    with pytest.raises(MethodError, match="averages LoRA factors"):
+        scenario.serve()
+    scenario.network.receive(1.0)
+    for client in scenario.clients.values():
+        assert "cannot go on: " in client.stopped[-1] and "averages LoRA factors" in client.stopped[-1]
+        assert not client.alive and not client.paused
+    assert "averages LoRA factors" in scenario.events("run_stopped")[-1]["text"]
+
+
+def test_an_error_of_the_servers_own_is_told_without_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("/srv/secret could not be written")
+
+    scenario = FaultScenario(tmp_path)
+    monkeypatch.setattr(RunStore, "commit", full)
+    with pytest.raises(StoreError, match="/srv/secret"):
+        scenario.serve()
+    scenario.network.receive(1.0)
+    assert all(c.alive and c.paused and "/srv" not in c.paused[-1] for c in scenario.clients.values())
 
 
 def test_nobody_comes(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ ROWS = {
         "transport/test_kept_answers.py::test_rounds_of_several_exchanges_are_begun_again",
         "transport/test_client_loop.py::test_a_client_does_not_wait_for_ever",
     ],
+    "the server ends with an error": [
+        "transport/test_faults.py::test_clients_that_do_not_fit_together_are_told_so_and_end",
+        "transport/test_faults.py::test_a_quorum_that_never_comes_ends_with_the_reason",
+        "transport/test_client_loop.py::test_a_server_that_may_come_back_is_waited_for_and_the_reason_is_said_once_for_this_process",
+    ],
     "the connection is cut in the middle": [
         "transport/test_flare.py::test_letters_travel_encrypted_and_outlive_a_cut",
         "transport/test_faults.py::test_a_short_cut_of_the_connection_changes_nothing",

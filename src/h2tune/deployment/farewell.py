@@ -1,22 +1,28 @@
 """The end of a federation: every client is told, also one that was away, as long as the server is there to tell it.
 
+The same where it ends with an error: clients need not wait for a server that cannot go on, or they learn why it is away.
 RUN/aware.json names the clients that know. A server that is started again on a finished run tells the others.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from h2tune.session import Status
+from h2tune.errors import H2TuneError, MethodError, QuorumError
+from h2tune.session import EventLog, Status
 from h2tune.store import RunStore
+from h2tune.transport.channel import ChannelError
 from h2tune.transport.network import Network
-from h2tune.utils.files import write_atomic
+from h2tune.utils.files import StoreError, write_atomic
 
 FILE = "aware.json"
 STAY = 60.0  # seconds for which the server stays at the end, if a client was away
 REASON = "the federation has finished"
+CANNOT = "The server has ended and cannot go on: {}"
+FEW, OTHER = "too few clients take part", "an error whose text its operator has"
 
 
 def open_farewell(store: RunStore) -> None:
@@ -46,6 +52,31 @@ def say_farewell(network: Network, store: RunStore, clients: Mapping[str, Any], 
             _keep(store, known | network.stop(REASON, True, left, stay, out))
     except KeyboardInterrupt:  # everything is written: there is nothing to go on with
         return
+
+
+@contextmanager
+def errors_told(network: Network, log: EventLog) -> Iterator[None]:
+    """An error that ends the server stands among the events, and the clients that are here are told.
+
+    After a MethodError, with which it would end every time, clients end, too, with the reason. After any other error the
+    server may be started again, and they wait for it.
+    """
+    try:
+        yield
+    except H2TuneError as error:
+        with suppress(StoreError):  # the error may be that the disk is full
+            log.event("run_stopped", f"the server has ended: {error}")
+        if not isinstance(error, ChannelError):  # then nobody can be told
+            with suppress(H2TuneError, KeyboardInterrupt):  # whatever comes now, the first error is the reason
+                _tell_error(network, error)
+        raise
+
+
+def _tell_error(network: Network, error: H2TuneError) -> None:
+    if isinstance(error, MethodError):
+        network.stop(CANNOT.format(error), finished=False)
+    else:  # its text may hold what another client said, or paths of the server
+        network.stop(FEW if isinstance(error, QuorumError) else OTHER, finished=False, pause=True)
 
 
 def _is_out(client: Mapping[str, Any]) -> bool:

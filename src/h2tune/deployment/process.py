@@ -83,7 +83,7 @@ def take_part(
     about, first, later = kit.about, *(max(s, LEAST_PATIENCE) for s in (network.gather, network.patience))
     say(f"{about.name}: everything is ready; connecting to {about.host}:{about.port} for up to {first:g} s")
     with connection(kit, status, engine, say) as channel:
-        loop = ClientLoop(channel, about.federation, lambda: participant.doing, patience=later, first=first)
+        loop = ClientLoop(channel, about.federation, lambda: participant.doing, patience=later, first=first, say=say)
         participant.interrupt = loop.check
 
         def standing() -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from h2tune.caveats import about_sharing
 from h2tune.config import Experiment
-from h2tune.deployment.farewell import STAY, open_farewell, say_farewell, unaware
+from h2tune.deployment.farewell import STAY, errors_told, open_farewell, say_farewell, unaware
 from h2tune.deployment.kits import PUBLIC, Kit
 from h2tune.deployment.process import Engine, connection, teller
 from h2tune.deployment.status import StatusFile
@@ -64,7 +65,8 @@ def _serve(
                 say_farewell(network, store, metrics["clients"], experiment.network.gather)
             return metrics
         server = Server(experiment, identity, names, network, store)
-        with status.kept(lambda: _standing(network, server.round, experiment.rounds, _standings(server))):
+        standing = partial(_server_standing, network, server, experiment.rounds)
+        with status.kept(standing), errors_told(network, store):
             _run(experiment, server, store, watcher)
             metrics = collect(experiment, server, store, time.perf_counter() - begin)
             open_farewell(store)
@@ -105,8 +107,9 @@ def _run(experiment: Experiment, server: Server, store: RunStore, watcher: Watch
     server.run()
 
 
-def _standings(server: Server) -> dict[str, str]:
-    return {name: member.standing for name, member in server.members.items()}
+def _server_standing(network: Network, server: Server, rounds: int) -> dict[str, Any]:
+    standings = {name: member.standing for name, member in server.members.items()}
+    return _standing(network, server.round, rounds, standings)
 
 
 def _standing(network: Network, done: int, rounds: int, standings: Mapping[str, str]) -> dict[str, Any]:

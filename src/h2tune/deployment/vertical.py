@@ -16,7 +16,7 @@ import yaml
 
 from h2tune.config import ConfigError
 from h2tune.deployment.answering import Answering
-from h2tune.deployment.farewell import REASON, STAY
+from h2tune.deployment.farewell import REASON, STAY, errors_told
 from h2tune.deployment.kits import PUBLIC, THEIRS, Kit
 from h2tune.deployment.process import Engine, Say, connection, take_part, teller
 from h2tune.deployment.provision import Roster, carrier, make_kits
@@ -200,7 +200,7 @@ def _serve(
         network = Network(channel, names, kit.about.federation, config.network, tell, clock, access)
         exchange = Exchange(identity, config.method.name, names, network, store, config.network.largest)
         federation = Federation(config, data, exchange, store)
-        with status.kept(lambda: _standing(federation, network)):
+        with status.kept(lambda: _standing(federation, network)), errors_told(network, store):
             if not network.wait(names, len(names), first=True) and not opened:
                 raise AlignmentError(f"Not all of {', '.join(names)} joined within {config.network.gather:g} s.")
             joined = time.perf_counter() - begin

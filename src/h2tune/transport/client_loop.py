@@ -25,6 +25,7 @@ AWAY = (
     "The server could not be reached for {:g} s. Ask the coordinator: if the federation goes on, start again when the"
     " server is there; if it has finished, `h2tune server` started again says so to this client."
 )
+PAUSED = "The server has ended: {}. It may be started again; this client waits for it for up to {:g} s."
 
 
 class DismissedError(H2TuneError, RuntimeError):
@@ -49,12 +50,12 @@ class Conversation:
         return Envelope("hello", said | {"busy": self.busy, "doing": doing})
 
     def heard(self, data: bytes) -> Envelope | None:
-        """A request or a stop that is meant for this process; None for anything else."""
+        """A request, a stop or a pause that is meant for this process; None for anything else."""
         try:
             envelope = unpack(data)
         except ProtocolError:
             return None  # from the server's engine, but not of our kind: nothing to act on
-        mine = envelope.kind in ("request", "stop") and envelope.fields["process"] == self.process
+        mine = envelope.kind in ("request", "stop", "pause") and envelope.fields["process"] == self.process
         return envelope if mine else None
 
 
@@ -67,6 +68,7 @@ class ClientLoop:
         beat: seconds between hellos.
         patience: seconds without contact after which a client no longer waits for the server.
         first: the same for a server that was never reached; by default also ``patience``.
+        say: told why the server has ended, if it may be started again.
     """
 
     def __init__(
@@ -77,8 +79,9 @@ class ClientLoop:
         beat: float = 1.0,
         patience: float = 86_400.0,
         first: float | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.channel, self.doing, self.beat, self.patience = channel, doing, beat, patience
+        self.channel, self.doing, self.beat, self.patience, self.say = channel, doing, beat, patience, say
         self.first = patience if first is None else first
         self.talk = Conversation(federation, secrets.token_hex(8))
         self.heard = 0.0  # when the server's engine last took an envelope of ours, as people's clocks have it
@@ -165,7 +168,9 @@ class ClientLoop:
             envelope = self.talk.heard(received[1]) if received else None
             if envelope is not None and envelope.kind == "stop":
                 return self._finish(envelope)
-            if envelope is not None:
+            if envelope is not None and envelope.kind == "pause":
+                self.say(PAUSED.format(envelope.fields["reason"], self.patience))
+            elif envelope is not None:
                 with self._news:
                     self._request = envelope
                     self._news.notify_all()

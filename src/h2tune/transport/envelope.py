@@ -1,7 +1,8 @@
 """Envelopes: what travels between a server and its clients around the messages of `h2tune.protocol`.
 
 An envelope is a small JSON header and a body. Clients write ``hello`` (I am here, this is what I do) and ``answer``; the
-server writes ``request`` and ``stop``. Four bytes say how long the header is.
+server writes ``request``, ``stop`` (nothing more will come: end) and ``pause`` (the server ends and may be started again:
+wait). Four bytes say how long the header is. Who does not know a kind leaves the envelope alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ KINDS: dict[str, dict[str, type]] = {
     "answer": {"number": str},
     "request": {"number": str, "process": str},  # for one process
     "stop": {"reason": str, "finished": bool, "process": str},  # of one process
+    "pause": {"reason": str, "process": str},  # for one process; versions before it was there ignore it
 }
 
 

@@ -137,20 +137,21 @@ class Network:
         self._stop(name, f"the server continues without this client: {reason}")
 
     def stop(self, reason: str, finished: bool, expected: Collection[str] = (), stay: float = 0.0,
-             out: Mapping[str, str] = NOBODY) -> set[str]:  # fmt: skip
+             out: Mapping[str, str] = NOBODY, pause: bool = False) -> set[str]:  # fmt: skip
         """Tell every client that is here that nothing more will come; returns those that know.
 
         Args:
             expected: clients that should hear it, too, though they are away.
             stay: seconds for which to wait for them.
             out: clients that take no part any more, and why; they are told that instead.
+            pause: whether the server may be started again, and clients wait for it.
         """
         told, known, begin = dict[str, str](), set[str](), self.clock()
         while True:
             for name in [n for n in self.present if self._here(n) and told.get(n) != self.present[n].process]:
                 told[name] = self.present[name].process
                 last = (out[name], False) if name in out else (reason, finished)
-                self._stop(name, *last, done=partial(_note, known, told, name))
+                self._stop(name, *last, done=partial(_note, known, told, name), pause=pause and name not in out)
             told_all = {name for name in self.present if self._here(name)} <= known
             passed = self.clock() - begin
             if (told_all or passed > LINGER) and (set(expected) <= known or passed > stay):
@@ -158,11 +159,12 @@ class Network:
             self._look_around(0.05)
 
     def _stop(self, name: str, reason: str, finished: bool = False, process: str = "",
-              done: Callable[[str], None] = lambda error: None) -> None:  # fmt: skip
-        """Tell a process to end. It believes whoever knows what it calls itself, and nobody else."""
+              done: Callable[[str], None] = lambda error: None, pause: bool = False) -> None:  # fmt: skip
+        """Tell a process to end, or to wait. It believes whoever knows what it calls itself, and nobody else."""
         process = process or (self.present[name].process if name in self.present else "")
-        fields = {"reason": reason[:REASON], "finished": finished, "process": process}
-        self.channel.send(name, Envelope("stop", fields).pack(), done)
+        fields: dict[str, Any] = {"reason": reason[:REASON], "process": process}
+        last = Envelope("pause", fields) if pause else Envelope("stop", fields | {"finished": finished})
+        self.channel.send(name, last.pack(), done)
 
     def _here(self, name: str) -> bool:
         return (
