@@ -70,6 +70,7 @@ ROWS = {
         "transport/test_flare.py::test_who_has_no_certificate_of_the_federation_is_not_let_in",
         "transport/test_flare.py::test_a_kit_of_another_authority_is_told_on_both_sides_and_the_client_gives_up",
         "deployment/test_kits.py::test_a_sentence_is_told_once_a_minute_and_a_client_that_is_refused_all_the_time_gives_up",
+        "transport/test_guard.py::test_of_endless_refusals_few_are_written_down",
     ],
     "another version of h2tune": [
         "transport/test_faults.py::test_a_client_of_another_version_is_refused_on_both_sides",
@@ -91,6 +92,7 @@ ROWS = {
         "transport/test_revocation.py::test_an_update_of_the_round_in_which_its_client_is_revoked_does_not_count",
         "transport/test_revocation.py::test_a_connected_client_that_is_revoked_is_out_within_ten_seconds_and_stays_out",
         "transport/test_revocation.py::test_a_client_that_is_revoked_while_it_reconnects_is_told_when_it_is_back",
+        "transport/test_guard.py::test_an_error_in_the_guard_is_said_once_and_the_revocation_is_carried_out_all_the_same",
     ],
     "`--revoke` names nobody": ["transport/test_revocation.py::test_an_unknown_name_is_refused_with_the_nearest_one"],
     "a kit was renewed": [

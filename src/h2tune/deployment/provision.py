@@ -281,9 +281,18 @@ def _settle(engine: Path, role: str, roster: Roster) -> None:
     if role == "server":
         settings["servers"][0] |= {"max_num_clients": 10_000, "heart_beat_timeout": 60}
     path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    _log_once(local / "log_config.json")
     (local / "comm_config.json").write_text(
         json.dumps({"max_message_size": roster.network.largest} | WINDOW, indent=1), encoding="utf-8"
     )
+
+
+def _log_once(path: Path) -> None:
+    """What the engine prints is in engine.log: NVFlare would write the same into four files more."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["handlers"] = {"consoleHandler": settings["handlers"]["consoleHandler"]}
+    settings["loggers"]["root"]["handlers"] = ["consoleHandler"]
+    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def concerns(experiment: Experiment, name: str) -> dict[str, Any]:

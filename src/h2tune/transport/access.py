@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from h2tune.errors import H2TuneError
 from h2tune.utils.files import write_atomic
 
 REVOKED, CERTIFICATES = "disabled_clients.json", "certificates.json"
 PUT_OUT = "the coordinator has revoked this participant"
+DAMAGED = "{} is damaged: it must hold {}. Put it back from a backup"
 REPLACED = "its certificate was replaced by a newer one: use the newest kit"
 
 
@@ -53,7 +55,7 @@ class AccessList:
             return False
         try:
             revoked, certificates = read_revoked(self.folder), read_certificates(self.folder)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, AccessError):
             # looked at again next time: somebody may be copying it
             self.fault = f"{self.folder / REVOKED} or {CERTIFICATES} beside it cannot be read"
             return False
@@ -69,13 +71,26 @@ class AccessList:
 
 
 def _stamp(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.is_file() else 0
+    """When a file was written last; 0 for one that is not there, or that is being replaced at this moment."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def read_revoked(folder: Path) -> list[str]:
-    """Names on the list in this folder."""
+    """Names on the list in this folder.
+
+    Raises:
+        AccessError: the file is damaged.
+    """
     path = folder / REVOKED
-    return [str(name) for name in _read(path)["disabled_clients"]] if path.is_file() else []
+    if not path.is_file():
+        return []
+    names = _read(path).get("disabled_clients")
+    if not isinstance(names, list):
+        raise AccessError(DAMAGED.format(path, "`disabled_clients`, a list of names"))
+    return [str(name) for name in names]
 
 
 def write_revoked(folder: Path, names: Iterable[str]) -> None:
@@ -84,10 +99,17 @@ def write_revoked(folder: Path, names: Iterable[str]) -> None:
 
 
 def read_certificates(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Serial numbers by participant, of the list in this folder."""
+    """Serial numbers by participant, of the list in this folder.
+
+    Raises:
+        AccessError: the file is damaged.
+    """
     path = folder / CERTIFICATES
     found = _read(path) if path.is_file() else {}
-    return {str(name): tuple(int(serial, 16) for serial in serials) for name, serials in found.items()}
+    try:
+        return {str(name): tuple(int(serial, 16) for serial in serials) for name, serials in found.items()}
+    except (TypeError, ValueError):
+        raise AccessError(DAMAGED.format(path, "a list of serial numbers for each participant")) from None
 
 
 def write_certificates(folder: Path, certificates: dict[str, tuple[int, ...]]) -> None:
@@ -96,8 +118,11 @@ def write_certificates(folder: Path, certificates: dict[str, tuple[int, ...]]) -
     write_atomic(folder / CERTIFICATES, json.dumps(plain, indent=1).encode())
 
 
-def _read(path: Path) -> dict[str, list[str]]:
-    found = json.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
+        raise AccessError(DAMAGED.format(path, "a JSON object"))
     return found

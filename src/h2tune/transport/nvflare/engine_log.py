@@ -15,6 +15,7 @@ from pathlib import Path
 from h2tune.transport.access import PUT_OUT
 
 MINUTE = 60.0  # seconds; a sentence is told once in so many
+MOST = 100  # different sentences that are told in a minute
 TAIL = 4096  # bytes
 GIVE_UP, TIMES = 45.0, 3  # seconds and number of refusals after which a client no longer tries
 
@@ -94,6 +95,23 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else ""
 
 
+class OnceAMinute:
+    """Lets every text pass once a minute, and no more than so many different ones: who connects without end fills no disk."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = MOST) -> None:
+        self.clock, self.most = clock, most
+        self._passed: dict[str, float] = {}
+
+    def passes(self, text: str) -> bool:
+        """Whether the text is told now."""
+        now = self.clock()
+        self._passed = {other: at for other, at in list(self._passed.items()) if now - at < MINUTE}
+        if text in self._passed or len(self._passed) >= self.most:
+            return False
+        self._passed[text] = now
+        return True
+
+
 class Sentences:
     """Decides what of an engine's log a person is told, and when we give up.
 
@@ -107,7 +125,7 @@ class Sentences:
 
     def __init__(self, role: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.client, self.clock = role == "client", clock
-        self._told: dict[str, float] = {}
+        self._told = OnceAMinute(clock)
         self._refusals: list[float] = []
         self._connected = False  # nobody has been able to write into this log before
 
@@ -130,7 +148,4 @@ class Sentences:
         ends = final or lasting
         if text == CLOSED and not lasting:
             return False, False  # connections also close for other reasons
-        told = ends or now - self._told.get(text, -MINUTE) >= MINUTE
-        if told:
-            self._told = {other: at for other, at in self._told.items() if now - at < MINUTE} | {text: now}
-        return told, ends
+        return self._told.passes(text) or ends, ends

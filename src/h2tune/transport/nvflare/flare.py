@@ -28,6 +28,7 @@ from h2tune.utils.files import StoreError, write_atomic
 
 SECONDS = 120.0  # without progress after which an envelope is given up; the receiver's side confirms it at once
 PAUSE = 2.0  # seconds before an engine that ended is started again
+LOG = 20 << 20  # bytes of the engine's log from which on a start begins a new one; the one before is kept
 TRIES = 3  # starts without success before we give up
 # No run-time installs, no usage reports; BLAS threads are of no use to a channel.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PIP_NO_INPUT": "1"}
@@ -104,6 +105,8 @@ class Flare:
         if self.role == "server":
             self._keep_inside()
         self.log = self.workspace / "engine.log"
+        if self.log.is_file() and self.log.stat().st_size > LOG:
+            os.replace(self.log, self.log.with_name("engine.log.1"))
         with open(self.log, "ab") as log:
             place = log.tell()
             process = subprocess.Popen(

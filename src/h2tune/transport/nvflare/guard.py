@@ -22,9 +22,10 @@ from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from h2tune.transport.access import PUT_OUT, REVOKED, AccessList
+from h2tune.transport.nvflare.engine_log import OnceAMinute
 
 SECONDS = 1.0  # between two looks at the lists
-MINUTE = 60.0  # seconds; a refusal of a participant is told once in so many
+EVERY = ("", "None", "0", "0.0.0.0", "::")  # hosts of a listener that stand for all addresses of the machine
 GRACE = 3.0  # seconds in which a revoked client's process is told why, before its connection is closed
 
 
@@ -43,7 +44,8 @@ class Guard:
 
     def __init__(self, folder: Path, connections: Any, registry: Any) -> None:
         self.access, self.connections, self.registry = AccessList(folder), connections, registry
-        self._told: dict[str, float] = {}  # when it was last said that a participant is refused
+        self._told = OnceAMinute()
+        self._pending = True  # connections may have been made before the guard stood here
         self._due: dict[str, float] = {}  # revoked participants, and when their connections are closed
         connections.update_endpoint = self._judged(connections.update_endpoint)
         for receiver in connections.receivers.values():
@@ -52,10 +54,14 @@ class Guard:
 
     def objection(self, name: str) -> str:
         """Why an envelope of this participant is refused, or an empty text."""
-        if (reason := self.access.objection(name)) and time.monotonic() - self._told.get(name, -MINUTE) > MINUTE:
-            self._told[name] = time.monotonic()
-            say(f"{name} at {self.address(name)} was refused: {reason}")
+        if reason := self.access.objection(name):
+            self._say(f"{name} at {self.address(name)} was refused: {reason}")
         return reason
+
+    def _say(self, text: str) -> None:
+        """Say it, at most once a minute: a participant may bring it about again and again."""
+        if self._told.passes(text):
+            say(text)
 
     def address(self, name: str) -> str:
         """From where a participant is connected."""
@@ -69,7 +75,7 @@ class Guard:
             name, serial, address = identity(connection.conn)
             # Who is revoked may connect: its registration is refused with the reason, and it is sent nothing.
             if (reason := self.access.objection(name, serial)) and reason != PUT_OUT:
-                say(f"{name} at {address} was refused: {reason}")
+                self._say(f"{name} at {address} was refused: {reason}")
                 connection.conn.close()
                 raise CommError(CommError.BAD_DATA, f"{name}: {reason}")
             update(connection, handshake)
@@ -83,27 +89,34 @@ class Guard:
             written, to = (message.get_header(key) for key in (MessageHeaderKey.ORIGIN, MessageHeaderKey.DESTINATION))
             if written == endpoint.name and to == FQCN.ROOT_SERVER:
                 process(endpoint, connection, app, message)
-            elif time.monotonic() - self._told.get(endpoint.name, -MINUTE) > MINUTE:
-                self._told[endpoint.name] = time.monotonic()
-                say(f"{endpoint.name} wrote in another's name or to another participant: refused")
+            else:
+                self._say(f"{endpoint.name} wrote in another's name or to another participant: refused")
 
         return judged
 
     def _watch(self) -> None:
-        self._apply()  # connections may have been made before the guard stood here
+        """For as long as the engine runs. Whatever goes wrong is said, and tried again: nobody else puts out who is revoked."""
         while True:
+            try:
+                self._look()
+            except Exception as error:
+                self._say(f"the lists of who may take part could not be applied ({type(error).__name__}); trying again")
             time.sleep(SECONDS)
-            if self.access.look():
-                self._apply()
-            self._close_due()
+
+    def _look(self) -> None:
+        self._pending = self.access.look() or self._pending
+        if self._pending:
+            self._apply()
+            self._pending = False
+        self._close_due()
 
     def _apply(self) -> None:
         """Let the registry know who is revoked, and close connections with replaced certificates."""
         self.registry.set_disabled_clients_file(str(self.access.folder / REVOKED))
         for name in self.access.revoked - self._due.keys():
-            self._due[name] = time.monotonic() + GRACE
-            for token in [t for t, client in self.registry.clients.items() if client.name == name]:
+            for token in [t for t, client in list(self.registry.clients.items()) if client.name == name]:
                 self.registry.remove_client(token)
+            self._due[name] = time.monotonic() + GRACE  # last: what fails before is done again
         self._due = {name: due for name, due in self._due.items() if name in self.access.revoked}
         time.sleep(SECONDS)  # the server's process tells the client why
         self._close(lambda name, serial: self.access.objection(name, serial) not in ("", PUT_OUT))
@@ -118,7 +131,7 @@ class Guard:
         for connection in list(self.connections.sfm_conns.values()):
             name, serial, address = identity(connection.conn)
             if name and wanted(name, serial):
-                say(f"{name} at {address} was cut off: {self.access.objection(name, serial)}")
+                self._say(f"{name} at {address} was cut off: {self.access.objection(name, serial)}")
                 connection.conn.close()
 
 
@@ -142,4 +155,4 @@ def listening(connections: Any) -> list[str]:
     """Addresses on which an engine waits for connections."""
     found = [c.params for c in connections.connectors.values() if c.mode == Mode.PASSIVE]
     places = {(str(p.get(DriverParams.HOST.value)), str(p.get(DriverParams.PORT.value))) for p in found}
-    return sorted(f"{'every address' if host in ('0', '0.0.0.0') else host}:{port}" for host, port in places)
+    return sorted(f"{'every address' if host in EVERY else host}:{port}" for host, port in places)

@@ -1,10 +1,16 @@
-"""Handshakes that failed at the server's port, one line each in the engine's log: asyncio says nothing about them."""
+"""Handshakes that failed at the server's port, one line each in the engine's log: asyncio says nothing about them.
+
+Anybody may bring them about, so each address and reason has one line in a minute, and there are few lines in all.
+"""
 
 from __future__ import annotations
 
 from asyncio import sslproto
 from typing import Any
 
+from h2tune.transport.nvflare.engine_log import OnceAMinute
+
+LINES = 30  # in a minute, of all addresses together
 # What OpenSSL says, and what it means for the one who tried to connect.
 REASONS = [
     ("certificate has expired", "its certificate has expired"),
@@ -28,13 +34,15 @@ def reason_of(error: BaseException) -> str:
 
 def watch() -> None:
     """From now on every TLS handshake that fails in this process is told, with the address."""
-    complete = sslproto.SSLProtocol._on_handshake_complete
+    complete, told = sslproto.SSLProtocol._on_handshake_complete, OnceAMinute(most=LINES)
 
     def observed(protocol: Any, error: BaseException | None) -> None:
         if error is not None and protocol._server_side:
             peer = protocol._transport.get_extra_info("peername") if protocol._transport else None
             host = peer[0] if peer else "an unknown address"
-            print(f"h2tune: a connection from {host} was refused: {reason_of(error)}", flush=True)
+            text = f"h2tune: a connection from {host} was refused: {reason_of(error)}"
+            if told.passes(text):
+                print(text, flush=True)
         complete(protocol, error)
 
     setattr(sslproto.SSLProtocol, "_on_handshake_complete", observed)  # noqa: B010 - asyncio offers no other place
