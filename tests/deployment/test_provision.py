@@ -106,6 +106,8 @@ def test_revoke_in_another_folder_makes_nothing(experiment: Experiment, tmp_path
     [
         ({"network": {"host": ""}}, "`network.host` must be a machine's name"),
         ({"network": {"host": "fed server"}}, "`network.host` must be a machine's name"),
+        ({"network": {"host": "fed..org"}}, "`network.host` must be a machine's name"),
+        ({"network": {"host": "a" * 53 + ".example.org"}}, "has 65 characters, and a certificate holds at most 64"),
         ({"network": {"host": "c0"}}, "no client can be named 'c0'"),
     ],
 )

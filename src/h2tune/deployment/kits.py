@@ -29,6 +29,11 @@ OWN = ("model", "train", "test", "validation")  # a client's own, never in a kit
 PUBLIC = "public"
 THEIRS = "(the client's own)"
 SOON = 30  # days before the end of a certificate from which on every start says so
+AGAIN = "{} cannot be read: ask the coordinator for the kit again."
+NOT_YOURS = (
+    "This user may not read {}. A kit belongs to who made or unpacked it: run h2tune as that user, or give the kit to this"
+    " one with `chown -R USER KIT`."
+)
 NO_NETWORK = "The network's libraries are not installed: pip install 'h2tune[network]'"
 
 
@@ -58,15 +63,7 @@ class Kit:
 
     def __init__(self, folder: str | Path, role: str | None = None) -> None:
         self.folder = Path(folder)
-        path = self.folder / "kit.json"
-        if not path.is_file():
-            raise KitError(f"{self.folder} is not a kit: kit.json is missing. `h2tune provision` makes kits.")
-        try:
-            self.about = About(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise KitError(f"{path} cannot be read: ask the coordinator for the kit again.") from None
-        if self.about.schema > SCHEMA:
-            raise KitError(f"The kit was made by h2tune {self.about.version}, which is newer than this one: update.")
+        self.about = _about(self.folder)
         if role and self.about.role != role:
             raise KitError(
                 f"{self.folder} is the kit of a {self.about.role}: start it with `h2tune {self.about.role}`."
@@ -84,11 +81,14 @@ class Kit:
             KitError: federation.yaml is missing or damaged.
         """
         data = self.mapping("federation.yaml")
-        if own:
-            data["device"] = own.get("device", data["device"])
-            data["clients"][0] |= {k: v for k, v in own.items() if k != "device"}
-        if isinstance(data["method"], dict):
-            data["method"] = {k: self.place(v) for k, v in data["method"].items()}
+        try:
+            if own:
+                data["device"] = own.get("device", data["device"])
+                data["clients"][0] |= {k: v for k, v in own.items() if k != "device"}
+            if isinstance(data["method"], dict):
+                data["method"] = {k: self.place(v) for k, v in data["method"].items()}
+        except (LookupError, TypeError):
+            raise KitError(AGAIN.format(self.folder / "federation.yaml")) from None
         return parse_config(data, self.folder)
 
     def place(self, value: Any) -> Any:
@@ -111,12 +111,15 @@ class Kit:
             KitError: it is missing, damaged, or holds something else than keys and values.
         """
         path = self.folder / name
+        cure = "write it anew" if name == "own.yaml" else "ask the coordinator for the kit again"
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except PermissionError:
+            raise KitError(NOT_YOURS.format(path)) from None
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise KitError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+            raise KitError(f"{path} cannot be read: {cure}. {' '.join(str(error).split())[:200]}") from None
         if not isinstance(found, dict):
-            raise KitError(f"{path} holds no keys and values.")
+            raise KitError(f"{path} holds no keys and values: {cure}.")
         return found
 
     def keep_own(self, values: dict[str, Any]) -> None:
@@ -145,17 +148,25 @@ class Kit:
         path = self.engine / "startup" / name
         try:
             certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        except PermissionError:
+            raise KitError(NOT_YOURS.format(path)) from None
         except (OSError, ValueError):
-            raise KitError(f"{path} cannot be read: ask the coordinator for the kit again.") from None
+            raise KitError(AGAIN.format(path)) from None
         return certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
     def check_certificate(self, now: datetime | None = None) -> datetime:
         """The end of the certificate's life.
 
         Raises:
-            KitError: if it lies in the past, or the beginning in the future.
+            KitError: if it lies in the past, or the beginning in the future, or this user may not read the key.
         """
-        now = now or datetime.now(UTC)
+        now, key = now or datetime.now(UTC), self.engine / "startup" / f"{self.about.role}.key"
+        try:
+            key.open("rb").close()
+        except PermissionError:  # the engine would only say so in its log
+            raise KitError(NOT_YOURS.format(key)) from None
+        except OSError:  # it is not there: the engine says so
+            pass
         begin, end = self.validity()
         if now > end:
             raise KitError(
@@ -168,6 +179,22 @@ class Kit:
                 f" clock says {now:%Y-%m-%d %H:%M} UTC: set the clock."
             )
         return end
+
+
+def _about(folder: Path) -> About:
+    """What kit.json says. Which version made it is read first: a newer one may say other things."""
+    path = folder / "kit.json"
+    try:
+        if not path.is_file():
+            raise KitError(f"{folder} is not a kit: kit.json is missing. `h2tune provision` makes kits.")
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if said["schema"] > SCHEMA:
+            raise KitError(f"The kit was made by h2tune {said.get('version')}, which is newer than this one: update.")
+        return About(**said)
+    except PermissionError:
+        raise KitError(NOT_YOURS.format(path)) from None
+    except (ValueError, LookupError, TypeError):
+        raise KitError(AGAIN.format(path)) from None
 
 
 def write_kit(folder: Path, about: About, shared: dict[str, Any]) -> None:

@@ -30,7 +30,8 @@ ORG = "h2tune"  # NVFlare wants one; authority comes from certificates alone
 # Bytes under way before the other side has confirmed them. The engine's own 64 MiB fill a slow line for minutes, and signs
 # of life wait behind them.
 WINDOW = {"streaming_window_size": 4 << 20, "streaming_ack_interval": 1 << 20}
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_HOST = re.compile(r"{0}(\.{0})*".format("[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"))
+LONGEST_HOST = 64  # characters; a certificate holds no longer name
 NO_FEDERATION = "{} holds no kits of a federation: is --out the folder in which they were made?"
 Shared = Callable[[str, Path], dict[str, Any]]
 
@@ -106,6 +107,9 @@ def _check_for_engine(roster: Roster) -> None:
     host = roster.network.host
     if not _HOST.fullmatch(host):
         raise KitError(f"`network.host` must be a machine's name or address, got {host!r}")
+    if len(host) > LONGEST_HOST:
+        raise KitError(f"`network.host` has {len(host)} characters, and a certificate holds at most {LONGEST_HOST}: use a"
+                       " shorter name that leads to the same machine, or its address.")  # fmt: skip
     for name in roster.clients:
         if "." in name or name == host:
             raise KitError(f"Over a network no {roster.word} can be named {name!r}: a name has no dot and is not"

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from h2tune.config import ConfigError
 from h2tune.deployment.answering import Answering
 from h2tune.deployment.farewell import REASON, STAY, errors_told
-from h2tune.deployment.kits import PUBLIC, THEIRS, Kit
+from h2tune.deployment.kits import AGAIN, PUBLIC, THEIRS, Kit, KitError
 from h2tune.deployment.process import Engine, Say, connection, take_part, teller
 from h2tune.deployment.provision import Roster, carrier, make_kits
 from h2tune.deployment.status import StatusFile, finished
@@ -44,9 +42,13 @@ OWN = ("train", "test")  # a party's own, never in a kit
 
 
 def is_vertical_kit(folder: str | Path) -> bool:
-    """Whether a kit belongs to a vertical federation."""
+    """Whether a kit belongs to a vertical federation.
+
+    Raises:
+        KitError: its federation.yaml is damaged.
+    """
     path = Path(folder) / "federation.yaml"
-    return path.is_file() and "parties" in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return path.is_file() and "parties" in Kit(folder).mapping(path.name)
 
 
 def provision_vertical(
@@ -97,10 +99,14 @@ def config_of(kit: Kit, own: dict[str, Any]) -> tuple[VerticalConfig, str]:
 
     Raises:
         ConfigError: with every mistake at once.
+        KitError: federation.yaml is damaged.
     """
     plain = kit.mapping("federation.yaml")
-    name = plain["label"]["party"] if kit.about.role == "server" else kit.about.name
-    mine = next(party for party in plain["parties"] if party["name"] == name)
+    try:
+        name = plain["label"]["party"] if kit.about.role == "server" else kit.about.name
+        (mine,) = (party for party in plain["parties"] if party["name"] == name)
+    except (LookupError, TypeError, ValueError):
+        raise KitError(AGAIN.format(kit.folder / "federation.yaml")) from None
     mine |= {key: value for key, value in own.items() if key != "name"}
     if mine.get("train") == THEIRS:
         raise ConfigError(["--train is missing: it is not part of the kit"])

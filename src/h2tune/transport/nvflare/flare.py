@@ -29,6 +29,7 @@ from h2tune.utils.files import StoreError, write_atomic
 SECONDS = 120.0  # without progress after which an envelope is given up; the receiver's side confirms it at once
 PAUSE = 2.0  # seconds before an engine that ended is started again
 LOG = 20 << 20  # bytes of the engine's log from which on a start begins a new one; the one before is kept
+DAMAGED = "{} cannot be read: ask the coordinator for the kit again."
 TRIES = 3  # starts without success before we give up
 # No run-time installs, no usage reports; BLAS threads are of no use to a channel.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PIP_NO_INPUT": "1"}
@@ -120,15 +121,22 @@ class Flare:
     def _largest(self) -> int:
         """Most bytes of an envelope, as the kit tells the engine."""
         path = self.workspace / "local" / "comm_config.json"
-        return int(json.loads(path.read_text(encoding="utf-8"))["max_message_size"])
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["max_message_size"])
+        except (OSError, ValueError, LookupError, TypeError):
+            raise ChannelError(DAMAGED.format(path)) from None
 
     def _keep_inside(self) -> None:
         """The engine's stores must have absolute paths, and a kit may be moved."""
         path, store = self.workspace / "local" / "resources.json", str(self.workspace / "jobs")
-        before = path.read_text(encoding="utf-8")
-        settings = json.loads(before)
-        settings["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = store
-        next(c for c in settings["components"] if c["id"] == "job_manager")["args"]["uri_root"] = store
+        try:
+            before = path.read_text(encoding="utf-8")
+            settings = json.loads(before)
+            settings["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = store
+            (jobs,) = (c for c in settings["components"] if c["id"] == "job_manager")
+            jobs["args"]["uri_root"] = store
+        except (OSError, ValueError, LookupError, TypeError):
+            raise ChannelError(DAMAGED.format(path)) from None
         if (after := json.dumps(settings, indent=1)) != before:
             write_atomic(path, after.encode())
 
