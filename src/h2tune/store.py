@@ -165,6 +165,14 @@ class RunStore:
         body = _ready(tensors) | {_RECORDS: as_bytes(records)}
         write_atomic(self.folder / "server" / "core.safetensors", save(body, metadata={"round": str(round)}))
 
+    def last_round(self) -> int | None:
+        """Number of the last committed round; None before the first commit, 0 while only the set-up is committed."""
+        path = self.folder / "server" / "core.safetensors"
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            return int(file.metadata()["round"])
+
     def committed(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """Round, tensors and records of the last commit; None before the first."""
         path = self.folder / "server" / "core.safetensors"

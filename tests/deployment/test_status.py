@@ -20,7 +20,9 @@ from fault_scenario import FaultScenario
 from federations import small
 from filelock import FileLock
 from simulated_network import kits
+from typer.testing import CliRunner
 
+from h2tune.cli.app import app
 from h2tune.cli.output import status_lines
 from h2tune.deployment import join, serve, status
 from h2tune.deployment.kits import Kit, KitError
@@ -245,3 +247,39 @@ def test_a_process_that_imports_its_libraries_or_loads_models_is_starting(quick:
         with file.kept(dict):  # it has loaded what it needs and begins to connect
             assert describe(kit)["state"] == "running" and "begun" not in describe(kit)
         assert describe(kit)["state"] == "running"
+
+
+def test_a_client_says_what_it_is_doing_and_since_when_it_has_not_heard_the_server() -> None:
+    found = {"role": "client", "name": "c0", "state": "running", "server": "h:1", "certificate_expired": False,
+             "certificate_until": "2030-01-01", "time": 5000.0, "server_heard": 4999.0, "busy": True,
+             "doing": {"round": 2, "phase": "local", "step": 17, "steps": 150}}  # fmt: skip
+    assert status_lines(found)[2:] == ["round 2, local 17/150"]
+    away = status_lines(found | {"server_heard": 4000.0, "doing": {}, "busy": False})[2:]
+    when = datetime.fromtimestamp(4000.0).astimezone()
+    assert away[0] == "waiting for the server's next request"
+    assert f"the server was not heard since {when:%Y-%m-%d %H:%M:%S}, " in away[1]
+    assert status_lines(found | {"doing": {"round": 1, "phase": "predict"}})[2:] == ["round 1, predict"]  # a party
+    assert status_lines(found | {"server_heard": 0.0, "doing": {}})[2:] == ["busy", "the server was not reached yet"]
+    assert len(status_lines(found | {"state": "finished"})) == 2
+
+
+def test_what_a_server_that_is_stopped_says_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = FaultScenario(tmp_path, rounds=1)
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def says() -> str:
+        found = CliRunner().invoke(app, ["server", str(scenario.kits["server"].folder)])
+        assert found.exit_code == 1
+        return found.output
+
+    monkeypatch.setattr(serve, "serve", stopped)
+    assert "Stopped before anything was committed; the same command begins again." in says()
+    store = RunStore(scenario.kits["server"].folder / "run")
+    store.create(scenario.kits["server"].experiment())
+    assert "Stopped before anything was committed" in says()
+    store.commit(0, {}, {})
+    assert "No round was committed yet, what was set up is kept; the same command goes on." in says()
+    store.commit(1, {}, {})
+    assert "Stopped. The last committed round is safe; the same command goes on." in says()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def provision(
     kit that names it: --renew server, before the run begins. With --revoke alone no kit is made. Give each organisation its own kit
     over a channel that you trust; it holds a private key. OUT/authority stays with you.
     """
-    with plain_errors():
+    with plain_errors("Stopped. The same command goes on."):
         from h2tune.config import load_config
         from h2tune.deployment import provision as making
         from h2tune.vertical.config import is_vertical
@@ -75,7 +76,7 @@ def server(
     as_json: Json = False,
 ) -> None:
     """Coordinate a federation: wait for clients, hold the rounds, write KIT/run. The same command goes on after a stop."""
-    with plain_errors("Stopped. The last committed round is safe; the same command goes on."):
+    with plain_errors(partial(_what_is_kept, kit)):
         from h2tune.deployment.kits import Kit, own_values
         from h2tune.deployment.status import starting
         from h2tune.utils.logging import quiet_libraries
@@ -159,7 +160,7 @@ def client(
 
 def status(kit: KitFolder, as_json: Json = False) -> None:
     """Health and progress of a kit's process on this machine, and until when its certificate is valid."""
-    with plain_errors():
+    with plain_errors("Stopped."):
         from h2tune.deployment.kits import Kit
         from h2tune.deployment.status import describe
 
@@ -169,6 +170,19 @@ def status(kit: KitFolder, as_json: Json = False) -> None:
             return
         for line in status_lines(found):
             typer.echo(line)
+
+
+def _what_is_kept(kit: Path) -> str:
+    """Said when a server is stopped."""
+    done = None
+    if (kit / "run" / "run.json").is_file():
+        from h2tune.store import RunStore
+
+        done = RunStore(kit / "run").last_round()
+    if done is None:
+        return "Stopped before anything was committed; the same command begins again."
+    what = "The last committed round is safe" if done else "No round was committed yet, what was set up is kept"
+    return f"Stopped. {what}; the same command goes on."
 
 
 def _stop_on_terminate() -> None:

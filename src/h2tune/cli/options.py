@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -21,13 +21,17 @@ Lada = Annotated[bool, typer.Option("--lada", help="A large model and small ones
 
 @contextmanager
 def plain_errors(
-    stopped: str = "Stopped. The last committed round is safe; go on with the same command and --resume.",
+    stopped: str | Callable[[], str] = "Stopped. The last committed round is safe; go on with the same command and --resume.",
 ) -> Iterator[None]:
-    """Expected mistakes end in one or two lines and exit code 1; anything else is a bug and shows its traceback."""
+    """Expected mistakes end in one or two lines and exit code 1; anything else is a bug and shows its traceback.
+
+    Args:
+        stopped: what is said of Ctrl-C, or what finds that out then.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(stopped, err=True)
+        typer.echo(stopped if isinstance(stopped, str) else stopped(), err=True)
         raise typer.Exit(1) from None
     except Exception as error:
         if _is_expected(error):

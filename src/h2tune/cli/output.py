@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from h2tune.report.data import Client
 
 UNBROKEN = 400  # columns
+AWAY = 10.0  # seconds after which a server that is not heard is told of
 HEADINGS = {"base": "base", "local": "alone", "unshared": "not averaged", "final": "federated"}
 
 
@@ -132,8 +134,6 @@ def _costs(found: ComparedTable) -> Table:
 
 def status_lines(found: dict[str, Any]) -> list[str]:
     """A kit's status in words."""
-    from h2tune.report.format import clean
-
     expired = ", which has expired" if found["certificate_expired"] else ""
     lines = [f"{found['role']} {found['name']}: {found['state']}",
              f"server {found['server']}, certificate until {found['certificate_until']}{expired}"]  # fmt: skip
@@ -141,15 +141,38 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"listens on {', '.join(ports)}")
     if "rounds" in found:
         lines.append(f"round {found['round']} of {found['rounds']} committed")
+    if found["state"] == "running" and "server_heard" in found:
+        lines += _of_a_client(found)
     for name, client in found.get("clients", {}).items():
         heard = client["heard_seconds_ago"]
-        doing = client["doing"]
-        where = (
-            f"round {doing['round']}, {clean(doing['phase'])} {doing['step']}/{doing['steps']}" if doing else "idle"
-        )
+        where = _doing(client["doing"]) or "idle"
         seen = "never heard from" if heard is None else f"heard from {heard:.0f} s ago, {where}"
         lines.append(f"  {name:<16} {client['status']:<16} {seen}")
     return lines
+
+
+def _of_a_client(found: dict[str, Any]) -> list[str]:
+    """What a client's process does, and since when it has not heard of the server; it tries every second."""
+    from h2tune.report.format import duration, plain
+
+    lines = [_doing(found.get("doing") or {}) or ("busy" if found.get("busy") else "waiting for the server's next request")]
+    heard, now = found["server_heard"], found["time"]
+    if not heard:
+        lines.append("the server was not reached yet")
+    elif now - heard > AWAY:
+        when = datetime.fromtimestamp(heard).astimezone()
+        lines.append(f"the server was not heard since {when:%Y-%m-%d %H:%M:%S}, {plain(duration(now - heard))} ago; trying again")
+    return lines
+
+
+def _doing(doing: dict[str, Any]) -> str:
+    """Round, phase and update of what is under way; an empty text for nothing."""
+    from h2tune.report.format import clean
+
+    if not doing:
+        return ""
+    step = f" {doing['step']}/{doing['steps']}" if "step" in doing else ""
+    return f"round {doing['round']}, {clean(doing['phase'])}{step}"
 
 
 def _table(title: str, left: list[str], right: list[str]) -> Table:
