@@ -11,6 +11,7 @@ import pytest
 from federations import small
 from loopback import free_port
 from typer.testing import CliRunner
+from vertical.tables import config
 
 pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
 
@@ -19,6 +20,7 @@ from h2tune.config import Experiment
 from h2tune.deployment import provision as making
 from h2tune.deployment.kits import Kit, KitError
 from h2tune.deployment.provision import provision, revoke, with_public_files
+from h2tune.deployment.vertical import outdated_parties, provision_vertical
 from h2tune.transport.access import read_certificates, read_revoked
 
 
@@ -132,3 +134,33 @@ def test_only_paths_are_carried_whatever_lies_in_this_folder(tmp_path: Path, mon
     plain = {"clients": [], "method": "h2tune", "anchors": "builtin", "anchor_words": None}
     assert with_public_files(plain, tmp_path / "public")["anchors"] == "builtin"
     assert not (tmp_path / "public").exists()
+
+
+def test_a_file_that_was_changed_after_its_kits_were_made_is_remarked_on(tmp_path: Path) -> None:
+    """Nothing else notices it: a client would train with the rank and the updates of before."""
+    words, path = tmp_path / "words.txt", tmp_path / "federation.yaml"
+    words.write_text("one line\nanother line\n")
+
+    def made(*options: str, **changes: Any) -> str:
+        path.write_text(small(anchors=str(words), **changes).to_yaml())
+        found = CliRunner().invoke(app, ["provision", str(path), "--out", str(tmp_path / "kits"), *options])
+        assert found.exit_code == 0, found.output
+        return " ".join(found.output.split())
+
+    assert "warning" not in made() and "warning" not in made()
+    again = made(rank=2, training={"steps": 9, "batch_size": 4})
+    assert "all kits are there already" in again
+    assert "hold other settings than the file: " in again and "rank" in again and "training.steps" in again
+    assert "make server, c0, c1 again with --renew server --renew c0 --renew c1, before the run begins" in again
+    added = made(clients=3)  # the server must know who was added; what the others hold stays as it was
+    assert "make server again with --renew server, before" in added and "than the file: clients." in added
+    assert "warning" not in made("--renew", "server", clients=3)
+
+
+def test_a_vertical_config_that_was_changed_after_its_kits_were_made_is_remarked_on(tmp_path: Path) -> None:
+    settings = config(network={"port": free_port()})
+    provision_vertical(settings, tmp_path)
+    assert outdated_parties(settings, tmp_path) == ""
+    changed = settings.model_copy(update={"rounds": settings.rounds + 1})
+    assert "than the file: rounds. " in outdated_parties(changed, tmp_path)
+    assert "--renew server --renew clinic --renew shop" in outdated_parties(changed, tmp_path)

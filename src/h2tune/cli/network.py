@@ -40,6 +40,7 @@ def provision(
     with plain_errors("Stopped. The same command goes on."):
         from h2tune.config import load_config
         from h2tune.deployment import provision as making
+        from h2tune.deployment.outdated import outdated
         from h2tune.vertical.config import is_vertical
 
         no_file(out)
@@ -58,6 +59,9 @@ def provision(
             typer.echo(f"{folder.name:<16} {folder}")
         if made and "host" not in experiment.network.model_fields_set:
             typer.echo(f"warning: {LOCALHOST}", err=True)
+        names = ["server", *(client.name for client in experiment.clients)]
+        if text := outdated(out, names, partial(making.concerns, experiment)):
+            typer.echo(f"warning: {text}", err=True)
         if not made:
             typer.echo("all kits are there already; --renew NAME makes one again")
         elif not revoke:

@@ -219,7 +219,7 @@ def provision(
     """`h2tune provision`: a kit for the active party (`server`) and for every other party."""
     from h2tune.cli.options import REFUSED
     from h2tune.deployment.provision import revoke as refuse
-    from h2tune.deployment.vertical import provision_vertical
+    from h2tune.deployment.vertical import outdated_parties, provision_vertical
 
     config = load_vertical(file)
     if revoke:
@@ -229,6 +229,8 @@ def provision(
     made = provision_vertical(config, out, renew, days)
     for folder in made:
         print(f"{folder.name:<16} {folder}")
+    if text := outdated_parties(config, out):
+        print(f"warning: {text}", file=sys.stderr)
     if revoke:
         return made
     if not made:

@@ -16,6 +16,7 @@ from h2tune.config import ConfigError
 from h2tune.deployment.answering import Answering
 from h2tune.deployment.farewell import REASON, STAY, errors_told
 from h2tune.deployment.kits import AGAIN, PUBLIC, THEIRS, Kit, KitError
+from h2tune.deployment.outdated import outdated
 from h2tune.deployment.process import Engine, Say, connection, take_part, teller
 from h2tune.deployment.provision import Roster, carrier, make_kits
 from h2tune.deployment.status import StatusFile, finished
@@ -68,6 +69,13 @@ def provision_vertical(
         return plain
 
     return make_kits(roster, out, shared, renew, days)
+
+
+def outdated_parties(config: VerticalConfig, out: Path) -> str:
+    """What is to be said of kits that the config of today would make otherwise; see `h2tune.deployment.outdated`."""
+    config = prepare(config)
+    salt = _salt(out / "authority", config)
+    return outdated(out, ["server", *(party.name for party in config.passive)], lambda name: concerns(config, name, salt))
 
 
 def _salt(authority: Path, config: VerticalConfig) -> str:

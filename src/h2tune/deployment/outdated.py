@@ -1,0 +1,51 @@
+"""Kits that hold other settings than the federation's file: a kit keeps what it was made with, whatever is changed later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from h2tune.deployment.kits import PUBLIC, Kit, KitError
+
+MOST = 8  # keys that are named
+OUTDATED = (
+    "earlier kits hold other settings than the file: {}. A kit keeps what it was made with; to change that, make {} again"
+    " with {}, before the run begins"
+)
+
+
+def outdated(out: Path, names: Iterable[str], concerns: Callable[[str], dict[str, Any]]) -> str:
+    """What is to be said of kits in ``out`` that the file of today would make otherwise; empty if there are none.
+
+    Args:
+        names: of the participants.
+        concerns: what the file of today says that a participant's kit holds.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            old = Kit(out / name).mapping("federation.yaml")
+        except KitError:  # it was handed over, or is damaged: nothing can be said of it here
+            continue
+        if keys := _changed(old, concerns(name)):
+            found[name] = keys
+    if not found:
+        return ""
+    keys = list(dict.fromkeys(key for each in found.values() for key in each))
+    shown = ", ".join(keys[:MOST]) + (" and others" if len(keys) > MOST else "")
+    return OUTDATED.format(shown, ", ".join(found), " ".join(f"--renew {name}" for name in found))
+
+
+def _changed(old: Any, new: Any, path: str = "") -> list[str]:
+    """Keys with other values, of those that both know: another version has other keys. Of files nothing is compared."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        both = [key for key in old if key in new]
+        return [found for k in both for found in _changed(old[k], new[k], f"{path}.{k}" if path else str(k))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [found for a, b in zip(old, new, strict=True) for found in _changed(a, b, path)]
+    return [] if old == new or (_is_file(old) and _is_file(new)) else [path]
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str) and (value.startswith(PUBLIC + "/") or Path(value).is_absolute())
