@@ -22,5 +22,6 @@ def test_the_service_ends_for_a_client_that_is_refused_and_can_keep_a_model_of_t
     unit.read(DEPLOY / "h2tune-client.service", encoding="utf-8")
     again = int(unit["Service"]["RestartSec"])
     # It is given up before an hour is over, and one that waits for its server (ten minutes each time) never is.
-    assert unit["Unit"]["StartLimitIntervalSec"] == "1h" and 6 < int(unit["Unit"]["StartLimitBurst"]) < 3600 / (again + 60)
+    assert unit["Unit"]["StartLimitIntervalSec"] == "1h"
+    assert 6 < int(unit["Unit"]["StartLimitBurst"]) < 3600 / (again + 60)
     assert unit["Service"]["Environment"].endswith("/var/cache/" + unit["Service"]["CacheDirectory"])

@@ -137,7 +137,7 @@ def test_the_engines_log_begins_anew_when_it_is_long_and_is_written_once(
         assert (tmp_path / "engine.log.1").is_file() == kept
         assert log.stat().st_size == (0 if kept else size)
     path = tmp_path / "log_config.json"
-    handlers = dict.fromkeys(("consoleHandler", "logFileHandler", "jsonFileHandler"), {})
+    handlers = {name: {} for name in ("consoleHandler", "logFileHandler", "jsonFileHandler")}
     path.write_text(json.dumps({"handlers": handlers, "loggers": {"root": {"handlers": list(handlers)}}}))
     _log_once(path)
     after = json.loads(path.read_text())

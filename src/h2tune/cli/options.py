@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+STOPPED = "Stopped. The last committed round is safe; go on with the same command and --resume."
 REFUSED = "refused from now on: {}; a running server puts them out within seconds"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for what is made; by default under runs/.")]
@@ -20,9 +21,7 @@ Lada = Annotated[bool, typer.Option("--lada", help="A large model and small ones
 
 
 @contextmanager
-def plain_errors(
-    stopped: str | Callable[[], str] = "Stopped. The last committed round is safe; go on with the same command and --resume.",
-) -> Iterator[None]:
+def plain_errors(stopped: str | Callable[[], str] = STOPPED) -> Iterator[None]:
     """Expected mistakes end in one or two lines and exit code 1; anything else is a bug and shows its traceback.
 
     Args:

@@ -155,13 +155,17 @@ def _of_a_client(found: dict[str, Any]) -> list[str]:
     """What a client's process does, and since when it has not heard of the server; it tries every second."""
     from h2tune.report.format import duration, plain
 
-    lines = [_doing(found.get("doing") or {}) or ("busy" if found.get("busy") else "waiting for the server's next request")]
+    lines = [
+        _doing(found.get("doing") or {}) or ("busy" if found.get("busy") else "waiting for the server's next request")
+    ]
     heard, now = found["server_heard"], found["time"]
     if not heard:
         lines.append("the server was not reached yet")
     elif now - heard > AWAY:
         when = datetime.fromtimestamp(heard).astimezone()
-        lines.append(f"the server was not heard since {when:%Y-%m-%d %H:%M:%S}, {plain(duration(now - heard))} ago; trying again")
+        lines.append(
+            f"the server was not heard since {when:%Y-%m-%d %H:%M:%S}, {plain(duration(now - heard))} ago; trying again"
+        )
     return lines
 
 

@@ -75,7 +75,8 @@ def outdated_parties(config: VerticalConfig, out: Path) -> str:
     """What is to be said of kits that the config of today would make otherwise; see `h2tune.deployment.outdated`."""
     config = prepare(config)
     salt = _salt(out / "authority", config)
-    return outdated(out, ["server", *(party.name for party in config.passive)], lambda name: concerns(config, name, salt))
+    names = ["server", *(party.name for party in config.passive)]
+    return outdated(out, names, lambda name: concerns(config, name, salt))
 
 
 def _salt(authority: Path, config: VerticalConfig) -> str:

@@ -100,7 +100,9 @@ class Guard:
             try:
                 self._look()
             except Exception as error:
-                self._say(f"the lists of who may take part could not be applied ({type(error).__name__}); trying again")
+                self._say(
+                    f"the lists of who may take part could not be applied ({type(error).__name__}); trying again"
+                )
             time.sleep(SECONDS)
 
     def _look(self) -> None:
