@@ -170,7 +170,7 @@ class RunStore:
         path = self.folder / "server" / "core.safetensors"
         if not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
+        with sound(path), safe_open(path, "pt") as file:
             return int(file.metadata()["round"])
 
     def committed(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
