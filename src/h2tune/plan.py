@@ -301,6 +301,8 @@ def _check_client(plan: Plan, settings: Any, client: ClientConfig, task: Task | 
         _attempt(plan, lambda: load_texts(client.practice or ""), where)
     if unpinned := about_revision(client):
         plan.warnings.append(f"{where}{unpinned}")
+    if client.budget and not client.budget.model_dump(exclude_none=True):
+        plan.warnings.append(f"{where}its budget limits nothing: it trains and sends the whole core")
     if client.budget and client.budget.step_ms:
         plan.warnings.append(f"{where}budget.step_ms is measured when the run starts; the figures here leave it out")
 

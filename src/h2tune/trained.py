@@ -102,14 +102,14 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
     if task.kind == "classify":
         base.model.config.id2label = dict(enumerate(task.labels))
         base.model.config.label2id = {label: i for i, label in enumerate(task.labels)}
-    with sound(folder):
-        try:
-            model = PeftModel.from_pretrained(base.model, folder).eval()
-        except (KeyError, RuntimeError) as error:
-            raise StoreError(
-                f"The adapter in {folder} does not fit its base model: {str(error).splitlines()[0]}"
-            ) from None
-    _require_whole(model, folder)
+    held = _weights(folder)
+    try:
+        model = PeftModel.from_pretrained(base.model, folder).eval()
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise StoreError(
+            f"The adapter in {folder} does not fit its base model: {str(error).splitlines()[0]}"
+        ) from None
+    _require_whole(model, held, folder)
     return Trained(client, experiment, task, base, model, _passes(folder))
 
 
@@ -121,10 +121,16 @@ def _passes(folder: Path) -> Passes:
         return Passes(bias=LabelBias.read(json.loads(path.read_text(encoding="utf-8"))))
 
 
-def _require_whole(model: PeftModel, folder: Path) -> None:
-    """Weights that the adapter's files lack would be new ones."""
+def _weights(folder: Path) -> set[str]:
+    """Names of an adapter's weights, of files that can be read."""
+    with sound(path := folder / "adapter_config.json"):
+        dict(json.loads(path.read_text(encoding="utf-8")))
     with sound(path := folder / "adapter_model.safetensors"), safe_open(path, "pt") as file:
-        held = set(file.keys())
+        return set(file.keys())
+
+
+def _require_whole(model: PeftModel, held: set[str], folder: Path) -> None:
+    """Weights that the adapter's files lack would be new ones."""
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if held != wanted:
         odd = sorted(held ^ wanted)

@@ -95,3 +95,21 @@ def test_a_file_made_for_kits_is_not_trained_here(command: str, tmp_path: Path) 
     cure = "known at the client only; use h2tune provision, or fill them in"
     assert f'error: c0: model, train and test are "-": {cure}' in said and f'c1: model is "-": {cure}' in said
     assert "c2" not in said
+
+
+def test_changed_without_resume_and_jobs_below_none(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text(small(rounds=1).to_yaml())
+    code, said = call("run", tmp_path / "f.yaml", "--out", tmp_path / "run", "--changed", "rounds")
+    assert code == 1 and "--changed: of no use for a run that is not resumed" in said
+    code, said = call("compare", tmp_path / "f.yaml", "--jobs", "-1")
+    assert code == 2 and "--jobs" in said
+
+
+def test_answers_are_not_written_over_the_questions(run: Path, tmp_path: Path) -> None:
+    questions = tmp_path / "q.csv"
+    questions.write_text("id\n1\n")
+    code, said = call("predict", run, "--file", f"bank={questions}", "--out", tmp_path / "." / "q.csv")
+    assert code == 1 and "--out is the file of the questions" in said
+    (run / "run.json").unlink()
+    code, said = call("predict", run, "--file", questions, "--out", questions)
+    assert code == 1 and "--out is the file of the questions" in said and questions.read_text() == "id\n1\n"

@@ -168,3 +168,14 @@ def test_commas_at_the_end_of_lines_are_told(tmp_path: Path, commas: int, count:
     (tmp_path / "a.csv").write_text("".join(f"{line}{',' * commas}\n" for line in ("a,b", "1,2")))
     with pytest.raises(TaskError, match=rf"a\.csv: {count} columns have no name; are there commas at the end of the"):
         read_rows(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_a_blank_line_is_an_empty_cell_where_there_is_one_column_and_else_is_told(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("\ntext\na\n\nb\n\n\n")
+    assert read_rows(str(path)) == [{"text": "a"}, {"text": ""}, {"text": "b"}]
+    between = "," if name == "x.csv" else "\t"
+    path.write_text(f"q{between}a\n\n1{between}2\n\n3{between}4\n\n")
+    with pytest.warns(UserWarning, match="2 blank lines are no rows; rows are counted without them"):
+        assert read_rows(str(path)) == [{"q": "1", "a": "2"}, {"q": "3", "a": "4"}]

@@ -41,7 +41,7 @@ def compare(
             " by validation, on a seed of its own."
         ),
     ] = "",
-    jobs: Annotated[int, typer.Option(help="Runs at a time; 0 is one for each core.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 is one for each core.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Run methods side by side over seeds, and say which is better and how sure that is. Goes on where it stopped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, NoReturn
 
 import typer
@@ -21,7 +22,7 @@ Lada = Annotated[bool, typer.Option("--lada", help="A large model and small ones
 
 
 @contextmanager
-def plain_errors(stopped: str | Callable[[], str] = STOPPED) -> Iterator[None]:
+def plain_errors(stopped: str | Callable[[], str] = "Stopped.") -> Iterator[None]:
     """Expected mistakes end in one or two lines and exit code 1; anything else is a bug and shows its traceback.
 
     Args:
@@ -66,6 +67,17 @@ def no_folder(file: Path | None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"--out: the folder {file.parent} cannot be made: {error.strerror}.")
+    try:  # before long work, not after it
+        with TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        fail(f"--out: nothing can be written in {file.parent}: {error.strerror}.")
+
+
+def not_over(out: Path | None, file: str | Path) -> None:
+    """End where answers would be written over the questions."""
+    if out is not None and out.exists() and Path(file).exists() and out.samefile(file):
+        fail(f"--out is the file of the questions, which would be lost: {out}")
 
 
 def fail(text: str) -> NoReturn:

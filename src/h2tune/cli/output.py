@@ -33,7 +33,7 @@ def print_run(folder: Path) -> None:
     from h2tune.report.verdict import missing
 
     run = read_run(folder)
-    table = _table(f"{run.name}: {run.method}, {run.rounds} rounds", ["client", "model", "task"],
+    table = _table(f"{run.name}: {run.method}, {run.rounds} {'round' if run.rounds == 1 else 'rounds'}", ["client", "model", "task"],
                    [*(HEADINGS[stage] for stage in run.stages), "sent / round"])  # fmt: skip
 
     def share(value: float | None) -> str:

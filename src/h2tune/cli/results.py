@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from h2tune.cli.options import Run, fail, no_file, no_folder, of_no_use, plain_errors
+from h2tune.cli.options import Run, fail, no_file, no_folder, not_over, of_no_use, plain_errors
 
 
 def report(run_dir: Run) -> None:
@@ -96,6 +96,7 @@ def predict(
             return
         if len(file) > 1:
             fail(f"--file: one file at a time, not {len(file)}")
+        not_over(out, file[0])
         from h2tune.utils.logging import quiet_libraries
 
         quiet_libraries()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from h2tune.cli.options import File, Json, Lada, Out, Vertical, fail, no_file, of_no_use, plain_errors
+from h2tune.cli.options import STOPPED, File, Json, Lada, Out, Vertical, fail, no_file, of_no_use, plain_errors
 from h2tune.cli.output import print_plan, print_run
 from h2tune.utils.processes import process_context
 
@@ -31,7 +31,7 @@ def init(
         with plain_errors():
             from h2tune.cli import vertical as parties
 
-            typer.echo(f"wrote {parties.init(file)}; edit it, then: h2tune plan {file}")
+            typer.echo(f"wrote {parties.init(file)}; edit it, then: h2tune plan {quote(str(file))}")
         return
 
     if file.exists():
@@ -39,7 +39,7 @@ def init(
     template = files("h2tune") / ("distill/template.yaml" if lada else "template.yaml")
     with plain_errors():
         write_atomic(file, template.read_bytes())
-    typer.echo(f"wrote {file}; edit it, then: h2tune plan {file}")
+    typer.echo(f"wrote {file}; edit it, then: h2tune plan {quote(str(file))}")
 
 
 def plan(
@@ -120,7 +120,10 @@ def run(
         ),
     ] = None,
     baseline: Annotated[
-        bool | None, typer.Option("--baseline/--no-baseline", help="Also train every client alone.")
+        bool | None,
+        typer.Option(
+            "--baseline/--no-baseline", help="Also train every client alone; `--no-baseline` runs nothing beside."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the file's seed.")] = None,
     workers: Annotated[
@@ -131,7 +134,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
 ) -> None:
     """Train a federation and write its run directory and report."""
-    with plain_errors():
+    with plain_errors(STOPPED):
         no_file(out)
         from h2tune.config import load_config, parse_config
         from h2tune.vertical.config import is_vertical
@@ -148,6 +151,7 @@ def run(
             of_no_use(given)
             vertical.train(file, out, resume=resume, seed=seed, as_json=as_json, quiet=quiet)
             return
+        of_no_use({"--changed": changed and not resume}, "a run that is not resumed")
         experiment = load_config(file, seed=seed)
         if workers:
             process_context("h2tune.federation")
@@ -171,7 +175,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Three clients, three families, three answer formats: is federation worth it? About three minutes on two cores."""
-    with plain_errors():
+    with plain_errors("Stopped. The same command begins anew."):
         if vertical:
             from h2tune.cli import vertical as parties
 

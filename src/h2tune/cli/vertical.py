@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from h2tune.cli.options import not_over
 from h2tune.config import ConfigError
 from h2tune.report.format import printable
 from h2tune.report.vertical_live import Progress
@@ -177,6 +178,8 @@ def predict(run_dir: Path, files: Sequence[str], out: Path | None = None) -> lis
         if name in tables:
             raise ConfigError([f"--file names two files of {name}: {tables[name]} and {path}; write one table"])
         tables[name] = path
+    for path in tables.values():
+        not_over(out, path)
     answers = Predictor(run_dir).predict(tables)
     text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if out is None:

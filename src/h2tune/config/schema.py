@@ -30,12 +30,6 @@ class Budget(_Strict):
             parse_size(value)
         return value
 
-    @model_validator(mode="after")
-    def _limits_something(self) -> Budget:
-        if self.upload is None and self.memory is None and self.step_ms is None:
-            raise ValueError("budget needs a limit: upload, memory or step_ms")
-        return self
-
 
 class RowPrivacy(_Strict):
     """Differential privacy of a client's single training rows (docs/privacy.md); the client alone decides and accounts."""
@@ -219,20 +213,21 @@ class NetworkConfig(_Strict):
     patience: float = Field(
         86400, ge=0, description="seconds to wait in the middle of a run until enough clients for the quorum are back"
     )
-    limit: str = Field("1GB", description="largest message, 64KB to 2GB; larger ones are refused")
+    limit: str = Field(
+        "1GB", description="largest message, at least 64KB; larger ones are refused, and those above 2GB always"
+    )
 
     @field_validator("limit")
     @classmethod
     def _limit(cls, value: str) -> str:
-        if (
-            not 64_000 <= parse_size(value) <= 2_000_000_000
-        ):  # frames between our process and the engine's end at 2 GiB
-            raise ValueError("must lie between 64KB and 2GB")
+        if parse_size(value) < 64_000:
+            raise ValueError("must be at least 64KB")
         return value
 
     @property
     def largest(self) -> int:
-        return parse_size(self.limit)
+        """Bytes of the largest message. Frames between our process and the engine's end at 2 GiB."""
+        return min(parse_size(self.limit), 2_000_000_000)
 
 
 class Wire(_Strict):

@@ -7,6 +7,7 @@ mean of differential privacy, or the sum of secure aggregation. Nothing received
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from math import comb
 from typing import Any
@@ -67,13 +68,14 @@ READ_BY = {"trim": ("trimmed",), "faulty": ("krum", "multi-krum", "closest"), "r
 
 
 def _against_rule(experiment: Experiment, settings: CoreSettings) -> list[str]:
-    """What keeps a robust rule, or a setting of one, from meaning anything."""
-    rule, count = robust_rule(experiment, settings), experiment.clients_per_round
-    problems = [
-        f"method.{key} has no effect with aggregate: {settings.aggregate}; it belongs to {', '.join(rules)}"
-        for key, rules in READ_BY.items()
-        if settings.aggregate not in rules and getattr(settings, key) != CoreSettings.model_fields[key].default
-    ]
+    """What keeps a robust rule from meaning anything; warns of settings of other rules."""
+    rule, count, problems = robust_rule(experiment, settings), experiment.clients_per_round, list[str]()
+    for key, rules in READ_BY.items():
+        if settings.aggregate not in rules and getattr(settings, key) != CoreSettings.model_fields[key].default:
+            warnings.warn(
+                f"method.{key} has no effect with aggregate: {settings.aggregate}; it belongs to {', '.join(rules)}",
+                stacklevel=2,
+            )
     if rule is not None and count < rule.needs:
         survives = f" to survive {rule.faulty} bad ones" if rule.name in ("krum", "multi-krum", "closest") else ""
         problems.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -119,7 +120,7 @@ def _tsv(path: Path) -> Rows:
         text = file.read()
     # Some programs end lines with CR alone; where there is a line feed, such a CR is a character of its cell.
     lines = [line.rstrip("\r") for line in text.split("\n" if "\n" in text else "\r")]
-    return _table(path, [line.split("\t") for line in lines if line])
+    return _table(path, _without_blank(path, [line.split("\t") if line else [] for line in lines]))
 
 
 def _csv(path: Path) -> Rows:
@@ -127,7 +128,7 @@ def _csv(path: Path) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True)
         try:
-            return _table(path, [cells for cells in rows if cells])
+            return _table(path, _without_blank(path, list(rows)))
         except csv.Error as error:
             hint = "; cells should be separated by commas, not by semicolons" if ";" in _first_line(path) else ""
             raise TaskError(f"{path}: line {rows.line_num} is not CSV: {error}{hint}") from None
@@ -136,6 +137,19 @@ def _csv(path: Path) -> Rows:
 def _first_line(path: Path) -> str:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         return file.readline()
+
+
+def _without_blank(path: Path, lines: list[list[str]]) -> list[list[str]]:
+    """The lines that are rows. In a table of one column a blank line is an empty cell, unless it ends the file."""
+    while lines and not lines[-1]:
+        lines.pop()
+    if not (rows := [cells for cells in lines if cells]):
+        return []
+    if len(rows[0]) == 1:
+        return [cells or [""] for cells in lines[lines.index(rows[0]) :]]
+    if blank := len(lines) - len(rows):
+        warnings.warn(f"{path}: {blank} blank lines are no rows; rows are counted without them", stacklevel=2)
+    return rows
 
 
 def _table(path: Path, lines: list[list[str]]) -> Rows:

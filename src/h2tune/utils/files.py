@@ -92,7 +92,8 @@ def write_atomic(path: Path, data: bytes, several: bool = False) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise StoreError(f"{path} could not be written: {error.strerror}. Nothing committed was lost.") from error
+        kept = " What was there before is kept." if path.exists() else ""
+        raise StoreError(f"{path} could not be written: {error.strerror}.{kept}") from error
 
 
 def extend(path: Path, length: int, data: bytes) -> int:
@@ -137,8 +138,8 @@ def sound(path: Path, otherwise: str = ANEW) -> Iterator[None]:
         yield
     except H2TuneError:
         raise
-    except (ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError):
-        raise damaged(path, otherwise) from None
+    except (ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
+        raise damaged(path, otherwise) from error
 
 
 def append(path: Path, text: str) -> None:
