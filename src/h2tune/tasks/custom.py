@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
 from h2tune.tasks import scoring
 from h2tune.tasks.cells import plain_text
-from h2tune.tasks.example import UNNAMED, Example, Kind, Row, RowError, Task, TaskError
+from h2tune.tasks.example import UNNAMED, Example, Form, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.labels import label_finder, label_scorer, solve_label
 from h2tune.tasks.own_forms import own_forms, pick_option
 from h2tune.tasks.presets import PRESETS, preset_task, run_gold_programs
-from h2tune.tasks.rows import asker, composed, fields
+from h2tune.tasks.rows import SeveralQuestionsError, asker, composed, fields, reader, renamed_fields
 
 _COMMON = ("kind", "columns", "max_new_tokens", "name", "description")
 _PRESET_KEYS = ("preset", *_COMMON)
@@ -86,9 +86,11 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
         require(row)
         return task.read(renamed(row))
 
-    def ask(row: Row) -> Example:
+    def ask(row: Row, trained: Sequence[str] = ()) -> Example:
         try:
-            return task.ask(renamed(row))  # a question needs no column of answers
+            return task.ask(renamed(row), trained)  # a question needs no column of answers
+        except SeveralQuestionsError:
+            raise
         except RowError:
             require(row)
             raise
@@ -99,7 +101,15 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
         ask=ask,
         accepts=lambda row: task.accepts({**row, **{k: row[c] for k, c in columns.items() if c in row}}),
         texts=tuple(columns.get(name, name) for name in task.texts),
+        forms=tuple(_renamed_form(form, columns) for form in task.forms),
     )
+
+
+def _renamed_form(form: Form, columns: Mapping[str, str]) -> Form:
+    """A form whose texts name the file's columns; its name stays, since examples carry it."""
+    options = renamed_fields(form.options, columns) if isinstance(form.options, str) else form.options
+    prompt, answer, note = (renamed_fields(text, columns) for text in (form.prompt, form.answer, form.note))
+    return replace(form, prompt=prompt, answer=answer, note=note, options=options)
 
 
 def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
@@ -141,7 +151,7 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
     forms = own_forms(spec, solve)
     return Task(
         name=name, kind=kind, labels=labels, max_new_tokens=64 if kind == "generate" else 8, description="own data",
-        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=_scorer(spec, kind, labels),
+        read=reader(forms), ask=asker(forms), forms=tuple(forms), score=_scorer(spec, kind, labels),
         finish=run_gold_programs if spec.get("score") == "program" else None,
         texts=tuple(dict.fromkeys(fields(spec.get("prompt", "")))),
     )  # fmt: skip
