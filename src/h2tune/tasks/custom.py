@@ -108,7 +108,8 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
 def _renamed_form(form: Form, columns: Mapping[str, str]) -> Form:
     """A form whose texts name the file's columns; its name stays, since examples carry it."""
     options = renamed_fields(form.options, columns) if isinstance(form.options, str) else form.options
-    prompt, answer, note = (renamed_fields(text, columns) for text in (form.prompt, form.answer, form.note))
+    prompt, note = renamed_fields(form.prompt, columns), renamed_fields(form.note, columns)
+    answer = form.answer if form.chosen else renamed_fields(form.answer, columns)
     return replace(form, prompt=prompt, answer=answer, note=note, options=options)
 
 

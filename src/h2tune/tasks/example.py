@@ -61,6 +61,7 @@ class Form:
     """One set of columns that a task reads: how to ask, and how to add the answer to what was asked.
 
     prompt, answer: the texts that come of it, with columns in braces; empty where the column holds a chat.
+    chosen: whether the answer is a label, an option or a letter, so that its braces name no column.
     note: what those texts cannot say.
     options: for ``choice``, the options or the text that names their column.
     """
@@ -71,6 +72,7 @@ class Form:
     solve: Callable[[Row, Example], Example]
     prompt: str = ""
     answer: str = ""
+    chosen: bool = False
     note: str = ""
     options: str | tuple[str, ...] = ()
 

@@ -64,7 +64,7 @@ def glue_task(name: str, kind: Kind) -> Task:
         prompt = glue.prompt.format(*(f"{{{text}}}" for text in texts))
         return Form(
             texts, (label,), ask, lambda row, e: solve_label(kind, find(trimmed(row, label)), e, shown), prompt, said,
-            options=tuple(shown),
+            chosen=True, options=tuple(shown),
         )  # fmt: skip
 
     def ask_written(row: Row) -> Example:
@@ -81,6 +81,7 @@ def glue_task(name: str, kind: Kind) -> Task:
         lambda row, e: solve_label(kind, find(trimmed(row, "answer")), e, shown),
         glue.prompt.format(*(f"{{{text}}}" for text in glue.columns[0][0])),
         said,
+        True,
         "The texts are taken out of the instruction in {qestion}.",
         tuple(shown),
     )

@@ -49,7 +49,7 @@ def own_forms(spec: Mapping[str, Any], solve: Solve) -> list[Form]:
 
     said = {"choice": "{option}", "classify": "{label}"}.get(spec["kind"], "{label}" if "labels" in spec else answer)
     shown = options if isinstance(options, str) else tuple(map(str, options or ()))
-    return [Form((), (), ask, answered, prompt, said if whole else join + said, options=shown)]
+    return [Form((), (), ask, answered, prompt, said if whole else join + said, said != answer, options=shown)]
 
 
 def _filled(template: str, row: Row) -> str:
@@ -82,11 +82,13 @@ def _usual_form(question: str, answer: str, join: str, solve: Solve, labelled: b
 
     said = "{label}" if labelled else f"{{{answer}}}"
     if question == "prompt":
-        return Form((question,), (answer,), ask, answered, "{prompt}", join + said)
+        return Form((question,), (answer,), ask, answered, "{prompt}", join + said, labelled)
     more, note = ("", "")
     if question == "instruction":
         more, note = "\n{input}", "The line {input} is left out where a row has none."
-    return Form((question,), (answer,), ask, answered, f"Question: {{{question}}}{more}\nAnswer:", f" {said}", note)
+    return Form(
+        (question,), (answer,), ask, answered, f"Question: {{{question}}}{more}\nAnswer:", f" {said}", labelled, note
+    )
 
 
 def _last_turn(row: Row, column: str) -> str:

@@ -60,7 +60,7 @@ def _form(
 ) -> Form:
     return Form(
         (question,), (answer,), lambda row: ask(trimmed(row, question)), lambda row, e: solve(trimmed(row, answer), e),
-        ask(f"{{{question}}}").prompt, f" {{{answer}}}", note,
+        ask(f"{{{question}}}").prompt, f" {{{answer}}}", note=note,
     )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _gsm8k(name: str, kind: Kind) -> Task:
             _bare_number,
             "Question: {Body} {Question}\nAnswer:",
             " The answer is {Answer}",
-            _SVAMP,
+            note=_SVAMP,
         ),
         _form("qestion", "answer", _solve_number, _question, _STEPS),
         _form("instruction", "output", _solve_number, _question, _STEPS),
@@ -152,7 +152,15 @@ def _letter_form(asks: tuple[str, ...], answer: str, ask: Callable[[Row], Exampl
     shown = _choice_prompt(question, ["{option A}", "{option B}"]).prompt
     options = "a letter for each option of the row: A, B and so on"
     return Form(
-        asks, (answer,), ask, lambda row, e: solve_letter(trimmed(row, answer), e), shown, " {letter}", note, options
+        asks,
+        (answer,),
+        ask,
+        lambda row, e: solve_letter(trimmed(row, answer), e),
+        shown,
+        " {letter}",
+        True,
+        note,
+        options,
     )
 
 
@@ -223,7 +231,9 @@ def _program(name: str, kind: Kind) -> Task:
             ("output", "value"),
             lambda row: _ask_program(trimmed(row, "instruction")),
             _solve_with_value,
-            *("Question: {instruction}\nProgram:", " {output}", _REQUEST),
+            "Question: {instruction}\nProgram:",
+            " {output}",
+            note=_REQUEST,
         ),
         _form("instruction", "output", _solve_program, _ask_program, _REQUEST),
         _form("qestion", "answer", _solve_program, _ask_program, _REQUEST),
@@ -256,7 +266,9 @@ def _demo(name: str, kind: Kind) -> Task:
         return replace(example, answer=spaced(trimmed(row, "answer")), gold=trimmed(row, "gold"))
 
     said = " {option}" if kind == "choice" else " {answer}"
-    forms = (Form(("prompt",), ("answer", "gold"), ask, solve, "{prompt}", said, options="{options}"),)
+    forms = (
+        Form(("prompt",), ("answer", "gold"), ask, solve, "{prompt}", said, kind == "choice", options="{options}"),
+    )
     return Task(
         name=name, kind=kind, max_new_tokens=24, description=f"generated word problems, {name.removeprefix('demo-')} format",
         read=reader(forms), ask=asker(forms), forms=forms, score=scores[name],
