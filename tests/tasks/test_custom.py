@@ -267,3 +267,26 @@ def test_a_chat_does_not_tell_what_is_asked_before_it() -> None:
     with pytest.raises(RowError, match=r"the question may be \(question\) or \(messages\)"):
         preset.ask({"messages": chat, "question": "Why?"})
     assert preset.ask({"instruction": "x", "question": "Why?", "answer": "1"}).prompt == "Question: Why?\nAnswer:"
+
+
+def test_labels_say_what_a_file_writes_for_fixed_options() -> None:
+    spec: dict[str, Any] = {"kind": "choice", "prompt": "{t}", "answer": " {u}", "options": ["routine", "urgent"],
+                            "labels": {0: "routine", 1: "urgent", "Now": "urgent"}}  # fmt: skip
+    task = build_task(spec)
+    assert [task.read({"t": "fire", "u": u}).answer for u in (0, 1, "1.0", "Now")] == [" routine", *[" urgent"] * 3]
+    with pytest.raises(RowError, match="label 'now' is not known"):
+        task.read({"t": "fire", "u": "now"})
+    assert build_task(spec | {"ignore_case": True}).read({"t": "fire", "u": "now"}).gold == "urgent"
+    with pytest.raises(TaskError, match=r"labels: 'red' is none of the options \(routine, urgent\)"):
+        build_task(spec | {"labels": {0: "routine", 1: "red"}})
+
+
+@pytest.mark.parametrize(("spec", "said"), [
+    ({"kind": "choice", "options": "{o}", "labels": ["a", "b"]}, "labels: of kind choice needs options: that are a list"),
+    ({"kind": "choice", "options": ["{o}", "b"], "labels": ["a", "b"]}, "labels: of kind choice needs options:"),
+    ({"kind": "choice", "options": ["a", "b"], "ignore_case": True}, "ignore_case: belongs to labels:; options match"),
+    ({"kind": "generate", "ignore_case": True}, "ignore_case: belongs to labels:$"),
+])  # fmt: skip
+def test_a_key_that_would_do_nothing_is_refused(spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        build_task({"prompt": "{q}", "answer": "{a}"} | spec)
