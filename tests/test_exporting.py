@@ -58,3 +58,44 @@ def test_the_code_on_a_card_classifies_a_batch(to: str, tmp_path: Path) -> None:
     exec(card.split("```python")[1].split("```")[0].replace("THIS_FOLDER", str(tmp_path / "out")), given)
     batch = given["tokenizer"]([row["text"] for row in ROWS], return_tensors="pt", padding=True)
     assert given["model"](**batch).logits.shape == (len(ROWS), 3)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_card_states_the_prompt_of_training(kept: bool, tmp_path: Path) -> None:
+    """Also of a run that an older version has ended, which has not kept its columns."""
+    rows = [{"prompt": row["text"], "question": "air", "answer": row["word"]} for row in ROWS]
+    task = {"kind": "generate", "join": " ", "max_new_tokens": 3}
+    run(one_client(tmp_path, model_folder(tmp_path / "model", "gpt2"), task, rows, method="local"), tmp_path / "run")
+    if not kept:
+        (tmp_path / "run" / "clients" / "c" / "adapter" / "read_by.json").unlink()
+    export(tmp_path / "run", "c", tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "task.json").read_text(encoding="utf-8"))
+    assert (facts["prompt"], facts["answer"]) == ("{prompt}", " {answer}")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "exactly this text, spaces included:\n\n```text\n{prompt}\n```\n\nThe answer follows at once" in card
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_card_names_a_chat_template_only_where_there_is_one(template: bool, tmp_path: Path) -> None:
+    turns = [[{"role": "user", "content": r["text"]}, {"role": "assistant", "content": r["word"]}] for r in ROWS]
+    model = model_folder(tmp_path / "model", "gpt2")
+    if template:
+        text = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+        (model / "chat_template.jinja").write_text(text, encoding="utf-8")
+    task = {"kind": "generate", "max_new_tokens": 3}
+    run(one_client(tmp_path, model, task, [{"messages": t} for t in turns], method="local"), tmp_path / "run")
+    export(tmp_path / "run", "c", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert ("through the tokenizer's chat template." in card) is template
+    assert ("```text\n{role}: {content}\nassistant:\n```" in card) is not template
+
+
+def test_a_card_says_what_an_answer_is_chosen_from(tmp_path: Path) -> None:
+    run(
+        one_client(tmp_path, model_folder(tmp_path / "model", "gpt2"), TASKS["choice"], method="local"),
+        tmp_path / "run",
+    )
+    export(tmp_path / "run", "c", tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "task.json").read_text(encoding="utf-8"))
+    assert (facts["answer"], facts["options"]) == (" {option}", ["low", "high", "odd"])
+    assert "{option} is one of: low, high, odd." in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

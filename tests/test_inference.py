@@ -76,3 +76,27 @@ def test_a_mistake_in_the_last_row_is_told_before_anything_is_answered(
     rows = write_rows(tmp_path / "rows.jsonl", [*ROWS, bad])
     with pytest.raises(TaskError, match=message):
         next(predict(finished, "c", rows))
+
+
+def test_the_question_of_training_is_asked_whatever_else_a_row_holds(tmp_path: Path) -> None:
+    """`prompt` is looked for before `instruction`, but has no answer beside it; rows for prediction have none at all."""
+    rows = [{"prompt": "air", "instruction": row["text"], "input": "", "output": row["word"]} for row in ROWS]
+    task = {"kind": "generate", "max_new_tokens": 3}
+    model = model_folder(tmp_path / "model", "gpt2")
+    federation.run(one_client(tmp_path, model, task, rows, method="local"), tmp_path / "run")
+    asked = [{key: value for key, value in row.items() if key != "output"} for row in rows]
+    trained = inference.load_trained(tmp_path / "run", "c")
+    assert trained.task.ask(asked[0]).prompt == f"Question: {ROWS[0]['text']}\nAnswer:"
+    alone = [{"instruction": row["instruction"]} for row in rows]
+    answers = [
+        [row["prediction"] for row in predict(tmp_path / "run", "c", write_rows(tmp_path / "asked.jsonl", given))]
+        for given in (asked, alone)
+    ]
+    assert answers[0] == answers[1]
+
+    kept = next((tmp_path / "run" / "clients" / "c" / "adapter").glob("read_by.json"))
+    kept.unlink()  # a run of an older version
+    with pytest.raises(TaskError, match=r"row 1: the question may be \(prompt\) or \(instruction\), and no column of"):
+        next(predict(tmp_path / "run", "c", write_rows(tmp_path / "asked.jsonl", asked)))
+    answered = predict(tmp_path / "run", "c", write_rows(tmp_path / "asked.jsonl", rows))
+    assert [row["prediction"] for row in answered] == answers[0]

@@ -27,6 +27,7 @@ from h2tune.participant.round_state import LostStateError, RoundState
 from h2tune.participant.trainer import NanLossError, Trainer
 from h2tune.protocol.codec import Message, Payload, decode, encode
 from h2tune.store import ClientStore
+from h2tune.tasks.read_by import READ_BY, read_by
 
 __all__ = ["Client", "LostStateError"]
 
@@ -181,6 +182,8 @@ class Client:
         if self.store:
             if context.has_adapter:
                 self.store.save_adapter(context.base.activate(context.adapter), context.adapter)
+                how = [asdict(one) for one in read_by(context.data.train.examples)]
+                self.store.write_json(f"adapter/{READ_BY}", how)
                 if bias := context.passes.bias:
                     self.store.write_json(f"adapter/{LABEL_BIAS}", asdict(bias))
             # P is private: it is kept for the client's own report and not sent.

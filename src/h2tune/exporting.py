@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from h2tune.adapter.card import CardFacts, card_text, licence_of
 from h2tune.participant.checkpoints import Checkpoint, open_checkpoint
 from h2tune.participant.prepare import encode_rows, read_part
 from h2tune.participant.scoring import score
-from h2tune.tasks.custom import with_columns
-from h2tune.tasks.example import UNNAMED, Example, RowError, Task
+from h2tune.tasks.chat_template import has_chat_template
+from h2tune.tasks.example import UNNAMED
+from h2tune.tasks.read_by import read_by
+from h2tune.tasks.told import TaskTexts, task_texts
 from h2tune.trained import Trained, load_trained
 from h2tune.utils.files import StoreError
 from h2tune.utils.seeds import derive
@@ -140,16 +141,20 @@ def _measured(trained: Trained, model: nn.Module) -> tuple[float, int] | None:
 def _describe(trained: Trained, checkpoint: Checkpoint, base: str, out: Path, merged: bool, dtype: str) -> None:
     """The prompt and the labels, for programs (task.json) and for people (README.md)."""
     task = trained.task
-    prompt, answer = task_texts(task, trained.client.task, trained.client.columns, _first(trained))
-    facts = {"name": task.name, "kind": task.kind, "prompt": prompt, "answer": answer, "labels": list(task.labels),
+    texts = _texts(trained)
+    facts = {"name": task.name, "kind": task.kind, "prompt": texts.prompt, "answer": texts.answer, "labels": list(task.labels),
              "max_new_tokens": task.max_new_tokens, "base_model": base, "revision": trained.client.revision}  # fmt: skip
+    facts |= {"options": texts.options} if texts.options else {}
+    facts |= {"written": texts.written} if texts.written else {}
+    facts |= {"notes": texts.notes} if texts.notes else {}
     bias = _label_bias(trained)
     facts |= {"label_bias": bias} if bias else {}
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     (out / "task.json").write_text(text, encoding="utf-8")
     card = CardFacts(
         title=f"{trained.experiment.name}: {trained.client.name}", base=base, licence=_licence(checkpoint),
-        revision=trained.client.revision, task=None if task.name == UNNAMED else task.name, kind=task.kind, prompt=prompt, answer=answer,
+        revision=trained.client.revision, task=None if task.name == UNNAMED else task.name, kind=task.kind, prompt=texts.prompt,
+        answer=texts.answer, exact=texts.exact, notes=texts.notes,
         labels=task.labels, merged=merged, dtype=dtype, label_bias=bias,
         pads=checkpoint.config.get_text_config().pad_token_id != trained.base.tokenizer.pad_token_id,
     )  # fmt: skip
@@ -169,49 +174,20 @@ def _licence(checkpoint: Checkpoint) -> str | None:
     return licence_of(Path(card).parent) if isinstance(card, str) else None
 
 
-def _first(trained: Trained) -> Example | None:
-    """The first of the client's test rows, if it can be read here."""
-    seed = derive(trained.experiment.seed, trained.client.name, "data")
-    try:
-        return next(iter(read_part(trained.client, trained.task, "test", seed=seed)), None)
-    except (tasks.TaskError, OSError):
-        return None
-
-
-def task_texts(
-    task: Task, spec: Any, columns: Mapping[str, str] | None = None, first: Example | None = None
-) -> tuple[str, str]:
-    """Prompt and answer of a task, with the names of the columns in braces where their texts go.
-
-    Args:
-        columns: the file's names for columns that the task knows by others.
-        first: a row of the client's data. Which of its usual columns a task reads, the data decide.
-    """
-    if first is not None and first.messages:
-        return "the turns of a chat, through the tokenizer's chat template", "the last turn of the assistant"
-    if isinstance(spec, Mapping) and "prompt" in spec:
-        return str(spec["prompt"]), f"{spec.get('join', '')}{spec['answer']}"
-    answer = "{label}" if task.labels else "{answer}"
-    task = with_columns(task, columns)
-    named = {**((spec.get("columns") if isinstance(spec, Mapping) else None) or {}), **(columns or {})}
-    for usual in (
-        task.texts,
-        ("question",),
-        ("question", "options"),
-        ("prompt",),
-        ("prompt", "options"),
-        ("instruction",),
-    ):
-        row: dict[str, Any] = {named.get(name, name): f"{{{named.get(name, name)}}}" for name in usual}
-        if "options" in usual:
-            row[named.get("options", "options")] = ["{option A}", "{option B}"]
+def _texts(trained: Trained) -> TaskTexts:
+    """What is told of the task, by the columns that its training rows were read by."""
+    known = trained.read_by
+    for part in () if known else ("train", "test"):  # a run of an older version has not kept them
+        seed = derive(trained.experiment.seed, trained.client.name, "data")
         try:
-            if usual:
-                example = task.ask(row)
-                return example.prompt, example.lead + answer
-        except RowError:
+            known = read_by(read_part(trained.client, trained.task, part, seed=seed))
+            break
+        except (tasks.TaskError, OSError):
             continue
-    return "the row's text as the task reads it; its columns are not known here", answer
+    client = trained.client
+    return task_texts(
+        trained.task, client.task, client.columns, known, template=has_chat_template(trained.base.tokenizer)
+    )
 
 
 def _one_mode(folder: Path) -> None:

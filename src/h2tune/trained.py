@@ -18,6 +18,7 @@ from h2tune.participant.passes import PLAIN, Passes
 from h2tune.participant.prepare import client_base
 from h2tune.store import RunStore
 from h2tune.tasks.example import Task
+from h2tune.tasks.read_by import READ_BY, ReadBy, read_by_from
 from h2tune.utils.files import StoreError, sound
 
 
@@ -26,7 +27,9 @@ class Trained:
     """A client's part of the config, its task, its base, and the base with its trained adapter.
 
     Attributes:
+        task: where a row holds several questions, it asks the one that was trained.
         passes: how the model is run, with the client's label bias where it has one.
+        read_by: which columns its training rows were read by; empty in runs that older versions have ended.
     """
 
     client: ClientConfig
@@ -35,6 +38,7 @@ class Trained:
     base: LoadedModel
     model: PeftModel
     passes: Passes = PLAIN
+    read_by: tuple[ReadBy, ...] = ()
 
 
 def is_kit(folder: Path) -> bool:
@@ -110,7 +114,9 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
             f"The adapter in {folder} does not fit its base model: {str(error).splitlines()[0]}"
         ) from None
     _require_whole(model, held, folder)
-    return Trained(client, experiment, task, base, model, _passes(folder))
+    known = _read_by(folder)
+    task = task.trained_on([one.form for one in known])
+    return Trained(client, experiment, task, base, model, _passes(folder), known)
 
 
 def _passes(folder: Path) -> Passes:
@@ -119,6 +125,14 @@ def _passes(folder: Path) -> Passes:
         return PLAIN
     with sound(path):
         return Passes(bias=LabelBias.read(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _read_by(folder: Path) -> tuple[ReadBy, ...]:
+    path = folder / READ_BY
+    if not path.is_file():
+        return ()
+    with sound(path):
+        return read_by_from(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _weights(folder: Path) -> set[str]:

@@ -97,7 +97,7 @@ def test_turns_are_turns_wherever_they_stand(tmp_path: Path, row: dict[str, Any]
 def test_turns_in_a_column_of_ones_own_prompt(tmp_path: Path) -> None:
     turns = [*TURNS, {"role": "assistant", "content": "tea"}]
     choice = {"kind": "choice", "prompt": "{chat}", "answer": "{word}", "options": ["tea", "sun"]}
-    (example,) = read(tmp_path, [{"chat": TURNS, "word": "tea"}], choice)
+    example = read(tmp_path, [{"chat": TURNS, "word": "tea"}, {"chat": TURNS, "word": "sun"}], choice)[0]
     assert example.messages == tuple(TURNS) and example.options == ("tea", "sun")
     judged = {"kind": "classify", "prompt": "{chat}", "answer": "{mood}", "labels": ["good", "bad"]}
     examples = read(tmp_path, [{"chat": turns, "mood": "good"}, {"chat": TURNS, "mood": "bad"}], judged)

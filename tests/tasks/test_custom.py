@@ -239,3 +239,54 @@ def test_true_and_false_are_told_how_they_are_written() -> None:
             build_task(spec).read({"text": "x", "y": value})
     named = build_task({**spec, "labels": {"false": "no", "true": "yes"}})
     assert named.read({"text": "x", "y": True}).label == 1
+
+
+def test_a_row_with_several_questions_is_asked_the_one_that_was_trained() -> None:
+    task = build_task({"kind": "generate"})
+    row = {"prompt": "air", "instruction": "Add", "input": "1 2", "output": "3"}
+    example = task.read(row)
+    assert (example.prompt, example.form) == ("Question: Add\n1 2\nAnswer:", "instruction -> output")
+    assert task.ask(row).prompt == example.prompt  # the column of answers decides
+    del row["output"]
+    with pytest.raises(RowError, match=r"the question may be \(prompt\) or \(instruction\), and no column of answers"):
+        task.ask(row)
+    trained = task.trained_on([example.form])
+    assert trained.ask(row).prompt == example.prompt
+    renamed = build_task({"kind": "generate", "columns": {"instruction": "do", "output": "done"}})
+    given = {"prompt": "air", "do": "Add", "input": "1 2"}
+    with pytest.raises(RowError, match="the question may be"):
+        renamed.ask(given)
+    assert renamed.trained_on([example.form]).ask(given).prompt == example.prompt
+    assert trained.ask({"question": "Why?"}).prompt == "Question: Why?\nAnswer:"  # other rows are read as they can be
+
+
+def test_a_chat_does_not_tell_what_is_asked_before_it() -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    own, preset = build_task({"kind": "generate"}), build_task("gsm8k")
+    assert own.ask({"messages": chat, "question": "Why?"}).messages  # what training takes, whatever else there is
+    with pytest.raises(RowError, match=r"the question may be \(question\) or \(messages\)"):
+        preset.ask({"messages": chat, "question": "Why?"})
+    assert preset.ask({"instruction": "x", "question": "Why?", "answer": "1"}).prompt == "Question: Why?\nAnswer:"
+
+
+def test_labels_say_what_a_file_writes_for_fixed_options() -> None:
+    spec: dict[str, Any] = {"kind": "choice", "prompt": "{t}", "answer": " {u}", "options": ["routine", "urgent"],
+                            "labels": {0: "routine", 1: "urgent", "Now": "urgent"}}  # fmt: skip
+    task = build_task(spec)
+    assert [task.read({"t": "fire", "u": u}).answer for u in (0, 1, "1.0", "Now")] == [" routine", *[" urgent"] * 3]
+    with pytest.raises(RowError, match="label 'now' is not known"):
+        task.read({"t": "fire", "u": "now"})
+    assert build_task(spec | {"ignore_case": True}).read({"t": "fire", "u": "now"}).gold == "urgent"
+    with pytest.raises(TaskError, match=r"labels: 'red' is none of the options \(routine, urgent\)"):
+        build_task(spec | {"labels": {0: "routine", 1: "red"}})
+
+
+@pytest.mark.parametrize(("spec", "said"), [
+    ({"kind": "choice", "options": "{o}", "labels": ["a", "b"]}, "labels: of kind choice needs options: that are a list"),
+    ({"kind": "choice", "options": ["{o}", "b"], "labels": ["a", "b"]}, "labels: of kind choice needs options:"),
+    ({"kind": "choice", "options": ["a", "b"], "ignore_case": True}, "ignore_case: belongs to labels:; options match"),
+    ({"kind": "generate", "ignore_case": True}, "ignore_case: belongs to labels:$"),
+])  # fmt: skip
+def test_a_key_that_would_do_nothing_is_refused(spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        build_task({"prompt": "{q}", "answer": "{a}"} | spec)

@@ -203,3 +203,15 @@ def test_parts_share_no_row_and_hold_all(tmp_path: Path) -> None:
     assert len(load_examples(str(path), task, part="2/3", limit=2)) == 2
     with pytest.raises(TaskError, match="part 11/11"):
         load_examples(str(path), task, part="11/11")
+
+
+def test_fixed_options_of_which_one_alone_is_right_are_refused(tmp_path: Path) -> None:
+    spec = {"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": ["yes", "no"]}
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"q": "x", "a": "yes"}\n{"q": "y", "a": "YES"}\n{"q": "z", "a": "A"}\n', encoding="utf-8")
+    with pytest.raises(TaskError, match="every row has the answer 'yes'; the task needs two or more"):
+        load_examples(str(path), build_task(spec))
+    assert len(load_examples(str(path), build_task(spec), answered=False)) == 3
+    # Options of each row by itself are other ones in every row.
+    path.write_text('{"q": "x", "a": "A", "o": ["1", "2"]}\n', encoding="utf-8")
+    assert len(load_examples(str(path), build_task(spec | {"options": "{o}"}))) == 1

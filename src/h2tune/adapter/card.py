@@ -22,6 +22,7 @@ class CardFacts:
         prompt: what the model reads, columns in braces. answer: what follows it.
         labels: names of the classes, in the order of the head's outputs.
         label_bias: for each place of the answer, by token, what is added to its logit there.
+        exact: whether the prompt is that text, and not a description of it. notes: what both cannot say.
         pads: whether the base does not say, or says otherwise, which token fills rows up.
     """
 
@@ -38,6 +39,8 @@ class CardFacts:
     dtype: str
     label_bias: Sequence[Mapping[int, float]] = ()
     pads: bool = False
+    exact: bool = True
+    notes: Sequence[str] = ()
 
 
 def licence_of(folder: Path) -> str | None:
@@ -71,12 +74,13 @@ def card_text(facts: CardFacts) -> str:
         "---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {facts.title}", "",
         f"{'A model' if facts.merged else 'A LoRA adapter'} trained with h2tune for {_task(facts)}, in {facts.dtype}.", "",
         f"- Base model: {facts.base}{revision}", f"- Licence of the base model: {licence}", "",
-        "## Prompt", "", "It was trained on exactly this text, spaces included:", "", _fenced(facts.prompt), "",
+        "## Prompt", "", *_prompt(facts), "",
     ]  # fmt: skip
     if facts.kind == "classify":
         lines += ["## Labels", "", *(f"{number}. {label}" for number, label in enumerate(facts.labels)), ""]
     else:
         lines += ["The answer follows at once:", "", _fenced(facts.answer), ""]
+    lines += [line for note in facts.notes for line in (_plain(note), "")]
     if facts.label_bias:
         lines += [
             "## Label bias", "", "Its scores hold with these numbers added to the logits of these tokens, line by line at"
@@ -86,6 +90,17 @@ def card_text(facts: CardFacts) -> str:
         ]  # fmt: skip
     lines += ["## Use", "", "```python", *_use(facts), "```", ""]
     return "\n".join(lines)
+
+
+def _prompt(facts: CardFacts) -> list[str]:
+    if not facts.exact:
+        return [f"It was trained on this: {facts.prompt}."]
+    return ["It was trained on exactly this text, spaces included:", "", _fenced(facts.prompt)]
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_<>#|])", r"\\\1", text)
 
 
 def _task(facts: CardFacts) -> str:

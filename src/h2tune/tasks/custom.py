@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
 from h2tune.tasks import scoring
 from h2tune.tasks.cells import plain_text
-from h2tune.tasks.example import UNNAMED, Example, Kind, Row, RowError, Task, TaskError
+from h2tune.tasks.example import UNNAMED, Example, Form, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.labels import label_finder, label_scorer, solve_label
 from h2tune.tasks.own_forms import own_forms, pick_option
 from h2tune.tasks.presets import PRESETS, preset_task, run_gold_programs
-from h2tune.tasks.rows import asker, composed, fields
+from h2tune.tasks.rows import SeveralQuestionsError, asker, composed, fields, fill, reader, renamed_fields
 
 _COMMON = ("kind", "columns", "max_new_tokens", "name", "description")
 _PRESET_KEYS = ("preset", *_COMMON)
@@ -86,9 +86,11 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
         require(row)
         return task.read(renamed(row))
 
-    def ask(row: Row) -> Example:
+    def ask(row: Row, trained: Sequence[str] = ()) -> Example:
         try:
-            return task.ask(renamed(row))  # a question needs no column of answers
+            return task.ask(renamed(row), trained)  # a question needs no column of answers
+        except SeveralQuestionsError:
+            raise
         except RowError:
             require(row)
             raise
@@ -99,12 +101,20 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
         ask=ask,
         accepts=lambda row: task.accepts({**row, **{k: row[c] for k, c in columns.items() if c in row}}),
         texts=tuple(columns.get(name, name) for name in task.texts),
+        forms=tuple(_renamed_form(form, columns) for form in task.forms),
     )
 
 
-def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
-    if kind is None:
-        raise TaskError("a task needs a preset or a kind: generate, choice or classify")
+def _renamed_form(form: Form, columns: Mapping[str, str]) -> Form:
+    """A form whose texts name the file's columns; its name stays, since examples carry it."""
+    options = renamed_fields(form.options, columns) if isinstance(form.options, str) else form.options
+    prompt, note = renamed_fields(form.prompt, columns), renamed_fields(form.note, columns)
+    answer = form.answer if form.chosen else renamed_fields(form.answer, columns)
+    return replace(form, prompt=prompt, answer=answer, note=note, options=options)
+
+
+def _check_texts(spec: Mapping[str, Any], kind: Kind) -> None:
+    """Refuse keys of a mapping that are no texts, or that lack another."""
     if not isinstance(spec.get("join", ""), str):
         raise TaskError(f"join: should be the text between prompt and answer, such as ' ', not {spec['join']!r}")
     if not isinstance(spec.get("ignore_case", False), bool):
@@ -128,23 +138,51 @@ def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
         raise TaskError(
             "options: belongs to kind choice" if "options" in spec else "a task of kind choice needs options:"
         )
+
+
+def _own_task(spec: Mapping[str, Any], kind: Kind | None) -> Task:
+    if kind is None:
+        raise TaskError("a task needs a preset or a kind: generate, choice or classify")
+    _check_texts(spec, kind)
     options = spec.get("options", ())
     if not isinstance(options, str | list | tuple):
         raise TaskError(f"options: should be a list, or a column in braces that holds one, not {options!r}")
     if any(isinstance(option, bool) for option in options):
         raise TaskError(f"options: {_QUOTE}")
     labels, written = _labels(spec, kind)
+    if spec.get("ignore_case") and not labels:
+        raise TaskError(
+            "ignore_case: belongs to labels:" + ("; options match whatever their case" if kind == "choice" else "")
+        )
+    fixed = _fixed_options(options)
+    if kind == "choice" and labels:
+        _require_options(labels, fixed)
     if not any(value[:1].isspace() for value, _ in written):
         spec = _lead_apart(spec)
     name = str(spec.get("name", UNNAMED))
     solve = _solver(spec, kind, name, labels, written)
     forms = own_forms(spec, solve)
     return Task(
-        name=name, kind=kind, labels=labels, max_new_tokens=64 if kind == "generate" else 8, description="own data",
-        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=_scorer(spec, kind, labels),
+        name=name, kind=kind, labels=labels or fixed, max_new_tokens=64 if kind == "generate" else 8, description="own data",
+        read=reader(forms), ask=asker(forms), forms=tuple(forms), score=_scorer(spec, kind, labels),
         finish=run_gold_programs if spec.get("score") == "program" else None,
         texts=tuple(dict.fromkeys(fields(spec.get("prompt", "")))),
     )  # fmt: skip
+
+
+def _fixed_options(options: Any) -> tuple[str, ...]:
+    """Options that are the same for every row; none where a column holds them."""
+    if isinstance(options, str) or any(fields(str(option)) for option in options):
+        return ()
+    return tuple(fill(str(option), {}).strip() for option in options)
+
+
+def _require_options(labels: Sequence[str], fixed: Sequence[str]) -> None:
+    if not fixed:
+        raise TaskError("labels: of kind choice needs options: that are a list of texts, the same for every row")
+    for label in labels:
+        if label not in map(composed, fixed):
+            raise TaskError(f"labels: {label!r} is none of the options ({', '.join(fixed)})")
 
 
 def _lead_apart(spec: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -195,7 +233,7 @@ def _solver(spec: Mapping[str, Any], kind: Kind, name: str, labels: tuple[str, .
 
     def understood(answer: str, example: Example) -> Example:
         if kind == "choice":
-            return pick_option(answer, example)
+            return pick_option(answer if find is None else labels[find(answer)], example)
         if find is not None:
             return solve_label(kind, find(answer), example, labels)
         return replace(example, answer=example.lead + answer, gold=_gold(answer, score))

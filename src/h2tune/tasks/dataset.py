@@ -101,7 +101,8 @@ def read_questions(source: str, task: Task, columns: Mapping[str, str] | None = 
 def _require_classes(source: str, examples: Iterable[Example], task: Task) -> None:
     found = {example.gold for example in examples}
     if len(found) < 2:
-        raise TaskError(f"{source}: every row has the label {found.pop()!r}; {called(task.name)} needs two or more")
+        what = "answer" if task.kind == "choice" else "label"
+        raise TaskError(f"{source}: every row has the {what} {found.pop()!r}; {called(task.name)} needs two or more")
 
 
 def sample(rows: list[T], limit: int | None, seed: int) -> list[T]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 from h2tune.errors import H2TuneError
 
@@ -41,6 +41,7 @@ class Example:
     tools: what a chat says of the tools there are.
     lead: what ``answer`` begins with only because it follows a prompt.
     place: file and row that it was read from, for messages.
+    form: name of the set of columns that it was read by (`Form.name`).
     """
 
     prompt: str
@@ -52,6 +53,40 @@ class Example:
     tools: tuple[Any, ...] = ()
     lead: str = " "
     place: str = field(default="", compare=False)
+    form: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One set of columns that a task reads: how to ask, and how to add the answer to what was asked.
+
+    prompt, answer: the texts that come of it, with columns in braces; empty where the column holds a chat.
+    chosen: whether the answer is a label, an option or a letter, so that its braces name no column.
+    note: what those texts cannot say.
+    options: for ``choice``, the options or the text that names their column.
+    """
+
+    asks: tuple[str, ...]
+    answers: tuple[str, ...]
+    ask: Callable[[Row], Example]
+    solve: Callable[[Row, Example], Example]
+    prompt: str = ""
+    answer: str = ""
+    chosen: bool = False
+    note: str = ""
+    options: str | tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its columns as text, by which a run remembers it."""
+        return " -> ".join(filter(None, (", ".join(self.asks), ", ".join(self.answers))))
+
+
+class Ask(Protocol):
+    """One row to a question."""
+
+    def __call__(self, row: Row, trained: Sequence[str] = ()) -> Example:
+        """The question of a row; of several that it holds the one that was trained (names of forms)."""
 
 
 def _every_row(row: Row) -> bool:
@@ -64,6 +99,7 @@ class Task:
 
     read: one row to an example; raises ``RowError``.
     ask: the same without looking at the answer (``answer`` and ``gold`` stay empty), for prediction.
+    forms: the sets of columns that it reads, in the order in which they are looked for.
     score: example and generated text (without the prompt) to right or wrong.
     accepts: whether a row belongs to this task; the others of a mixed file are left out.
     texts: columns that hold the running text which is asked about, in the order of the prompt; empty where that is not known.
@@ -75,10 +111,20 @@ class Task:
     max_new_tokens: int
     description: str
     read: Callable[[Row], Example]
-    ask: Callable[[Row], Example]
+    ask: Ask
     score: Callable[[Example, str], bool]
     labels: tuple[str, ...] = ()
     metric: str = "accuracy"
     texts: tuple[str, ...] = ()
+    forms: tuple[Form, ...] = ()
     accepts: Callable[[Row], bool] = _every_row
     finish: Callable[[list[Example]], list[Example | None]] | None = None
+
+    def trained_on(self, forms: Sequence[str]) -> Task:
+        """The task asking what was trained, where a row holds several questions."""
+        ask = self.ask
+
+        def asked(row: Row, trained: Sequence[str] = ()) -> Example:
+            return ask(row, trained or forms)
+
+        return replace(self, ask=asked)

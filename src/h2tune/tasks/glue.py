@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 
 from h2tune.tasks.cells import trimmed
-from h2tune.tasks.example import Example, Kind, Row, RowError, Task
+from h2tune.tasks.example import Example, Form, Kind, Row, RowError, Task
 from h2tune.tasks.labels import label_finder, label_scorer, solve_label
-from h2tune.tasks.rows import Form, asker
+from h2tune.tasks.rows import asker, reader
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,18 @@ def glue_task(name: str, kind: Kind) -> Task:
     words = tuple((word, index) for index, word in enumerate(glue.words))
     names = tuple((label, index) for index, label in enumerate(glue.labels))
     find = label_finder(name, shown, numbers + words + names, ignore_case=True)
+    said = {"classify": "{label}", "generate": " {label}", "choice": " {option}"}[kind]
     options = tuple(f" {word}" for word in shown) if kind == "choice" else ()
 
     def form(texts: tuple[str, ...], label: str) -> Form:
         def ask(row: Row) -> Example:
             return Example(glue.prompt.format(*(trimmed(row, column) for column in texts)), "", "", options)
 
-        return Form(texts, (label,), ask, lambda row, e: solve_label(kind, find(trimmed(row, label)), e, shown))
+        prompt = glue.prompt.format(*(f"{{{text}}}" for text in texts))
+        return Form(
+            texts, (label,), ask, lambda row, e: solve_label(kind, find(trimmed(row, label)), e, shown), prompt, said,
+            chosen=True, options=tuple(shown),
+        )  # fmt: skip
 
     def ask_written(row: Row) -> Example:
         # The authors' files hold an instruction and the texts in one cell; the prompt here is always the same.
@@ -74,10 +79,15 @@ def glue_task(name: str, kind: Kind) -> Task:
         ("answer",),
         ask_written,
         lambda row, e: solve_label(kind, find(trimmed(row, "answer")), e, shown),
+        glue.prompt.format(*(f"{{{text}}}" for text in glue.columns[0][0])),
+        said,
+        True,
+        "The texts are taken out of the instruction in {qestion}.",
+        tuple(shown),
     )
     forms = [form(texts, label) for texts, label in glue.columns] + [written]
     return Task(
         name=name, kind=kind, labels=shown, max_new_tokens=4, description=glue.description,
-        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=label_scorer(kind, shown),
-        texts=glue.columns[0][0],
+        read=reader(forms), ask=asker(forms), score=label_scorer(kind, shown),
+        texts=glue.columns[0][0], forms=tuple(forms),
     )  # fmt: skip

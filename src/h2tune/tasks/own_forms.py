@@ -13,8 +13,8 @@ from typing import Any
 
 from h2tune.tasks.cells import cell, optional
 from h2tune.tasks.chats import ask_chat, is_chat, read_turns, solve_chat
-from h2tune.tasks.example import Example, Row, RowError
-from h2tune.tasks.rows import LETTERS, Form, chat_forms, composed, fields, fill, fold, split_options, whole_field
+from h2tune.tasks.example import Example, Form, Row, RowError
+from h2tune.tasks.rows import LETTERS, chat_forms, composed, fields, fill, fold, split_options, whole_field
 
 Solve = Callable[[str, Example], Example]
 
@@ -27,7 +27,8 @@ def own_forms(spec: Mapping[str, Any], solve: Solve) -> list[Form]:
     """The sets of columns that a task's mapping reads."""
     join = spec.get("join", "")
     if "prompt" not in spec:
-        return [*chat_forms(solve), *(_usual_form(question, answer, join, solve) for question, answer in _USUAL)]
+        usual = [_usual_form(question, answer, join, solve, "labels" in spec) for question, answer in _USUAL]
+        return [*chat_forms(solve), *usual]
     prompt, answer, options = spec["prompt"], spec["answer"], spec.get("options")
     whole = spec["kind"] == "classify"
 
@@ -46,7 +47,9 @@ def own_forms(spec: Mapping[str, Any], solve: Solve) -> list[Form]:
             return solve_chat(row, (asked,) if asked == column else (asked, column), solve, example)
         return solve(_last_turn(row, column), example)
 
-    return [Form((), (), ask, answered)]
+    said = {"choice": "{option}", "classify": "{label}"}.get(spec["kind"], "{label}" if "labels" in spec else answer)
+    shown = options if isinstance(options, str) else tuple(map(str, options or ()))
+    return [Form((), (), ask, answered, prompt, said if whole else join + said, said != answer, options=shown)]
 
 
 def _filled(template: str, row: Row) -> str:
@@ -59,7 +62,7 @@ def _filled(template: str, row: Row) -> str:
     return fill(template, row)
 
 
-def _usual_form(question: str, answer: str, join: str, solve: Solve) -> Form:
+def _usual_form(question: str, answer: str, join: str, solve: Solve, labelled: bool) -> Form:
     def ask(row: Row) -> Example:
         if question == "prompt":
             return (
@@ -77,7 +80,15 @@ def _usual_form(question: str, answer: str, join: str, solve: Solve) -> Form:
             return solve_chat(row, (question, answer), solve, example)
         return solve(_last_turn(row, answer), example)
 
-    return Form((question,), (answer,), ask, answered)
+    said = "{label}" if labelled else f"{{{answer}}}"
+    if question == "prompt":
+        return Form((question,), (answer,), ask, answered, "{prompt}", join + said, labelled)
+    more, note = ("", "")
+    if question == "instruction":
+        more, note = "\n{input}", "The line {input} is left out where a row has none."
+    return Form(
+        (question,), (answer,), ask, answered, f"Question: {{{question}}}{more}\nAnswer:", f" {said}", labelled, note
+    )
 
 
 def _last_turn(row: Row, column: str) -> str:

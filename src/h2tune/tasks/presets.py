@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from h2tune.tasks import scoring
 from h2tune.tasks.cells import optional, trimmed
-from h2tune.tasks.example import Example, Kind, Row, RowError, Task, TaskError
+from h2tune.tasks.example import Example, Form, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.glue import GLUE, glue_task
-from h2tune.tasks.rows import LETTERS, TOO_MANY, Form, asker, chat_forms, spaced, split_options
+from h2tune.tasks.rows import LETTERS, TOO_MANY, asker, chat_forms, reader, spaced, split_options
 from h2tune.tasks.sandbox import check_program, run_programs
 
 # What the `task` and `source` columns of mixed files say about rows of each task.
@@ -55,13 +55,22 @@ def _question(text: str, ending: str = "Answer") -> Example:
     return Example(f"Question: {text}\n{ending}:", "", "")
 
 
-def _form(question: str, answer: str, solve: Callable[[str, Example], Example], ask: Callable[[str], Example]) -> Form:
+def _form(
+    question: str, answer: str, solve: Callable[[str, Example], Example], ask: Callable[[str], Example], note: str = ""
+) -> Form:
     return Form(
-        (question,), (answer,), lambda row: ask(trimmed(row, question)), lambda row, e: solve(trimmed(row, answer), e)
-    )
+        (question,), (answer,), lambda row: ask(trimmed(row, question)), lambda row, e: solve(trimmed(row, answer), e),
+        ask(f"{{{question}}}").prompt, f" {{{answer}}}", note=note,
+    )  # fmt: skip
 
 
 # Numbers.
+
+_STEPS = "In the answer, what stands in <<>> is left out, and a new line with 'The answer is' replaces ####."
+_SVAMP = (
+    "{Body} is left out where it is empty. Where it does not end a sentence, a comma follows it, and {Question} begins"
+    " with a small letter."
+)
 
 
 def _solve_number(answer: str, example: Example) -> Example:
@@ -92,15 +101,23 @@ def _bare_number(row: Row, example: Example) -> Example:
 
 def _gsm8k(name: str, kind: Kind) -> Task:
     forms = (
-        _form("question", "answer", _solve_number, _question),
-        Form(("Question",), ("Answer",), _svamp_question, _bare_number),
-        _form("qestion", "answer", _solve_number, _question),
-        _form("instruction", "output", _solve_number, _question),
+        _form("question", "answer", _solve_number, _question, _STEPS),
+        Form(
+            ("Question",),
+            ("Answer",),
+            _svamp_question,
+            _bare_number,
+            "Question: {Body} {Question}\nAnswer:",
+            " The answer is {Answer}",
+            note=_SVAMP,
+        ),
+        _form("qestion", "answer", _solve_number, _question, _STEPS),
+        _form("instruction", "output", _solve_number, _question, _STEPS),
         *chat_forms(_solve_number),
     )
     return Task(
         name=name, kind=kind, max_new_tokens=320, description="word problems with a number as the answer",
-        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=scoring.score_number, accepts=_belongs(name),
+        read=reader(forms), ask=asker(forms), forms=forms, score=scoring.score_number, accepts=_belongs(name),
     )  # fmt: skip
 
 
@@ -131,27 +148,51 @@ def solve_letter(answer: str, example: Example) -> Example:
     return replace(example, answer=f" {letter}", gold=letter)
 
 
+def _letter_form(asks: tuple[str, ...], answer: str, ask: Callable[[Row], Example], question: str, note: str) -> Form:
+    shown = _choice_prompt(question, ["{option A}", "{option B}"]).prompt
+    options = "a letter for each option of the row: A, B and so on"
+    return Form(
+        asks,
+        (answer,),
+        ask,
+        lambda row, e: solve_letter(trimmed(row, answer), e),
+        shown,
+        " {letter}",
+        True,
+        note,
+        options,
+    )
+
+
 def _options_form(question: str) -> Form:
     def ask(row: Row) -> Example:
         return _choice_prompt(trimmed(row, question), split_options(row["options"]))
 
-    return Form((question, "options"), ("correct",), ask, lambda row, e: solve_letter(trimmed(row, "correct"), e))
+    note = "There are as many options as {options} holds."
+    return _letter_form((question, "options"), "correct", ask, f"{{{question}}}", note)
+
+
+def _written_form(column: str, answer: str) -> Form:
+    note = f"Question and options stand in {{{column}}}, with 'Answer Choices:' between them."
+    return _letter_form((column,), answer, lambda row: _written_choices(trimmed(row, column)), "{question}", note)
 
 
 def _aqua(name: str, kind: Kind) -> Task:
     forms = (
         _options_form("question"),
         _options_form("Problem"),
-        _form("qestion", "answer", solve_letter, _written_choices),
-        _form("instruction", "output", solve_letter, _written_choices),
+        _written_form("qestion", "answer"),
+        _written_form("instruction", "output"),
     )
     return Task(
         name=name, kind=kind, max_new_tokens=8, description="multiple choice, the answer is a letter",
-        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=scoring.score_choice, accepts=_belongs(name),
+        read=reader(forms), ask=asker(forms), forms=forms, score=scoring.score_choice, accepts=_belongs(name),
     )  # fmt: skip
 
 
 # Programs.
+
+_REQUEST = "A request at its end to write a program is left out."
 
 
 def _ask_program(text: str) -> Example:
@@ -190,14 +231,17 @@ def _program(name: str, kind: Kind) -> Task:
             ("output", "value"),
             lambda row: _ask_program(trimmed(row, "instruction")),
             _solve_with_value,
+            "Question: {instruction}\nProgram:",
+            " {output}",
+            note=_REQUEST,
         ),
-        _form("instruction", "output", _solve_program, _ask_program),
-        _form("qestion", "answer", _solve_program, _ask_program),
+        _form("instruction", "output", _solve_program, _ask_program, _REQUEST),
+        _form("qestion", "answer", _solve_program, _ask_program, _REQUEST),
         *chat_forms(_solve_program),
     )
     return Task(
         name=name, kind=kind, max_new_tokens=256, description="word problems answered by a short Python program",
-        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=scoring.score_program,
+        read=reader(forms), ask=asker(forms), forms=forms, score=scoring.score_program,
         accepts=_belongs(name), finish=run_gold_programs,
     )  # fmt: skip
 
@@ -221,10 +265,13 @@ def _demo(name: str, kind: Kind) -> Task:
     def solve(row: Row, example: Example) -> Example:
         return replace(example, answer=spaced(trimmed(row, "answer")), gold=trimmed(row, "gold"))
 
-    forms = (Form(("prompt",), ("answer", "gold"), ask, solve),)
+    said = " {option}" if kind == "choice" else " {answer}"
+    forms = (
+        Form(("prompt",), ("answer", "gold"), ask, solve, "{prompt}", said, kind == "choice", options="{options}"),
+    )
     return Task(
         name=name, kind=kind, max_new_tokens=24, description=f"generated word problems, {name.removeprefix('demo-')} format",
-        read=asker(forms, answered=True), ask=asker(forms, answered=False), score=scores[name],
+        read=reader(forms), ask=asker(forms), forms=forms, score=scores[name],
     )  # fmt: skip
 
 

@@ -6,14 +6,14 @@ import ast
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from h2tune.tasks.cells import cell, plain_text
 from h2tune.tasks.chats import COLUMNS, ask_chat, solve_chat
-from h2tune.tasks.example import Example, Row, RowError
+from h2tune.tasks.example import Ask, Example, Form, Row, RowError
 
 LETTERS = "ABCDEFGHIJ"
 TOO_MANY = f"more than {len(LETTERS)} options; their letters go from {LETTERS[0]} to {LETTERS[-1]}"
@@ -50,6 +50,11 @@ def fill(template: str, row: Row) -> str:
         RowError: naming the column that is missing, empty or neither text nor a number.
     """
     return _FIELD.sub(lambda match: cell(row, match[1]) if match[1] else match[0][0], template)
+
+
+def renamed_fields(template: str, columns: Mapping[str, str]) -> str:
+    """A template that names other columns."""
+    return _FIELD.sub(lambda m: f"{{{columns.get(m[1], m[1])}}}" if m[1] else m[0], template)
 
 
 def spaced(answer: str) -> str:
@@ -103,28 +108,54 @@ def _split_line(line: str) -> list[str]:
     return [line[begin:end].strip().rstrip(", ") for (_, begin), end in zip(starts, ends, strict=False)]
 
 
-@dataclass(frozen=True)
-class Form:
-    """One set of columns that a task reads: how to ask, and how to add the answer to what was asked."""
-
-    asks: tuple[str, ...]
-    answers: tuple[str, ...]
-    ask: Callable[[Row], Example]
-    solve: Callable[[Row, Example], Example]
+class SeveralQuestionsError(RowError):
+    """A row holds several questions, and nothing says which of them is meant."""
 
 
-def asker(forms: Sequence[Form], *, answered: bool) -> Callable[[Row], Example]:
-    """A reader that takes the first form whose columns are all in the row."""
+def reader(forms: Sequence[Form]) -> Callable[[Row], Example]:
+    """Reads a row by the first form whose columns are all there."""
 
     def read(row: Row) -> Example:
         for form in forms:
-            if all(column in row for column in form.asks + (form.answers if answered else ())):
-                example = form.ask(row)
-                return form.solve(row, example) if answered else example
-        sets = [", ".join(form.asks + (form.answers if answered else ())) for form in forms]
-        raise RowError(f"needs the columns {' or '.join(f'({names})' for names in sets)}")
+            if all(column in row for column in form.asks + form.answers):
+                return replace(form.solve(row, form.ask(row)), form=form.name)
+        raise _lacking(form.asks + form.answers for form in forms)
 
     return read
+
+
+def asker(forms: Sequence[Form]) -> Ask:
+    """Asks the question that `reader` would find beside the row's answer: rows for prediction mostly lack it."""
+
+    def ask(row: Row, trained: Sequence[str] = ()) -> Example:
+        there = [form for form in forms if all(column in row for column in form.asks)]
+        if not there:
+            raise _lacking(form.asks for form in forms)
+        there = [form for form in there if form.name in trained] or there
+        form = _decided(there, row)
+        return replace(form.ask(row), form=form.name)
+
+    return ask
+
+
+def _decided(there: Sequence[Form], row: Row) -> Form:
+    first = there[0]
+    complete = [form for form in there if all(column in row for column in form.answers)]
+    # A chat holds its own answer, so it tells nothing of the columns that are looked for before it.
+    if complete and (complete[0] is first or complete[0].answers):
+        return complete[0]
+    asks = list(dict.fromkeys(form.asks for form in there))
+    if len(asks) > 1:
+        sets = " or ".join(f"({', '.join(names)})" for names in asks)
+        raise SeveralQuestionsError(
+            f"the question may be {sets}, and no column of answers says which; leave out the columns that are not asked"
+        )
+    return first
+
+
+def _lacking(sets: Iterable[Sequence[str]]) -> RowError:
+    shown = " or ".join(f"({', '.join(names)})" for names in sets)
+    return RowError(f"needs the columns {shown}")
 
 
 def chat_forms(solve: Callable[[str, Example], Example]) -> tuple[Form, ...]:
