@@ -40,6 +40,11 @@ class Admission:
             raise QuorumError(self.shortage(len(ready), "joined"))
         return ready
 
+    def complete(self) -> bool:
+        """Whether all that take part from the start have introduced themselves, but for those that are revoked."""
+        first = [self.session.members[name] for name, joins in self.joins.items() if joins <= 1]
+        return all(m.revoked or (m.facts and m.status is not Status.EXCLUDED) for m in first)
+
     def returning_and_late(self, method: ServerMethod, number: int) -> bool:
         """Before a round: revoked clients leave, those that were away take their place again, late ones are set up.
 

@@ -63,6 +63,14 @@ class Server:
     def method_name(self) -> str:
         return self.kind.name
 
+    def excluded(self) -> dict[str, str]:
+        """Clients that take no part any more, and why."""
+        return {name: self.members[name].standing for name in self.session.with_status(Status.EXCLUDED)}
+
+    def fails_again(self) -> bool:
+        """Whether a MethodError now would come again with every start: what it rests on does not change."""
+        return not self.opened and self.admission.complete()
+
     def run(self) -> None:
         """All rounds, from wherever the run stands, to the results.
 

@@ -30,7 +30,7 @@ from h2tune.protocol.codec import Message, ProtocolError, decode, encode
 from h2tune.tasks.example import TaskError
 from h2tune.transport.channel import ChannelError
 from h2tune.transport.envelope import Envelope, progress, unpack
-from h2tune.transport.nvflare.engine_log import CLOSED, Sentences, Trouble, judge
+from h2tune.transport.nvflare.engine_log import CLOSED, MOST, Sentences, Trouble, judge
 from h2tune.transport.nvflare.flare import Flare
 
 
@@ -273,6 +273,26 @@ def test_nothing_that_clients_write_into_its_log_ends_a_server() -> None:
     assert not server.take(*taken)[1]
 
 
+def test_no_participant_or_stranger_crowds_out_what_else_there_is_to_tell() -> None:
+    """What a participant makes up does not count, and each kind of trouble has its own room."""
+    server = Sentences("server", lambda: 5.0)
+
+    def told(line: str) -> bool:
+        found = judge(line)
+        return found is not None and server.take(*found)[0]
+
+    lines = [f"authenticated as 'c9' but claimed endpoint 'e{i}'" for i in range(300)]
+    assert sum(map(told, lines)) == 1 and told("authenticated as 'c8' but claimed endpoint 'e1'")
+    assert sum(told(f"h2tune: a connection from 2001:db8::{i:x} was refused: no") for i in range(300)) == MOST
+    important = (
+        "h2tune: the lists of who may take part could not be applied (OSError); trying again",
+        "h2tune: c1 at 10.0.0.3 was cut off: the coordinator has revoked this participant",
+        "h2tune: c1 at 10.0.0.3 was refused: its certificate was replaced",
+        "Reject disabled client heartbeat: c1",
+    )
+    assert all(map(told, important)) and not any(map(told, important))  # once a minute
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -296,9 +316,10 @@ def test_a_damaged_file_of_a_kit_is_named(name: str, text: str, tmp_path: Path) 
             (tmp_path / "server" / name).write_text(text)
             found = CliRunner().invoke(app, command)
             assert found.exit_code == 1 and "Traceback" not in found.output and cure in " ".join(found.output.split())
-        (kit.folder / name).write_text("parties: [a, b]\nlabel: 3")
-        with pytest.raises(KitError, match=f"{name} {cure}".replace(" ", ".*", 1)):
-            config_of(kit, {})
+        for text in ("parties: [a, b]\nlabel: 3", "parties: [{name: c0}]", "parties: [{name: c0}]\nlabel: 3"):
+            (kit.folder / name).write_text(text)
+            with pytest.raises(KitError, match=f"{name} {cure}".replace(" ", ".*", 1)):
+                config_of(kit, {"train": "a.csv"})
 
 
 @pytest.mark.parametrize(("name", "text"), [("comm_config", None), ("comm_config", "{}"), ("resources", "{"),

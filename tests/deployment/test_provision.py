@@ -19,6 +19,7 @@ from h2tune.cli.app import app
 from h2tune.config import Experiment
 from h2tune.deployment import provision as making
 from h2tune.deployment.kits import Kit, KitError
+from h2tune.deployment.outdated import _changed, _resolved
 from h2tune.deployment.provision import provision, revoke, with_public_files
 from h2tune.deployment.vertical import outdated_parties, provision_vertical
 from h2tune.transport.access import read_certificates, read_revoked
@@ -155,6 +156,18 @@ def test_a_file_that_was_changed_after_its_kits_were_made_is_remarked_on(tmp_pat
     added = made(clients=3)  # the server must know who was added; what the others hold stays as it was
     assert "make server again with --renew server, before" in added and "than the file: clients." in added
     assert "warning" not in made("--renew", "server", clients=3)
+
+
+def test_settings_of_the_method_that_were_added_or_taken_away_are_remarked_on_and_others_are_not() -> None:
+    def keys(before: Any, after: Any) -> list[str]:
+        return _changed(*_resolved({"method": before}, {"method": after}))
+
+    plain = {"name": "h2tune"}
+    assert keys("h2tune", plain | {"aggregate": "median"}) == ["method.aggregate"]
+    assert keys(plain | {"aggregate": "median"}, "h2tune") == ["method.aggregate"]
+    assert keys("h2tune", plain) == keys(plain | {"aggregate": "mean"}, "h2tune") == []  # it comes to the same
+    assert keys("h2tune", "fedit") == keys(None, "fedit") == ["method.name"]
+    assert keys("no.such:METHOD", {"name": "no.such:METHOD", "pace": 1}) == ["method.pace"]
 
 
 def test_a_vertical_config_that_was_changed_after_its_kits_were_made_is_remarked_on(tmp_path: Path) -> None:

@@ -283,3 +283,5 @@ def test_what_a_server_that_is_stopped_says_is_true(tmp_path: Path, monkeypatch:
     assert "No round was committed yet, what was set up is kept; the same command goes on." in says()
     store.commit(1, {}, {})
     assert "Stopped. The last committed round is safe; the same command goes on." in says()
+    (store.folder / "server" / "core.safetensors").write_bytes(b"damaged")
+    assert says() == "Stopped.\n"

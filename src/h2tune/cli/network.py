@@ -182,7 +182,10 @@ def _what_is_kept(kit: Path) -> str:
     if (kit / "run" / "run.json").is_file():
         from h2tune.store import RunStore
 
-        done = RunStore(kit / "run").last_round()
+        try:
+            done = RunStore(kit / "run").last_round()
+        except Exception:  # it is damaged: the next start says so
+            return "Stopped."
     if done is None:
         return "Stopped before anything was committed; the same command begins again."
     what = "The last committed round is safe" if done else "No round was committed yet, what was set up is kept"

@@ -7,8 +7,9 @@ RUN/aware.json names the clients that know. A server that is started again on a 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from h2tune.errors import H2TuneError, MethodError, QuorumError
@@ -16,12 +17,15 @@ from h2tune.session import EventLog, Status
 from h2tune.store import RunStore
 from h2tune.transport.channel import ChannelError
 from h2tune.transport.network import Network
-from h2tune.utils.files import StoreError, write_atomic
+from h2tune.utils.files import write_atomic
 
 FILE = "aware.json"
 STAY = 60.0  # seconds for which the server stays at the end, if a client was away
 REASON = "the federation has finished"
+SOON = 10.0  # seconds for which a server that ends before it heard anybody waits for clients that are about to connect
 CANNOT = "The server has ended and cannot go on: {}"
+# What a client is told: the text itself may hold other clients' names, what they said, or paths of the server.
+MISFIT = "the method does not fit the clients' models or the settings; the coordinator has the reason"
 FEW, OTHER = "too few clients take part", "an error whose text its operator has"
 
 
@@ -54,29 +58,48 @@ def say_farewell(network: Network, store: RunStore, clients: Mapping[str, Any], 
         return
 
 
+@dataclass
+class Ending:
+    """What matters if an error ends the server; filled in as the server gets on.
+
+    Attributes:
+        final: whether a MethodError would come again with every start. Before the server stands, it is of the settings alone.
+        out: clients that take no part any more, and why.
+    """
+
+    final: Callable[[], bool] = lambda: True
+    out: Callable[[], Mapping[str, str]] = dict
+
+
 @contextmanager
-def errors_told(network: Network, log: EventLog) -> Iterator[None]:
+def errors_told(network: Network, log: EventLog) -> Iterator[Ending]:
     """An error that ends the server stands among the events, and the clients that are here are told.
 
-    After a MethodError, with which it would end every time, clients end, too, with the reason. After any other error the
-    server may be started again, and they wait for it.
+    After a MethodError with which it would end every time, clients end, too. After any other error the server may be
+    started again, and they wait for it.
     """
+    ending = Ending()
     try:
-        yield
-    except H2TuneError as error:
-        with suppress(StoreError):  # the error may be that the disk is full
-            log.event("run_stopped", f"the server has ended: {error}")
+        yield ending
+    except Exception as error:
+        # Nobody has checked the text of an error that nobody expected: its kind must do.
+        text = str(error) if isinstance(error, H2TuneError) else type(error).__name__
+        with suppress(Exception):  # the error may be that the disk is full
+            log.event("run_stopped", f"the server has ended: {text}")
         if not isinstance(error, ChannelError):  # then nobody can be told
-            with suppress(H2TuneError, KeyboardInterrupt):  # whatever comes now, the first error is the reason
-                _tell_error(network, error)
+            with suppress(Exception, KeyboardInterrupt):  # whatever comes now, the first error is the reason
+                _tell_error(network, error, ending)
         raise
 
 
-def _tell_error(network: Network, error: H2TuneError) -> None:
-    if isinstance(error, MethodError):
-        network.stop(CANNOT.format(error), finished=False)
-    else:  # its text may hold what another client said, or paths of the server
-        network.stop(FEW if isinstance(error, QuorumError) else OTHER, finished=False, pause=True)
+def _tell_error(network: Network, error: Exception, ending: Ending) -> None:
+    out, misfit = ending.out(), isinstance(error, MethodError)
+    expected = () if network.present else network.names
+    if misfit and ending.final():
+        network.stop(CANNOT.format(MISFIT), finished=False, expected=expected, stay=SOON, out=out)
+    else:
+        reason = MISFIT if misfit else FEW if isinstance(error, QuorumError) else OTHER
+        network.stop(reason, finished=False, expected=expected, stay=SOON, out=out, pause=True)
 
 
 def _is_out(client: Mapping[str, Any]) -> bool:

@@ -64,15 +64,16 @@ def _serve(
             with status.kept(lambda: _standing(network, done, experiment.rounds, standings)):
                 say_farewell(network, store, metrics["clients"], experiment.network.gather)
             return metrics
-        server = Server(experiment, identity, names, network, store)
-        standing = partial(_server_standing, network, server, experiment.rounds)
-        with status.kept(standing), errors_told(network, store):
-            _run(experiment, server, store, watcher)
-            metrics = collect(experiment, server, store, time.perf_counter() - begin)
-            open_farewell(store)
-            store.write_metrics(metrics)
-            store.event("run_finished", "finished")
-            say_farewell(network, store, metrics["clients"], STAY)
+        with errors_told(network, store) as ending:
+            server = Server(experiment, identity, names, network, store)
+            ending.final, ending.out = server.fails_again, server.excluded
+            with status.kept(partial(_server_standing, network, server, experiment.rounds)):
+                _run(experiment, server, store, watcher)
+                metrics = collect(experiment, server, store, time.perf_counter() - begin)
+                open_farewell(store)
+                store.write_metrics(metrics)
+                store.event("run_finished", "finished")
+                say_farewell(network, store, metrics["clients"], STAY)
     return metrics
 
 

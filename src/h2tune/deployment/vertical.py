@@ -114,13 +114,13 @@ def config_of(kit: Kit, own: dict[str, Any]) -> tuple[VerticalConfig, str]:
     try:
         name = plain["label"]["party"] if kit.about.role == "server" else kit.about.name
         (mine,) = (party for party in plain["parties"] if party["name"] == name)
-    except (LookupError, TypeError, ValueError):
+        plain["label"]["vectors"] = kit.place(plain["label"].get("vectors"))
+    except (AttributeError, LookupError, TypeError, ValueError):
         raise KitError(AGAIN.format(kit.folder / "federation.yaml")) from None
     mine |= {key: value for key, value in own.items() if key != "name"}
     if mine.get("train") == THEIRS:
         raise ConfigError(["--train is missing: it is not part of the kit"])
     mine["test"] = None if mine.get("test") == THEIRS else mine.get("test")
-    plain["label"]["vectors"] = kit.place(plain["label"].get("vectors"))
     return parse_vertical(plain), name
 
 
@@ -215,7 +215,8 @@ def _serve(
         network = Network(channel, names, kit.about.federation, config.network, tell, clock, access)
         exchange = Exchange(identity, config.method.name, names, network, store, config.network.largest)
         federation = Federation(config, data, exchange, store)
-        with status.kept(lambda: _standing(federation, network)), errors_told(network, store):
+        with status.kept(lambda: _standing(federation, network)), errors_told(network, store) as ending:
+            ending.final, ending.out = lambda: False, lambda: exchange.excluded
             if not network.wait(names, len(names), first=True) and not opened:
                 raise AlignmentError(f"Not all of {', '.join(names)} joined within {config.network.gather:g} s.")
             joined = time.perf_counter() - begin

@@ -49,18 +49,28 @@ class AccessList:
             raise AccessError(f"{self.fault}: copy it from the coordinator's folder `authority` again")
 
     def look(self) -> bool:
-        """Read the lists again if a file has changed; returns whether it has. A file that cannot be read changes nothing."""
-        seen = tuple(_stamp(self.folder / name) for name in (REVOKED, CERTIFICATES))
+        """Read the lists again if a file has changed; returns whether it has. A file that cannot be read, or is gone, changes
+        nothing: a list that is to name nobody is there and empty.
+        """
+        seen = self._stamps()
         if seen == self._seen:
+            self.fault = ""
             return False
         try:
+            if any(before and not now for before, now in zip(self._seen, seen, strict=False)):
+                raise AccessError("a list is gone")
             revoked, certificates = read_revoked(self.folder), read_certificates(self.folder)
+            if self._stamps() != seen:
+                raise AccessError("a list changed while it was read")
         except (OSError, AccessError):
             # looked at again next time: somebody may be copying it
             self.fault = f"{self.folder / REVOKED} or {CERTIFICATES} beside it cannot be read"
             return False
         self._seen, self.revoked, self.certificates, self.fault = seen, frozenset(revoked), certificates, ""
         return True
+
+    def _stamps(self) -> tuple[int, ...]:
+        return tuple(_stamp(self.folder / name) for name in (REVOKED, CERTIFICATES))
 
     def objection(self, name: str, serial: int | None = None) -> str:
         """Why a participant is refused, or an empty text; with ``serial`` also by its certificate."""
@@ -88,9 +98,9 @@ def read_revoked(folder: Path) -> list[str]:
     if not path.is_file():
         return []
     names = _read(path).get("disabled_clients")
-    if not isinstance(names, list):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise AccessError(DAMAGED.format(path, "`disabled_clients`, a list of names"))
-    return [str(name) for name in names]
+    return names
 
 
 def write_revoked(folder: Path, names: Iterable[str]) -> None:
@@ -107,6 +117,8 @@ def read_certificates(folder: Path) -> dict[str, tuple[int, ...]]:
     path = folder / CERTIFICATES
     found = _read(path) if path.is_file() else {}
     try:
+        if not all(isinstance(serials, list) for serials in found.values()):
+            raise TypeError
         return {str(name): tuple(int(serial, 16) for serial in serials) for name, serials in found.items()}
     except (TypeError, ValueError):
         raise AccessError(DAMAGED.format(path, "a list of serial numbers for each participant")) from None
@@ -121,7 +133,7 @@ def write_certificates(folder: Path, certificates: dict[str, tuple[int, ...]]) -
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise AccessError(DAMAGED.format(path, "a JSON object"))

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -156,12 +157,15 @@ class ClientLoop:
             return None if self._end is not None else found
 
     def _listen(self) -> None:
-        """Read what the server says, also while an answer is worked out."""
+        """Read what the server says, also while an answer is worked out. An error here ends the loop: nobody else listens."""
+        try:
+            self._hear()
+        except Exception as error:
+            self._finish(error)
+
+    def _hear(self) -> None:
         while not self._over.is_set():
-            try:
-                received = self.channel.receive(0.2)
-            except ChannelError as error:
-                return self._finish(error)
+            received = self.channel.receive(0.2)
             patience = self.patience if self.heard else self.first
             if time.monotonic() - self._contact > patience:
                 return self._finish(ChannelError(AWAY.format(patience)))
@@ -169,7 +173,8 @@ class ClientLoop:
             if envelope is not None and envelope.kind == "stop":
                 return self._finish(envelope)
             if envelope is not None and envelope.kind == "pause":
-                self.say(PAUSED.format(envelope.fields["reason"], self.patience))
+                with suppress(OSError, ValueError):  # nobody reads what we say: the work goes on
+                    self.say(PAUSED.format(envelope.fields["reason"], self.patience))
             elif envelope is not None:
                 with self._news:
                     self._request = envelope

@@ -8,14 +8,16 @@ from __future__ import annotations
 import re
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from h2tune.transport.access import PUT_OUT
 
 MINUTE = 60.0  # seconds; a sentence is told once in so many
-MOST = 100  # different sentences that are told in a minute
+MOST = 100  # sentences of a kind, about different participants or addresses, that are told in a minute
 TAIL = 4096  # bytes
 GIVE_UP, TIMES = 45.0, 3  # seconds and number of refusals after which a client no longer tries
 
@@ -41,6 +43,10 @@ CLOSED = ("the server closes the connections of this kit: it may have been renew
           " newest kit")  # fmt: skip
 # pattern, sentence, what follows
 TROUBLES: list[tuple[str, str, Trouble]] = [
+    (r"^h2tune: (?P<text>\S+ at .+ was refused: .+)", "{text}", P),
+    (r"^h2tune: (?P<text>\S+ at .+ was cut off: .+)", "{text}", P),
+    (r"^h2tune: (?P<text>the lists of who may take part .+)", "{text}", P),
+    (r"^h2tune: (?P<text>a connection from .+)", "{text}", P),
     (r"^h2tune: (?P<text>.+)", "{text}", P),
     (r" - conn_manager - INFO - Connection \[CN\d+ [^\]]*<= ", "a connection was made", N),
     (r"Client '[^']*' is disabled", PUT_OUT, F),
@@ -65,15 +71,30 @@ TROUBLES: list[tuple[str, str, Trouble]] = [
 ]  # fmt: skip
 
 
-def judge(line: str) -> tuple[str, Trouble] | None:
+class Found(NamedTuple):
+    """What a line of the log comes to.
+
+    Attributes:
+        kind: of the trouble; each has its own room, so that one participant, or a stranger, does not crowd out the rest.
+        who: the participant whom it is about. With a kind it is told of once a minute, whatever else it makes up.
+    """
+
+    text: str
+    follows: Trouble
+    kind: str = ""
+    who: str = ""
+
+
+def judge(line: str) -> Found | None:
     """The sentence for a line of the log, and what follows from it; None for ordinary lines."""
     for pattern, sentence, follows in TROUBLES:
         if match := re.search(pattern, line):
-            return sentence.format(**match.groupdict()), follows
+            said = match.groupdict()
+            return Found(sentence.format(**said), follows, pattern, said.get("who") or "")
     return None
 
 
-def follow(log: Path, place: int, process: subprocess.Popen[bytes], tell: Callable[[str, Trouble], None]) -> None:
+def follow(log: Path, place: int, process: subprocess.Popen[bytes], tell: Callable[[Found], None]) -> None:
     """Read the log from ``place`` on for as long as the process runs."""
     with open(log, encoding="utf-8", errors="replace") as file:
         file.seek(place)
@@ -81,7 +102,7 @@ def follow(log: Path, place: int, process: subprocess.Popen[bytes], tell: Callab
             ended = process.poll() is not None
             for line in file:
                 if found := judge(line):
-                    tell(*found)
+                    tell(found)
             if ended:
                 return
             time.sleep(0.2)
@@ -96,15 +117,18 @@ def last_line(log: Path) -> str:
 
 
 class OnceAMinute:
-    """Lets every text pass once a minute, and no more than so many different ones: who connects without end fills no disk."""
+    """Lets every text pass once a minute, and no more than so many different ones: who connects without end fills no disk.
+
+    Texts with the same key count as one.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = MOST) -> None:
         self.clock, self.most = clock, most
         self._passed: dict[str, float] = {}
 
-    def passes(self, text: str) -> bool:
+    def passes(self, text: str, key: str = "") -> bool:
         """Whether the text is told now."""
-        now = self.clock()
+        now, text = self.clock(), key or text
         self._passed = {other: at for other, at in list(self._passed.items()) if now - at < MINUTE}
         if text in self._passed or len(self._passed) >= self.most:
             return False
@@ -125,7 +149,7 @@ class Sentences:
 
     def __init__(self, role: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.client, self.clock = role == "client", clock
-        self._told = OnceAMinute(clock)
+        self._told: dict[str, OnceAMinute] = defaultdict(lambda: OnceAMinute(clock))  # by kind
         self._refusals: list[float] = []
         self._connected = False  # nobody has been able to write into this log before
 
@@ -133,7 +157,7 @@ class Sentences:
         """An envelope was delivered: whatever was in the way no longer is."""
         self._refusals.clear()
 
-    def take(self, text: str, trouble: Trouble) -> tuple[bool, bool]:
+    def take(self, text: str, trouble: Trouble, kind: str = "", who: str = "") -> tuple[bool, bool]:
         """Whether a sentence is told (at most once a minute each), and whether it is the end."""
         if trouble is Trouble.NONE:
             self._connected = True
@@ -148,4 +172,4 @@ class Sentences:
         ends = final or lasting
         if text == CLOSED and not lasting:
             return False, False  # connections also close for other reasons
-        return self._told.passes(text) or ends, ends
+        return self._told[kind].passes(text, who) or ends, ends

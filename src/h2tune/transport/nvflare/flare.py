@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from h2tune.transport.channel import ChannelError, Done
-from h2tune.transport.nvflare.engine_log import Sentences, Trouble, follow, last_line
+from h2tune.transport.nvflare.engine_log import Found, Sentences, follow, last_line
 from h2tune.transport.nvflare.inbox import Inbox
 from h2tune.transport.nvflare.listener import Link, LinkClosed, Listener
 from h2tune.utils.files import StoreError, write_atomic
@@ -140,14 +140,14 @@ class Flare:
         if (after := json.dumps(settings, indent=1)) != before:
             write_atomic(path, after.encode())
 
-    def _read(self, text: str, trouble: Trouble) -> None:
+    def _read(self, found: Found) -> None:
         """What the engine's log says."""
-        told, ends = self._sentences.take(text, trouble)
+        told, ends = self._sentences.take(*found)
         if told:
             with suppress(StoreError):  # the disk is full: the work itself says so where it writes
-                self.notice(text)
+                self.notice(found.text)
         if ends:
-            self._failure = text
+            self._failure = found.text
             self._over.set()
 
     def _serve(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from h2tune.transport.nvflare.engine_log import OnceAMinute
 
 SECONDS = 1.0  # between two looks at the lists
 EVERY = ("", "None", "0", "0.0.0.0", "::")  # hosts of a listener that stand for all addresses of the machine
+MOST = 100_000  # sentences in a minute; each is about a participant and a reason, of which there are so many and no more
 GRACE = 3.0  # seconds in which a revoked client's process is told why, before its connection is closed
 
 
@@ -44,7 +46,7 @@ class Guard:
 
     def __init__(self, folder: Path, connections: Any, registry: Any) -> None:
         self.access, self.connections, self.registry = AccessList(folder), connections, registry
-        self._told = OnceAMinute()
+        self._told = OnceAMinute(most=MOST)
         self._pending = True  # connections may have been made before the guard stood here
         self._due: dict[str, float] = {}  # revoked participants, and when their connections are closed
         connections.update_endpoint = self._judged(connections.update_endpoint)
@@ -55,13 +57,14 @@ class Guard:
     def objection(self, name: str) -> str:
         """Why an envelope of this participant is refused, or an empty text."""
         if reason := self.access.objection(name):
-            self._say(f"{name} at {self.address(name)} was refused: {reason}")
+            self._say(f"{name} at {self.address(name)} was refused: {reason}", f"refused {name}: {reason}")
         return reason
 
-    def _say(self, text: str) -> None:
-        """Say it, at most once a minute: a participant may bring it about again and again."""
-        if self._told.passes(text):
-            say(text)
+    def _say(self, text: str, key: str = "") -> None:
+        """Say it, at most once a minute: a participant may bring it about again and again, and from many addresses."""
+        if self._told.passes(text, key):
+            with suppress(OSError, ValueError):  # the disk is full, say: what is to be done is done all the same
+                say(text)
 
     def address(self, name: str) -> str:
         """From where a participant is connected."""
@@ -75,8 +78,8 @@ class Guard:
             name, serial, address = identity(connection.conn)
             # Who is revoked may connect: its registration is refused with the reason, and it is sent nothing.
             if (reason := self.access.objection(name, serial)) and reason != PUT_OUT:
-                self._say(f"{name} at {address} was refused: {reason}")
                 connection.conn.close()
+                self._say(f"{name} at {address} was refused: {reason}", f"refused {name}: {reason}")
                 raise CommError(CommError.BAD_DATA, f"{name}: {reason}")
             update(connection, handshake)
 
@@ -106,20 +109,22 @@ class Guard:
             time.sleep(SECONDS)
 
     def _look(self) -> None:
-        self._pending = self.access.look() or self._pending
-        if self._pending:
-            self._apply()
-            self._pending = False
-        self._close_due()
+        try:
+            self._pending = self.access.look() or self._pending
+            if self._pending:
+                self._apply()
+                self._pending = False
+        finally:
+            self._close_due()
 
     def _apply(self) -> None:
         """Let the registry know who is revoked, and close connections with replaced certificates."""
+        # First: their connections are closed whatever fails here.
+        new = dict.fromkeys(self.access.revoked, time.monotonic() + GRACE)
+        self._due = new | {name: due for name, due in self._due.items() if name in new}
         self.registry.set_disabled_clients_file(str(self.access.folder / REVOKED))
-        for name in self.access.revoked - self._due.keys():
-            for token in [t for t, client in list(self.registry.clients.items()) if client.name == name]:
-                self.registry.remove_client(token)
-            self._due[name] = time.monotonic() + GRACE  # last: what fails before is done again
-        self._due = {name: due for name, due in self._due.items() if name in self.access.revoked}
+        for token in [t for t, client in list(self.registry.clients.items()) if client.name in new]:
+            self.registry.remove_client(token)
         time.sleep(SECONDS)  # the server's process tells the client why
         self._close(lambda name, serial: self.access.objection(name, serial) not in ("", PUT_OUT))
 
@@ -130,11 +135,18 @@ class Guard:
             self._due |= dict.fromkeys(due, now + GRACE)  # who connects again is told again, and closed again
 
     def _close(self, wanted: Callable[[str, int | None], bool]) -> None:
+        failed: Exception | None = None
         for connection in list(self.connections.sfm_conns.values()):
-            name, serial, address = identity(connection.conn)
-            if name and wanted(name, serial):
-                self._say(f"{name} at {address} was cut off: {self.access.objection(name, serial)}")
-                connection.conn.close()
+            try:
+                name, serial, address = identity(connection.conn)
+                if name and wanted(name, serial):
+                    connection.conn.close()
+                    reason = self.access.objection(name, serial)
+                    self._say(f"{name} at {address} was cut off: {reason}", f"cut off {name}: {reason}")
+            except Exception as error:  # the others are closed all the same
+                failed = error
+        if failed:
+            raise failed
 
 
 def identity(connection: Any) -> tuple[str, int | None, str]:

@@ -6,6 +6,7 @@ Anybody may bring them about, so each address and reason has one line in a minut
 from __future__ import annotations
 
 from asyncio import sslproto
+from contextlib import suppress
 from typing import Any
 
 from h2tune.transport.nvflare.engine_log import OnceAMinute
@@ -42,7 +43,8 @@ def watch() -> None:
             host = peer[0] if peer else "an unknown address"
             text = f"h2tune: a connection from {host} was refused: {reason_of(error)}"
             if told.passes(text):
-                print(text, flush=True)
+                with suppress(OSError, ValueError):  # the disk is full, say: the handshake ends all the same
+                    print(text, flush=True)
         complete(protocol, error)
 
     setattr(sslproto.SSLProtocol, "_on_handshake_complete", observed)  # noqa: B010 - asyncio offers no other place
