@@ -146,6 +146,39 @@ def test_a_server_that_may_come_back_is_waited_for_and_the_reason_is_said_once_f
     ]
 
 
+def test_a_client_that_can_say_nothing_goes_on_and_ends_when_it_is_told_to() -> None:
+    def closed(text: str) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    wire = Wire()
+    loop = ClientLoop(wire, "f", beat=0.01, say=closed)
+    wire.inbox.put(Envelope("pause", {"reason": "too few clients take part", "process": loop.process}))
+    wire.inbox.put(stop(loop, "over", finished=True))
+    assert ended(loop) == "over"
+
+
+def test_an_error_of_who_listens_ends_the_client_with_that_error() -> None:
+    wire = Wire()
+    wire.receive = lambda seconds: {}["no such thing"]
+    assert isinstance(ended(ClientLoop(wire, "f", beat=0.01)), KeyError)
+
+
+def ended(loop: ClientLoop) -> str | Exception | None:
+    """How a client ends, which it might not."""
+    found: list[str | Exception] = []
+
+    def run() -> None:
+        try:
+            found.append(loop.run(lambda data: b"a"))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    return found[0] if found else None
+
+
 def test_the_signal_of_the_last_word_may_come_late() -> None:
     class Late(threading.Thread):
         """A thread during whose end the signal arrives."""
