@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from fault_scenario import WAITS, FaultScenario, quick
 from federations import core
 from safetensors.torch import load_file
@@ -18,12 +19,15 @@ from typer.testing import CliRunner
 
 from h2tune import federation
 from h2tune.cli.app import app
+from h2tune.deployment.farewell import CANNOT, MISFIT, OTHER, SOON, errors_told
 from h2tune.errors import MethodError, QuorumError
 from h2tune.store import ClientStore, RunStore, StoreError
 from h2tune.tasks.sources import read_rows
 from h2tune.transport.client_loop import Conversation
 from h2tune.transport.envelope import Envelope
+from h2tune.transport.network import Network
 from h2tune.version import __version__
+from h2tune.vertical.exchange import NoLog
 
 
 def same(scenario: FaultScenario, wanted: dict[str, torch.Tensor]) -> bool:
@@ -153,20 +157,69 @@ def test_clients_that_do_not_fit_together_are_told_so_and_end(tmp_path: Path) ->
         scenario.serve()
     scenario.network.receive(1.0)
     for client in scenario.clients.values():
-        assert "cannot go on: " in client.stopped[-1] and "averages LoRA factors" in client.stopped[-1]
+        assert client.stopped == [CANNOT.format(MISFIT)]  # nothing of the other clients
         assert not client.alive and not client.paused
     assert "averages LoRA factors" in scenario.events("run_stopped")[-1]["text"]
 
 
-def test_an_error_of_the_servers_own_is_told_without_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
+def test_clients_that_do_not_fit_without_one_that_is_away_wait_for_it(tmp_path: Path) -> None:
+    experiment = quick(method="fedit")
+    third = experiment.clients[0].model_copy(update={"name": "c2"})
+    scenario = FaultScenario(tmp_path, experiment.model_copy(update={"clients": [*experiment.clients, third]}))
+    for name in ("c0", "c1"):
+        scenario.clients[name].start()
+    with pytest.raises(MethodError, match="averages LoRA factors"):
+        scenario.serve(start=False)
+    scenario.network.receive(1.0)
+    for name in ("c0", "c1"):
+        assert scenario.clients[name].alive and set(scenario.clients[name].paused) == {MISFIT}
+    scenario.clients["c2"].start()
+    assert scenario.serve(start=False)["rounds"] == 3
+
+
+def test_settings_that_cannot_be_are_an_event_and_told_to_clients_that_are_about_to_connect(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+    path = tmp_path / "server" / "federation.yaml"
+    kit = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(kit | {"method": {"name": "h2tune", "pace": 1}}))
+    with pytest.raises(MethodError, match="no such setting"):
+        scenario.serve()
+    scenario.network.receive(1.0)
+    assert all(client.stopped == [CANNOT.format(MISFIT)] for client in scenario.clients.values())
+    assert "no such setting" in scenario.events("run_stopped")[-1]["text"]
+    with pytest.raises(MethodError):
+        scenario.serve(start=False)  # nobody comes: it does not stay for long
+    assert scenario.network.now < 2 * SOON
+
+
+def test_who_is_excluded_hears_why_when_the_server_ends_with_an_error(tmp_path: Path) -> None:
+    scenario = FaultScenario(tmp_path)
+    network = Network(scenario.network, ["c0", "c1"], FEDERATION, scenario.experiment.network, lambda *_, **__: None,
+                      scenario.network.clock)  # fmt: skip
+    for client in scenario.clients.values():
+        client.start()
+    assert network.wait(["c0", "c1"], 2)
+    with pytest.raises(StoreError), errors_told(network, NoLog()) as ending:
+        ending.out = lambda: {"c1": "stopped: its update holds no numbers"}
         raise StoreError("/srv/secret could not be written")
+    scenario.network.receive(1.0)
+    assert scenario.clients["c1"].stopped == ["stopped: its update holds no numbers"]
+    assert scenario.clients["c0"].paused == [OTHER] and not scenario.clients["c0"].stopped
+
+
+@pytest.mark.parametrize(("kind", "event"), [(StoreError, "/srv/secret could not be written"), (KeyError, "KeyError")])
+def test_an_error_of_the_servers_own_is_told_without_its_text(
+    kind: type[Exception], event: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise kind("/srv/secret could not be written")
 
     scenario = FaultScenario(tmp_path)
     monkeypatch.setattr(RunStore, "commit", full)
-    with pytest.raises(StoreError, match="/srv/secret"):
+    with pytest.raises(kind, match="/srv/secret"):
         scenario.serve()
     scenario.network.receive(1.0)
+    assert scenario.events("run_stopped")[-1]["text"] == f"the server has ended: {event}"
     assert all(c.alive and c.paused and "/srv" not in c.paused[-1] for c in scenario.clients.values())
 
 

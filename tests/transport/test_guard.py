@@ -124,7 +124,13 @@ def test_a_list_that_is_no_list_is_refused_in_words_and_the_one_before_stays_in_
     revoked(tmp_path, ["c1"])
     access = AccessList(tmp_path)
     damaged = ('"c1"', "3", '[["c1"]]', '["c1", 3]', "null")
-    for text in (*(f'{{"disabled_clients": {names}}}' for names in damaged), '{"others": []}', "[]", "{", "[" * 100_000):
+    for text in (
+        *(f'{{"disabled_clients": {names}}}' for names in damaged),
+        '{"others": []}',
+        "[]",
+        "{",
+        "[" * 100_000,
+    ):
         (tmp_path / REVOKED).write_text(text)
         with pytest.raises(AccessError, match=f"{REVOKED} is damaged: it must hold .*Put it back from a backup"):
             read_revoked(tmp_path)

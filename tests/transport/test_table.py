@@ -36,6 +36,8 @@ ROWS = {
     ],
     "the server ends with an error": [
         "transport/test_faults.py::test_clients_that_do_not_fit_together_are_told_so_and_end",
+        "transport/test_faults.py::test_clients_that_do_not_fit_without_one_that_is_away_wait_for_it",
+        "transport/test_faults.py::test_settings_that_cannot_be_are_an_event_and_told_to_clients_that_are_about_to_connect",
         "transport/test_faults.py::test_a_quorum_that_never_comes_ends_with_the_reason",
         "transport/test_client_loop.py::test_a_server_that_may_come_back_is_waited_for_and_the_reason_is_said_once_for_this_process",
     ],
@@ -93,6 +95,8 @@ ROWS = {
         "transport/test_revocation.py::test_a_connected_client_that_is_revoked_is_out_within_ten_seconds_and_stays_out",
         "transport/test_revocation.py::test_a_client_that_is_revoked_while_it_reconnects_is_told_when_it_is_back",
         "transport/test_guard.py::test_an_error_in_the_guard_is_said_once_and_the_revocation_is_carried_out_all_the_same",
+        "transport/test_guard.py::test_the_connection_of_who_is_revoked_is_closed_whatever_fails",
+        "transport/test_guard.py::test_a_list_that_is_gone_stays_in_force_and_an_empty_one_does_not",
     ],
     "`--revoke` names nobody": ["transport/test_revocation.py::test_an_unknown_name_is_refused_with_the_nearest_one"],
     "a kit was renewed": [

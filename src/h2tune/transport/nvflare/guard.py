@@ -27,7 +27,9 @@ from h2tune.transport.nvflare.engine_log import OnceAMinute
 
 SECONDS = 1.0  # between two looks at the lists
 EVERY = ("", "None", "0", "0.0.0.0", "::")  # hosts of a listener that stand for all addresses of the machine
-MOST = 100_000  # sentences in a minute; each is about a participant and a reason, of which there are so many and no more
+MOST = (
+    100_000  # sentences in a minute; each is about a participant and a reason, of which there are so many and no more
+)
 GRACE = 3.0  # seconds in which a revoked client's process is told why, before its connection is closed
 
 
