@@ -18,6 +18,10 @@ from h2tune.tasks.public import Questions
 from h2tune.utils.seeds import derive
 
 EXAMPLES = 3
+UNANSWERED = (
+    "the public questions have no right answers: {} may learn what smaller models are wrongly sure of."
+    " method.directions: down lets paths flow from it alone"
+)
 
 
 class Flows:
@@ -79,6 +83,8 @@ class Flows:
         self._show(questions, items, answers, scores)
         if self.settings.teacher not in answers:
             self.notices.append(f"nobody was given anything: the teacher {self.settings.teacher} did not take part")
+        if number == 1 and not answered and self.settings.directions == "both":
+            self.notices.append(UNANSWERED.format(self.settings.teacher))
         self._tell()
 
     def given(self, client: str) -> list[Given]:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from h2tune.config import Experiment
-from h2tune.distill.flows import Flows
+from h2tune.distill.flows import UNANSWERED, Flows
 from h2tune.distill.packing import PREFIX, Answers, pack_given, split_off, unpack_answers
 from h2tune.distill.said import Learnt, read_learnt
 from h2tune.distill.settings import LadaSettings
@@ -194,11 +194,7 @@ def check_answers(settings: LadaSettings, questions: Questions) -> None:
             " public.columns: {answer: NAME}"
         )
     if settings.directions == "both":
-        warnings.warn(
-            f"the public questions have no right answers: {settings.teacher} may learn what smaller models are wrongly"
-            " sure of. method.directions: down lets paths flow from it alone",
-            stacklevel=2,
-        )
+        warnings.warn(UNANSWERED.format(settings.teacher), stacklevel=2)
 
 
 class _Listening:
