@@ -270,7 +270,9 @@ def row_of(
     own, nats = right[method], values(args, setting, method, "nats")
     among = seeds or sorted(own)
     row: dict[str, Any] = {"right": interval([own[s] for s in among]), "by_seed": own, "seeds": among,
-                           "nats": interval([nats[s] for s in among])}  # fmt: skip
+                           "nats": interval([nats[s] for s in among]), "nats_by_seed": nats}  # fmt: skip
+    if method != "local":
+        row["nats over local"] = gap(nats, values(args, setting, "local", "nats"))
     text = f"{method:18s} {len(among):5d}  {100 * row['right'][0]:5.1f}  {row['nats'][0]:.3f}"
     for rival in ("local", "bias", "h2tune-unshared"):
         found = gap(own, right.get(rival, {})) if rival != method else None
