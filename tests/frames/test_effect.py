@@ -73,6 +73,19 @@ def test_one_unit_of_a_coordinate_moves_the_prediction_by_one_unit(
             assert (moved - wanted).norm() < 0.35, (client.name, r, moved)
 
 
+def test_the_output_embedding_is_given_one_token_of_each_anchor_in_one_piece(tmp_path: Path) -> None:
+    """By a part of a tensor PyTorch multiplies frozen weights with a copy of them for each row."""
+    context = joined(tmp_path)[1]["c0"].context
+    read: list[tuple[int, bool]] = []
+    head = context.base.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, args, out: read.append((args[0].shape[1], args[0].is_contiguous())))
+    try:
+        Predictions(context).scaled_rows()
+    finally:
+        hook.remove()
+    assert read and set(read) == {(1, True)}
+
+
 def test_a_run_is_resumed_bit_for_bit_and_the_core_moves(tmp_path: Path) -> None:
     config = small(rounds=3, method=METHOD)
     federation.run(config, tmp_path / "whole")
