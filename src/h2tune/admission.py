@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from h2tune.agreed import agreed
 from h2tune.config import Experiment
 from h2tune.errors import MethodError, ProtocolError, QuorumError
 from h2tune.methods.base import Method, ServerMethod
@@ -22,7 +23,7 @@ class Admission:
     """
 
     def __init__(self, experiment: Experiment, kind: Method, session: Session, quorum: int) -> None:
-        self.kind, self.session, self.quorum = kind, session, quorum
+        self.experiment, self.kind, self.session, self.quorum = experiment, kind, session, quorum
         self.joins = {client.name: client.joins for client in experiment.clients}
 
     def first(self, method: ServerMethod) -> list[str]:
@@ -93,7 +94,8 @@ class Admission:
     def _set_up(self, method: ServerMethod, names: list[str], number: int) -> list[str]:
         """Let clients introduce themselves, and hand them what is shared; returns those that are ready."""
         ask = Exchanges(self.session, Place(number), setup_ends=self.kind.client.setup_actions[-1])
-        request = Payload(meta={"method": self.kind.actions(method.settings)})
+        common = agreed(self.experiment, method.settings)
+        request = Payload(meta={"method": self.kind.actions(method.settings), "agreed": common})
         introductions = ask("join", dict.fromkeys(names, request), lambda reply: self._introduced(method, reply))
         if introductions:
             method.setup(ask, introductions)

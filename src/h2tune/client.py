@@ -15,6 +15,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from h2tune.agreed import agreed, check_agreed
 from h2tune.config import ClientConfig, Experiment
 from h2tune.errors import ClientError, MethodError, ProtocolError
 from h2tune.figures import base_score, facts_of, final_scores, round_scores
@@ -127,11 +128,13 @@ class Client:
 
     def _join(self, message: Message) -> Payload:
         """Score the untouched model, attach what is trained, and introduce oneself."""
-        self.kind.check_peer(message.payload.meta.get("method"), self.method.settings)
-        self.context.keep_share()
-        base = base_score(self.context)
+        context, said = self.context, message.payload.meta
+        self.kind.check_peer(said.get("method"), self.method.settings)
+        check_agreed(agreed(context.experiment, self.method.settings), said.get("agreed"))
+        context.keep_share()
+        base = base_score(context)
         payload = self.method.join()
-        payload.meta |= {"base": base.plain(), "facts": facts_of(self.context, self.store)}
+        payload.meta |= {"base": base.plain(), "facts": facts_of(context, self.store)}
         self.joined = True
         return payload
 

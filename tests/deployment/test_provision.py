@@ -15,11 +15,12 @@ from vertical.tables import config
 
 pytest.importorskip("nvflare", reason="NVFlare is not installed: pip install -e '.[network]'")
 
+from h2tune.agreed import changed
 from h2tune.cli.app import app
 from h2tune.config import Experiment
 from h2tune.deployment import provision as making
 from h2tune.deployment.kits import Kit, KitError
-from h2tune.deployment.outdated import _changed, _resolved
+from h2tune.deployment.outdated import _resolved
 from h2tune.deployment.provision import provision, revoke, with_public_files
 from h2tune.deployment.vertical import outdated_parties, provision_vertical
 from h2tune.transport.access import read_certificates, read_revoked
@@ -160,7 +161,7 @@ def test_a_file_that_was_changed_after_its_kits_were_made_is_remarked_on(tmp_pat
 
 def test_settings_of_the_method_that_were_added_or_taken_away_are_remarked_on_and_others_are_not() -> None:
     def keys(before: Any, after: Any) -> list[str]:
-        return _changed(*_resolved({"method": before}, {"method": after}))
+        return changed(*_resolved({"method": before}, {"method": after}))
 
     plain = {"name": "h2tune"}
     assert keys("h2tune", plain | {"aggregate": "median"}) == ["method.aggregate"]

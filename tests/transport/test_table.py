@@ -74,6 +74,9 @@ ROWS = {
         "deployment/test_kits.py::test_a_sentence_is_told_once_a_minute_and_a_client_that_is_refused_all_the_time_gives_up",
         "transport/test_guard.py::test_of_endless_refusals_few_are_written_down",
     ],
+    "the kits of a client and of the server hold different": [
+        "transport/test_agreed.py::test_a_client_whose_kit_holds_other_settings_is_refused_on_both_sides"
+    ],
     "another version of h2tune": [
         "transport/test_faults.py::test_a_client_of_another_version_is_refused_on_both_sides",
         "transport/test_keeping_it_running.py::test_server_and_clients_are_upgraded_one_after_the_other",

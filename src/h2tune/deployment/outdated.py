@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from h2tune.deployment.kits import PUBLIC, Kit, KitError
+from h2tune.agreed import MOST, changed
+from h2tune.deployment.kits import Kit, KitError
 
-MOST = 8  # keys that are named
 OUTDATED = (
     "earlier kits hold other settings than the file: {}. A kit keeps what it was made with; to change that, make {} again"
     " with {}, before the run begins"
@@ -28,7 +28,7 @@ def outdated(out: Path, names: Iterable[str], concerns: Callable[[str], dict[str
             old = Kit(out / name).mapping("federation.yaml")
         except KitError:  # it was handed over, or is damaged: nothing can be said of it here
             continue
-        if keys := _changed(*_resolved(old, concerns(name))):
+        if keys := changed(*_resolved(old, concerns(name))):
             found[name] = keys
     if not found:
         return ""
@@ -62,17 +62,3 @@ def _settings(chosen: dict[str, Any]) -> dict[str, Any]:
     except (MethodError, TypeError):
         return {}
     return {"name": method.name, **settings.model_dump(mode="json")}
-
-
-def _changed(old: Any, new: Any, path: str = "") -> list[str]:
-    """Keys with other values, of those that both know: another version has other keys. Of files nothing is compared."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        both = [key for key in old if key in new]
-        return [found for k in both for found in _changed(old[k], new[k], f"{path}.{k}" if path else str(k))]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [found for a, b in zip(old, new, strict=True) for found in _changed(a, b, path)]
-    return [] if old == new or (_is_file(old) and _is_file(new)) else [path]
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, str) and (value.startswith(PUBLIC + "/") or Path(value).is_absolute())
