@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from h2tune.participant.batches import collate, scored_together, vocabulary
 from h2tune.participant.context import ClientContext
@@ -37,8 +36,8 @@ def gradient_sketch(context: ClientContext, common: str) -> Tensor:
         for picked in scored_together(rows, EXAMPLES, vocabulary(base.model)):
             batch = collate([rows[i] for i in picked], base.tokenizer.pad_token_id)
             found = PLAIN.answered(base.model, {k: v.to(base.model.device) for k, v in batch.items()})
-            loss = cross_entropy(found.logits, found.wanted, reduction="sum")
-            flat += torch.cat([g.float().flatten().cpu() for g in torch.autograd.grad(loss, weights)])
+            gradients = torch.autograd.grad(found.losses.sum(), weights)
+            flat += torch.cat([g.float().flatten().cpu() for g in gradients])
             asked += len(found.wanted)
     for weight in weights:
         weight.requires_grad_(False)

@@ -15,7 +15,7 @@ Batch = dict[str, Tensor]
 
 ENOUGH = 256  # tokens that keep a processor's products busy
 
-MOST_LOGITS = 1 << 27  # of a pass that scores: half a gigabyte in float32, which the loss then needs once more
+MOST_LOGITS = 1 << 27  # of a pass that scores: half a gigabyte in float32
 
 
 def collate(rows: Sequence[Encoded], pad: int) -> Batch:
@@ -65,7 +65,7 @@ def vocabulary(model: Any) -> int:
 def scored_together(rows: Sequence[Encoded], size: int, width: int) -> list[list[int]]:
     """Batches of `by_length` that ask for no more than `MOST_LOGITS` logits each, unless one row alone does.
 
-    A batch of 64 answers of 90 tokens over a vocabulary of 262,144 entries would take 6 GB, and its loss as much again.
+    A batch of 64 answers of 90 tokens over a vocabulary of 262,144 entries would take 6 GB.
 
     Args:
         size: most rows in a batch. width: logits of each asked token (`vocabulary`).

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 from transformers import GenerationConfig
 
 from h2tune.participant.batches import Batch, left_padded
 from h2tune.participant.label_bias import LabelBias, answer_places
+from h2tune.participant.losses import losses
 from h2tune.participant.prefix import Prefix
 
 
@@ -24,17 +25,32 @@ class Answered:
     """What a pass says where answers are read.
 
     Attributes:
-        logits: one row for each asked token (positions x vocabulary), or for classes one for each row of the batch.
+        said: logits as the model gives them, one row for each asked token (positions x vocabulary), or for classes one for
+            each row of the batch.
         wanted: the right token or class of each.
+        bias: what is added to them. places: of each asked token in its answer, for the bias.
     """
 
-    logits: Tensor
+    said: Tensor
     wanted: Tensor
+    bias: LabelBias | None = None
+    places: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """What was said in float32, with the bias; worked out anew each time."""
+        logits = self.said.float()
+        return logits if self.bias is None or self.places is None else self.bias.added_to(logits, self.places)
+
+    @property
+    def losses(self) -> Tensor:
+        """Cross-entropy of each asked token, or of each row for classes."""
+        return losses(self.said if self.bias is None else self.logits, self.wanted)
 
     @property
     def loss(self) -> Tensor:
         """Mean cross-entropy."""
-        return cross_entropy(self.logits, self.wanted)
+        return self.losses.mean()
 
     def among(self, tokens: Sequence[int]) -> Answered:
         """The same as a choice among some tokens, sorted, at the places that ask for one of them."""
@@ -86,24 +102,24 @@ class Passes:
         return [list(takewhile(lambda token: token not in writing.stops, tokens)) for tokens in new]
 
     def _read(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits where something is asked, without the bias, and what is wanted there."""
+        """Logits where something is asked, in the model's number format and without the bias, and what is wanted there."""
         labels = batch["labels"]
         asking = {name: value for name, value in batch.items() if name != "labels"}
         if labels.ndim == 1:
-            return self.whole(model, asking).logits.float(), labels
+            return self.whole(model, asking).logits, labels
         asked = labels[:, 1:] != -100
         head = _output_embedding(model)
         if head is None:
-            logits = self.whole(model, asking).logits[:, :-1][asked].float()
+            logits = self.whole(model, asking).logits[:, :-1][asked]
         else:
             with _only_at(head, asked):
-                logits = self.whole(model, asking).logits.squeeze(0).float()  # [0] would fill a second tensor with 0
+                logits = self.whole(model, asking).logits.squeeze(0)  # [0] would fill a second tensor with 0
         return logits, labels[:, 1:][asked]
 
     def _own(self, batch: Batch, logits: Tensor, wanted: Tensor) -> Answered:
         """With the client's own bias of its labels' tokens."""
         if self.bias is not None and batch["labels"].ndim > 1:
-            logits = self.bias.added_to(logits, answer_places(batch["labels"]))
+            return Answered(logits, wanted, self.bias, answer_places(batch["labels"]))
         return Answered(logits, wanted)
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from h2tune.participant.batches import by_length, collate, scored_together, vocabulary
 from h2tune.participant.checkpoints import context_of
@@ -155,7 +154,7 @@ def _nats(
         found = passes.answered(model, batch)
         if among:
             found = found.among(among)
-        total += float(cross_entropy(found.logits, found.wanted, reduction="sum"))
+        total += float(found.losses.sum())
         count += len(found.wanted)
         if batch["labels"].ndim == 1:
             for i, label in zip(picked, found.logits.argmax(-1).tolist(), strict=True):
@@ -273,5 +272,5 @@ def _likelihoods(model: Model, rows: Sequence[Encoded], pad: int, passes: Passes
     batch = {k: v.to(_device(model)) for k, v in collate(rows, pad).items()}
     found = passes.answered(model, batch)
     row = (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
-    picked = -cross_entropy(found.logits, found.wanted, reduction="none")
+    picked = -found.losses
     return torch.zeros(len(rows), device=picked.device).index_add(0, row, picked).tolist()
