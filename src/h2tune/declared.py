@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 class Settings(BaseModel):
     """A method's own settings, the keys beside ``name`` in ``method:``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @property
     def inner(self) -> Settings:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from federations import small
 
 from h2tune.config import ConfigError, load_config, parse_config, read_yaml
 from h2tune.frames.sources import load_anchors
 from h2tune.methods.registry import MethodError, check_other_methods, resolve_method
 from h2tune.plan import make_plan
+from h2tune.tasks.custom import build_task
+from h2tune.tasks.example import TaskError
 from h2tune.vertical.config import parse_vertical
 
 CLIENT = {"name": "shop", "model": "zoo:gpt2", "task": "sst2", "train": "a.tsv", "test": "b.tsv"}
@@ -48,6 +52,40 @@ def test_every_mistake_is_a_line_in_plain_words(data: dict[str, Any], lines: lis
     with pytest.raises(ConfigError) as error:
         parse_config(data)
     assert error.value.problems == lines
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e999"])
+@pytest.mark.parametrize(
+    "where", ["training: {learning_rate: X}", "privacy: {clip: X, noise: 1}", "network: {gather: X}",
+              "methods: {local: {learning_rate: X}}", "blocks: X", "clients: [{keep: X}]", "clients: [{row_privacy: {clip: X}}]"]
+)  # fmt: skip
+def test_numbers_without_end_are_mistakes(where: str, number: str) -> None:
+    """What a run keeps of its config is JSON, which has no such numbers."""
+    with pytest.raises(ConfigError, match=r"finite number, not (-?inf|nan|'1e999')|keep: should be|keep must lie in"):
+        parse_config({"clients": [CLIENT]} | yaml.safe_load(where.replace("X", number)))
+
+
+def test_no_clipping_is_a_large_number() -> None:
+    with pytest.raises(
+        ConfigError, match=r"training\.clip: should be a finite number; to limit nothing, write a large one"
+    ):
+        parse_config({"clients": [CLIENT], "training": {"clip": math.inf}})
+
+
+def test_methods_tasks_and_parties_have_finite_numbers_only() -> None:
+    with pytest.raises(MethodError, match=r"method\.private: should be a finite number, not inf"):
+        resolve_method({"name": "h2tune", "private": math.inf})
+    with pytest.raises(MethodError, match=r"method\.weight: should be a finite number, not inf"):
+        resolve_method({"name": "lada", "weight": math.inf})
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: should be a finite number, not inf"):
+        parse_vertical(
+            {"label": {"party": "bank", "column": "y"}, "parties": [], "training": {"learning_rate": math.inf}}
+        )
+    texts: dict[str, Any] = {"kind": "choice", "prompt": "{a}", "answer": "{b}", "options": ["fine", math.nan]}
+    with pytest.raises(TaskError, match=r"options: YAML reads \.inf and \.nan as numbers"):
+        build_task(texts)
+    with pytest.raises(TaskError, match=r"labels: YAML reads \.inf and \.nan as numbers"):
+        build_task(texts | {"options": ["fine", "bad"], "labels": {math.nan: "fine", 1: "bad"}})
 
 
 def test_parties_are_named_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -11,7 +12,7 @@ from h2tune.utils.sizes import parse_size
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Budget(_Strict):
@@ -141,7 +142,7 @@ class Training(_Strict):
     weight_decay: Literal[0] | float = Field(0.0, ge=0, description="for a head only; S, A and B have none")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="over all rounds")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of all updates in which the rate rises")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm; a large number such as 1e9 limits nothing")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
     checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the input of A")
@@ -152,6 +153,13 @@ class Training(_Strict):
     )
     head_steps: int = Field(30, ge=0, description="updates of a classification head before round 0")
 
+    @field_validator("clip", mode="before")
+    @classmethod
+    def _clip(cls, value: Any) -> Any:
+        if value == math.inf:  # the natural word for no limit, but a run's files hold JSON, which has none
+            raise ValueError("should be a finite number; to limit nothing, write a large one such as 1e9")
+        return value
+
     def rate_of(self, client: ClientConfig) -> float:
         """A client's learning rate: its own, else that of all, else what suited models like its own (docs/settings.md)."""
         usual = 2e-3 if client.model.startswith("zoo:") else 3e-4
@@ -161,7 +169,7 @@ class Training(_Strict):
 class MethodChanges(BaseModel):
     """What is different when `h2tune compare` runs a method: these, and settings of the method itself."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     rank: int | None = Field(None, ge=1)
     depth: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -36,6 +37,7 @@ def build_task(spec: str | Mapping[str, Any]) -> Task:
     keys = _PRESET_KEYS if "preset" in spec else _OWN_KEYS
     for key in spec:
         _known(key, keys, "key of a task")
+        _check_finite(key, spec[key])
     kind = spec.get("kind")
     if kind is not None:
         _known(kind, get_args(Kind), "kind of task")
@@ -44,6 +46,14 @@ def build_task(spec: str | Mapping[str, Any]) -> Task:
     else:
         task = _own_task(spec, kind)
     return _changed(task, spec)
+
+
+def _check_finite(key: str, value: Any) -> None:
+    """Refuse what YAML reads as infinite or as no number; the files of a run could not hold it."""
+    parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+    for part in parts if isinstance(parts, list | tuple) else (parts,):
+        if isinstance(part, float) and not math.isfinite(part):
+            raise TaskError(f"{key}: YAML reads .inf and .nan as numbers; where they are texts, write them in quotes")
 
 
 def _known(name: object, known: Iterable[str], what: str) -> str:
