@@ -8,6 +8,7 @@ from pathlib import Path
 from h2tune import tasks
 from h2tune.config import ClientConfig, Experiment
 from h2tune.methods.registry import resolve_method
+from h2tune.participant.devices import missing_device
 from h2tune.tasks.example import Task
 
 
@@ -30,6 +31,12 @@ def about_sharing(experiment: Experiment, known: Sequence[Task | None] | None = 
         " choice or generate shares"
         + ("; as it is, nobody shares with anybody, and every client trains alone" if alone else "")
     )
+
+
+def about_device(experiment: Experiment) -> str | None:
+    """A device that this machine lacks, which another one may have."""
+    missing = missing_device(experiment.device)
+    return f"{missing}; the run needs a machine that has it, or device: auto" if missing else None
 
 
 def about_revision(client: ClientConfig) -> str | None:

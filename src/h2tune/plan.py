@@ -15,7 +15,7 @@ from typing import Any
 from h2tune import tasks
 from h2tune.aggregation.private import epsilon, noise_in_words, rounds_within
 from h2tune.aggregation.secure_mean import LEAST
-from h2tune.caveats import about_revision, about_sharing
+from h2tune.caveats import about_device, about_revision, about_sharing
 from h2tune.config import ClientConfig, Experiment, Privacy, PublicQuestions
 from h2tune.core.masks import kept_rank
 from h2tune.core.slots import Layout
@@ -91,8 +91,8 @@ def make_plan(experiment: Experiment) -> Plan:
         plan.privacy = _promise(experiment, experiment.privacy)
     if settings and experiment.secure_aggregation and not plan.problems:
         plan.privacy = [SECRET]
-    if settings:
-        plan.leaves = as_lines(what_leaves(experiment))
+    plan.leaves = as_lines(what_leaves(experiment)) if settings else []
+    plan.warnings += filter(None, [about_device(experiment)])
     _attempt(plan, lambda: check_other_methods(experiment))
     _attempt(plan, lambda: check_tracking(experiment))
     anchors = _attempt(plan, lambda: load_anchors(experiment.anchors, experiment.anchor_words)) or []

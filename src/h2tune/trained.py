@@ -13,6 +13,7 @@ from h2tune import tasks
 from h2tune.config import ClientConfig, Experiment
 from h2tune.deployment.kits import Kit
 from h2tune.participant.base_models import LoadedModel, ModelPool
+from h2tune.participant.devices import missing_device
 from h2tune.participant.label_bias import LABEL_BIAS, LabelBias
 from h2tune.participant.passes import PLAIN, Passes
 from h2tune.participant.prepare import client_base
@@ -89,7 +90,7 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
         whole: hold the base unquantised and in float32, for an export that must not lose digits.
 
     Raises:
-        StoreError: if there is no finished adapter, or it does not fit its base.
+        StoreError: if there is no finished adapter, it does not fit its base, or this machine lacks the run's device.
     """
     client, experiment = find_client(run, name), experiment_of(run)
     folder = run / "state" / "adapter" if is_kit(run) else run / "clients" / name / "adapter"
@@ -101,6 +102,8 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
     task = tasks.build_task(client.task)
     if whole and client.quantization != "none":
         client = client.model_copy(update={"quantization": "none"})
+    if device is None and (missing := missing_device(experiment.device)):
+        raise StoreError(f"{missing}. To use the adapter here, write device: auto in {_says_device(run)}.")
     pool = ModelPool.of(experiment, device=device, precision="fp32" if whole else None)
     base = client_base(client, task, pool)
     if task.kind == "classify":
@@ -117,6 +120,10 @@ def load_trained(run: Path, name: str, *, device: str | None = None, whole: bool
     known = _read_by(folder)
     task = task.trained_on([one.form for one in known])
     return Trained(client, experiment, task, base, model, _passes(folder), known)
+
+
+def _says_device(run: Path) -> Path:
+    return run / ("own.yaml" if is_kit(run) else "config.yaml")
 
 
 def _passes(folder: Path) -> Passes:

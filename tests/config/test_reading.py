@@ -173,6 +173,7 @@ def test_a_limit_that_the_engine_cannot_hold_is_the_largest_that_it_can() -> Non
     ("changes", "said"),
     [
         ({"device": "cudaa"}, "device"),
+        ({"device": "meta"}, "device: should be auto, cpu, "),  # holds no weights
         (
             {"rounds": 2, "clients": [CLIENT | {"joins": 3}]},
             "shop would never take part: it joins in a round after the last, 2",

@@ -23,6 +23,7 @@ from h2tune.comparison.result import Comparison, finals
 from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, to_csv
 from h2tune.config import ConfigError, Experiment
 from h2tune.methods.registry import known_methods
+from h2tune.participant.devices import check_device
 from h2tune.participant.prepare import check_known, read_part
 from h2tune.tasks import build_task
 from h2tune.utils.files import write_atomic
@@ -62,8 +63,10 @@ def compare(
     jobs = jobs or cores()
     for name in methods:
         experiment_of(file, Cell(name, 0))  # every mistake in names and settings, before anything runs
-    check_known(experiment_of(file, Cell(methods[0], 0)))
-    _enough_rows(experiment_of(file, Cell(methods[0], 0)), n_train)
+    first = experiment_of(file, Cell(methods[0], 0))
+    check_known(first)
+    check_device(first.device)
+    _enough_rows(first, n_train)
     trials = [Cell(m, TUNING_SEED, n, r, tuning=True) for n in sizes for m in methods for r in dict.fromkeys(tune)]
     rates = _tuned(file, trials, out, jobs, say) if trials else {}
     cells = [Cell(m, s, n, rates.get(rate_key(m, n), 1.0)) for n in sizes for m in methods for s in range(seeds)]

@@ -330,7 +330,7 @@ class Experiment(_Strict):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|meta|(cuda|xpu|hpu|npu)(:\d+)?)$",
+        pattern=r"^(auto|cpu|mps|(cuda|xpu|hpu|npu)(:\d+)?)$",
         description="`auto`, `cpu`, `cuda`, `cuda:1`, ...",
     )
     tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="also log metrics there")

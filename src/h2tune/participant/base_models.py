@@ -31,6 +31,7 @@ from h2tune.participant.checkpoints import (
     open_checkpoint,
     resolve_source,
 )
+from h2tune.participant.devices import check_device
 from h2tune.participant.errors import ModelError
 from h2tune.participant.load_report import NewHead, renew_head
 from h2tune.participant.products import FrozenConv1D, FrozenLinear, supported, use_onednn
@@ -268,6 +269,7 @@ class ModelPool:
 
     def _load(self, source: str, labels: int | None, revision: str | None, trust: bool, slots: dict[str, str] | None,
               quantization: str, donor: LoadedModel | None) -> LoadedModel:  # fmt: skip
+        check_device(self.device)
         checkpoint = open_checkpoint(source, labels=labels, revision=revision, trust=trust, offline=self.offline)
         tokenizer = donor.tokenizer if donor else load_tokenizer(checkpoint)
         model, layout, head = load_weights(

@@ -21,6 +21,7 @@ from h2tune.declared import Settings
 from h2tune.participant.affordable import affordable_keep, step_milliseconds
 from h2tune.participant.base_models import ModelPool, adapter_name
 from h2tune.participant.batches import stream
+from h2tune.participant.devices import check_device
 from h2tune.participant.label_bias import LABEL_BIAS, LabelBias, fitted_to, label_tokens, telling_tokens
 from h2tune.participant.passes import Passes
 from h2tune.participant.prefix import Prefix, prefix_of
@@ -254,7 +255,11 @@ def check_tracking(experiment: Experiment) -> None:
 
 
 def make_accelerator(experiment: Experiment, device: str, folder: Path | None = None) -> Accelerator:
-    """One Accelerator for all clients of a process; its trackers, if any are asked for, write under ``folder``."""
+    """One Accelerator for all clients of a process; its trackers, if any are asked for, write under ``folder``.
+
+    Raises:
+        ModelError: PyTorch does not know the device, since the package is missing that brings it.
+    """
     precision = {"fp32": "no"}.get(experiment.training.precision, experiment.training.precision)
     trackers = list(experiment.tracking) if folder else None
     state = AcceleratorState._shared_state
@@ -262,6 +267,11 @@ def make_accelerator(experiment: Experiment, device: str, folder: Path | None = 
         # Accelerate keeps one precision and one device per process; a second run with others is nothing unusual for us.
         AcceleratorState._reset_state(reset_partial_state=True)
     with no_launcher(ACCELERATE_TORCH_DEVICE=device):  # by itself it takes the first GPU that it finds
-        return Accelerator(
-            mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder
-        )
+        try:
+            return Accelerator(
+                mixed_precision=precision, cpu=device == "cpu", log_with=trackers or None, project_dir=folder
+            )
+        except RuntimeError:  # nothing is checked before: workers on other machines may have what this one lacks
+            AcceleratorState._reset_state(reset_partial_state=True)
+            check_device(device)
+            raise
