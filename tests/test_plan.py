@@ -174,11 +174,22 @@ def test_a_method_for_equal_models_is_told_that_they_differ() -> None:
 @pytest.mark.parametrize(("method", "said"), [
     ({"frames": "glossary", "slots": ["o"]}, "c0: frames: glossary needs `practice:`"),
     ({"frames": "words"}, "frames: words needs `private:`"),
+    ({"frames": "effect", "slots": ["o", "q"]}, "method.slots: frames: effect act on o and down, not on q"),
     ({"frames": "words", "private": 4}, "c0: frames: words needs a task that chooses among labels, not generate"),
 ])  # fmt: skip
 def test_frames_that_a_client_cannot_have_are_among_the_mistakes(method: dict[str, Any], said: str) -> None:
     problems = make_plan(small(method={"name": "h2tune"} | method)).problems
-    assert any(problem.startswith(said) for problem in problems), problems
+    assert sum(problem.startswith(said) for problem in problems) == 1, problems  # what is every client's once
+
+
+def test_what_fedmkt_cannot_train_is_among_the_mistakes() -> None:
+    config = small(method="fedmkt", training={"steps": 1, "batch_size": 2})
+    said = "fedmkt learns from public and from own text: it needs training.steps of 2 or more"
+    assert make_plan(config).problems == [said]
+    head = {"task": "sst2", "train": "-", "validation": "-", "test": "-"}
+    rows = [config.clients[0].model_copy(update=head), config.clients[1]]
+    config = small(method="fedmkt").model_copy(update={"clients": rows})
+    assert "c0: fedmkt exchanges predictions of words, a classification head has none" in make_plan(config).problems
 
 
 def test_no_mistake_is_cut_off() -> None:

@@ -166,7 +166,7 @@ def _attempt(plan: Plan, action: Callable[[], Any], prefix: str = "") -> Any:
     try:
         return action()
     except (ValueError, OSError) as error:
-        plan.problems += [prefix + line for line in _lines(error)]
+        plan.problems += [line for line in (prefix + line for line in _lines(error)) if line not in plan.problems]
         return None
 
 

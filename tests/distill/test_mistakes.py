@@ -89,8 +89,10 @@ def test_right_answers_that_a_filter_needs_must_be_there(changes: dict[str, Any]
 
 
 def test_a_single_update_leaves_no_room_for_a_phase(tmp_path: Path) -> None:
-    with pytest.raises(MethodError, match=r"training\.steps of 2 or more"):
+    said = "lada learns from own data and from paths: it needs training.steps of 2 or more"
+    with pytest.raises(MethodError, match=said):
         build(lada(training={"steps": 1}), tmp_path)
+    assert said in make_plan(lada(training={"steps": 1})).problems
 
 
 def test_a_client_with_other_public_questions_is_refused_when_it_joins(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from h2tune.distill.reasoner import Reasoner
 from h2tune.distill.settings import LadaSettings
 from h2tune.errors import ProtocolError
 from h2tune.methods.adapter_client import AdapterClient
-from h2tune.methods.base import ClientMethod, Method, MethodError, ModelShape, PlannedBytes, Sent, Settings
+from h2tune.methods.base import ClientMethod, Method, ModelShape, PlannedBytes, Sent, Settings
 from h2tune.participant.context import ClientContext
 from h2tune.protocol.codec import Payload
 from h2tune.tasks.public import load_questions
@@ -93,8 +93,6 @@ class LadaClient(ClientMethod):
     def check(self) -> None:
         self.host.check()
         context, settings = self.context, self.settings
-        if context.training.steps < 2:
-            raise MethodError("lada learns from own data and from paths: it needs training.steps of 2 or more")
         if settings.directions == "none" or context.experiment.public is None:
             return
         self.reasoner = Reasoner(context, load_questions(context.experiment.public), settings)

@@ -68,6 +68,8 @@ class LadaServer(ServerMethod):
             if getattr(experiment, key) is not None and settings.directions != "none":
                 raise MethodError(f"{key}: lada sends single texts to the server, and {does}; leave {key} out")
         kind.server.allows(experiment, host_settings)
+        if experiment.training.steps < 2:
+            raise MethodError("lada learns from own data and from paths: it needs training.steps of 2 or more")
         names = [client.name for client in experiment.clients]
         if not settings.teacher:
             raise MethodError("method.teacher is missing: name the client with the large model")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from h2tune.config import Experiment
+from h2tune.config import ClientConfig, Experiment
 from h2tune.core.client_core import CoreShape
 from h2tune.core.slots import Layout, input_kind
 from h2tune.declared import ModelShape, Sent
@@ -30,6 +30,7 @@ from h2tune.frames.base import FrameKind, FrameSettings
 from h2tune.frames.bases import Frames
 from h2tune.frames.predictions import Predictions, common_words
 from h2tune.protocol.codec import Payload
+from h2tune.tasks.example import Task
 
 WRITING = ("o", "down")
 RIDGE = 1.0  # in multiples of the mean eigenvalue of J J^T: weakly moved coordinates are not blown up
@@ -47,9 +48,10 @@ class EffectClient(AnchorClient):
 
     predictions: Predictions | None = None
 
-    def check(self) -> None:
-        super().check()
-        if strange := set(self.settings.slots or ()) - set(WRITING):
+    @classmethod
+    def suits(cls, settings: Any, client: ClientConfig, task: Task) -> None:
+        super().suits(settings, client, task)
+        if strange := set(settings.slots or ()) - set(WRITING):
             raise MethodError(
                 f"method.slots: frames: effect act on {' and '.join(WRITING)}, not on {min(strange)}; frames: anchor act on"
                 " all slots"

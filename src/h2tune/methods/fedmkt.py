@@ -17,6 +17,7 @@ predict no tokens and cannot take part.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -34,9 +35,13 @@ from h2tune.participant.batches import Batch
 from h2tune.participant.trainer import Forward, LocalTraining, Update
 from h2tune.protocol.codec import Payload
 from h2tune.protocol.exchange import Reply
+from h2tune.tasks.custom import build_task
+from h2tune.tasks.example import TaskError
 from h2tune.utils.digest import digest_of
 from h2tune.utils.seeds import derive
 from h2tune.utils.tensors import as_bytes, from_bytes
+
+NO_WORDS = "{}: fedmkt exchanges predictions of words, a classification head has none"
 
 
 class FedMktSettings(Settings):
@@ -75,11 +80,7 @@ class FedMktClient(AdapterClient):
     def check(self) -> None:
         super().check()
         if self.context.task.kind == "classify":
-            raise MethodError(
-                f"{self.context.name}: fedmkt exchanges predictions of words, a classification head has none"
-            )
-        if self.steps < 2:
-            raise MethodError("fedmkt learns from public and from own text: it needs training.steps of 2 or more")
+            raise MethodError(NO_WORDS.format(self.context.name))
 
     def join(self, fresh: bool = True) -> Payload:
         self.attach(self.adapter_rank, residual=True)
@@ -264,6 +265,16 @@ class FedMktServer(OneExchange):
         self.kept: dict[str, Tensor] = {}
         self.told: dict[str, list[str]] = {}
         self.held: dict[str, dict[str, Tensor]] = {}
+
+    @classmethod
+    def allows(cls, experiment: Experiment, settings: Any) -> None:
+        super().allows(experiment, settings)
+        if experiment.training.steps < 2:
+            raise MethodError("fedmkt learns from public and from own text: it needs training.steps of 2 or more")
+        for client in experiment.clients:
+            with suppress(TaskError):  # whoever builds the client says what is wrong with its task
+                if build_task(client.task).kind == "classify":
+                    raise MethodError(NO_WORDS.format(client.name))
 
     def check_introduction(self, name: str, payload: Payload) -> None:
         super().check_introduction(name, payload)
