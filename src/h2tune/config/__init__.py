@@ -1,5 +1,6 @@
 """What a YAML file may say, and how it is read."""
 
+from h2tune.config.conflicts import Agreeing, Conflict, checked
 from h2tune.config.mistakes import in_lines, in_words
 from h2tune.config.reading import (
     SOURCES,
@@ -9,7 +10,6 @@ from h2tune.config.reading import (
     meant_path,
     parse_config,
     read_yaml,
-    without,
 )
 from h2tune.config.schema import (
     Budget,
@@ -30,10 +30,12 @@ from h2tune.config.schema import (
 
 __all__ = [
     "SOURCES",
+    "Agreeing",
     "Budget",
     "Cache",
     "ClientConfig",
     "ConfigError",
+    "Conflict",
     "Evaluation",
     "Experiment",
     "MethodChanges",
@@ -45,6 +47,7 @@ __all__ = [
     "SecureAggregation",
     "Training",
     "Wire",
+    "checked",
     "in_lines",
     "in_words",
     "load_config",
@@ -52,5 +55,4 @@ __all__ = [
     "meant_path",
     "parse_config",
     "read_yaml",
-    "without",
 ]

@@ -41,9 +41,9 @@ def in_lines(errors: Sequence[Any], data: Any, explain: Callable[[Any, str], str
     found: dict[str, list[str]] = {}
     for error in errors:
         place = _place(error["loc"], data)
-        line = explain(error, place).removeprefix("config: ")
-        if line not in found.setdefault(place, []):
-            found[place].append(line)
+        lines = explain(error, place).removeprefix("config: ").splitlines()
+        known = found.setdefault(place, [])
+        known += [line for line in lines if line not in known]
     return [line for place, lines in found.items() for line in _merged(place, lines)]
 
 

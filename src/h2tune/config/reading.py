@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from h2tune.config.mistakes import in_lines, in_words
+from h2tune.config.conflicts import checked
+from h2tune.config.mistakes import in_words
 from h2tune.config.schema import (
     Budget,
     Cache,
@@ -29,8 +28,6 @@ from h2tune.errors import H2TuneError
 
 OF_THE_METHOD = ("accept", "aggregate", "alternation", "core_loss", "core_rule", "frames", "private", "train_factors")
 """Settings of H2Tune that the pages speak of beside the file's own keys, so that they are easily written there."""
-
-PROMISES = ("secure_aggregation", "privacy")  # whoever writes the key wants it; an empty value would mean none
 
 
 class ConfigError(H2TuneError, ValueError):
@@ -87,21 +84,20 @@ def load_config(path: str | Path, seed: int | None = None) -> Experiment:
     """
     data = read_yaml(path)
     if empty := _empty(Path(path)):
-        cures = {
-            "secure_aggregation": "write `secure_aggregation: {}` to have it",
-            "privacy": "name `clip` and `noise`",
-        }
-        raise ConfigError(
-            [f"{key}: nothing stands after the colon: {cures[key]}, or leave the key out" for key in empty]
-        )
+        raise ConfigError(load_past_mistakes(path)[1] or empty)
     return parse_config(data, Path(path).parent, seed)
 
 
 def _empty(path: Path) -> list[str]:
-    """Promises with nothing after the colon; whoever means none writes `null`, as files written by h2tune do."""
+    """A line for each promise with nothing after the colon; whoever means none writes `null`, as files written by h2tune do."""
+    cures = {
+        "secure_aggregation": "write `secure_aggregation: {}` to have it",
+        "privacy": "name `clip` and `noise`",
+    }  # whoever writes the key wants it
     node = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    return [key.value for key, value in pairs if key.value in PROMISES and value.value == ""]
+    empty = [key.value for key, value in pairs if key.value in cures and value.value == ""]
+    return [f"{key}: nothing stands after the colon: {cures[key]}, or leave the key out" for key in empty]
 
 
 def parse_config(data: Any, folder: Path | None = None, seed: int | None = None) -> Experiment:
@@ -109,11 +105,10 @@ def parse_config(data: Any, folder: Path | None = None, seed: int | None = None)
 
     ``{seed}`` in a client's data sources stands for the experiment's seed.
     """
-    data = _as_meant(data, folder, seed)
-    try:
-        return Experiment.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(in_lines(error.errors(), data, _explain)) from None
+    found, problems = checked(Experiment, _as_meant(data, folder, seed), _explain)
+    if problems or found is None:
+        raise ConfigError(problems)
+    return found
 
 
 def load_past_mistakes(path: str | Path) -> tuple[Experiment | None, list[str]]:
@@ -122,38 +117,11 @@ def load_past_mistakes(path: str | Path) -> tuple[Experiment | None, list[str]]:
     So models and data can be checked, too, and whoever mends a file learns of everything in one go.
     """
     try:
-        return load_config(path), []
-    except ConfigError as error:
-        problems = error.problems
-    try:
         data = _as_meant(read_yaml(path), Path(path).parent)
-        Experiment.model_validate(data)
-    except ConfigError:
-        return None, problems
-    except ValidationError as error:
-        try:
-            return Experiment.model_validate(without(data, [e["loc"] for e in error.errors()])), problems
-        except ValidationError:
-            pass
-    return None, problems
-
-
-def without(data: dict[str, Any], places: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Plain data without the keys at these places, which are those of ``ValidationError.errors()``."""
-    data = copy.deepcopy(data)
-    for place in places:
-        at: Any = data
-        owner: Any = None
-        key: Any = None
-        for step in place:
-            try:
-                inner = at[step]
-            except (KeyError, IndexError, TypeError):
-                break  # a branch of a union, which is no key
-            owner, key, at = at, step, inner
-        if isinstance(owner, dict):
-            owner.pop(key, None)
-    return data
+    except ConfigError as error:
+        return None, error.problems
+    found, problems = checked(Experiment, data, _explain)
+    return found, _empty(Path(path)) + problems
 
 
 def _as_meant(data: Any, folder: Path | None, seed: int | None = None) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from h2tune.config.conflicts import Agreeing, Conflict
 from h2tune.utils.sizes import parse_size
 
 
@@ -55,7 +57,7 @@ class RowPrivacy(_Strict):
         return self
 
 
-class ClientConfig(_Strict):
+class ClientConfig(_Strict, Agreeing):
     """One participant: its model, its task, its data."""
 
     name: str = Field(description="name of the client, unique", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -113,13 +115,12 @@ class ClientConfig(_Strict):
                 raise ValueError(f"there is no part {number} of {count}")
         return value
 
-    @model_validator(mode="after")
-    def _auto_needs_budget(self) -> ClientConfig:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.keep == "auto" and self.budget is None:
-            raise ValueError("keep: auto needs a budget: {upload: ..., memory: ..., step_ms: ...}")
+            line = "keep: auto needs a budget: {upload: ..., memory: ..., step_ms: ...}"
+            yield Conflict(line, (("keep",), ("budget",)))
         if self.budget is not None and self.keep != "auto":
-            raise ValueError("budget has no effect without keep: auto")
-        return self
+            yield Conflict("budget has no effect without keep: auto", (("budget",), ("keep",)))
 
 
 class Training(_Strict):
@@ -281,7 +282,7 @@ class PublicQuestions(_Strict):
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
 
 
-class Experiment(_Strict):
+class Experiment(_Strict, Agreeing):
     """A whole federation."""
 
     name: Name = Field("federation", description="shown in reports; part of the run's identity")
@@ -342,22 +343,22 @@ class Experiment(_Strict):
             raise ValueError(f"parallel must be 1 or more, or auto; got {value}")
         return value
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Experiment:
+    def conflicts(self) -> Iterator[Conflict]:
         names = [client.name for client in self.clients]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"two clients have the name {twice[0]!r}; names must be unique")
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield Conflict(f"two clients have the name {name!r}; names must be unique")
         if self.quorum > len(names):
-            raise ValueError(f"quorum {self.quorum} can never be met by {len(names)} clients")
-        if self.quorum > self.clients_per_round:
-            raise ValueError(
-                f"quorum {self.quorum} can never be met: a round selects {self.participation:.0%} of the clients"
-            )
-        if late := [client.name for client in self.clients if client.joins > self.rounds]:
-            raise ValueError(f"{late[0]} would never take part: it joins in a round after the last, {self.rounds}")
+            yield Conflict(f"quorum {self.quorum} can never be met by {len(names)} clients", (("quorum",),))
+        elif self.quorum > self.clients_per_round:
+            line = f"quorum {self.quorum} can never be met: a round selects {self.participation:.0%} of the clients"
+            yield Conflict(line, (("quorum",), ("participation",)))
         if self.select == "best" and "local" not in self.baselines:
-            raise ValueError("select: best needs baseline: local")
-        return self
+            yield Conflict("select: best needs baseline: local", (("select",), ("baseline",)))
+        for i, client in enumerate(self.clients):
+            if client.joins > self.rounds:
+                line = f"{client.name} would never take part: it joins in a round after the last, {self.rounds}"
+                yield Conflict(line, (("clients", i, "joins"), ("rounds",)))
+            yield from (conflict.inside("clients", i, of=f"{client.name}: ") for conflict in client.conflicts())
 
     @property
     def clients_per_round(self) -> int:

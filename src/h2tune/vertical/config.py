@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from h2tune.config import ConfigError, Name, NetworkConfig, in_lines, in_words, read_yaml, without
+from h2tune.config import Agreeing, ConfigError, Conflict, Name, NetworkConfig, checked, in_words, read_yaml
 from h2tune.utils.files import sound
 
 
@@ -180,7 +181,13 @@ class VerticalNetwork(NetworkConfig):
     )
 
 
-class VerticalConfig(_Strict):
+def _wrong_shares(prior: dict[str, float]) -> str:
+    if wrong := [name for name, share in prior.items() if not 0 <= share <= 1]:
+        return f"the share of {wrong[0]!r} in `prior` is {prior[wrong[0]]:g}; shares are between 0 and 1"
+    return "" if math.isclose(sum(prior.values()), 1, abs_tol=1e-3) else "the shares in `prior` must sum to 1"
+
+
+class VerticalConfig(_Strict, Agreeing):
     """A whole vertical federation."""
 
     name: Name = Field("vertical", description="shown in reports")
@@ -204,28 +211,24 @@ class VerticalConfig(_Strict):
     def _method(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _consistent(self) -> VerticalConfig:
+    def conflicts(self) -> Iterator[Conflict]:
         names = [party.name for party in self.parties]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"two parties have the name {twice[0]!r}; names must be unique")
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield Conflict(f"two parties have the name {name!r}; names must be unique")
         if self.label.party not in names:
-            raise ValueError(f"label.party is {self.label.party!r}, but the parties are {', '.join(names)}")
-        if self.active.labels is not None:
-            raise ValueError(f"{self.active.name} is the active party: its labels are declared under `label.column`")
+            line = f"label.party is {self.label.party!r}, but the parties are {', '.join(names)}"
+            yield Conflict(line, (("label", "party"),))
         if self.label.classes and len(set(self.label.classes)) != len(self.label.classes):
-            raise ValueError("label.classes names a class twice")
+            yield Conflict("label.classes names a class twice", (("label", "classes"),))
         if self.method.unseen == "described" and self.label.vectors is None:
-            raise ValueError("method.unseen is `described`: label.vectors must name a file of class vectors")
-        for party in self.parties:
-            shares = party.prior if isinstance(party.prior, dict) else {}
-            if wrong := [name for name, share in shares.items() if not 0 <= share <= 1]:
-                raise ValueError(
-                    f"{party.name}: the share of {wrong[0]!r} in `prior` is {shares[wrong[0]]:g}; shares are between 0 and 1"
-                )
-            if isinstance(party.prior, dict) and not math.isclose(sum(party.prior.values()), 1, abs_tol=1e-3):
-                raise ValueError(f"{party.name}: the shares in `prior` must sum to 1")
-        return self
+            line = "method.unseen is `described`: label.vectors must name a file of class vectors"
+            yield Conflict(line, (("method", "unseen"), ("label", "vectors")))
+        for i, party in enumerate(self.parties):
+            if party.name == self.label.party and party.labels is not None:
+                line = f"{party.name} is the active party: its labels are declared under `label.column`"
+                yield Conflict(line, (("parties", i, "labels"),))
+            if isinstance(party.prior, dict) and (line := _wrong_shares(party.prior)):
+                yield Conflict(f"{party.name}: {line}", (("parties", i, "prior"),))
 
     @property
     def active(self) -> PartyConfig:
@@ -282,15 +285,15 @@ def parse_vertical(data: Any, folder: Path | None = None, seed: int | None = Non
         ConfigError: with every mistake at once.
     """
     if not isinstance(data, dict):
-        raise ConfigError(["The config must be a mapping with the key `parties`."])
+        raise ConfigError([NO_MAPPING])
     if seed is not None:
         data = data | {"seed": seed}
     if folder is not None:
         data = _resolve(data, folder)
-    try:
-        return VerticalConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(in_lines(error.errors(), data, _explain)) from None
+    found, problems = checked(VerticalConfig, data, _explain)
+    if problems or found is None:
+        raise ConfigError(problems)
+    return found
 
 
 def load_past_mistakes(path: str | Path) -> tuple[VerticalConfig | None, list[str]]:
@@ -299,22 +302,16 @@ def load_past_mistakes(path: str | Path) -> tuple[VerticalConfig | None, list[st
     Raises:
         ConfigError: if the file cannot be read.
     """
-    data, folder = read_yaml(path), Path(path).parent
-    try:
-        return parse_vertical(data, folder), []
-    except ConfigError as error:
-        problems = error.problems
-    try:
-        meant = _resolve(data, folder)
-        VerticalConfig.model_validate(meant)
-    except ValidationError as error:
-        try:
-            return VerticalConfig.model_validate(without(meant, [e["loc"] for e in error.errors()])), problems
-        except ValidationError:
-            pass
-    return None, problems
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        return None, [NO_MAPPING]
+    found, problems = checked(VerticalConfig, _resolve(data, Path(path).parent), _explain)
+    # Parties are found by their names, so that of two with one name only one could be looked at.
+    twice = found is not None and len({party.name for party in found.parties}) < len(found.parties)
+    return None if twice else found, problems
 
 
+NO_MAPPING = "The config must be a mapping with the key `parties`."
 _FILES = {"train", "test", "model", "vectors"}
 
 
