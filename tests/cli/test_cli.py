@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from h2tune.cli.app import app
 from h2tune.config import Experiment
-from h2tune.config.reading import OF_THE_METHOD
+from h2tune.config.hints import OF_THE_METHOD
 from h2tune.methods.h2tune_settings import H2TuneSettings
 
 RUNNER = CliRunner()

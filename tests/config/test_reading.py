@@ -54,6 +54,42 @@ def test_every_mistake_is_a_line_in_plain_words(data: dict[str, Any], lines: lis
     assert error.value.problems == lines
 
 
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ("clients: [{row_privacy: {clipp: 1, epsilon: 8}}]", "shop: row_privacy.clipp: unknown key. Did you mean `clip`?"),
+        ("clients: [{row_privacy: {clip: 1, epsilom: 8}}]",
+         "shop: row_privacy.epsilom: unknown key. Did you mean `epsilon`?"),
+        ("clients: [{epsilon: 8}]",
+         "shop: epsilon: unknown key here; it belongs to `row_privacy`: row_privacy: {epsilon: ...}"),
+        ("clients: [{upload: 1MB}]", "shop: upload: unknown key here; it belongs to `budget`: budget: {upload: ...}"),
+        ("clients: [{steps: 8}]",
+         "shop: steps: unknown key here: it belongs to `training` of the whole federation and cannot be set for one client"),
+        ("clients: [{batch_size: 8}]",
+         "shop: batch_size: unknown key here: it belongs to `training` or `evaluation` of the whole federation and cannot be"
+         " set for one client"),
+        ("clients: [{budget: {epsilon: 8}}]",
+         "shop: budget.epsilon: unknown key here; it belongs to `row_privacy`: row_privacy: {epsilon: ...}"),
+        ("clients: [{budget: {keep: auto}}]", "shop: budget.keep: unknown key here; it belongs beside `budget`, not in it"),
+        ("limit: 8", "limit: unknown key here; it belongs to `public` or `network`, for example public: {limit: ...}"),
+        ("epsilon: 8", "epsilon: unknown key here; it belongs to `privacy`: privacy: {epsilon: ...}"),
+        ("upload: 8", "upload: unknown key here; it belongs to `budget` of a client"),
+        ("keep: .5", "keep: unknown key here; it belongs to each client"),
+        ("training: {curves: true}",
+         "training.curves: unknown key here; it belongs to `evaluation`: evaluation: {curves: ...}"),
+        ("training: {rank: 8}", "training.rank: unknown key here; it belongs beside `training`, not in it"),
+        ("training: {stepps: 8}", "training.stepps: unknown key. Did you mean `steps`?"),
+        ("frames: words", "frames: is a setting of the method; write it there: method: {name: h2tune, frames: ...}"),
+    ],
+)  # fmt: skip
+def test_a_key_in_the_wrong_place_is_sent_to_its_own(data: str, line: str) -> None:
+    changes = yaml.safe_load(data)
+    changes["clients"] = [CLIENT | changes.get("clients", [{}])[0]]
+    with pytest.raises(ConfigError) as told:
+        parse_config(changes)
+    assert [text for text in told.value.problems if "is missing" not in text] == [line]
+
+
 @pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e999"])
 @pytest.mark.parametrize(
     "where", ["training: {learning_rate: X}", "privacy: {clip: X, noise: 1}", "network: {gather: X}",

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from h2tune.config.conflicts import checked
+from h2tune.config.hints import unknown_key
 from h2tune.config.mistakes import in_words
-from h2tune.config.schema import (
-    Budget,
-    Cache,
-    ClientConfig,
-    Evaluation,
-    Experiment,
-    NetworkConfig,
-    Privacy,
-    PublicQuestions,
-    SecureAggregation,
-    Training,
-    Wire,
-)
+from h2tune.config.schema import Experiment
 from h2tune.errors import H2TuneError
-
-OF_THE_METHOD = ("accept", "aggregate", "alternation", "core_loss", "core_rule", "frames", "private", "train_factors")
-"""Settings of H2Tune that the pages speak of beside the file's own keys, so that they are easily written there."""
 
 
 class ConfigError(H2TuneError, ValueError):
@@ -194,41 +178,6 @@ def meant_path(value: Any, folder: Path, model: bool = False) -> Any:
     return str((folder / Path(value).expanduser()).resolve())
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "training": Training,
-    "evaluation": Evaluation,
-    "cache": Cache,
-    "budget": Budget,
-    "wire": Wire,
-    "privacy": Privacy,
-    "secure_aggregation": SecureAggregation,
-    "network": NetworkConfig,
-    "public": PublicQuestions,
-}
-
-
 def _explain(error: Any, where: str) -> str:
     """One line for one pydantic error, in the words of the YAML file."""
-    place = list(error["loc"])
-    if error["type"] == "extra_forbidden":
-        owner: type[BaseModel] = Experiment
-        for step in place[:-1]:
-            owner = _SECTIONS.get(str(step), ClientConfig if step == "clients" else owner)
-        if owner is Experiment and place[0] in OF_THE_METHOD:
-            return f"{where}: is a setting of the method; write it there: method: {{name: h2tune, {where}: ...}}"
-        key = str(place[-1])
-        if section := [name for name, kind in _SECTIONS.items() if key in kind.model_fields and kind is not owner]:
-            return f"{where}: unknown key here; it belongs to `{section[0]}`: {section[0]}: {{{key}: ...}}"
-        if owner is ClientConfig and (shared := _of_all(key)):
-            return f"{where}: unknown key here: `{shared}` is a key of the whole federation and cannot be set for one client"
-        near = difflib.get_close_matches(key, list(owner.model_fields), 1, 0.5)
-        hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(owner.model_fields)}."
-        return f"{where}: unknown key.{hint}"
-    return f"{where}: {in_words(error)}"
-
-
-def _of_all(key: str) -> str | None:
-    """The key of a whole federation that is meant by one of a client, if no key of clients is nearer to it."""
-    near = difflib.get_close_matches(key, {**ClientConfig.model_fields, **Experiment.model_fields}, 1, 0.5)
-    here = {*ClientConfig.model_fields, "device"}  # a client of a network has its own device
-    return near[0] if near and near[0] not in here else None
+    return unknown_key(error["loc"], where) if error["type"] == "extra_forbidden" else f"{where}: {in_words(error)}"
