@@ -197,3 +197,31 @@ def test_the_signal_of_the_last_word_may_come_late() -> None:
         loop._join(Late())
     loop._end = Envelope("stop", {"reason": "over", "finished": True, "process": loop.process})
     loop._join(Late())
+
+
+@pytest.mark.parametrize("working", [False, True])
+def test_an_error_while_saying_hello_ends_the_loop(working: bool) -> None:
+    """Without hellos the server would take the client for away, and nobody would know why."""
+    wire = Wire()
+    begun = threading.Event()
+
+    def doing() -> dict[str, Any]:
+        if threading.current_thread() is not threading.main_thread() and (begun.is_set() or not working):
+            raise RuntimeError("nothing is known of what it does")
+        return {}
+
+    def work(data: bytes) -> bytes:
+        begun.set()
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            time.sleep(0.01)
+            loop.check()
+        return b"late"
+
+    loop = ClientLoop(wire, "f", doing=doing, beat=0.01, patience=20)
+    if working:
+        wire.inbox.put(request(loop, "1"))
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match="nothing is known of what it does"):
+        loop.run(work)
+    assert time.monotonic() - begin < 10

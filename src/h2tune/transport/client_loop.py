@@ -200,8 +200,12 @@ class ClientLoop:
             time.sleep(RETRY)
 
     def _say_hello(self) -> None:
-        while not self._over.wait(self.beat):
-            self._hello()
+        """Say hello all the time. An error here ends the loop: without hellos the server takes this client for away."""
+        try:
+            while not self._over.wait(self.beat):
+                self._hello()
+        except Exception as error:
+            self._finish(error)
 
     def _hello(self) -> None:
         self.channel.send(SERVER, self.talk.hello(self.doing()).pack(), self._noted)
