@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from model_folders import ROWS, TASKS, model_folder, one_client, write_rows
 
 from h2tune import federation, inference
-from h2tune.inference import predict
+from h2tune.inference import predict, to_jsonl
 from h2tune.tasks.example import TaskError
 
 LONG = {"text": "the market " * 50}
@@ -100,3 +101,16 @@ def test_the_question_of_training_is_asked_whatever_else_a_row_holds(tmp_path: P
         next(predict(tmp_path / "run", "c", write_rows(tmp_path / "asked.jsonl", asked)))
     answered = predict(tmp_path / "run", "c", write_rows(tmp_path / "asked.jsonl", rows))
     assert [row["prediction"] for row in answered] == answers[0]
+
+
+def test_bytes_are_written_in_base64_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """As text they were `b'...'`, which nothing reads back."""
+    rows = [{"text": "a", "image": {"bytes": b"\x00\xff", "path": None}, "raw": b"", "parts": [b"a"]}, {"text": "b"}]
+    lines = [json.loads(line) for line in to_jsonl(iter(rows))]
+    assert lines == [
+        {"text": "a", "image": {"bytes": "AP8=", "path": None}, "raw": "", "parts": ["YQ=="]},
+        {"text": "b"},
+    ]
+    assert capsys.readouterr().err == "bytes are written in base64: image, raw, parts\n"
+    list(to_jsonl(iter([{"text": "a"}])))
+    assert not capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -75,15 +76,26 @@ def _too_long(trained: Trained, examples: list[Example], length: int) -> int:
 
 
 def to_jsonl(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
-    """One row a line, letters as they are."""
+    """One row a line, letters as they are, and bytes in base64; which columns hold bytes is said on standard error at the end."""
+    binary: dict[str, None] = {}
     for row in rows:
+        binary |= dict.fromkeys(str(name) for name, value in row.items() if _has_bytes(value))
         yield json.dumps(_plain(row), ensure_ascii=False, allow_nan=False, default=str)
+    if binary:
+        print(f"bytes are written in base64: {', '.join(binary)}", file=sys.stderr)
+
+
+def _has_bytes(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bytes | bytearray) or any(map(_has_bytes, inner))
 
 
 def _plain(value: Any) -> Any:
-    """A value without numbers that JSON does not know: a missing cell of a Parquet file is null."""
+    """A value without what JSON does not know: a missing cell of a Parquet file is null, bytes are base64."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, bytes | bytearray):
+        return b64encode(value).decode()
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
