@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 from federations import build, small
 
-from h2tune.config import ClientConfig, load_config
+from h2tune.config import ClientConfig, Experiment, load_config
+from h2tune.federation import run
 from h2tune.frames.sources import load_anchors
 from h2tune.plan import make_plan
 
@@ -180,6 +182,34 @@ def test_a_method_for_equal_models_is_told_that_they_differ() -> None:
 def test_frames_that_a_client_cannot_have_are_among_the_mistakes(method: dict[str, Any], said: str) -> None:
     problems = make_plan(small(method={"name": "h2tune"} | method)).problems
     assert sum(problem.startswith(said) for problem in problems) == 1, problems  # what is every client's once
+
+
+def test_a_plan_and_a_run_say_that_test_rows_ask_otherwise_than_training_rows(tmp_path: Path) -> None:
+    rows = [{"instruction": f"count {n}", "output": f"{n}"} for n in range(60)]
+    other = [{"prompt": f"number {n}", "answer": f"{n}"} for n in range(30)]
+    alike = [{"prompt": f"number {n}", "completion": f"{n}"} for n in range(90, 120)]
+    for name, part in (("train", rows), ("other", other), ("alike", alike), ("mixed", rows[:20] + other)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    base = small(clients=1, rounds=1, method="local", training={"steps": 1, "batch_size": 2})
+
+    def of(train: str, test: str) -> Experiment:
+        files = {
+            "train": str(tmp_path / f"{train}.jsonl"),
+            "test": str(tmp_path / f"{test}.jsonl"),
+            "validation": None,
+        }
+        task = {"kind": "generate", "max_new_tokens": 2}
+        return base.model_copy(update={"clients": [base.clients[0].model_copy(update=files | {"task": task})]})
+
+    said = (
+        "c0: 30 of 30 test rows are read by (prompt -> answer), training rows by (instruction -> output): the model is asked"
+        " otherwise than it is trained"
+    )
+    assert said in make_plan(of("train", "other")).warnings
+    for train, test in (("other", "alike"), ("mixed", "other")):
+        assert not [text for text in make_plan(of(train, test)).warnings if "read by" in text]
+    run(of("train", "other"), tmp_path / "run")
+    assert said in (tmp_path / "run" / "events.jsonl").read_text()
 
 
 def test_what_fedmkt_cannot_train_is_among_the_mistakes() -> None:

@@ -85,7 +85,7 @@ class Client:
     def remarks(self) -> list[str]:
         """What deserves attention in its test rows."""
         data = self.context.data
-        return remarks(data.leaked, len(data.test))
+        return remarks(self.context.task, data.train.examples, data.test.examples, data.leaked)
 
     def introduction(self) -> dict[str, Any]:
         """What its method may tell of it before anything is trained."""

@@ -204,11 +204,11 @@ def _check_data(
                     _attempt(plan, partial(read_part, client, task, part, seed=seed), f"{where}{part}: ")
         elif shape is None:
             if rows := _attempt(plan, lambda: read_rows(client, task, seed=seed), where):
-                noted = remarks(rows[3], len(rows[2]))
+                noted = remarks(task, rows[0], rows[2], rows[3])
         else:
             kept = experiment.evaluation.n_validation
             data = _attempt(plan, lambda: load_data(client, task, shape, seed=seed, n_validation=kept), where)
-    noted = remarks(data.leaked, len(data.test)) if data else noted
+    noted = remarks(task, data.train.examples, data.test.examples, data.leaked) if data else noted
     plan.warnings += [f"{where}{text}" for text in noted]
     return len(data.train) if data else None
 

@@ -16,6 +16,7 @@ from h2tune.participant.base_models import LoadedModel, ModelPool
 from h2tune.participant.checkpoints import positions_of
 from h2tune.tasks.example import Example, Task, TaskError
 from h2tune.tasks.prompts import Encoded, encode, encode_prompts, fit_prompts
+from h2tune.tasks.read_by import read_otherwise
 
 FEW = 20  # test rows; with fewer, each of them is more than five points
 UNKNOWN = "-"  # a model or data source that only the client itself knows
@@ -104,11 +105,13 @@ def load_data(
     return ClientData(splits["train"], splits["validation"], splits["test"], leaked)
 
 
-def remarks(leaked: int, tests: int) -> list[str]:
-    """What is said of test rows before training: those that are also trained on, and that they are few."""
+def remarks(task: Task, train: Sequence[Example], test: Sequence[Example], leaked: int) -> list[str]:
+    """What is said of test rows before training: those that are also trained on, those that ask otherwise, and that they are few."""
     found = [f"{leaked} test examples occur in its training data"] if leaked else []
-    if tests < FEW:
-        rows = "one test row" if tests == 1 else f"{tests} test rows"
+    if otherwise := read_otherwise(task, train, test):
+        found.append(otherwise)
+    if len(test) < FEW:
+        rows = "one test row" if len(test) == 1 else f"{len(test)} test rows"
         found.append(f"{rows}: a score of fewer than {FEW} says little")
     return found
 

@@ -6,13 +6,15 @@ trained on, in a file beside the adapter.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from h2tune.tasks.example import Example
+from h2tune.tasks.example import Example, Task
 
+_FIELD = re.compile(r"\{[^{}]*\}")
 READ_BY = "read_by.json"  # the file that holds it beside an adapter
 
 
@@ -29,6 +31,27 @@ def read_by(examples: Iterable[Example]) -> tuple[ReadBy, ...]:
     """How examples were read; what most of them have in common comes first."""
     counts = Counter((example.form, example.messages is not None) for example in examples)
     return tuple(ReadBy(form, chat, rows) for (form, chat), rows in counts.most_common())
+
+
+def read_otherwise(task: Task, train: Sequence[Example], test: Sequence[Example]) -> str | None:
+    """That test rows ask in another way than training rows do, in words; None if they do not.
+
+    Columns of other names that come to the same prompt are no other way.
+    """
+    prompts = {form.name: _FIELD.sub("{}", form.prompt) for form in task.forms}
+    known = read_by(train)
+    ways = [(prompts.get(one.form, one.form), one.chat) for one in known]
+    odd = [one for one in read_by(test) if (prompts.get(one.form, one.form), one.chat) not in ways]
+    if not known or not odd:
+        return None
+    return (
+        f"{sum(one.rows for one in odd)} of {len(test)} test rows are read by {_in_words(odd[0])}, training rows by"
+        f" {' and '.join(map(_in_words, known))}: the model is asked otherwise than it is trained"
+    )
+
+
+def _in_words(one: ReadBy) -> str:
+    return f"({one.form or 'the prompt'}{', as a chat' if one.chat else ''})"
 
 
 def read_by_from(kept: Any) -> tuple[ReadBy, ...]:
