@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from h2tune.errors import H2TuneError
+from h2tune.vertical.spelling import normalise
 
 DECIMALS = "without the .0 of numbers"
 FORMS = ("without punctuation", DECIMALS, "by their digits alone", "by their digits without leading zeros")
@@ -21,11 +21,6 @@ DIGEST = 16  # bytes; a collision among 10^9 ids has a chance of 10^-21
 
 class AlignmentError(H2TuneError, ValueError):
     """The parties' rows cannot be matched; the text says why and what to do."""
-
-
-def normalise(identity: str) -> str:
-    """One form for the spellings of an id: no case, no spaces, one form of every character."""
-    return "".join(unicodedata.normalize("NFKC", identity).casefold().split())
 
 
 def digests(ids: list[str], salt: str) -> np.ndarray:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from h2tune.vertical.align import DECIMALS, FORMS, as_keys, looser, normalise
+from h2tune.vertical.align import DECIMALS, FORMS, as_keys, looser
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.parties import PartyData
+from h2tune.vertical.spelling import normalise
 from h2tune.vertical.table import CATEGORIES
 
 MANY = 200_000  # rows above which ids are not compared in looser forms

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from h2tune.config import Agreeing, ConfigError, Conflict, Name, NetworkConfig, checked, in_words, read_yaml
 from h2tune.utils.files import sound
+from h2tune.vertical.spelling import alike
 
 
 class _Strict(BaseModel):
@@ -181,7 +182,13 @@ class VerticalNetwork(NetworkConfig):
     )
 
 
+# Why such names are refused: all but the party that has them in clear would take them for one, without a word.
+_ONE = "differ by case, spaces or forms of a character only; parties compare names without these, so rename one"
+
+
 def _wrong_shares(prior: dict[str, float]) -> str:
+    if twins := alike(prior):
+        return f"{twins[0]!r} and {twins[1]!r} in `prior` {_ONE}"
     if wrong := [name for name, share in prior.items() if not 0 <= share <= 1]:
         return f"the share of {wrong[0]!r} in `prior` is {prior[wrong[0]]:g}; shares are between 0 and 1"
     return "" if math.isclose(sum(prior.values()), 1, abs_tol=1e-3) else "the shares in `prior` must sum to 1"
@@ -220,6 +227,8 @@ class VerticalConfig(_Strict, Agreeing):
             yield Conflict(line, (("label", "party"),))
         if self.label.classes and len(set(self.label.classes)) != len(self.label.classes):
             yield Conflict("label.classes names a class twice", (("label", "classes"),))
+        if twins := alike(self.label.classes or ()):
+            yield Conflict(f"label.classes: {twins[0]!r} and {twins[1]!r} {_ONE}", (("label", "classes"),))
         if self.method.unseen == "described" and self.label.vectors is None:
             line = "method.unseen is `described`: label.vectors must name a file of class vectors"
             yield Conflict(line, (("method", "unseen"), ("label", "vectors")))

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from h2tune.vertical.align import as_keys, check_ids, digests, normalise
+from h2tune.vertical.align import as_keys, check_ids, digests
 from h2tune.vertical.config import PartyConfig, VerticalConfig
+from h2tune.vertical.spelling import alike, normalise
 from h2tune.vertical.table import NO_LABEL, Columns, TableError, names_of, read_table, text_of
 from h2tune.vertical.text import embed_texts
 
@@ -76,6 +77,12 @@ def load_party(
     if columns.width == 0 and party.encoder.kind == "table":
         raise TableError(f"{party.name}: no column is left to learn from; it has only ids and labels.")
     rows = read_rows_of(config, party, columns, train, salt, label)
+    if twins := alike(sorted({name for name in rows.labels if name is not None})):
+        raise TableError(
+            f"{party.name}: labels in {label!r} differ by case, spaces or forms of a character only:"
+            f" {twins[0]!r} and {twins[1]!r}. Parties compare names without these, so both would be one class; rename one, or"
+            " write them alike."
+        )
     if test is None:
         return PartyData(party.name, party, columns, rows, None)
     # A passive party's labels are for its own training rows only.

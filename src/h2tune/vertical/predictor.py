@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from h2tune.utils.files import StoreError, sound, write_atomic
-from h2tune.vertical.align import normalise
 from h2tune.vertical.config import PartyConfig, VerticalConfig, parse_vertical
 from h2tune.vertical.encoder import make_encoder
 from h2tune.vertical.metrics import answers
 from h2tune.vertical.parties import columns_as_text, read_rows_of
 from h2tune.vertical.run_store import not_ended
+from h2tune.vertical.spelling import normalise
 from h2tune.vertical.table import Columns, TableError, read_table
 from h2tune.vertical.top import Top
 

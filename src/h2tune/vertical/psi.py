@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from h2tune.vertical.align import AlignmentError, normalise
+from h2tune.vertical.align import AlignmentError
+from h2tune.vertical.spelling import normalise
 
 
 def _library() -> Any:
