@@ -24,7 +24,6 @@ from h2tune.vertical.table import Columns, TableError, read_table
 from h2tune.vertical.top import Top
 
 NOT_HERE = "-"  # in the config of an export, in place of what is not in it
-SLICES = ("nu", "mu", "counts")  # of the top layer, one a party
 
 
 class Predictor:
@@ -118,11 +117,8 @@ class Predictor:
         for name in parties:
             for file in ("party.json", "encoder.safetensors"):
                 write_atomic(out / "clients" / name / file, (self.folder / "clients" / name / file).read_bytes())
-        tensors = self.top.state_dict()
         others = [k for k, name in enumerate(self.parties) if name not in parties]
-        for key in SLICES:
-            tensors[key] = tensors[key].clone()
-            tensors[key][others] = 0
+        tensors = self.top.without(others)
         write_atomic(out / "server" / "top.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))
         write_atomic(out / "server" / "predictor.json", (self.folder / "server" / "predictor.json").read_bytes())
         write_atomic(out / "config.yaml", yaml.safe_dump(self._config_of(parties), sort_keys=False).encode())

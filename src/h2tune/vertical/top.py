@@ -43,6 +43,22 @@ class Top(nn.Module):
         self.register_buffer("counts", torch.zeros(parties, classes))
         self.register_buffer("mu", torch.zeros(parties, classes, training.dim))
 
+    def without(self, left: list[int]) -> dict[str, Tensor]:
+        """The weights with zeros in place of all that belongs to some parties; scores of rows that others have stay.
+
+        The gate gives an absent party no weight, and the network on top reads zeros in place of its view.
+        """
+        found = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        for k in left:
+            for name in ("nu", "mu", "counts", *(["gate.outer"] if self.gate is not None else [])):
+                found[name][k] = 0
+            if self.gate is not None:
+                found[f"gate.inner.{k}.weight"].zero_()
+            if self.mlp is not None:
+                dim = self.training_config.dim
+                found["mlp.0.weight"][:, k * dim : (k + 1) * dim] = 0
+        return found
+
     def possible(self, present: Tensor) -> Tensor:
         """Classes that each row may be given (n x C, bool): those that some party which has the row has seen.
 
