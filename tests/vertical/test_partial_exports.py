@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from vertical.tables import config, planted
 
+from h2tune.cli import vertical as commands
 from h2tune.vertical.federation import run
 from h2tune.vertical.predictor import Predictor
 
@@ -27,7 +28,7 @@ def ran(folder: Path, method: dict[str, Any], rows: int = 200, **changes: Any) -
     frames["shop"] = (train[[kinds.get(i) != "class-2" for i in train["id"]]].head(rows), test)
     settings = config(unseen=3, baseline="none", method={"warmup": 2, "select": "none"} | method, **changes)
     run(settings, folder / "run", frames=frames)
-    return folder / "run", {name: test for name, (_, test) in frames.items() if name != "clinic"}
+    return folder / "run", {name: test for name, (_, test) in frames.items()}
 
 
 @pytest.mark.parametrize("method", [{"top": "mlp", "gate": "learned"}, {"gate": "coverage"}, {}])
@@ -49,3 +50,58 @@ def test_no_tensor_of_an_export_holds_anything_of_a_party_that_is_left_out(metho
             parts = [before[name], after[name]]
         assert parts[0].shape[0] == 3 and bool(parts[0][k].any()) and not parts[1][k].any(), name
         assert torch.equal(parts[0][[0, 2]], parts[1][[0, 2]]), name
+
+
+def gap(folder: Path, part: Path, tables: dict[str, pd.DataFrame]) -> float:
+    """How far an export's probabilities are from its run's, over people whom all or some of its parties know."""
+    whole, alone = Predictor(folder), Predictor(part)
+    found = []
+    for names in (alone.here, *([name] for name in alone.here)):
+        chosen = {name: tables[name] for name in names}
+        for mine, theirs in zip(alone.predict(chosen), whole.predict(chosen), strict=True):
+            assert mine["id"] == theirs["id"]
+            found += [abs(p - theirs["probabilities"][c]) for c, p in mine["probabilities"].items()]
+    return max(found)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{}, {"top": "mlp"}, {"combine": "probabilities"}, {"missing": "coverage", "gate": "learned"},
+     {"gate": "learned", "borrow": 1.0}, {"gate": "coverage", "borrow": 0.0}],
+)  # fmt: skip
+def test_an_export_predicts_as_its_run_for_whoever_its_parties_know(method: dict[str, Any], tmp_path: Path):
+    # Few rows at the clinic but those of class 3: the largest counts of the other classes are the bank's.
+    folder, tables = ran(tmp_path, method)
+    whole = Predictor(folder)
+    part = whole.export(["bank", "shop"], tmp_path / "part")
+    assert whole.top.counts[1, 3] > 0 and not whole.top.counts[[0, 2], 3].any() and whole.top.counts[2, 2] == 0
+    assert whole.differs(["bank", "shop"]) == [] and gap(folder, part, tables) <= 1.1e-6
+    again = Predictor(part).export(["bank", "shop"], tmp_path / "again")
+    assert gap(folder, again, tables) <= 1.1e-6
+
+
+def test_an_export_places_described_classes_as_its_run(tmp_path: Path):
+    vectors = tmp_path / "vectors.csv"
+    pd.DataFrame({"class": CLASSES, "a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]}).to_csv(vectors, index=False)
+    label = {"party": "bank", "column": "kind", "classes": CLASSES, "vectors": str(vectors)}
+    folder, tables = ran(tmp_path, {"unseen": "described"}, label=label)
+    vectors.unlink()
+    assert gap(folder, Predictor(folder).export(["bank", "shop"], tmp_path / "part"), tables) <= 1.1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "parties", "classes"),
+    [({"gate": "coverage"}, "bank,shop", []), ({"gate": "coverage"}, "clinic,shop", [2]),
+     ({"gate": "learned"}, "clinic,shop", [2]), ({"missing": "relation"}, "bank,shop", [2, 3])],
+)  # fmt: skip
+def test_whoever_exports_is_told_where_it_takes_figures_of_others(
+    method: dict[str, Any], parties: str, classes: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder, tables = ran(tmp_path, method)
+    part = commands.export(folder, parties, tmp_path / "part")
+    said = capsys.readouterr().err
+    named = ", ".join(CLASSES[c] for c in classes)
+    assert f"warning: probabilities of {named}, and" in said if classes else not said
+    assert (gap(folder, part, tables) > 1e-4) is bool(classes)
+    every = commands.export(folder, "bank,clinic,shop", tmp_path / "every")
+    assert not capsys.readouterr().err and gap(folder, every, tables) == 0

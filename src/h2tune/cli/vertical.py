@@ -157,7 +157,15 @@ def export(run_dir: Path, parties: str | None, out: Path | None) -> Path:
     """`h2tune export`: a predictor for a subset of the parties, named with commas between; by default all."""
     predictor = Predictor(run_dir)
     names = _names(parties) if parties is not None else predictor.here
-    return predictor.export(names, out or run_dir / "export" / "-".join(names))
+    written = predictor.export(names, out or run_dir / "export" / "-".join(names))
+    if classes := predictor.differs(names):
+        print(
+            f"warning: probabilities of {printable(', '.join(classes))}, and of the others with them, are not quite those of"
+            " the run: with this `gate` or `missing` they take figures of the parties that are left out. An export of all"
+            " parties gives the run's.",
+            file=sys.stderr,
+        )
+    return written
 
 
 def predict(run_dir: Path, files: Sequence[str], out: Path | None = None) -> list[dict[str, Any]]:

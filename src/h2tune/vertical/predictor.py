@@ -47,6 +47,7 @@ class Predictor:
         self.top = Top(len(self.parties), len(self.classes), self.config.method, self.config.training, 0, vectors)
         with sound(top_path := self.folder / "server" / "top.safetensors"):
             self.top.load_state_dict(load_file(top_path))
+        self.top.elsewhere[[self.classes.index(name) for name in about.get("elsewhere", [])]] = True
         self.here = [n for n in self.parties if (self.folder / "clients" / n / "party.json").is_file()]
 
     def _check(self, name: str) -> None:
@@ -101,7 +102,9 @@ class Predictor:
         return answers(p, present, list(people.values()), self.classes, self.parties)
 
     def export(self, parties: list[str], out: str | Path) -> Path:
-        """Write a predictor for a subset of the parties; nothing of the others is in it but their names.
+        """Write a predictor for a subset of the parties.
+
+        Of the others it holds their names, and which classes some of them have seen, not which of them; see `differs`.
 
         Raises:
             StoreError: the folder is not empty, or no party is named.
@@ -117,12 +120,26 @@ class Predictor:
         for name in parties:
             for file in ("party.json", "encoder.safetensors"):
                 write_atomic(out / "clients" / name / file, (self.folder / "clients" / name / file).read_bytes())
-        others = [k for k, name in enumerate(self.parties) if name not in parties]
-        tensors = self.top.without(others)
+        tensors = self.top.without(self._others(parties))
         write_atomic(out / "server" / "top.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))
-        write_atomic(out / "server" / "predictor.json", (self.folder / "server" / "predictor.json").read_bytes())
+        about = json.loads((self.folder / "server" / "predictor.json").read_text(encoding="utf-8"))
+        about["elsewhere"] = self._named(self.top.seen_by(self._others(parties)))
+        write_atomic(out / "server" / "predictor.json", json.dumps(about).encode())
         write_atomic(out / "config.yaml", yaml.safe_dump(self._config_of(parties), sort_keys=False).encode())
         return out
+
+    def differs(self, parties: list[str]) -> list[str]:
+        """Classes that an export for some parties does not predict as it is predicted here for people whom they know.
+
+        With `gate: coverage` or `learned`, and with `missing: relation`, that takes figures of the parties left out.
+        """
+        return self._named(self.top.differs(self._others(parties)))
+
+    def _others(self, parties: list[str]) -> list[int]:
+        return [k for k, name in enumerate(self.parties) if name not in parties]
+
+    def _named(self, classes: Tensor) -> list[str]:
+        return [name for name, chosen in zip(self.classes, classes.tolist(), strict=True) if chosen]
 
     def _config_of(self, parties: list[str]) -> dict[str, Any]:
         """The config as some parties may know it: nothing of the others, no secrets."""

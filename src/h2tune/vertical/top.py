@@ -20,6 +20,9 @@ class Top(nn.Module):
         parties: K, the active party first.
         classes: C.
         vectors: public vectors of the classes (C x q), for `unseen: described`.
+
+    Attributes:
+        elsewhere: classes that a party which is no longer in here has seen (C, bool); of an export only.
     """
 
     counts: Tensor
@@ -40,6 +43,7 @@ class Top(nn.Module):
                 if method.top == "mlp"
                 else None
             )
+        self.elsewhere = torch.zeros(classes, dtype=torch.bool)
         self.register_buffer("counts", torch.zeros(parties, classes))
         self.register_buffer("mu", torch.zeros(parties, classes, training.dim))
 
@@ -58,6 +62,27 @@ class Top(nn.Module):
                 dim = self.training_config.dim
                 found["mlp.0.weight"][:, k * dim : (k + 1) * dim] = 0
         return found
+
+    def seen_by(self, parties: list[int]) -> Tensor:
+        """Classes that one of some parties has seen, or one that is no longer in here (C, bool)."""
+        return (self.counts[parties] > KNOWN).any(0) | self.elsewhere
+
+    def differs(self, left: list[int]) -> Tensor:
+        """Classes whose probability for people of the others changes if some parties are left out (C, bool).
+
+        All else that a score takes from a party that does not know the person is which classes somebody has seen
+        (`elsewhere`). These two are figures of that party, and are left out with it.
+        """
+        here = [k for k in range(len(self.counts)) if k not in left]
+        _, counts = self._described()
+        knows, most = counts > KNOWN, counts.max(0).values
+        if self.method.missing == "relation":  # its class means say what the class is like
+            return ~knows[here].all(0) & knows[left].any(0)
+        if self.method.missing != "evidence" or self.method.combine != "scores" or self.method.gate == "mean":
+            return torch.zeros(len(most), dtype=torch.bool)
+        return (
+            ~knows[here].all(0) & knows[here].any(0) & (most > counts[here].max(0).values)
+        )  # its rows weigh the view
 
     def possible(self, present: Tensor) -> Tensor:
         """Classes that each row may be given (n x C, bool): those that some party which has the row has seen.
@@ -109,7 +134,7 @@ class Top(nn.Module):
         """Prototypes and counts, with unseen classes filled in from their public vectors if there are any."""
         if self.method.unseen != "described" or self.vectors is None:
             return self.nu, self.counts
-        seen = self.counts.sum(0) > KNOWN
+        seen = (self.counts.sum(0) > KNOWN) | self.elsewhere
         nu = torch.stack([prototypes.from_descriptions(slice_, self.vectors, seen) for slice_ in self.nu])
         typical = self.counts[:, seen].mean(1, keepdim=True)
         return nu, torch.where(seen[None, :], self.counts, typical)
@@ -121,7 +146,7 @@ class Top(nn.Module):
         log p(x_k | c) / p(x_k), which is 0 where nothing is known; scores of two views cannot be compared without it.
         """
         knows = counts > KNOWN
-        missing = ~knows & knows.any(0)
+        missing = ~knows & (knows.any(0) | self.elsewhere)
         if not bool(missing.any()):
             return logits, counts
         spread = logits.masked_fill(~knows, fuse.NEVER).logsumexp(2) - knows.sum(1).clamp_min(1).log()
@@ -129,7 +154,9 @@ class Top(nn.Module):
         weight = (counts * knows)[None] * present[:, :, None]
         evidence = ((logits - neutral) * weight).sum(1) / weight.sum(1).clamp_min(1e-9)
         filled = neutral + self.method.borrow * evidence[:, None, :]
-        counts = torch.where(missing, counts.max(0).values.expand_as(counts), counts)
+        # Seen elsewhere alone: how often is not known, but all views here count alike for such a class.
+        most = torch.maximum(counts.max(0).values, self.elsewhere.float())
+        counts = torch.where(missing, most.expand_as(counts), counts)
         return torch.where(missing[None], filled, logits), counts
 
     def _related(self, logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
