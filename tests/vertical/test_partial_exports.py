@@ -105,3 +105,12 @@ def test_whoever_exports_is_told_where_it_takes_figures_of_others(
     assert (gap(folder, part, tables) > 1e-4) is bool(classes)
     every = commands.export(folder, "bank,clinic,shop", tmp_path / "every")
     assert not capsys.readouterr().err and gap(folder, every, tables) == 0
+
+
+@pytest.mark.parametrize(("missing", "known"), [("evidence", False), ("coverage", False), ("relation", True)])
+def test_a_class_that_only_another_party_has_seen_has_a_probability_where_views_speak_for_it(
+    missing: str, known: bool, tmp_path: Path
+):
+    folder, tables = ran(tmp_path, {"missing": missing})
+    found = Predictor(folder).predict({name: tables[name] for name in ("bank", "shop")})
+    assert any(answer["probabilities"]["class-3"] > 0 for answer in found) is known
