@@ -8,6 +8,7 @@ from vertical.tables import PARTIES, changed, config
 from h2tune.config import ConfigError
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.federation import load_parties
+from h2tune.vertical.plan import make_plan
 from h2tune.vertical.spelling import alike
 from h2tune.vertical.table import TableError
 
@@ -47,3 +48,10 @@ def test_labels_of_rows_that_would_be_merged_are_refused_at_the_party_that_has_t
 def test_one_spelling_may_be_another_than_the_other_partys():
     frames = changed("clinic", lambda t: t.assign(code="CLASS-1"))
     assert load_parties(without_classes({"clinic": "code"}), frames)["clinic"].train.labels[0] == "CLASS-1"
+
+
+def test_test_people_who_are_trained_on_under_another_spelling_are_named():
+    frames = changed("shop", lambda t: t)
+    train, test = frames["shop"]
+    frames["shop"] = (train, test.assign(id=[f" {i.upper()}" for i in train["id"][:7]] + list(test["id"][7:])))
+    assert "shop: 7 of 100 test people are also in its training table" in make_plan(config(), frames).warnings

@@ -48,7 +48,7 @@ def about_tables(config: VerticalConfig, data: dict[str, PartyData]) -> list[str
     active, found = data[config.label.party], list[str]()
     for name, party in data.items():
         found += about_columns(name, party)
-        if party.test and (known := len(set(party.train.ids) & set(party.test.ids))):
+        if party.test and (known := len({*map(normalise, party.train.ids)} & {*map(normalise, party.test.ids)})):
             found.append(f"{name}: {known:,} of {len(party.test):,} test people are also in its training table")
         if name != active.name:
             found += _about_passive(config, active, party)
