@@ -16,9 +16,9 @@ from h2tune.vertical.priors import class_shares
 class Labels:
     """Labels of the aligned people, and of the active party's other rows.
 
-    With ``label_dp`` every label is randomised once, here, and nothing else in the run sees the true ones; counts are
-    estimates of the true counts. The draws follow from a secret of the active party, so that a resumed run repeats them and
-    nobody else can.
+    With ``label_dp`` every label is randomised once, here, and nothing that is trained or sent follows from the true ones;
+    counts are estimates of the true counts. The draws follow from a secret of the active party, so that a resumed run repeats
+    them and nobody else can.
 
     Attributes:
         y: classes of the aligned people (N).
@@ -29,12 +29,12 @@ class Labels:
         aligned_counts: aligned rows of each class that each party has (K x C).
         own_counts: other rows of each class at the active party (C).
         shares: class shares of the aligned rows (C).
-        unseen: classes that the active party has no row of.
+        unseen: classes that the active party has no row of that is trained on, by the true labels; for its report alone.
     """
 
     def __init__(self, config: VerticalConfig, rows: Rows, meeting: Meeting, secret: bytes) -> None:
         self.classes = len(meeting.classes)
-        labels = numbers(rows.labels, meeting.classes)
+        labels = true = numbers(rows.labels, meeting.classes)
         epsilon = config.exposure.label_dp
         self.flip = None if epsilon is None else exposure.flip_matrix(epsilon, self.classes)
         if epsilon is not None:
@@ -54,7 +54,9 @@ class Labels:
         self.own_counts = self._counted(self.own_y)
         total = self._counted(self.y[self.trained])
         self.shares = total / total.sum()
-        self.unseen = torch.nonzero((total + self.own_counts) <= 0)[:, 0].tolist()
+        # An estimate is cut off at 0, also for a class that the party has rows of.
+        seen = class_shares(torch.cat([true[own], true[meeting.rows[self.trained]]]), self.classes)
+        self.unseen = torch.nonzero(seen <= 0)[:, 0].tolist()
 
     def _counted(self, labels: Tensor) -> Tensor:
         found = class_shares(labels, self.classes)
