@@ -52,9 +52,26 @@ def about_tables(config: VerticalConfig, data: dict[str, PartyData]) -> list[str
             found.append(f"{name}: {known:,} of {len(party.test):,} test people are also in its training table")
         if name != active.name:
             found += _about_passive(config, active, party)
+    found += _about_validation(config, active, data)
     if active.test and all(label is None for label in active.test.labels):
         found.append(f"{active.name}: no test person has a label in {config.label.column!r}, so nothing is scored")
     return found
+
+
+def _about_validation(config: VerticalConfig, active: PartyData, data: dict[str, PartyData]) -> list[str]:
+    """A word where too few rows are kept for validation to choose a round by."""
+    others = [as_keys(party.train.keys) for name, party in data.items() if name != active.name]
+    shared = (
+        np.isin(as_keys(active.train.keys), np.concatenate(others)) if others else np.ones(len(active.train), bool)
+    )
+    aligned, classes = int(shared.sum()), len(class_names(config, active))
+    if not 0 < (kept := config.evaluation.kept(aligned)) < classes:
+        return []
+    return [
+        f"{kept} of {aligned:,} aligned people {'is' if kept == 1 else 'are'} kept for validation, and there are {classes}"
+        " classes: the round that is best for so few may not be the best. Raise evaluation.validation; 0 keeps the last"
+        " round"
+    ]
 
 
 def about_columns(name: str, party: PartyData) -> list[str]:

@@ -158,8 +158,15 @@ class Evaluation(_Strict):
 
     every: int = Field(10, ge=1, description="score every so many rounds")
     validation: float = Field(
-        0.0, ge=0, lt=0.9, description="share of the aligned rows kept for choosing the best round; 0 keeps the last"
+        0.0,
+        ge=0,
+        lt=0.9,
+        description="share of the aligned rows kept for choosing the best round, at least one row; 0 keeps the last round",
     )
+
+    def kept(self, aligned: int) -> int:
+        """How many of the aligned rows are kept for validation: of a share above 0 never none."""
+        return max(1, int(self.validation * aligned)) if self.validation else 0
 
 
 class Exposure(_Strict):

@@ -43,7 +43,7 @@ class Labels:
         own = labels >= 0
         own[meeting.rows] = False
         self.own_x, self.own_y, self.y = rows.x[own], labels[own], labels[meeting.rows]
-        count = int(config.evaluation.validation * len(self.y))
+        count = config.evaluation.kept(len(self.y))
         self.validation = (
             batch_rows(len(self.y), count, config.seed, "validation") if count else torch.zeros(0, dtype=torch.int64)
         )
