@@ -57,6 +57,12 @@ def test_a_page_without_a_single_number_is_still_one(tmp_path: Path) -> None:
     assert "1 of 1 rounds" in text and "nan" not in text.lower()
 
 
+@pytest.mark.parametrize(("final", "said"), [(None, "no test people were given"), ({}, "no test person has a label")])
+def test_a_page_without_scores_says_why(final: dict[str, Any] | None, said: str, tmp_path: Path) -> None:
+    text = page(tmp_path, metrics([0.7]) | {"final": final})
+    assert f"2 parties trained on 20 aligned people; {said}." in text
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", json.dumps({"schema": 2})])
 def test_damaged_or_newer_metrics_are_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.json").write_text(text)

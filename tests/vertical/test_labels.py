@@ -47,3 +47,12 @@ def test_a_share_above_0_keeps_a_row_for_validation(share: float, kept: int, tmp
         said = [json.loads(line)["text"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
         assert "80 people are aligned, 1 of them kept for validation" in said
         assert any("1 of 80 aligned people is kept for validation" in text for text in said)
+
+
+def test_a_run_tells_test_people_without_labels_from_none(tmp_path):
+    settings, frames = config(rounds=1, baseline="none", evaluation={"every": 1}), planted()
+    train, test = frames["bank"]
+    blank = frames | {"bank": (train, test.assign(kind=None))}
+    assert run(settings, tmp_path / "blank", frames=blank)["final"] == {}
+    none = {name: (table, None) for name, (table, _) in frames.items()}
+    assert run(settings, tmp_path / "none", frames=none)["final"] is None

@@ -60,7 +60,8 @@ def sentence(metrics: dict[str, Any]) -> str:
     """The result in one sentence."""
     final = metrics["final"]
     if not final:
-        return f"{len(metrics['parties'])} parties trained on {metrics['aligned']:,} aligned people; no test people were given."
+        why = "no test people were given" if final is None else "no test person has a label"
+        return f"{len(metrics['parties'])} parties trained on {metrics['aligned']:,} aligned people; {why}."
     text = f"Balanced accuracy is {words.percent(final['balanced'])} on the test people"
     if metrics["alone"]:
         text += f"; {metrics['parties'][0]} alone has {words.percent(metrics['alone']['balanced'])}"
