@@ -1,7 +1,8 @@
-"""What an export for some of the parties holds, and that it predicts as its run does."""
+"""What an export for some of the parties holds, and that it and a run's folder predict as the run does."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,13 @@ def test_a_class_that_only_another_party_has_seen_has_a_probability_where_views_
     folder, tables = ran(tmp_path, {"missing": missing})
     found = Predictor(folder).predict({name: tables[name] for name in ("bank", "shop")})
     assert any(answer["probabilities"]["class-3"] > 0 for answer in found) is known
+
+
+def test_a_run_predicts_for_its_test_people_what_stands_in_its_folder(tmp_path: Path):
+    """With an average of the weights, and a best round before the last; the order of people may differ."""
+    training, evaluation = {"average": 0.9, "learning_rate": 0.05}, {"every": 1, "validation": 0.2}
+    folder, tables = ran(tmp_path, {}, training=training, evaluation=evaluation)
+    assert json.loads((folder / "metrics.json").read_text())["best"] < 6
+    written = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    found = Predictor(folder).predict(tables)
+    assert sorted(found, key=lambda a: a["id"]) == sorted(written, key=lambda a: a["id"])
