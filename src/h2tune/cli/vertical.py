@@ -160,9 +160,9 @@ def export(run_dir: Path, parties: str | None, out: Path | None) -> Path:
     written = predictor.export(names, out or run_dir / "export" / "-".join(names))
     if classes := predictor.differs(names):
         print(
-            f"warning: probabilities of {printable(', '.join(classes))}, and of the others with them, are not quite those of"
-            " the run: with this `gate` or `missing` they take figures of the parties that are left out. An export of all"
-            " parties gives the run's.",
+            f"warning: probabilities of {printable(', '.join(classes))}, and of the others with them, differ from the run's, and"
+            " so may the class: with this `gate` or `missing` they take figures of the parties that are left out. An export of"
+            " all parties predicts as the run does.",
             file=sys.stderr,
         )
     return written
