@@ -147,3 +147,59 @@ def test_a_space_before_the_answers_column_is_no_part_of_the_label(kind: str) ->
         build_task(spec).read({"text": "x", "category": "other"})
     with pytest.raises(RowError, match="differs from 'billing' in case or spaces only"):
         build_task(spec).read({"text": "x", "category": " billing"})
+
+
+OWN_CHOICE = {"kind": "choice", "prompt": "{question}", "answer": "{correct}", "options": "{options}"}
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "meant"),
+    [
+        (["B) 2", "A) 1", "C) 3"], "B", "2"),
+        (["B) 2", "A) 1", "C) 3"], "The answer is A", "1"),
+        (["F) 1", "G) 2", "H) 3"], "G", "2"),
+        ("B) 2, A) 1, C) 3", "B", "2"),
+        ("(C) 3 (A) 1 (B) 2", "C", "3"),
+        ("A) 1, C) 3, B) 2", "C", "3"),
+        ("(A) f(d) (B) 2 (C) 3", "A", "f(d)"),  # no letter of an option
+        ("(A) a ) 1 (B) b ) 2", "B", "2"),
+    ],
+)
+def test_an_answer_that_is_a_letter_means_the_option_with_that_letter(options: Any, answer: str, meant: str) -> None:
+    row = {"question": "x", "options": options, "correct": answer}
+    example, own = build_task("aqua").read(row), build_task(OWN_CHOICE).read(row)
+    assert f"({example.gold}) {meant}" in example.prompt and example.answer in example.options
+    assert own.gold == meant
+    assert build_task("aqua").ask(row).prompt == example.prompt
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["A) 1", "A) 2", "B) 3"], "the letter A is written before 2 of the options"),
+        (["A) 1", "2", "C) 3"], r"some options begin with a letter and others do not \('2'\)"),
+        ("B) 1, A) 2, B) 3", "the letters of the options come as B, A, B"),
+    ],
+)
+@pytest.mark.parametrize("spec", ["aqua", OWN_CHOICE])
+def test_letters_that_contradict_each_other_are_refused(spec: Any, options: Any, said: str) -> None:
+    with pytest.raises(RowError, match=said):
+        build_task(spec).read({"question": "x", "options": options, "correct": "A"})
+
+
+def test_letters_in_the_texts_of_own_options_are_meant_too() -> None:
+    task = build_task({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": ["{x}", "{y}"]})
+    for x, y in (("B) 2", "A) 1"), ("B. 2", "A. 1")):
+        assert task.read({"q": "?", "x": x, "y": y, "a": "B"}).gold == x
+    initials = {"q": "?", "x": "B. Franklin", "y": "H. Ford", "a": "B"}
+    assert task.read(initials).gold == "H. Ford"  # initials are no letters of options: the second is B
+    with pytest.raises(RowError, match="some options begin with a letter"):
+        task.read({"q": "?", "x": "none", "y": "A) 1", "a": "A"})
+    assert task.read({"q": "?", "x": "none", "y": "A) 1", "a": "none"}).gold == "none"
+
+
+def test_an_answer_that_is_the_letter_of_one_option_and_the_text_of_another_is_refused() -> None:
+    row = {"question": "Which vitamin?", "options": ["A) C", "B) A", "C) D"], "correct": "A"}
+    with pytest.raises(RowError, match=r"letter of one option and the text of another; write both, as in 'A\) C'"):
+        build_task(OWN_CHOICE).read(row)
+    assert build_task(OWN_CHOICE).read(row | {"correct": "A) C"}).gold == "C"

@@ -36,6 +36,7 @@ class Example:
     answer: what it should write after the prompt, with what leads to it (``" 11"``); empty for ``classify``.
     gold: what scoring compares: a number, a letter, a label or the value of a program, as text.
     options: for ``choice``, the continuations to compare by likelihood; ``answer`` is one of them.
+    letters: those that the row writes before its options, in their order; empty where it writes none.
     label: for ``classify``, the index in ``Task.labels``.
     messages: when the row held a chat, its turns up to the last assistant turn; more keys than role and content stay.
     tools: what a chat says of the tools there are.
@@ -48,6 +49,7 @@ class Example:
     answer: str
     gold: str
     options: tuple[str, ...] = ()
+    letters: str = ""
     label: int | None = None
     messages: tuple[dict[str, Any], ...] | None = None
     tools: tuple[Any, ...] = ()

@@ -7,14 +7,15 @@ the prompts that this package writes itself ("Question: ...") put a space before
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from h2tune.tasks.cells import cell, optional
 from h2tune.tasks.chats import ask_chat, is_chat, read_turns, solve_chat
 from h2tune.tasks.example import Example, Form, Row, RowError
-from h2tune.tasks.rows import LETTERS, chat_forms, composed, fields, fill, fold, split_options, whole_field
+from h2tune.tasks.options import LETTERS, split_options, written_letters
+from h2tune.tasks.rows import chat_forms, composed, fields, fill, fold, whole_field
 
 Solve = Callable[[str, Example], Example]
 
@@ -33,10 +34,10 @@ def own_forms(spec: Mapping[str, Any], solve: Solve) -> list[Form]:
     whole = spec["kind"] == "classify"
 
     def ask(row: Row) -> Example:
-        chosen = _options(options, row, join) if options is not None else ()
+        chosen, letters = _options(options, row, join) if options is not None else ((), "")
         if (column := whole_field(prompt)) and is_chat(row.get(column)):
-            return replace(ask_chat(row, column, whole=whole), options=chosen)
-        return Example(_filled(prompt, row), "", "", chosen, lead=join)
+            return replace(ask_chat(row, column, whole=whole), options=chosen, letters=letters)
+        return Example(_filled(prompt, row), "", "", chosen, letters, lead=join)
 
     def answered(row: Row, example: Example) -> Example:
         column = whole_field(answer)
@@ -111,37 +112,53 @@ _LETTER = re.compile(
 def pick_option(answer: str, example: Example) -> Example:
     """The option that an answer is: by its text, whatever its case, or by its letter.
 
+    Letters are those that the row writes before its options, whatever their order; where it writes none, the first is A.
+
     Raises:
         RowError: naming the options.
     """
-    exact = [option for option in example.options if option.removeprefix(example.lead) == answer]
-    for option in exact or example.options:
-        if composed(option.strip()) == composed(answer.strip()):
-            return replace(example, answer=option, gold=option.strip())
-    alike = [option for option in example.options if fold(option) == fold(answer)]
+    texts = [option.removeprefix(example.lead) for option in example.options]
     named = _LETTER.search(answer)
     letter = next(group for group in named.groups() if group).upper() if named else ""
-    if len(alike) == 1:
-        found = alike[0]
-    elif letter and letter in LETTERS[: len(example.options)]:
-        found = example.options[LETTERS.index(letter)]
-    else:
+    found, known = _by_text(answer, texts), ""
+    if letter and (found is None or example.letters):
+        known = example.letters or written_letters(texts) or LETTERS[: len(texts)]
+    if found is None and letter and letter in known:
+        found = known.index(letter)
+    elif letter and letter in known and known.index(letter) != found:
+        raise RowError(
+            f"the answer {answer.strip()!r} is the letter of one option and the text of another; write both,"
+            f" as in '{letter}) {texts[known.index(letter)]}'"
+        )
+    if found is None:
         shown = ", ".join(option.strip() for option in example.options)
         raise RowError(f"the answer {answer[-40:].strip()!r} is none of the options ({shown}), nor the letter of one")
-    return replace(example, answer=found, gold=found.strip())
+    return replace(example, answer=example.options[found], gold=example.options[found].strip())
 
 
-def _options(options: Any, row: Row, join: str) -> tuple[str, ...]:
-    """Options from one column that holds them all (``"{choices}"``), or from a list of texts and templates."""
+def _by_text(answer: str, texts: Sequence[str]) -> int | None:
+    """Which of the options an answer is to the character, else the only one that it is up to case and spaces."""
+    same = [i for i, text in enumerate(texts) if text == answer]
+    same += [i for i, text in enumerate(texts) if composed(text.strip()) == composed(answer.strip())]
+    alike = [i for i, text in enumerate(texts) if fold(text) == fold(answer)]
+    return same[0] if same else alike[0] if len(alike) == 1 else None
+
+
+def _options(options: Any, row: Row, join: str) -> tuple[tuple[str, ...], str]:
+    """Options from one column that holds them all (``"{choices}"``), or from a list of texts and templates.
+
+    With the letters that were written before them and are not part of them.
+    """
+    letters = ""
     if isinstance(options, str):
         names = fields(options)
         if len(names) != 1:
             raise RowError(f"options: {options!r} should name one column, or be a list")
         if row.get(names[0]) is None:
             cell(row, names[0])
-        texts = split_options(row[names[0]])
+        texts, letters = split_options(row[names[0]])
     else:
         texts = [fill(str(option), row) for option in options]
     if len(texts) < 2 or len(set(texts)) < len(texts):
         raise RowError(f"options should be two or more different ones, not {texts}")
-    return tuple(join + text for text in texts)
+    return tuple(join + text for text in texts), letters

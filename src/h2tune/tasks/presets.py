@@ -14,7 +14,8 @@ from h2tune.tasks import scoring
 from h2tune.tasks.cells import optional, trimmed
 from h2tune.tasks.example import Example, Form, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.glue import GLUE, glue_task
-from h2tune.tasks.rows import LETTERS, TOO_MANY, asker, chat_forms, reader, spaced, split_options
+from h2tune.tasks.options import LETTERS, TOO_MANY, split_options
+from h2tune.tasks.rows import asker, chat_forms, reader, spaced
 from h2tune.tasks.sandbox import check_program, run_programs
 
 # What the `task` and `source` columns of mixed files say about rows of each task.
@@ -124,19 +125,20 @@ def _gsm8k(name: str, kind: Kind) -> Task:
 # Letters.
 
 
-def _choice_prompt(question: str, options: list[str]) -> Example:
+def _choice_prompt(question: str, options: list[str], written: str = "") -> Example:
+    """Options with the letters that the row writes, whatever their order: answers and predictions mean those."""
     if len(options) > len(LETTERS):
         raise RowError(TOO_MANY)
-    listed = " ".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
-    letters = tuple(f" {letter}" for letter in LETTERS[: len(options)])
-    return Example(f"Question: {question}\nChoices: {listed}\nAnswer:", "", "", letters)
+    letters = written or LETTERS[: len(options)]
+    listed = " ".join(f"({letter}) {option}" for letter, option in zip(letters, options, strict=True))
+    return Example(f"Question: {question}\nChoices: {listed}\nAnswer:", "", "", tuple(f" {x}" for x in letters))
 
 
 def _written_choices(text: str) -> Example:
     question, *rest = _CHOICES.split(text, maxsplit=1)
     if not rest:
         raise RowError("the question has no 'Answer Choices: (A) ... (B) ...'")
-    return _choice_prompt(question, split_options(rest[0]))
+    return _choice_prompt(question, *split_options(rest[0]))
 
 
 def solve_letter(answer: str, example: Example) -> Example:
@@ -150,7 +152,7 @@ def solve_letter(answer: str, example: Example) -> Example:
 
 def _letter_form(asks: tuple[str, ...], answer: str, ask: Callable[[Row], Example], question: str, note: str) -> Form:
     shown = _choice_prompt(question, ["{option A}", "{option B}"]).prompt
-    options = "a letter for each option of the row: A, B and so on"
+    options = "a letter for each option of the row: those that it writes, else A, B and so on"
     return Form(
         asks,
         (answer,),
@@ -166,7 +168,7 @@ def _letter_form(asks: tuple[str, ...], answer: str, ask: Callable[[Row], Exampl
 
 def _options_form(question: str) -> Form:
     def ask(row: Row) -> Example:
-        return _choice_prompt(trimmed(row, question), split_options(row["options"]))
+        return _choice_prompt(trimmed(row, question), *split_options(row["options"]))
 
     note = "There are as many options as {options} holds."
     return _letter_form((question, "options"), "correct", ask, f"{{{question}}}", note)

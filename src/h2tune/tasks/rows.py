@@ -1,22 +1,17 @@
-"""Small pieces that turn a row into an example: templates, options, and the sets of columns that a task reads."""
+"""Small pieces that turn a row into an example: templates, and the sets of columns that a task reads."""
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from h2tune.tasks.cells import cell, plain_text
+from h2tune.tasks.cells import cell
 from h2tune.tasks.chats import COLUMNS, ask_chat, solve_chat
 from h2tune.tasks.example import Ask, Example, Form, Row, RowError
 
-LETTERS = "ABCDEFGHIJ"
-TOO_MANY = f"more than {len(LETTERS)} options; their letters go from {LETTERS[0]} to {LETTERS[-1]}"
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
@@ -60,52 +55,6 @@ def renamed_fields(template: str, columns: Mapping[str, str]) -> str:
 def spaced(answer: str) -> str:
     """An answer as it follows a preset's prompt: one leading space, nothing at the end."""
     return " " + answer.strip()
-
-
-def split_options(value: Any) -> list[str]:
-    """Options without their letters, from a list (``A)5``), or a line (``a ) 24 , b ) 120`` or ``(A) 24 (B) 120``)."""
-    given = value
-    if isinstance(value, str):
-        value = _listed(value) or _split_line(value)
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if not isinstance(value, Sequence) or len(value) < 2:
-        raise RowError(f"options should be a list of two or more, not {str(given)[:60]!r}")
-    found = [
-        re.sub(r"^\(?([A-Ja-j])\s*\)\s*", "", plain_text(option, "an option").strip()).strip() for option in value
-    ]
-    if "" in found:
-        raise RowError(f"option {found.index('') + 1} of {len(found)} is empty")
-    return found
-
-
-def _listed(text: str) -> list[str] | None:
-    """A list that was written as text: as JSON, or as Python writes it, as in some rows of MathQA."""
-    if not text.lstrip().startswith("["):
-        return None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text.strip())
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue
-        return value if isinstance(value, list) else None
-    return None
-
-
-def _split_line(line: str) -> list[str]:
-    # Letters are looked for in their order, so that an "a )" inside an option starts no new one.
-    starts: list[tuple[int, int]] = []
-    position = 0
-    for letter in f"{LETTERS}K":
-        marker = re.compile(rf"(?:^|,)\s*{letter}\s*\)|\({letter}\s*\)", re.IGNORECASE).search(line, position)
-        if marker is None:
-            break
-        if len(starts) == len(LETTERS):
-            raise RowError(TOO_MANY)
-        position = marker.end()
-        starts.append(marker.span())
-    ends = [start for start, _ in starts[1:]] + [len(line)]
-    return [line[begin:end].strip().rstrip(", ") for (_, begin), end in zip(starts, ends, strict=False)]
 
 
 class SeveralQuestionsError(RowError):

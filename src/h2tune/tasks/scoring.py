@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from h2tune.tasks.example import Example, RowError
-from h2tune.tasks.rows import LETTERS, fold
+from h2tune.tasks.options import LETTERS
+from h2tune.tasks.rows import fold
 from h2tune.tasks.sandbox import run_programs
 
 # Every repetition below is bounded or meets no character twice: texts come from models and from other participants, and a
