@@ -179,3 +179,31 @@ def test_a_blank_line_is_an_empty_cell_where_there_is_one_column_and_else_is_tol
     path.write_text(f"q{between}a\n\n1{between}2\n\n3{between}4\n\n")
     with pytest.warns(UserWarning, match="2 blank lines are no rows; rows are counted without them"):
         assert read_rows(str(path)) == [{"q": "1", "a": "2"}, {"q": "3", "a": "4"}]
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), "", " ", []], ids=repr)
+@pytest.mark.parametrize(
+    ("spec", "empty", "row", "form"),
+    [
+        ({"kind": "generate"}, ("prompt", "answer"), {"instruction": "do", "output": "y"}, "instruction -> output"),
+        ({"kind": "generate"}, ("messages",), {"instruction": "do", "output": "y"}, "instruction -> output"),
+        ({"kind": "generate"}, ("answer", "completion"), {"prompt": "do", "response": "y"}, "prompt -> response"),
+        ("qqp", ("is_duplicate",), {"question1": "a", "question2": "b", "label": 1}, "question1, question2 -> label"),
+        ("gsm8k", ("question", "answer"), {"instruction": "a", "output": "1"}, "instruction -> output"),
+        ("program", ("value",), {"instruction": "a", "output": "answer = 1"}, "instruction -> output"),
+    ],
+)
+def test_empty_cells_of_other_forms_are_passed_over(
+    spec: Any, empty: tuple[str, ...], row: dict[str, Any], form: str, nothing: Any
+) -> None:
+    task, mixed = build_task(spec), dict.fromkeys(empty, nothing) | row
+    example = task.read(mixed)
+    assert example == task.read(row) and example.form == form
+    assert task.ask(mixed) == task.ask(row)
+
+
+def test_where_no_form_is_filled_the_first_says_what_is_empty() -> None:
+    with pytest.raises(RowError, match="column 'answer' is empty"):
+        build_task({"kind": "generate"}).read({"prompt": "x", "answer": None, "instruction": "x", "output": None})
+    asked = build_task({"kind": "generate"}).ask({"prompt": "x", "instruction": "do", "output": None})
+    assert asked.prompt == "Question: do\nAnswer:"  # a column of answers tells what is asked, empty or not

@@ -32,6 +32,16 @@ def optional(row: Row, column: str) -> str:
     return text if text.strip() else ""
 
 
+def is_filled(row: Row, column: str) -> bool:
+    """Whether a column is there and holds something: files that mix forms fill the columns of others with nothing."""
+    value = row.get(column)
+    if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
+        return False
+    if isinstance(value, str):
+        return bool(value.strip())
+    return not hasattr(value, "__len__") or len(value) > 0
+
+
 def trimmed(row: Row, column: str) -> str:
     """A cell without the spaces around it, for the presets, whose own prompts say where spaces go.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from h2tune.tasks.cells import cell
+from h2tune.tasks.cells import cell, is_filled
 from h2tune.tasks.chats import COLUMNS, ask_chat, solve_chat
 from h2tune.tasks.example import Ask, Example, Form, Row, RowError
 
@@ -62,12 +62,11 @@ class SeveralQuestionsError(RowError):
 
 
 def reader(forms: Sequence[Form]) -> Callable[[Row], Example]:
-    """Reads a row by the first form whose columns are all there."""
+    """Reads a row by the first form whose cells are all filled; where none is, the first whose columns are there says why."""
 
     def read(row: Row) -> Example:
-        for form in forms:
-            if all(column in row for column in form.asks + form.answers):
-                return replace(form.solve(row, form.ask(row)), form=form.name)
+        for form in _whole(forms, row, lambda form: form.asks + form.answers):
+            return replace(form.solve(row, form.ask(row)), form=form.name)
         raise _lacking(form.asks + form.answers for form in forms)
 
     return read
@@ -77,7 +76,7 @@ def asker(forms: Sequence[Form]) -> Ask:
     """Asks the question that `reader` would find beside the row's answer: rows for prediction mostly lack it."""
 
     def ask(row: Row, trained: Sequence[str] = ()) -> Example:
-        there = [form for form in forms if all(column in row for column in form.asks)]
+        there = _whole(forms, row, lambda form: form.asks)
         if not there:
             raise _lacking(form.asks for form in forms)
         there = [form for form in there if form.name in trained] or there
@@ -87,9 +86,15 @@ def asker(forms: Sequence[Form]) -> Ask:
     return ask
 
 
+def _whole(forms: Sequence[Form], row: Row, columns: Callable[[Form], Sequence[str]]) -> list[Form]:
+    """The forms whose columns are filled in a row; where there are none, those whose columns it has at least."""
+    filled = [form for form in forms if all(is_filled(row, column) for column in columns(form))]
+    return filled or [form for form in forms if all(column in row for column in columns(form))]
+
+
 def _decided(there: Sequence[Form], row: Row) -> Form:
     first = there[0]
-    complete = [form for form in there if all(column in row for column in form.answers)]
+    complete = _whole(there, row, lambda form: form.answers)
     # A chat holds its own answer, so it tells nothing of the columns that are looked for before it.
     if complete and (complete[0] is first or complete[0].answers):
         return complete[0]
