@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from h2tune.tasks import RowError, TaskError, build_task
+from h2tune.tasks.custom import with_columns
+
+TEXT = {"kind": "classify", "prompt": "{text}", "answer": "{label}", "labels": ["a", "b"]}
 
 
 def test_generate_with_a_number() -> None:
@@ -290,3 +293,39 @@ def test_labels_say_what_a_file_writes_for_fixed_options() -> None:
 def test_a_key_that_would_do_nothing_is_refused(spec: dict[str, Any], said: str) -> None:
     with pytest.raises(TaskError, match=said):
         build_task({"prompt": "{q}", "answer": "{a}"} | spec)
+
+
+@pytest.mark.parametrize(("spec", "columns", "said"), [
+    (TEXT, {"sentence": "text"}, "columns: the task reads text, label; there is no 'sentence'"),
+    ("sst2", {"text": "sentence"}, "columns: task sst2 reads sentence, qestion, label, answer; there is no 'text'"),
+    ("qqp", {"question": "a"}, "reads question1, question2, qestion, is_duplicate, label, answer; there is no 'question'"),
+    ({"kind": "generate"}, {"text": "a"}, "reads messages, conversations, prompt, question, instruction, input, "),
+])  # fmt: skip
+def test_a_column_that_no_form_of_the_task_reads_is_refused(spec: Any, columns: dict[str, str], said: str) -> None:
+    """Such a key took the column away from the name by which the task reads it."""
+    mapping = {"preset": spec} if isinstance(spec, str) else spec
+    with pytest.raises(TaskError, match=said):
+        build_task({**mapping, "columns": columns})
+    with pytest.raises(TaskError, match=said):
+        with_columns(build_task(spec), columns)
+
+
+@pytest.mark.parametrize(("spec", "columns"), [
+    (TEXT, {"text": "sentence", "label": "text"}),
+    ("qqp", {"is_duplicate": "y"}), ("qqp", {"label": "y"}), ("qqp", {"source": "from"}), ("gsm8k", {"Body": "story"}),
+    ("aqua", {"options": "choices"}), ("demo-choice", {"options": "choices", "gold": "right"}), ("program", {"value": "v"}),
+    ({"kind": "generate"}, {"input": "more", "tools": "t"}), ({"kind": "generate"}, {"messages": "chat"}),
+    ({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": ["{x}", "none"]}, {"x": "first"}),
+    ({"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": "{o}"}, {"o": "first"}),
+])  # fmt: skip
+def test_every_column_that_a_form_reads_can_have_another_name(spec: Any, columns: dict[str, str]) -> None:
+    once = with_columns(build_task(spec), columns)
+    with_columns(once, {now: f"{now} (2)" for now in columns.values()})  # a client's columns: beside its task's
+
+
+def test_columns_of_a_client_name_those_of_its_task() -> None:
+    task = build_task({**TEXT, "columns": {"text": "body"}})
+    assert (task.asked_columns, task.answer_columns) == (("body",), ("label",))
+    assert with_columns(task, {"body": "mail"}).read({"mail": "x", "label": "a"}).prompt == "x"
+    with pytest.raises(TaskError, match="the task reads body, label; there is no 'text'"):
+        with_columns(task, {"text": "mail"})

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from h2tune.tasks import scoring
 from h2tune.tasks.cells import plain_text
-from h2tune.tasks.example import UNNAMED, Example, Form, Kind, Row, RowError, Task, TaskError
+from h2tune.tasks.example import UNNAMED, Example, Form, Kind, Row, RowError, Task, TaskError, called
 from h2tune.tasks.labels import label_finder, label_scorer, solve_label
 from h2tune.tasks.own_forms import own_forms, pick_option
 from h2tune.tasks.presets import PRESETS, preset_task, run_gold_programs
@@ -20,6 +20,7 @@ _COMMON = ("kind", "columns", "max_new_tokens", "name", "description")
 _PRESET_KEYS = ("preset", *_COMMON)
 _OWN_KEYS = (*_COMMON, "prompt", "answer", "join", "options", "labels", "ignore_case", "score")
 _QUOTE = 'YAML reads yes, no, on and off as true and false; write them in quotes, as "yes"'
+_TOOLS = "tools"  # the column that every chat may have beside it
 _SCORES: dict[str, Callable[[Example, str], bool]] = {
     "number": scoring.score_number,
     "text": scoring.score_text,
@@ -81,6 +82,7 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
         return task
     if not isinstance(columns, Mapping) or not all(isinstance(name, str) for pair in columns.items() for name in pair):
         raise TaskError(f"columns should map names that the task knows to names in the file, not {columns!r}")
+    _require_read(task, columns)
 
     def require(row: Row) -> None:
         for column in columns.values():
@@ -111,8 +113,28 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
         ask=ask,
         accepts=lambda row: task.accepts({**row, **{k: row[c] for k, c in columns.items() if c in row}}),
         texts=tuple(columns.get(name, name) for name in task.texts),
+        told_by=tuple(columns.get(name, name) for name in task.told_by),
+        names=tuple((name, columns.get(now, now)) for name, now in _names(task).items()),
         forms=tuple(_renamed_form(form, columns) for form in task.forms),
     )
+
+
+def _names(task: Task) -> dict[str, str]:
+    """What the file calls each column that a task reads."""
+    read = (column for form in task.forms for column in form.asks + form.more + form.answers + form.gives)
+    return {column: column for column in (*read, _TOOLS)} | dict(task.names)
+
+
+def _require_read(task: Task, columns: Mapping[str, str]) -> None:
+    """Refuse a name that the task does not read: giving it a column takes that column away from whatever reads it."""
+    read = tuple(dict.fromkeys(task.asked_columns + task.answer_columns))
+    tools = dict(task.names).get(_TOOLS, _TOOLS)
+    for name in columns:
+        if task.forms and name not in (*read, *task.told_by, tools):
+            raise TaskError(
+                f"columns: {called(task.name)} reads {', '.join(read)}; there is no {name!r}. Write the task's name first,"
+                " then the file's, and only where they differ"
+            )
 
 
 def _renamed_form(form: Form, columns: Mapping[str, str]) -> Form:

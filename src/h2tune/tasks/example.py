@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -66,6 +66,8 @@ class Form:
     chosen: whether the answer is a label, an option or a letter, so that its braces name no column.
     note: what those texts cannot say.
     options: for ``choice``, the options or the text that names their column.
+    more: columns of the question that ``asks`` does not name: a row may lack them, or a template names them.
+    gives: columns of the answer that ``answers`` does not name, in the same way; a chat's own column.
     """
 
     asks: tuple[str, ...]
@@ -77,6 +79,8 @@ class Form:
     chosen: bool = False
     note: str = ""
     options: str | tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -104,6 +108,8 @@ class Task:
     forms: the sets of columns that it reads, in the order in which they are looked for.
     score: example and generated text (without the prompt) to right or wrong.
     accepts: whether a row belongs to this task; the others of a mixed file are left out.
+    told_by: columns by which ``accepts`` tells.
+    names: what the file calls columns, where that is not the task's name: pairs of the task's name and the file's.
     texts: columns that hold the running text which is asked about, in the order of the prompt; empty where that is not known.
     finish: a last step over all examples at once, for what is too slow row by row; None drops an example.
     """
@@ -120,7 +126,23 @@ class Task:
     texts: tuple[str, ...] = ()
     forms: tuple[Form, ...] = ()
     accepts: Callable[[Row], bool] = _every_row
+    told_by: tuple[str, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
     finish: Callable[[list[Example]], list[Example | None]] | None = None
+
+    @property
+    def asked_columns(self) -> tuple[str, ...]:
+        """Columns that questions are read from, by the file's names."""
+        return self._called(column for form in self.forms for column in form.asks + form.more)
+
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """Columns that answers are read from, by the file's names."""
+        return self._called(column for form in self.forms for column in form.answers + form.gives)
+
+    def _called(self, columns: Iterable[str]) -> tuple[str, ...]:
+        names = dict(self.names)
+        return tuple(dict.fromkeys(names.get(column, column) for column in columns))
 
     def trained_on(self, forms: Sequence[str]) -> Task:
         """The task asking what was trained, where a row holds several questions."""

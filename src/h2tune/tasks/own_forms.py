@@ -48,9 +48,12 @@ def own_forms(spec: Mapping[str, Any], solve: Solve) -> list[Form]:
             return solve_chat(row, (asked,) if asked == column else (asked, column), solve, example)
         return solve(_last_turn(row, column), example)
 
-    said = {"choice": "{option}", "classify": "{label}"}.get(spec["kind"], "{label}" if "labels" in spec else answer)
     shown = options if isinstance(options, str) else tuple(map(str, options or ()))
-    return [Form((), (), ask, answered, prompt, said if whole else join + said, said != answer, options=shown)]
+    listed = [options] if isinstance(options, str) else [str(option) for option in options or ()]
+    more = tuple(column for text in (prompt, *listed) for column in fields(text))
+    said = {"choice": "{option}", "classify": "{label}"}.get(spec["kind"], "{label}" if "labels" in spec else answer)
+    said, chosen = (said if whole else join + said), said != answer
+    return [Form((), (), ask, answered, prompt, said, chosen, options=shown, more=more, gives=tuple(fields(answer)))]
 
 
 def _filled(template: str, row: Row) -> str:
@@ -88,8 +91,9 @@ def _usual_form(question: str, answer: str, join: str, solve: Solve, labelled: b
     if question == "instruction":
         more, note = "\n{input}", "The line {input} is left out where a row has none."
     return Form(
-        (question,), (answer,), ask, answered, f"Question: {{{question}}}{more}\nAnswer:", f" {said}", labelled, note
-    )
+        (question,), (answer,), ask, answered, f"Question: {{{question}}}{more}\nAnswer:", f" {said}", labelled, note,
+        more=("input",) if more else (),
+    )  # fmt: skip
 
 
 def _last_turn(row: Row, column: str) -> str:

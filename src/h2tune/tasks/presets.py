@@ -27,6 +27,7 @@ _TASK_NAMES = {
     "qqp": "spc",
     "qnli": "nli",
 }
+_TOLD_BY = ("task", "source")
 _SOURCES = {"gsm8k": "CoT/gsm", "aqua": "CoT/aqua", "program": "PoT/"}
 _WRITE_PROGRAM = re.compile(r"\s*Let's write a (?:Python )?program(?: to solve it)?\.?\s*$", re.IGNORECASE)
 _CHOICES = re.compile(r"\s*Answer Choices:\s*", re.IGNORECASE)
@@ -111,6 +112,7 @@ def _gsm8k(name: str, kind: Kind) -> Task:
             "Question: {Body} {Question}\nAnswer:",
             " The answer is {Answer}",
             note=_SVAMP,
+            more=("Body",),
         ),
         _form("qestion", "answer", _solve_number, _question, _STEPS),
         _form("instruction", "output", _solve_number, _question, _STEPS),
@@ -118,7 +120,7 @@ def _gsm8k(name: str, kind: Kind) -> Task:
     )
     return Task(
         name=name, kind=kind, max_new_tokens=320, description="word problems with a number as the answer",
-        read=reader(forms), ask=asker(forms), forms=forms, score=scoring.score_number, accepts=_belongs(name),
+        read=reader(forms), ask=asker(forms), forms=forms, score=scoring.score_number, accepts=_belongs(name), told_by=_TOLD_BY,
     )  # fmt: skip
 
 
@@ -188,7 +190,7 @@ def _aqua(name: str, kind: Kind) -> Task:
     )
     return Task(
         name=name, kind=kind, max_new_tokens=8, description="multiple choice, the answer is a letter",
-        read=reader(forms), ask=asker(forms), forms=forms, score=scoring.score_choice, accepts=_belongs(name),
+        read=reader(forms), ask=asker(forms), forms=forms, score=scoring.score_choice, accepts=_belongs(name), told_by=_TOLD_BY,
     )  # fmt: skip
 
 
@@ -244,7 +246,7 @@ def _program(name: str, kind: Kind) -> Task:
     return Task(
         name=name, kind=kind, max_new_tokens=256, description="word problems answered by a short Python program",
         read=reader(forms), ask=asker(forms), forms=forms, score=scoring.score_program,
-        accepts=_belongs(name), finish=run_gold_programs,
+        accepts=_belongs(name), told_by=_TOLD_BY, finish=run_gold_programs,
     )  # fmt: skip
 
 
@@ -269,8 +271,9 @@ def _demo(name: str, kind: Kind) -> Task:
 
     said = " {option}" if kind == "choice" else " {answer}"
     forms = (
-        Form(("prompt",), ("answer", "gold"), ask, solve, "{prompt}", said, kind == "choice", options="{options}"),
-    )
+        Form(("prompt",), ("answer", "gold"), ask, solve, "{prompt}", said, kind == "choice", options="{options}",
+             more=("options",)),
+    )  # fmt: skip
     return Task(
         name=name, kind=kind, max_new_tokens=24, description=f"generated word problems, {name.removeprefix('demo-')} format",
         read=reader(forms), ask=asker(forms), forms=forms, score=scores[name],
@@ -278,7 +281,7 @@ def _demo(name: str, kind: Kind) -> Task:
 
 
 def _glue(name: str, kind: Kind) -> Task:
-    return replace(glue_task(name, kind), accepts=_belongs(name))
+    return replace(glue_task(name, kind), accepts=_belongs(name), told_by=_TOLD_BY)
 
 
 PRESETS: dict[str, Preset] = {

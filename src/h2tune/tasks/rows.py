@@ -117,7 +117,8 @@ def chat_forms(solve: Callable[[str, Example], Example]) -> tuple[Form, ...]:
 
     def form(column: str) -> Form:
         return Form(
-            (column,), (), partial(ask_chat, column=column), lambda row, e: solve_chat(row, (column,), solve, e)
-        )
+            (column,), (), partial(ask_chat, column=column), lambda row, e: solve_chat(row, (column,), solve, e),
+            gives=(column,),
+        )  # fmt: skip
 
     return tuple(form(column) for column in COLUMNS)
