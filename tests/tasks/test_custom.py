@@ -244,6 +244,17 @@ def test_true_and_false_are_told_how_they_are_written() -> None:
     assert named.read({"text": "x", "y": True}).label == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("sst2", "0 for negative and 1 for positive"), ("qnli", "0 for entailment and 1 for not_entailment")],
+)
+def test_a_preset_says_what_to_write_for_true_and_false(name: str, numbers: str) -> None:
+    row = {"sentence": "x", "question": "y", "label": True}
+    with pytest.raises(RowError, match=f"for true and false write {numbers} in the file, or an own task") as error:
+        build_task(name).read(row)
+    assert "labels: {" not in str(error.value)
+
+
 def test_a_row_with_several_questions_is_asked_the_one_that_was_trained() -> None:
     task = build_task({"kind": "generate"})
     row = {"prompt": "air", "instruction": "Add", "input": "1 2", "output": "3"}

@@ -53,7 +53,7 @@ def glue_task(name: str, kind: Kind) -> Task:
     numbers = tuple((str(index), index) for index in range(len(shown)))
     words = tuple((word, index) for index, word in enumerate(glue.words))
     names = tuple((label, index) for index, label in enumerate(glue.labels))
-    find = label_finder(name, shown, numbers + words + names, ignore_case=True)
+    find = label_finder(name, shown, numbers + words + names, ignore_case=True, preset=True)
     said = {"classify": "{label}", "generate": " {label}", "choice": " {option}"}[kind]
     options = tuple(f" {word}" for word in shown) if kind == "choice" else ()
 

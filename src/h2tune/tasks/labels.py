@@ -18,9 +18,14 @@ _WHOLE = re.compile(r"(-?\d+)\.0+")
 
 
 def label_finder(
-    name: str, labels: Sequence[str], written: Sequence[tuple[str, int]] = (), *, ignore_case: bool = False
+    name: str,
+    labels: Sequence[str],
+    written: Sequence[tuple[str, int]] = (),
+    *,
+    ignore_case: bool = False,
+    preset: bool = False,
 ) -> Callable[[str], int]:
-    """Index of a label as files write it: as in ``written``, or by its name.
+    """Index of a label as files write it: as in ``written``, or by its name. A ``preset`` takes no other labels.
 
     Raises:
         TaskError: if two labels are written alike.
@@ -43,17 +48,21 @@ def label_finder(
         if found is None and (whole := _WHOLE.fullmatch(value)):
             found = known.get(whole[1])  # pandas writes a column of whole numbers with a gap in it as 0.0 and 1.0
         if found is None:
-            raise RowError(_unknown(value, name, labels, known, folded))
+            raise RowError(_unknown(value, name, labels, known, folded, preset))
         return found
 
     return find
 
 
-def _unknown(value: str, name: str, labels: Sequence[str], known: dict[str, int], folded: dict[str, int]) -> str:
+def _unknown(value: str, name: str, labels: Sequence[str], known: dict[str, int], folded: dict[str, int],
+             preset: bool) -> str:  # fmt: skip
     others = [text for text in known if text not in labels]
     shown = ", ".join(labels) + (f" (also written {', '.join(others)})" if others else "")
     text = f"label {value!r} is not known to {called(name)}, which knows {shown}"
     near = [other for other in known if fold(other) == fold(composed(value))]
+    if not near and fold(value) in ("true", "false") and preset:
+        numbers = " and ".join(f"{index} for {label}" for index, label in enumerate(labels))
+        return f"{text}; for true and false write {numbers} in the file, or an own task with labels: (docs/tasks.md)"
     if not near and fold(value) in ("true", "false"):
         yes, no = ("true", "false") if value.islower() else ("True", "False")
         return f'{text}; for true and false write labels: {{"{yes}": ..., "{no}": ...}}, with quotation marks'
