@@ -87,3 +87,48 @@ def test_of_several_reasons_for_an_answer_the_order_of_rows_chooses_none(tmp_pat
     with pytest.warns(UserWarning, match="1 of 31 rows"):
         other = questions(write(tmp_path / "b.jsonl", [again, *ROWS]))
     assert one.digest == other.digest and len(one) == 30
+
+
+OWN = {"kind": "generate", "prompt": "{question}", "answer": " {solution}", "score": "number"}
+CHAT = [{"role": "user", "content": "What is 1 and 2?"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({"task": OWN}, {"question": "1 + 2?", "solution": "3,5"}),
+        ({"columns": {"answer": "solution"}}, {"question": "1 + 2?", "solution": "#### 3,5"}),
+        ({"task": {"preset": "gsm8k", "columns": {"answer": "solution"}}}, {"question": "1 + 2?", "solution": "3,5"}),
+        ({"task": "gsm8k"}, {"question": "1 + 2?", "answer": "3,5"}),
+        ({"task": "gsm8k"}, {"messages": [*CHAT, {"role": "assistant", "content": "3,5"}]}),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_refused_wherever_it_stands(
+    changes: dict[str, Any], row: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(TaskError, match=r"public\.source: .*row 1: .*3,5.* would be read as"):
+        questions(write(tmp_path / "a.jsonl", [row]), **changes)
+
+
+def test_answers_in_a_column_that_the_task_does_not_know_are_told(tmp_path: Path) -> None:
+    rows = [{"question": row["question"], "id": i, "solution": "3"} for i, row in enumerate(ROWS)]
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.warns(UserWarning, match=r"no row has an answer .*; other columns there: id, solution\. If") as said:
+        assert not questions(path).answered
+    assert len(said) == 1
+    assert questions(path, columns={"answer": "solution"}).answered
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("gsm8k", {"question": "1 + 2?", "answer": None}),
+        ("gsm8k", {"messages": CHAT}),
+        ({**OWN, "prompt": "{question} {value}"}, {"question": "1 +", "value": "2?", "solution": ""}),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_column_of_the_question_and_an_empty_cell_are_no_answers(
+    task: Any, row: dict[str, Any], tmp_path: Path
+) -> None:
+    assert not questions(write(tmp_path / "a.jsonl", [row]), task=task).answered

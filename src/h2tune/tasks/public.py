@@ -10,14 +10,19 @@ import hashlib
 import random
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from h2tune.config import PublicQuestions
+from h2tune.tasks.cells import is_filled
+from h2tune.tasks.chats import is_chat, read_turns
 from h2tune.tasks.custom import build_task, with_columns
 from h2tune.tasks.dataset import load_examples
-from h2tune.tasks.example import Example, Row, RowError, Task, TaskError, called
+from h2tune.tasks.example import Example, Row, Task, TaskError, called
 from h2tune.tasks.sources import read_rows
 from h2tune.utils.seeds import derive
+
+_USUAL = ("answer", "Answer", "output", "gold", "correct", "value")
 
 __all__ = ["Questions", "load_questions", "question_key"]
 
@@ -120,19 +125,36 @@ def _read(config: PublicQuestions, task: Task) -> list[Example]:
 
 
 def _without_answers(config: PublicQuestions, task: Task, error: TaskError) -> list[Example]:
-    """The questions alone, if none of the rows has an answer; else the mistake that was found stands."""
+    """The questions alone, if none of the rows has an answer; else the mistake that was found stands.
+
+    Raises:
+        TaskError: a row has an answer, which then is what cannot be read.
+    """
     asked = load_examples(config.source, task, columns=config.columns, answered=False)
     named = with_columns(task, config.columns)
-    columns = ("answer", "Answer", "output", "gold", "correct", "value")
-    for row in read_rows(config.source):
-        # A row that can be read whole has an answer; so may one whose answer is what cannot be read.
-        if any(row.get(name) not in (None, "") for name in columns) or _is_answered(named, row):
-            raise error
+    # Where the task reads other columns than these, their cells are answers all the same.
+    usual = [name for name in _USUAL if name not in named.asked_columns]
+    rows = [row for row in read_rows(config.source) if named.accepts(row)]
+    if any(_is_answer(row, name) for row in rows for name in (*named.answer_columns, *usual)):
+        raise error
+    _warn_of_others(named, rows)
     return asked
 
 
-def _is_answered(task: Task, row: Row) -> bool:
-    try:
-        return bool(task.accepts(row) and task.read(row).answer.strip())
-    except RowError:
-        return False
+def _is_answer(row: Row, column: str) -> bool:
+    """Whether a cell holds an answer; a chat does where its assistant speaks last."""
+    if not is_chat(row.get(column)):
+        return is_filled(row, column)
+    return bool(read_turns(row[column], column)[-1]["role"] == "assistant")
+
+
+def _warn_of_others(task: Task, rows: Sequence[Row]) -> None:
+    """Answers may stand in a column that the task does not know."""
+    known = {*task.asked_columns, *task.answer_columns}
+    others = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in known]
+    if others:
+        warnings.warn(
+            f"public: no row has an answer where the task reads it ({', '.join(task.answer_columns)}); other columns there:"
+            f" {', '.join(others[:12])}. If answers stand in one of them, say so in public.columns",
+            stacklevel=4,
+        )
