@@ -298,10 +298,14 @@ def test_a_path_with_characters_that_the_student_cannot_write_is_dropped_for_it_
     assert reasoner.dropped["characters that the tokenizer cannot write"] >= len(row["items"])
 
 
-def test_questions_of_the_own_test_are_never_learnt_from(tmp_path: Path) -> None:
+WORDED = {"kind": "generate", "prompt": "Question: {prompt}\nA:", "answer": " {answer}", "score": "number"}
+
+
+@pytest.mark.parametrize("task", ["demo-fill", WORDED])
+def test_questions_of_the_own_test_are_never_learnt_from(task: Any, tmp_path: Path) -> None:
     source = question_file(tmp_path / "public.jsonl")
     rows = [client("big", "zoo:llama"), client("s1", test=source), client("s2", seed=2)]
-    public = {"source": source, "task": "demo-fill"}
+    public = {"source": source, "task": task}
     server, clients = build(lada(clients=rows, public=public, rounds=1), tmp_path / "run")
     scripted(clients["big"], true_path)
     server.run()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2tune.tasks import Example, TaskError, build_task, load_examples, overlap, split_validation
+from h2tune.tasks.rows import question_key
 
 ROWS = [{"sentence": f'it is "film" {i}', "label": i % 2} for i in range(10)]
 SST2 = build_task("sst2")
@@ -215,3 +216,30 @@ def test_fixed_options_of_which_one_alone_is_right_are_refused(tmp_path: Path) -
     # Options of each row by itself are other ones in every row.
     path.write_text('{"q": "x", "a": "A", "o": ["1", "2"]}\n', encoding="utf-8")
     assert len(load_examples(str(path), build_task(spec | {"options": "{o}"}))) == 1
+
+
+TURNS = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "How many? "}]
+
+
+@pytest.mark.parametrize(
+    ("spec", "row"),
+    [
+        ("gsm8k", {"question": "How  MANY?"}),
+        ("gsm8k", {"Body": "How", "Question": "many?"}),
+        ("gsm8k", {"messages": TURNS}),
+        ("aqua", {"question": "How many?", "options": ["1", "2"]}),
+        ({"kind": "generate", "prompt": "Say {x} now", "answer": "{y}"}, {"x": "How many?"}),
+        (
+            {"kind": "choice", "prompt": "{x}:", "answer": "{y}", "options": ["{b}", "none"]},
+            {"x": "How many?", "b": 1},
+        ),
+        ({"kind": "generate", "columns": {"instruction": "do"}}, {"do": "How", "input": "many?"}),
+    ],
+)
+def test_what_is_asked_is_known_whatever_the_words_around_it(spec: Any, row: dict[str, Any]) -> None:
+    assert build_task(spec).ask(row).asked == question_key("how many?")
+
+
+def test_short_questions_that_differ_are_not_taken_for_each_other() -> None:
+    texts = ["3 + 4", "3 - 4", "3 + 45", "3 + 4?"]
+    assert len({build_task("gsm8k").ask({"question": text}).asked for text in texts}) == 4

@@ -27,7 +27,6 @@ from h2tune.participant.batches import Batch, collate
 from h2tune.participant.scoring import evaluating
 from h2tune.participant.trainer import Forward, LocalTraining, answer_loss
 from h2tune.tasks.prompts import Encoded
-from h2tune.tasks.rows import fold
 from h2tune.utils.seeds import derive
 
 State = dict[str, Tensor]
@@ -81,7 +80,7 @@ def gate(reasoner: Reasoner, given: Sequence[Given], own: dict[int, str], round:
     for entry, found in zip(given, scored, strict=True):
         if found is None:
             reason = "cannot be used"
-        elif fold(reasoner.questions.examples[entry.item].prompt) in reasoner.held_out:
+        elif reasoner.is_held_out(entry.item):
             reason = "is one of the own held-out questions"
         elif (entry.item, entry.path) in wrong:
             reason = "is wrong"

@@ -20,9 +20,10 @@ from h2tune.distill.settings import LadaSettings
 from h2tune.participant.context import ClientContext
 from h2tune.participant.passes import Passes
 from h2tune.participant.scoring import evaluating
+from h2tune.tasks.example import Example
 from h2tune.tasks.prompts import Encoded, encode, encode_prompts
 from h2tune.tasks.public import Questions
-from h2tune.tasks.rows import fold
+from h2tune.tasks.rows import question_key
 from h2tune.tasks.scoring import final_number, own_part, score_all
 
 SIZE = 32  # paths in a batch
@@ -76,10 +77,14 @@ class Reasoner:
         return Guard((f"{row.prompt} {row.answer}" for row in rows), public)
 
     @cached_property
-    def held_out(self) -> set[str]:
-        """Prompts of the own validation and test rows: nothing is ever trained on them."""
+    def _held_out(self) -> set[bytes]:
         data = self.context.data
-        return {fold(row.prompt) for row in (*data.validation.examples, *data.test.examples)}
+        return {key for row in (*data.validation.examples, *data.test.examples) for key in _keys(row)}
+
+    def is_held_out(self, item: int) -> bool:
+        """Whether a question is one of the own validation or test rows, however either task words it: nothing is
+        ever trained on them."""
+        return not self._held_out.isdisjoint(_keys(self.questions.examples[item]))
 
     # ---- answering a round's questions
 
@@ -212,6 +217,11 @@ class Reasoner:
             good = score is not None and math.isfinite(score.logp) and math.isfinite(score.brier) and score.logp < 0
             found.append(Scored(row, score) if good and row is not None and score is not None else None)
         return found
+
+
+def _keys(example: Example) -> set[bytes]:
+    """What a question is known by: its prompt, and its own cells alone."""
+    return {question_key(example.prompt), example.asked} - {b""}
 
 
 def _conclusion(path: str) -> str:

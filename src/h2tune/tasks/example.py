@@ -43,6 +43,8 @@ class Example:
     lead: what ``answer`` begins with only because it follows a prompt.
     place: file and row that it was read from, for messages.
     form: name of the set of columns that it was read by (`Form.name`).
+    asked: a digest of the question's own cells, or a chat's user turns, without the words that a task puts around them
+        and without options; empty where it was not read from a row.
     """
 
     prompt: str
@@ -56,6 +58,7 @@ class Example:
     lead: str = " "
     place: str = field(default="", compare=False)
     form: str = field(default="", compare=False)
+    asked: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from h2tune.tasks.cells import cell, is_filled
+from h2tune.tasks.cells import cell, is_filled, optional
 from h2tune.tasks.chats import COLUMNS, ask_chat, solve_chat
 from h2tune.tasks.example import Ask, Example, Form, Row, RowError
 
@@ -66,7 +67,7 @@ def reader(forms: Sequence[Form]) -> Callable[[Row], Example]:
 
     def read(row: Row) -> Example:
         for form in _whole(forms, row, lambda form: form.asks + form.answers):
-            return replace(form.solve(row, form.ask(row)), form=form.name)
+            return _known(form, row, form.solve(row, form.ask(row)))
         raise _lacking(form.asks + form.answers for form in forms)
 
     return read
@@ -81,9 +82,29 @@ def asker(forms: Sequence[Form]) -> Ask:
             raise _lacking(form.asks for form in forms)
         there = [form for form in there if form.name in trained] or there
         form = _decided(there, row)
-        return replace(form.ask(row), form=form.name)
+        return _known(form, row, form.ask(row))
 
     return ask
+
+
+def question_key(text: str) -> bytes:
+    """A question without differences of case, spacing and how accents are typed, in 16 bytes."""
+    return hashlib.blake2b(fold(text).encode(), digest_size=16).digest()
+
+
+def _known(form: Form, row: Row, example: Example) -> Example:
+    """The example with how it was read, and what it asks whatever the words around it."""
+    if example.messages is not None:
+        texts = [str(turn.get("content") or "") for turn in example.messages if turn["role"] == "user"]
+    else:
+        listed = (form.options,) if isinstance(form.options, str) else form.options
+        options = {"options", *(name for text in listed for name in fields(text))}
+        read = (*form.asks, *form.more)
+        ordered = dict.fromkeys(
+            [name for name in fields(form.prompt) if name in read] + [*read]
+        )  # as the prompt has them
+        texts = [text for name in ordered if name not in options and (text := optional(row, name))]
+    return replace(example, form=form.name, asked=question_key(" ".join(texts)) if texts else b"")
 
 
 def _whole(forms: Sequence[Form], row: Row, columns: Callable[[Form], Sequence[str]]) -> list[Form]:
