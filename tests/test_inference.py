@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ def test_rows_become_tokens_a_window_at_a_time_and_answers_stay_in_order(
     assert next(answers) == whole[0] and sizes == [4]
     assert list(answers) == whole[1:] and sizes == [4, 4, 2]
     assert capsys.readouterr().err == said
+
+
+def test_rows_of_other_tasks_are_counted(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = inference.load_trained(finished, "c")
+    task = replace(trained.task, accepts=lambda row: row.get("task") != "another")
+    monkeypatch.setattr(inference, "load_trained", lambda *_: replace(trained, task=task))
+    rows = write_rows(tmp_path / "rows.jsonl", [{"task": "another"}, *ROWS[:2]])
+    assert len(list(predict(finished, "c", rows))) == 2
+    assert "rows.jsonl: 1 of 3 rows belong to other tasks and were left out" in capsys.readouterr().err
 
 
 def test_rows_of_like_length_are_answered_together(finished: Path, tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def load_client(run: Path, name: str) -> tuple[PeftModel, PreTrainedTokenizerBas
 def predict(run: Path, name: str, source: Path, batch_size: int = 32) -> Iterator[dict[str, Any]]:
     """The rows of a file with the model's answer under ``prediction``, by the same steps as the run's scores.
 
-    Rows that are too long for the model lose their beginning; how many is said on standard error at the end. `WINDOW` rows at
-    a time become tokens and are answered.
+    Rows of other tasks are left out, and rows that are too long for the model lose their beginning; how many is said on
+    standard error at the end. `WINDOW` rows at a time become tokens and are answered.
 
     Raises:
         TaskError: before anything is answered, naming the row that cannot be read, or a column that is called as the answers
@@ -57,6 +57,9 @@ def predict(run: Path, name: str, source: Path, batch_size: int = 32) -> Iterato
         found = answers(model, trained.base.tokenizer, trained.task, examples, batch_size, length, trained.passes)
         for (row, example), text in zip(part, found, strict=True):
             yield {**row, "prediction": _own_text(example, text, trained)}
+    if questions.others:
+        print(f"{source}: {questions.others} of {questions.others + len(questions.rows)} rows belong to other tasks and were"
+              " left out", file=sys.stderr)  # fmt: skip
     if cut:
         print(f"{source}: {cut} of {len(questions.rows)} rows are longer than the model reads and lost their beginning",
               file=sys.stderr)  # fmt: skip

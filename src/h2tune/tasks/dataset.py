@@ -69,6 +69,8 @@ def load_examples(
 class Questions:
     """The rows of a source that belong to a task, each with its question; going through them reads each row anew.
 
+    others: how many rows belong to other tasks.
+
     Raises:
         TaskError: while one goes through them, naming the row that cannot be read.
     """
@@ -76,6 +78,7 @@ class Questions:
     source: str
     rows: Sequence[tuple[int, Row]]
     task: Task
+    others: int = 0
 
     def __iter__(self) -> Iterator[tuple[Row, Example]]:
         for number, row in self.rows:
@@ -95,7 +98,7 @@ def read_questions(source: str, task: Task, columns: Mapping[str, str] | None = 
         raise TaskError(
             f"{source}: " + (f"none of its {len(rows)} rows belongs to {called(task.name)}" if rows else "no rows")
         )
-    return Questions(source, belong, task)
+    return Questions(source, belong, task, len(rows) - len(belong))
 
 
 def _require_classes(source: str, examples: Iterable[Example], task: Task) -> None:
