@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,17 +19,19 @@ import yaml
 from loopback import SECONDS, free_port
 from safetensors.torch import load_file
 from simulated_network import FEDERATION, SimulatedClient, SimulatedNetwork
+from typer.testing import CliRunner
 from vertical.tables import config, planted
 
+from h2tune.cli import vertical as commands
+from h2tune.cli.app import app
 from h2tune.config import ConfigError
 from h2tune.deployment import vertical
-from h2tune.deployment.kits import SCHEMA, About, Kit, KitError, write_kit
+from h2tune.deployment.kits import SCHEMA, About, Kit, KitError, is_vertical_kit, write_kit
 from h2tune.deployment.status import describe
 from h2tune.deployment.vertical import (
     VerticalParticipant,
     concerns,
     config_of,
-    is_vertical_kit,
     provision_vertical,
     serve_vertical,
 )  # fmt: skip
@@ -38,6 +42,7 @@ from h2tune.version import __version__
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.federation import run
 from h2tune.vertical.passive import Passive
+from h2tune.vertical.predictor import Predictor
 
 SALT = "a shared secret"
 WAITS = {"deadline": 60, "silence": 5, "gather": 30, "patience": 20}
@@ -145,6 +150,31 @@ def test_over_a_network_the_result_is_that_of_one_process(tmp_path: Path):
     assert len(answers) == 100 and answers[0]["parties"] == ["bank", "clinic", "shop"]
     answered = scenario.serve(start=False)  # a finished run is not run again
     assert answered["rounds"] == metrics["rounds"]
+
+
+def test_a_party_hands_its_part_over_so_that_its_view_predicts(tmp_path: Path):
+    scenario = Scenario(tmp_path, rounds=1)
+    scenario.serve()
+    run, clinic, out = tmp_path / "server" / "run", tmp_path / "clinic", str(tmp_path / "out.jsonl")
+    files = ["--file", ",".join(f"{name}={scenario.own[name]['test']}" for name in ("bank", "clinic")), "--out", out]
+    place = f"copy state/party.json and state/encoder.safetensors of its kit .* into {run}/clients/clinic/"
+    refused = {
+        clinic: "is the kit of clinic, a party of a vertical federation.*active party's, KIT/run",
+        tmp_path / "server": f"is the active party's kit: name its run, {run}",
+        run: f"The part of clinic is not in {run}.*decides to hand its part over, {place}",
+    }
+    for folder, text in refused.items():
+        for words in (["predict", str(folder), *files], ["export", str(folder), "--client", "bank,clinic"]):
+            found = CliRunner().invoke(app, words)
+            assert found.exit_code == 1 and re.search(text, found.stderr), found.stderr
+    for name in ("party.json", "encoder.safetensors"):
+        (run / "clients" / "clinic").mkdir(exist_ok=True)
+        shutil.copy(clinic / "state" / name, run / "clients" / "clinic" / name)
+    assert CliRunner().invoke(app, ["predict", str(run), *files]).exit_code == 0
+    reference = Predictor(whole(tmp_path / "whole", scenario.own, rounds=1))
+    expected = reference.predict({name: scenario.own[name]["test"] for name in ("bank", "clinic")})
+    assert [json.loads(line) for line in Path(out).read_text().splitlines()] == expected
+    assert Predictor(commands.export(run, "clinic", tmp_path / "part")).here == ["clinic"]
 
 
 @pytest.mark.parametrize("kind", ["step", "local", "predict"])

@@ -81,14 +81,13 @@ def server(
 ) -> None:
     """Coordinate a federation: wait for clients, hold the rounds, write KIT/run. The same command goes on after a stop."""
     with plain_errors(partial(_what_is_kept, kit)):
-        from h2tune.deployment.kits import Kit, own_values
+        from h2tune.deployment.kits import Kit, is_vertical_kit, own_values
         from h2tune.deployment.status import starting
         from h2tune.utils.logging import quiet_libraries
 
         with starting(Kit(kit, "server")):
             quiet_libraries()
             from h2tune.deployment.serve import serve
-            from h2tune.deployment.vertical import is_vertical_kit
             from h2tune.report import write_report
             from h2tune.report.live import Progress
 
@@ -131,14 +130,13 @@ def client(
     The same command without options goes on after a stop.
     """
     with plain_errors("Stopped. The same command goes on."):
-        from h2tune.deployment.kits import Kit, own_values
+        from h2tune.deployment.kits import Kit, is_vertical_kit, own_values
         from h2tune.deployment.status import starting
         from h2tune.utils.logging import quiet_libraries
 
         with starting(Kit(kit, "client")):
             quiet_libraries()
             from h2tune.deployment.join import attend
-            from h2tune.deployment.vertical import is_vertical_kit
             from h2tune.report.format import printable
 
         _stop_on_terminate()

@@ -14,7 +14,13 @@ STOPPED = "Stopped. The last committed round is safe; go on with the same comman
 REFUSED = "refused from now on: {}; a running server puts them out within seconds"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for what is made; by default under runs/.")]
-Run = Annotated[Path, typer.Argument(help="A run directory, or (for `export` and `predict`) a client's kit.")]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        help="A run directory, or (for `export` and `predict`) a client's kit; of a vertical federation over a network the run in"
+        " the server's kit."
+    ),
+]
 File = Annotated[Path, typer.Argument(help="A federation's YAML file; `h2tune init` writes one.")]
 Vertical = Annotated[bool, typer.Option("--vertical", help="Parties with other columns of partly the same people.")]
 

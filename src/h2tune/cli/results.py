@@ -31,12 +31,30 @@ def report(run_dir: Run) -> None:
         typer.echo(write_report(run_dir))
 
 
+def _no_vertical_kit(folder: Path) -> None:
+    """End at the kit of a vertical federation: no kit but the active party's holds what predicts."""
+    from h2tune.deployment.kits import Kit, is_vertical_kit
+
+    if not (folder / "kit.json").is_file() or not is_vertical_kit(folder):
+        return
+    about = Kit(folder).about
+    if about.role == "server":
+        fail(f"{folder} is the active party's kit: name its run, {folder / 'run'}.")
+    from h2tune.vertical.run_store import handed_over
+
+    fail(
+        f"{folder} is the kit of {about.name}, a party of a vertical federation, and holds its part of the model alone. The"
+        f" run that predicts is the active party's, KIT/run. {handed_over(about.name, 'KIT/run')}"
+    )
+
+
 def export(
     run_dir: Run,
     client: Annotated[
         str | None,
         typer.Option(
-            help="Whose adapter; not needed for a client's kit. Of a vertical run: parties, with commas between."
+            help="Whose adapter; not needed for a client's kit. Of a vertical run: parties whose parts of the model are in"
+            " it, with commas between; by default all of them."
         ),
     ] = None,
     to: Annotated[str, typer.Option(help="`peft`: a standard LoRA; `merged`: the whole model.")] = "peft",
@@ -49,7 +67,7 @@ def export(
         typer.Option(help="float32, bfloat16 or float16; by default float32 for peft, the base's for merged."),
     ] = None,
 ) -> None:
-    """Write a client's result as a standard LoRA (exact) or as a merged model."""
+    """Write a client's result as a standard LoRA (exact) or as a merged model; of a vertical run, a predictor for some parties."""
     with plain_errors():
         no_file(out)
         from h2tune.vertical.config import is_vertical_run
@@ -60,6 +78,7 @@ def export(
             of_no_use({"--to": to if to != "peft" else "", "--dtype": dtype})
             typer.echo(vertical.export(run_dir, client, out))
             return
+        _no_vertical_kit(run_dir)
         if to not in ("peft", "merged"):
             fail(f"--to must be peft or merged, not {to!r}")
         from h2tune.utils.logging import quiet_libraries
@@ -77,13 +96,14 @@ def predict(
     file: Annotated[
         list[str],
         typer.Option(
-            help="Rows with the task's columns; answers are not needed. Of a vertical run: party=file, once for each party."
+            help="Rows with the task's columns; answers are not needed. Of a vertical run: party=file, once for each party"
+            " that has rows."
         ),
     ],
     client: Annotated[str | None, typer.Option(help="Whose adapter answers; not needed for a client's kit.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of printing.")] = None,
 ) -> None:
-    """Answer the rows of a file with a client's adapter, as JSON lines."""
+    """Answer the rows of a file with a client's adapter, or of a vertical run those of several parties' files, as JSON lines."""
     with plain_errors():
         no_folder(out)
         from h2tune.vertical.config import is_vertical_run
@@ -94,6 +114,7 @@ def predict(
             of_no_use({"--client": client})
             vertical.predict(run_dir, file, out)
             return
+        _no_vertical_kit(run_dir)
         if len(file) > 1:
             fail(f"--file: one file at a time, not {len(file)}")
         not_over(out, file[0])

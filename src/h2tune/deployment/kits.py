@@ -181,6 +181,16 @@ class Kit:
         return end
 
 
+def is_vertical_kit(folder: str | Path) -> bool:
+    """Whether a kit belongs to a vertical federation.
+
+    Raises:
+        KitError: its federation.yaml is damaged.
+    """
+    path = Path(folder) / "federation.yaml"
+    return path.is_file() and "parties" in Kit(folder).mapping(path.name)
+
+
 def _about(folder: Path) -> About:
     """What kit.json says. Which version made it is read first: a newer one may say other things."""
     path = folder / "kit.json"

@@ -42,16 +42,6 @@ from h2tune.vertical.run_store import VerticalStore, keep_top
 OWN = ("train", "test")  # a party's own, never in a kit
 
 
-def is_vertical_kit(folder: str | Path) -> bool:
-    """Whether a kit belongs to a vertical federation.
-
-    Raises:
-        KitError: its federation.yaml is damaged.
-    """
-    path = Path(folder) / "federation.yaml"
-    return path.is_file() and "parties" in Kit(folder).mapping(path.name)
-
-
 def provision_vertical(
     config: VerticalConfig, out: str | Path, renew: Iterable[str] = (), days: int = 360
 ) -> list[Path]:

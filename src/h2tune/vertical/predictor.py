@@ -18,7 +18,7 @@ from h2tune.vertical.config import PartyConfig, VerticalConfig, parse_vertical
 from h2tune.vertical.encoder import make_encoder
 from h2tune.vertical.metrics import answers
 from h2tune.vertical.parties import columns_as_text, read_rows_of
-from h2tune.vertical.run_store import not_ended
+from h2tune.vertical.run_store import PART, handed_over, not_ended
 from h2tune.vertical.spelling import normalise
 from h2tune.vertical.table import Columns, TableError, read_table
 from h2tune.vertical.top import Top
@@ -51,6 +51,8 @@ class Predictor:
         self.here = [n for n in self.parties if (self.folder / "clients" / n / "party.json").is_file()]
 
     def _check(self, name: str) -> None:
+        if name in self.parties and name not in self.here and (self.folder / "run.json").is_file():
+            raise TableError(f"The part of {name} is not in {self.folder}. {handed_over(name, self.folder)}")
         if name not in self.here:
             raise TableError(f"{name} is not among the parties here: {', '.join(self.here)}.")
 
@@ -118,7 +120,7 @@ class Predictor:
         if out.exists() and any(out.iterdir()):
             raise StoreError(f"{out} is not empty; choose another --out.")
         for name in parties:
-            for file in ("party.json", "encoder.safetensors"):
+            for file in PART:
                 write_atomic(out / "clients" / name / file, (self.folder / "clients" / name / file).read_bytes())
         tensors = self.top.without(self._others(parties))
         write_atomic(out / "server" / "top.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))

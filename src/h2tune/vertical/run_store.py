@@ -20,6 +20,8 @@ from h2tune.vertical.exposure import Sizes
 from h2tune.vertical.meeting import Meeting
 from h2tune.vertical.parties import PartyData
 
+PART = ("party.json", "encoder.safetensors")  # files of one party's part of the model
+
 
 def not_ended(folder: Path) -> StoreError:
     """The error for a folder that holds no finished run: where one was begun, how it is ended."""
@@ -29,6 +31,15 @@ def not_ended(folder: Path) -> StoreError:
     if (folder.parent / "federation.yaml").is_file():
         goes_on = f"h2tune server {folder.parent}"
     return StoreError(f"{folder} holds no finished vertical run yet: let it end first ({goes_on}).")
+
+
+def handed_over(party: str, run: str | Path) -> str:
+    """How a party's view comes into a run over a network, where it is that party's decision."""
+    files = " and ".join(f"state/{name}" for name in PART)
+    return (
+        f"Over a network each party keeps its own part of the model. If {party} decides to hand its part over, copy {files}"
+        f" of its kit (they are there once the run has ended) into {run}/clients/{party}/."
+    )
 
 
 class VerticalStore(RunStore):
