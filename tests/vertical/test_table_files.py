@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -105,3 +107,26 @@ def test_even_lines_are_told_without_a_reader_of_csv(tmp_path: Path):
     for text, told in (("a,b\n" + "1,2\n" * 50, True), ("a,b\n1,2\r\n\r\n3,4", True), ("a,b\n1\n", False)):
         path.write_text(text, newline="")
         assert tables._plainly_even(path, ",", 2) is told
+
+
+@pytest.mark.parametrize(
+    ("cells", "texts"),
+    [
+        ([["a", "b"], ["c"], [], None, ["a", "b"]], ["['a', 'b']", "['c']", "[]", "", "['a', 'b']"]),
+        ([[1, 2], [3], None, [1, 2]], ["[1, 2]", "[3]", "", "[1, 2]"]),
+        ([[[1], [2, 3]], [[4]], None], ["[[1], [2, 3]]", "[[4]]", ""]),
+        ([{"a": 1, "b": ["x"]}, {"a": 2, "b": []}], ["{'a': 1, 'b': ['x']}", "{'a': 2, 'b': []}"]),
+    ],
+)
+def test_cells_of_several_values_are_categories_by_their_text(cells: list[Any], texts: list[str], tmp_path: Path):
+    frame = pd.DataFrame({"id": range(len(cells)), "tags": cells})
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    found = [Columns.fit(read_table(tmp_path / name), ["tags"]) for name in ("a.parquet", "a.jsonl")]
+    assert found[0] == found[1] and found[0].categorical == {"tags": sorted(set(texts))}
+    shown = [found[0].apply(table, "a") for table in (frame, frame.map(_array))]
+    assert torch.equal(*shown) and shown[0].sum(1).tolist() == [1.0] * len(cells)
+
+
+def _array(cell: Any) -> Any:
+    return np.array(cell, dtype=object) if isinstance(cell, list) else cell

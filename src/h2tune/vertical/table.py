@@ -26,6 +26,7 @@ FARTHEST = 1e9  # standard deviations from the mean; networks have infinite outp
 SNIFFED = 1000  # rows of a file by which columns of numbers are looked for
 CELLS = 1_000_000  # cells of a file that are read as numbers at a time
 BLOCK = 2**22  # bytes of a file that are looked through at a time
+NESTED = (np.ndarray, list, tuple, dict)  # cells of several values, which count by their text
 CATEGORIES = 50  # most values of a column that are told apart; rarer ones count as other
 
 
@@ -200,9 +201,21 @@ def text_of(values: pd.Series, missing: Collection[str] = MISSING) -> list[str |
             continue
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        text = str(value).strip()
+        text = str(_plain(value) if isinstance(value, NESTED) else value).strip()
         found.append(None if text in missing else text)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """A cell of several values with lists in place of arrays, so that its text is the same from Parquet and JSON."""
+    match value:
+        case np.ndarray() | list() | tuple():
+            return [_plain(part) for part in value]
+        case dict():
+            return {key: _plain(part) for key, part in value.items()}
+        case np.generic():
+            return value.item()
+    return value
 
 
 def codes_of(values: pd.Series) -> tuple[np.ndarray, list[str]]:
@@ -263,6 +276,8 @@ def numbers_of(values: pd.Series) -> np.ndarray | None:
         values = values / pd.Timedelta(days=1)
     if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
         return _finite(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    if values.dtype == object and any(isinstance(v, NESTED) for v in values):
+        return None
     cells = values.map(lambda v: v.strip() if isinstance(v, str) else v).replace(MISSING, None)
     numbers = pd.to_numeric(cells, errors="coerce")
     if bool((numbers.isna() & cells.notna()).any()):
