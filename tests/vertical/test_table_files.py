@@ -128,5 +128,34 @@ def test_cells_of_several_values_are_categories_by_their_text(cells: list[Any], 
     assert torch.equal(*shown) and shown[0].sum(1).tolist() == [1.0] * len(cells)
 
 
+@pytest.mark.parametrize("gap", [False, True])
+@pytest.mark.parametrize("yes", ["True", "true", "TRUE"])
+def test_true_and_false_are_read_whatever_the_file_of_the_training_rows(yes: str, gap: bool, tmp_path: Path):
+    cells = [True, False, True, True, None if gap else False]
+    typed = pd.DataFrame({"id": range(5), "b": pd.array(cells, dtype="boolean")})
+    written = {True: yes, False: yes.replace("True", "False").replace("true", "false").replace("TRUE", "FALSE")}
+    typed.to_parquet(tmp_path / "a.parquet")
+    pd.DataFrame({"id": range(5), "b": cells}).to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    typed.assign(b=[written.get(cell, "") for cell in cells]).to_csv(tmp_path / "a.csv", index=False)
+    tables = {kind: read_table(tmp_path / f"a.{kind}", {"id"}) for kind in ("parquet", "jsonl", "csv")}
+    for fitted in [Columns.fit(table, ["b"]) for table in tables.values()]:
+        kept = Columns.from_plain(fitted.plain())
+        shown = [kept.apply(table, "a") for table in tables.values()]
+        assert (
+            torch.equal(shown[0], shown[1])
+            and torch.equal(shown[0], shown[2])
+            and len(shown[0].unique(dim=0)) == 2 + gap
+        )
+
+
+def test_other_text_is_no_truth(tmp_path: Path):
+    fitted = Columns.fit(pd.DataFrame({"b": [True, False]}), ["b"])
+    for cells in (["True", "yes"], ["True", "2"]):
+        with pytest.raises(TableError, match="column 'b' holds text, but held numbers"):
+            fitted.apply(pd.DataFrame({"b": cells}), "a")
+    with pytest.raises(TableError, match="column 'b' holds text"):  # numbers were learnt, not True and False
+        Columns.fit(pd.DataFrame({"b": [1, 0]}), ["b"]).apply(pd.DataFrame({"b": ["True"]}), "a")
+
+
 def _array(cell: Any) -> Any:
     return np.array(cell, dtype=object) if isinstance(cell, list) else cell

@@ -17,6 +17,7 @@ from torch import Tensor
 from h2tune.errors import H2TuneError
 from h2tune.utils.files import nearest
 from h2tune.utils.tables import one_value, other_separator
+from h2tune.vertical.truths import TRUTHS, is_truth, truths_of
 
 MISSING = ["", "?", "NA", "N/A", "n/a", "n.a.", "#N/A", "NaN", "nan", "null", "NULL", "None", "-"]
 NO_LABEL = [text for text in MISSING if text not in ("None", "-")]  # a class may be called so
@@ -295,7 +296,8 @@ class Columns:
     """How a party's columns become numbers; fitted on its own training rows, kept as plain values.
 
     Numeric columns: the median in place of missing cells, an extra column that says where they were, mean 0 and
-    variance 1. Other columns: one column for each value, none for a value that was not seen.
+    variance 1. Other columns: one column for each value, none for a value that was not seen. True and False are numbers where
+    a file has them as such, and categories where they are text; each is read where the other was fitted.
 
     Attributes:
         odd: of columns of categories that mostly hold numbers, a cell that is none; told to the owner, not kept.
@@ -326,6 +328,8 @@ class Columns:
                     "scale": float(scaler.scale_[0]),
                     "gaps": float(np.isnan(numbers).any()),
                 }
+                if is_truth(frame[name]):
+                    found.numeric[name]["truth"] = 1.0
                 continue
             codes, texts = codes_of(frame[name])
             counts = dict(zip(texts, np.bincount(codes).tolist(), strict=True))
@@ -358,6 +362,8 @@ class Columns:
         # Column by column into the result: a copy of all of them in float64 would be twice its size.
         for name, fitted in self.numeric.items():
             numbers = numbers_of(frame[name])
+            if numbers is None and fitted.get("truth"):  # CSV has no other way to write them
+                numbers = truths_of(text_of(frame[name]))
             if numbers is None:
                 raise TableError(f"{who}: column {name!r} holds text, but held numbers when the model was trained.")
             numbers = numbers[order]
@@ -370,7 +376,9 @@ class Columns:
         for name, values in self.categorical.items():
             codes, texts = codes_of(frame[name])
             column = {value: place + index for index, value in enumerate(values)}
-            columns = np.array([column.get(text, -1) for text in texts], dtype=np.int64)[codes[order]]
+            truths = {value.casefold(): at for value, at in column.items() if value.casefold() in TRUTHS}
+            places = [column.get(text, truths.get(text.casefold(), -1)) for text in texts]
+            columns = np.array(places, dtype=np.int64)[codes[order]]
             (rows,) = np.nonzero(columns >= 0)
             found[rows, columns[rows]] = 1
             place += len(values)
