@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from h2tune.vertical.compare import compare_methods
 from h2tune.vertical.config import VerticalConfig, load_vertical
 from h2tune.vertical.exposure import STAYS, leaves
 from h2tune.vertical.federation import run as run_vertical
-from h2tune.vertical.methods import METHODS
+from h2tune.vertical.methods import METHODS, method_named
 from h2tune.vertical.plan import VerticalPlan, plan_of_file
 from h2tune.vertical.predictor import Predictor
+from h2tune.vertical.unused import unused
 
 NEXT_PARTY = r",(?=\s*[A-Za-z0-9][A-Za-z0-9._-]*\s*=)"
 
@@ -110,8 +111,7 @@ def plan(file: Path, as_json: bool = False) -> VerticalPlan:
         ("never leaves", [STAYS]),
     ):
         print(f"\n{title}\n  " + "\n  ".join(lines))
-    for warning in found.warnings:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
+    _warn(found.warnings)
     return found
 
 
@@ -124,7 +124,9 @@ def compare(file: Path, methods: str, seeds: int, out: Path | None, as_json: boo
     names = list(METHODS) if methods == "all" else _names(methods)
     if not names:
         raise ConfigError([f"--methods names none; there are: {', '.join(METHODS)}, or all"])
-    result = compare_methods(load_vertical(file), names, seeds, out or Path("runs") / f"compare-{file.stem}")
+    config = load_vertical(file)
+    _warn(dict.fromkeys(text for name in names for text in unused(config, method_named(name))))
+    result = compare_methods(config, names, seeds, out or Path("runs") / f"compare-{file.stem}")
     if as_json:
         print(json.dumps(result))
         return result
@@ -141,6 +143,11 @@ def compare(file: Path, methods: str, seeds: int, out: Path | None, as_json: boo
         table.add_row(row["method"], f"{mean:.1f} %", ends, other)
     Console(width=max(Console().width, 100)).print(table)
     return result
+
+
+def _warn(texts: Iterable[str]) -> None:
+    for text in texts:
+        print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def _names(text: str) -> list[str]:
@@ -240,8 +247,7 @@ def provision(
     made = provision_vertical(config, out, renew, days)
     for folder in made:
         print(f"{folder.name:<16} {folder}")
-    if text := outdated_parties(config, out):
-        print(f"warning: {text}", file=sys.stderr)
+    _warn([*unused(config, method_named(config.method.name)), *filter(None, [outdated_parties(config, out)])])
     if revoke:
         return made
     if not made:

@@ -199,7 +199,7 @@ def _serve(
 
     tell, access = teller(store, watcher), AccessList(kit.engine)
     if not opened:
-        warn(config, {name: data}, store, watcher)
+        warn(config, {name: data}, store, watcher, config)
     with connection(kit, status, engine, lambda text: tell("engine", text)) as channel:
         names = [party.name for party in config.passive]
         network = Network(channel, names, kit.about.federation, config.network, tell, clock, access)

@@ -25,12 +25,13 @@ from h2tune.vertical.exchange import Direct, Exchange, PartyGone
 from h2tune.vertical.figures import pictures
 from h2tune.vertical.fingerprint import Frames, check_data, data_fingerprint
 from h2tune.vertical.meeting import Meeting, meet
-from h2tune.vertical.methods import METHODS, prepare
+from h2tune.vertical.methods import METHODS, method_named, prepare
 from h2tune.vertical.methods.base import configure
 from h2tune.vertical.parties import PartyData, load_party
 from h2tune.vertical.passive import Passive
 from h2tune.vertical.run_store import VerticalStore, keep_top
 from h2tune.vertical.table import TableError
+from h2tune.vertical.unused import unused
 from h2tune.vertical.vectors import class_vectors
 
 
@@ -204,9 +205,16 @@ def _begun(
     return identity, data
 
 
-def warn(config: VerticalConfig, data: dict[str, PartyData], store: VerticalStore, watcher: Watcher | None) -> None:
-    """Say at the start of a run what deserves attention in the tables that are here; it stands in the events, too."""
-    for text in about_tables(config, data):
+def warn(
+    config: VerticalConfig, data: dict[str, PartyData], store: VerticalStore, watcher: Watcher | None, given: VerticalConfig,
+) -> None:  # fmt: skip
+    """Say at the start of a run what deserves attention in the tables that are here, and which keys of the file change
+    nothing; it stands in the events, too.
+
+    Args:
+        given: the config before its method has set anything.
+    """
+    for text in [*unused(given, method_named(given.method.name)), *about_tables(config, data)]:
         store.event("warning", text)
         if watcher:
             watcher.message(text, "warning")
@@ -224,17 +232,18 @@ def run(
         resume: go on with the run in ``out``, from its last committed round.
         frames: training and test table of each party, where they are in memory already.
     """
-    config = prepare(config if isinstance(config, VerticalConfig) else load_vertical(config))
-    claim = Claim(Path(out))
+    config = config if isinstance(config, VerticalConfig) else load_vertical(config)
+    prepared, claim = prepare(config), Claim(Path(out))
     try:
-        return _run(config, claim, resume, frames, watcher)
+        return _run(prepared, config, claim, resume, frames, watcher)
     finally:
         claim.give_up()
 
 
 def _run(
-    config: VerticalConfig, claim: Claim, resume: bool, frames: Frames | None, watcher: Watcher | None
-) -> dict[str, Any]:
+    config: VerticalConfig, given: VerticalConfig, claim: Claim, resume: bool, frames: Frames | None,
+    watcher: Watcher | None,
+) -> dict[str, Any]:  # fmt: skip
     begin, store = time.perf_counter(), VerticalStore(claim.folder)
     if resume and store.exists:
         claim.take()  # before a look at how far it is, which nobody else may change from here on
@@ -243,7 +252,7 @@ def _run(
         identity, data = _opened(store, config, frames)
     else:
         identity, data = _begun(store, claim, config, frames, resume)
-        warn(config, data, store, watcher)
+        warn(config, data, store, watcher, given)
     parties = {
         p.name: Passive(config, data[p.name], salt_of(config, p.name), ClientStore(store.folder / "clients" / p.name))
         for p in config.passive

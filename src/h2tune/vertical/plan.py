@@ -20,6 +20,7 @@ from h2tune.vertical.meeting import meet
 from h2tune.vertical.methods import method_named
 from h2tune.vertical.parties import PartyData
 from h2tune.vertical.passive import Passive
+from h2tune.vertical.unused import unused
 
 HEADER = 530  # bytes of a message beside its tensors
 
@@ -124,7 +125,7 @@ def plan_of_file(path: str | Path) -> VerticalPlan:
 
 def _warnings(config: VerticalConfig, data: dict[str, PartyData], plans: list[PartyPlan]) -> list[str]:
     """What deserves attention before anything is trained: in the tables, as `run` says it, too, and in the settings."""
-    found = about_tables(config, data)
+    found = unused(config, method_named(config.method.name)) + about_tables(config, data)
     if config.method.warmup > config.rounds and any(plan.aligned < plan.rows for plan in plans):
         found.append(
             f"rows that are not aligned are never used: that begins with round {config.method.warmup} (method.warmup), after"
