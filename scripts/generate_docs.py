@@ -26,7 +26,7 @@ _TITLES = {
     "budget": "With `keep: auto`, under `budget:` of a client. The share of the core follows from these limits.",
     "training": "Local training, the same for every client unless it says otherwise.",
     "evaluation": "When and on how much data clients are scored.",
-    "network": "Where the server is found, and how long it waits. `h2tune run` ignores these keys;"
+    "network": "Where the server is found, and how long it waits. Of these keys `h2tune run` heeds `limit` alone;"
     " [run it for real](network.md) explains them.",
     "wire": "For H2Tune and the methods that share a core like it: [smaller messages](messages.md).",
     "secure_aggregation": "By default none; `secure_aggregation: {}` turns it on."

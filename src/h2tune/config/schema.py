@@ -208,7 +208,7 @@ class SecureAggregation(_Strict):
 
 
 class NetworkConfig(_Strict):
-    """Where clients reach the server, and how long it waits for them. Runs in one process ignore it."""
+    """Where clients reach the server, and how long it waits for them. Runs in one process heed `limit` alone."""
 
     host: str = Field(
         "localhost", description="name of the server's machine; its certificate holds it, and clients connect to it"

@@ -182,7 +182,8 @@ class Exposure(_Strict):
 
 
 class VerticalNetwork(NetworkConfig):
-    """Where the active party's server is found, and how long it waits. `h2tune run` ignores these keys."""
+    """Where the active party's server is found, and how long it waits. Of these keys `h2tune run`
+    heeds `limit` alone."""
 
     patience: float = Field(
         60, ge=0, description="seconds to wait for a lost party; then the others go on without its view"
