@@ -96,15 +96,18 @@ def plan(file: Path, as_json: bool = False) -> VerticalPlan:
         "up / round",
         "down / round",
         "once up",
+        "once down",
     )
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("party", "role") else "right")
     for p in found.parties:
-        sizes = [f"{value / 1000:.1f} kB" if value else "-" for value in (p.bytes_up, p.bytes_down, p.once_up)]
+        sizes = [
+            f"{value / 1000:.1f} kB" if value else "-" for value in (p.bytes_up, p.bytes_down, p.once_up, p.once_down)
+        ]
         table.add_row(
             p.name, p.role, *(f"{v:,}" for v in (p.rows, p.columns, p.numbers, p.aligned, p.labelled)), *sizes
         )
-    Console(width=max(Console().width, 110)).print(table)
+    Console(width=max(Console().width, 120)).print(table)
     for title, lines in (
         ("leaves a passive party", leaves("up")),
         ("leaves the active party", leaves("down")),

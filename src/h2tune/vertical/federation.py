@@ -29,6 +29,7 @@ from h2tune.vertical.methods import METHODS, method_named, prepare
 from h2tune.vertical.methods.base import configure
 from h2tune.vertical.parties import PartyData, load_party
 from h2tune.vertical.passive import Passive
+from h2tune.vertical.psi import check_package
 from h2tune.vertical.run_store import VerticalStore, keep_top
 from h2tune.vertical.table import TableError
 from h2tune.vertical.unused import unused
@@ -198,6 +199,8 @@ def _begun(
 ) -> tuple[str, dict[str, PartyData]]:
     """Identity and data of a new run; every mistake in a table shows before anything is written."""
     data = load_parties(config, frames)
+    if config.passive:
+        check_package(config.align.how)
     store.check_free(resume)  # a folder of something else does not get so much as a lock
     claim.take()
     identity = store.create_for(config, secrets.token_hex(16), resume)

@@ -15,6 +15,8 @@ from torch import Tensor
 from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.spelling import normalise
 
+BLINDED = 35  # bytes of a blinded id: a point of the curve, and how a message sets it apart
+
 
 def _library() -> Any:
     try:
@@ -22,6 +24,17 @@ def _library() -> Any:
     except ImportError:
         raise AlignmentError("align.how is `psi`, which needs a package: pip install openmined-psi") from None
     return library
+
+
+def check_package(how: str) -> None:
+    """Raise AlignmentError where a private intersection is asked for and its package is not installed."""
+    if how == "psi":
+        _library()
+
+
+def bytes_of(mine: int, theirs: int) -> tuple[int, int]:
+    """Bytes that a private intersection of so many ids sends up, setup and response, and down, the request."""
+    return BLINDED * (mine + theirs), BLINDED * mine
 
 
 def _tensor(message: Any) -> Tensor:
