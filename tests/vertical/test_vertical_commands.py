@@ -91,6 +91,19 @@ def test_plan_reports_ids_that_nearly_match():
     assert near_ids(["B-00001"], ["S-00001"]) is None  # other people, numbered alike
 
 
+def test_a_plan_as_json_says_its_mistakes_as_json(demo: Path, capsys: pytest.CaptureFixture[str]):
+    text = (demo / "data" / "vertical.yaml").read_text()
+    for old, new, kind, said in (
+        ("rounds:", "sed: 1\nrounds:", ConfigError, "sed: unknown key. Did you mean `seed`?"),
+        ("by: id", "by: nobody", TableError, "bank: there is no id column 'nobody'"),
+    ):
+        (demo / "data" / "wrong.yaml").write_text(text.replace(old, new))
+        with pytest.raises(kind):
+            commands.plan(demo / "data" / "wrong.yaml", as_json=True)
+        problems = json.loads(capsys.readouterr().out)["problems"]
+        assert said in problems[0] and all(isinstance(problem, str) for problem in problems)
+
+
 def test_predictions_use_whoever_knows_a_person(demo: Path, tmp_path: Path):
     data = demo / "data"
     shop = pd.read_csv(data / "new_shop.csv")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from h2tune.cli.options import not_over
 from h2tune.config import ConfigError
+from h2tune.errors import H2TuneError
 from h2tune.report.format import printable
 from h2tune.report.vertical_live import Progress
 from h2tune.report.vertical_page import write_vertical_report
@@ -80,7 +81,13 @@ def print_result(metrics: dict[str, Any]) -> None:
 
 def plan(file: Path, as_json: bool = False) -> VerticalPlan:
     """`h2tune plan`: what each party has and sends, before anything is trained."""
-    found = plan_of_file(file)
+    try:
+        found = plan_of_file(file)
+    except H2TuneError as error:
+        if as_json:
+            problems = error.problems if isinstance(error, ConfigError) else str(error).splitlines()
+            print(json.dumps({"problems": problems}, indent=1))
+        raise
     if as_json:
         print(json.dumps(found.plain(), indent=1))
         return found
