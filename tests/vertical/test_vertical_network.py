@@ -39,6 +39,8 @@ from h2tune.protocol.codec import Message, decode, encode
 from h2tune.transport import access
 from h2tune.utils.files import StoreError
 from h2tune.version import __version__
+from h2tune.vertical import meeting
+from h2tune.vertical.align import AlignmentError
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.federation import run
 from h2tune.vertical.passive import Passive
@@ -217,6 +219,23 @@ def test_a_server_that_stops_goes_on_where_it_was(tmp_path: Path):
         client.start()
     scenario.serve(start=False)
     assert same_result(scenario, whole(tmp_path / "whole", scenario.own))
+
+
+def test_a_party_with_an_outdated_kit_is_named_with_the_settings(tmp_path: Path):
+    scenario, kit = Scenario(tmp_path, rounds=1), tmp_path / "shop" / "federation.yaml"
+    plain = yaml.safe_load(kit.read_text())
+    plain["seed"], plain["training"]["steps"] = 7, 9
+    kit.write_text(yaml.safe_dump(plain))
+    text = "shop cannot take part: its kit and the server's hold different settings: seed, training.steps; `h2tune provision`"
+    with pytest.raises(AlignmentError, match=text):
+        scenario.serve()
+
+
+def test_a_server_of_an_earlier_version_says_no_settings_and_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(meeting, "settings", lambda config: {})
+    assert Scenario(tmp_path, rounds=1).serve()["rounds"] == 1
 
 
 def test_kits_hold_only_what_concerns_a_party(tmp_path: Path):

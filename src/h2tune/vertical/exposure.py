@@ -16,6 +16,7 @@ from torch import Tensor
 
 from h2tune.errors import ProtocolError
 from h2tune.protocol.codec import Payload
+from h2tune.vertical.agreed import AGREED
 from h2tune.vertical.align import DIGEST
 
 
@@ -78,6 +79,9 @@ ALLOWED: dict[tuple[str, str], tuple[dict[str, Field], dict[str, type]]] = {
     ("finish", "up"): ({}, {}),
 }  # fmt: skip
 
+TEXTS = {("join", "down"): {AGREED}}
+"""Lists of texts, by name, of the messages that may hold any."""
+
 SAID: dict[tuple[str, str], str] = {
     ("join", "up"): "once: hashes of ids (with psi: blinded ids), hashes of the names of its labels of min_count rows or more,"
     " and how many rows it has",
@@ -85,7 +89,7 @@ SAID: dict[tuple[str, str], str] = {
     ("step", "up"): "every step: embeddings of the aligned people of a batch; the active party may try to invert them",
     ("local", "up"): "every round: prototypes, class means, counts of classes of min_count rows or more, and class shares",
     ("predict", "up"): "when the result is scored or used: embeddings of the people asked for",
-    ("join", "down"): "once, with psi: its ids, blinded",
+    ("join", "down"): "once: the settings that all act by, and with psi its ids, blinded",
     ("align", "down"): "once: which people are aligned, by the hashes of their ids, and hashes of the names of all classes",
     ("step", "down"): "every step: gradients of those embeddings; without label_dp they give the labels of aligned people away",
     ("local", "down"): "every round: prototypes and class means for this party, made with the labels of aligned people, class shares of"
@@ -113,6 +117,8 @@ def check(kind: str, way: str, payload: Payload, sizes: Sizes, who: str) -> Payl
     if (kind, way) not in ALLOWED:
         raise ProtocolError(f"{who}: {kind!r} is not a kind of message")
     tensors, values = ALLOWED[kind, way]
+    if spoken := sorted(payload.texts.keys() - TEXTS.get((kind, way), set())):
+        raise ProtocolError(f"{who}: {kind} may not hold {spoken[0]!r}")
     if unknown := sorted(payload.tensors.keys() - tensors.keys() | payload.meta.keys() - values.keys()):
         raise ProtocolError(f"{who}: {kind} may not hold {unknown[0]!r}")
     for name, field in tensors.items():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from h2tune.protocol.codec import Payload
+from h2tune.vertical.agreed import settings
 from h2tune.vertical.align import (
     FORMS,
     AlignmentError,
@@ -58,7 +59,8 @@ def meet(config: VerticalConfig, data: PartyData, salt: str, exchange: Exchange)
     """
     asked = [*exchange.session.members]
     requesters = _requesters(config, data, asked)
-    answers = exchange.ask("join", {name: _request(requesters.get(name)) for name in asked})
+    said = settings(config)
+    answers = exchange.ask("join", {name: replace(_request(requesters.get(name)), texts=said) for name in asked})
     if excluded := exchange.excluded:
         name, reason = next(iter(excluded.items()))
         raise AlignmentError(f"{name} cannot take part: {reason}")

@@ -17,6 +17,7 @@ from h2tune.store import ClientStore
 from h2tune.utils.files import StoreError, sound, write_atomic
 from h2tune.utils.seeds import derive
 from h2tune.vertical import average, local_round
+from h2tune.vertical.agreed import check_settings
 from h2tune.vertical.align import digests, looser, positions
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
@@ -84,8 +85,10 @@ class Passive:
         """Hashed ids and hashed label names; for a looser form of ids only those.
 
         Raises:
-            ProtocolError: if hashes are asked for where a private intersection was agreed.
+            ProtocolError: if the active party's settings are others, or hashes are asked for where a private intersection was
+                agreed.
         """
+        check_settings(self.config, payload)
         train, test = self.data.train, self.data.test
         if form := payload.meta.get("form"):
             if self.config.align.how == "psi":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class _Counted(Direct):
         for ways, messages in ((self.sent, payloads), (self.received, answers)):
             for name, payload in messages.items():
                 size = sum(tensor.nbytes for tensor in payload.tensors.values()) + HEADER
+                size += len(json.dumps(list(payload.texts.values())))
                 ways[name][kind] = ways[name].get(kind, 0) + size
         return answers
 
