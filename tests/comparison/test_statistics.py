@@ -93,7 +93,8 @@ def test_losing_the_weakest_client_is_no_gain(file: Path) -> None:
     local, h2tune = table["methods"]
     assert local["seeds"] == h2tune["seeds"] == {"0": 0.5, "1": 0.8}
     assert h2tune["over_local"] == [0, 0, 0] and table["missing"] == {"1": ["b"]}
-    assert missing_of(table) == ("Means leave out clients that have no result with at least one method (seed 1: b).")
+    assert missing_of(table) == ("Figures leave out clients that have no result with at least one method (seed 1: b).")
+    assert [row["clients"]["b"][0] for row in (local, h2tune)] == [0.2, 0.2]
     assert "seed 1: b" in render(result)
 
 

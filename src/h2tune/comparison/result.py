@@ -15,7 +15,7 @@ Quantity = Literal["metric", "nats"]
 
 
 class MethodRow(TypedDict):
-    """One method's figures over its seeds. Differences are paired by seed and positive where this method is better."""
+    """One method's figures over the seeds that all methods have. Differences are paired by seed and positive where it is better."""
 
     method: str
     seeds: dict[str, float]  # seed -> mean over the clients, in the table's quantity
@@ -42,7 +42,9 @@ class Table(TypedDict):
     quantity: Quantity
     methods: list[MethodRow]
     averaging: Interval | None
-    missing: dict[str, list[str]]  # seed -> clients without a result with some method, left out of that seed's means
+    missing: dict[str, list[str]]  # seed -> clients without a result with some method, left out of that seed's figures
+    left_out: NotRequired[dict[str, list[str]]]  # seed -> methods without a result for it; no figure has this seed
+    apart: NotRequired[list[str]]  # methods that share no seed with the others, so that nothing can be paired
 
 
 class Comparison(TypedDict):

@@ -1,8 +1,8 @@
 """The figures of a comparison: means, intervals and paired differences, as plain values and as CSV.
 
-Every difference is paired by seed: the runs of two methods with one seed have the same data. Every mean of a seed is over
-the clients that have a result with all of the methods, so a method does not gain by losing its weakest client; the table
-says who is missing. Intervals are Student's t over seeds, 95 %; with one seed there is none. Where local training answers
+Every difference is paired by seed: the runs of two methods with one seed have the same data. All figures are over the seeds
+that all methods have, so a method does not gain by failing with a hard one, and a seed's are over the clients that have a
+result with all of the methods, so it does not gain by losing its weakest client; the table says what is left out. Intervals are Student's t over seeds, 95 %; with one seed there is none. Where local training answers
 under 5 % of a client's test right, exact match is too coarse, and the quantity is nats per answer token (less is better)
 for the whole federation.
 """
@@ -64,6 +64,7 @@ def _table(outcomes: Sequence[Outcome], size: int | None, rates: dict[str, float
     for outcome in outcomes:
         if outcome.metrics is not None and finals(outcome.metrics):
             runs.setdefault(outcome.cell.method, {})[outcome.cell.seed] = outcome.metrics
+    runs, left_out, apart = _shared_seeds(runs)
     quantity: Quantity = "nats" if _exact_match_is_too_rare(runs) else "metric"
     common, missing = _common(runs)
     rows = [
@@ -80,7 +81,22 @@ def _table(outcomes: Sequence[Outcome], size: int | None, rates: dict[str, float
         if not method.averages and method.variant_of in named
     ]
     averaging = _difference(*pairs[0], quantity) if pairs else None
-    return {"n_train": size, "quantity": quantity, "methods": rows, "averaging": averaging, "missing": missing}
+    return {"n_train": size, "quantity": quantity, "methods": rows, "averaging": averaging, "missing": missing,
+            "left_out": left_out, "apart": apart}  # fmt: skip
+
+
+def _shared_seeds(runs: Runs) -> tuple[Runs, dict[str, list[str]], list[str]]:
+    """The runs of the seeds that all methods have, for each other seed the methods that lack it, and methods apart.
+
+    Where no seed is common to all, the method with the fewest (of equals the last) stands apart, until one is.
+    """
+    kept, apart = dict(runs), list[str]()
+    while not (shared := set.intersection(*(set(found) for found in kept.values())) if kept else set()) and kept:
+        apart.append(min(reversed(kept), key=lambda method: len(kept[method])))
+        del kept[apart[-1]]
+    others = sorted({seed for found in kept.values() for seed in found} - shared)
+    left_out = {str(seed): [method for method, found in kept.items() if seed not in found] for seed in others}
+    return {m: {s: found[s] for s in found if s in shared} for m, found in kept.items()}, left_out, apart
 
 
 def _common(runs: Runs) -> tuple[dict[int, set[str]], dict[str, list[str]]]:
@@ -108,13 +124,14 @@ def _exact_match_is_too_rare(runs: Runs) -> bool:
 def _row(
     method: str, found: dict[int, Metrics], common: dict[int, set[str]], quantity: Quantity, rate: float
 ) -> MethodRow:
-    """One method's figures over its seeds."""
+    """One method's figures over its seeds, all of the same seeds and clients as any other method's."""
+    found = {seed: metrics for seed, metrics in found.items() if common[seed]}
     clients: dict[str, list[float]] = {}
-    for metrics in found.values():
-        for name, final in finals(metrics).items():
-            clients.setdefault(name, []).append(final[quantity])
+    for seed, metrics in found.items():
+        for name in sorted(common[seed]):
+            clients.setdefault(name, []).append(finals(metrics)[name][quantity])
     means = {
-        key: {str(seed): _mean(metrics, common[seed], key) for seed, metrics in found.items() if common[seed]}
+        key: {str(seed): _mean(metrics, common[seed], key) for seed, metrics in found.items()}
         for key in ("metric", "nats")
     }
     rounds = [r for m in found.values() for c in m["clients"].values() for r in c["rounds"]]
@@ -133,7 +150,7 @@ def _row(
         "setup_up": statistics.fmean(s["up"] for s in setup),
         "setup_down": statistics.fmean(s["down"] for s in setup),
         "seconds": statistics.fmean(m["seconds"] for m in found.values()),
-        "curve": _curve(found),
+        "curve": _curve(found, common),
         "rate": rate,
     }
 
@@ -159,19 +176,19 @@ def best_of(rows: Sequence[MethodRow], quantity: Quantity) -> MethodRow:
     return (min if quantity == "nats" else max)(rows, key=lambda row: row["mean"][0])
 
 
-def _curve(found: dict[int, Metrics]) -> list[list[float]]:
+def _curve(found: dict[int, Metrics], common: dict[int, set[str]]) -> list[list[float]]:
     """Mean validation loss (nats) by round over clients and seeds."""
     values: dict[int, list[float]] = {}
-    for metrics in found.values():
-        for client in metrics["clients"].values():
-            for record in client["rounds"]:
+    for seed, metrics in found.items():
+        for name in sorted(common[seed]):
+            for record in metrics["clients"][name]["rounds"]:
                 if record.get("validation"):
                     values.setdefault(record["round"], []).append(record["validation"]["nats"])
     return [[number, statistics.fmean(v)] for number, v in sorted(values.items())]
 
 
 def _difference(row: MethodRow, other: MethodRow, quantity: Quantity) -> Interval | None:
-    """Paired difference over the seeds that both have; positive is better for ``row``."""
+    """Difference, paired by seed; positive is better for ``row``."""
     common = row["seeds"].keys() & other["seeds"].keys()
     sign = -1 if quantity == "nats" else 1
     return interval([sign * (row["seeds"][s] - other["seeds"][s]) for s in sorted(common)]) if common else None

@@ -60,6 +60,8 @@ def table_verdict(table: Table) -> str:
     best = best_of(table["methods"], table["quantity"])
     over = best.get("over_best_other")
     if over is None:
+        if table.get("apart"):
+            return f"{best['method']} shares no seed with another method, so nothing can be compared."
         return f"{best['method']} alone was run."
     lead = f"{best['method']} is best, {text_of(over, table['quantity'], signed=True)} {UNITS[table['quantity']]} over"
     lead += f" {best.get('best_other', '')}"
@@ -81,8 +83,14 @@ def averaging_of(table: Table) -> str:
 
 
 def missing_of(table: Table) -> str:
-    """Which clients the means leave out, in a sentence; empty where none."""
-    if not table["missing"]:
-        return ""
-    by_seed = "; ".join(f"seed {seed}: {', '.join(names)}" for seed, names in table["missing"].items())
-    return f"Means leave out clients that have no result with at least one method ({by_seed})."
+    """Which seeds, methods and clients the figures leave out, in a sentence each; empty where none."""
+    told = []
+    if seeds := table.get("left_out"):
+        by_seed = "; ".join(f"seed {seed}: none with {', '.join(names)}" for seed, names in seeds.items())
+        told.append(f"Figures leave out seeds that not all methods have a result for ({by_seed}).")
+    if apart := table.get("apart"):
+        told.append(f"Left out, since they share no seed with the others: {', '.join(apart)}.")
+    if table["missing"]:
+        by_seed = "; ".join(f"seed {seed}: {', '.join(names)}" for seed, names in table["missing"].items())
+        told.append(f"Figures leave out clients that have no result with at least one method ({by_seed}).")
+    return " ".join(told)
