@@ -236,3 +236,23 @@ def test_a_date_that_no_calendar_has_and_patterns_are_told_in_words(tmp_path: Pa
     path.write_text(small().to_yaml().replace("device: cpu", "device: gpu"))
     with pytest.raises(ConfigError, match=r"device: should be auto, cpu, cuda.*not 'gpu'"):
         load_config(path)
+
+
+def test_the_seed_stands_in_every_source(tmp_path: Path) -> None:
+    client = {key: f"{key}-{{seed}}.tsv" for key in ("train", "test", "validation", "practice")}
+    data = {
+        "clients": [CLIENT | client],
+        "anchors": "anchors-{seed}.txt",
+        "anchor_words": "words-{seed}.txt",
+        "public": {"source": "demo:fill?seed={seed}&n=40", "task": "demo-fill"},
+        "method": {"name": "h2tune", "frames": "words", "codes": "codes-{seed}.txt"},
+        "methods": {"celora": {"codes": "codes-{seed}.txt"}},
+    }
+    found = parse_config(data, tmp_path, seed=3)
+    read = found.clients[0]
+    assert [Path(str(getattr(read, key))).name for key in client] == [f"{key}-3.tsv" for key in client]
+    assert found.anchors == str(tmp_path / "anchors-3.txt") and found.anchor_words == str(tmp_path / "words-3.txt")
+    assert found.public is not None and found.public.source == "demo:fill?seed=3&n=40"
+    assert isinstance(found.method, dict) and found.method["codes"] == str(tmp_path / "codes-3.txt")
+    assert found.methods["celora"].model_extra == {"codes": str(tmp_path / "codes-3.txt")}
+    assert data["anchors"] == "anchors-{seed}.txt"

@@ -87,7 +87,7 @@ def _empty(path: Path) -> list[str]:
 def parse_config(data: Any, folder: Path | None = None, seed: int | None = None) -> Experiment:
     """Validate plain data; relative paths of clients' files are taken from ``folder``.
 
-    ``{seed}`` in a client's data sources stands for the experiment's seed.
+    ``{seed}`` in a source (data, practice, anchors, public questions) stands for the experiment's seed.
     """
     found, problems = checked(Experiment, _as_meant(data, folder, seed), _explain)
     if problems or found is None:
@@ -119,17 +119,25 @@ def _as_meant(data: Any, folder: Path | None, seed: int | None = None) -> dict[s
 
 
 SOURCES = ("train", "test", "validation", "practice")
+PUBLIC_SOURCES = ("anchors", "anchor_words")
 
 
 def _fill_in_seed(data: dict[str, Any]) -> dict[str, Any]:
-    def fill(value: Any) -> Any:
-        return value.replace("{seed}", str(data.get("seed", 0))) if isinstance(value, str) else value
+    """Plain data with the seed in the place of ``{seed}``, in every key that names a source."""
+    seed = str(data.get("seed", 0))
 
+    def fill(owner: Any, keys: Sequence[str]) -> Any:
+        if not isinstance(owner, dict):
+            return owner
+        named = {k: owner[k].replace("{seed}", seed) for k in keys if isinstance(owner.get(k), str)}
+        return owner | named
+
+    data = fill(data, PUBLIC_SOURCES)
+    data |= {key: fill(data[key], [name]) for key, name in (("public", "source"), ("method", "codes")) if key in data}
+    if isinstance(methods := data.get("methods"), dict):
+        data |= {"methods": {name: fill(changes, ["codes"]) for name, changes in methods.items()}}
     clients = data.get("clients")
-    if not isinstance(clients, list):
-        return data
-    filled = [{k: fill(v) if k in SOURCES else v for k, v in c.items()} if isinstance(c, dict) else c for c in clients]
-    return data | {"clients": filled}
+    return data | {"clients": [fill(c, SOURCES) for c in clients]} if isinstance(clients, list) else data
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -144,11 +152,13 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             for c in clients
         ]
     data = data | {"clients": clients}
-    data |= {k: meant_path(data[k], folder) for k in ("anchors", "anchor_words") if k in data}
+    data |= {k: meant_path(data[k], folder) for k in PUBLIC_SOURCES if k in data}
     if isinstance(data.get("public"), dict) and "source" in data["public"]:
         data["public"] = data["public"] | {"source": meant_path(data["public"]["source"], folder)}
     if "method" in data:
         data["method"] = _resolve_method(data["method"], folder)
+    if isinstance(methods := data.get("methods"), dict):
+        data["methods"] = {name: _resolve_method(changes, folder) for name, changes in methods.items()}
     return data
 
 
