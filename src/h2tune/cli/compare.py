@@ -38,7 +38,7 @@ def compare(
         str,
         typer.Option(
             help="Multiples of the file's learning rates, for example 0.3,1,3; each method takes its best"
-            " by validation, on a seed of its own."
+            " by validation, with seed 10000, which no result has."
         ),
     ] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 is one for each core.")] = 0,

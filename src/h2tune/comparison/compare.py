@@ -12,20 +12,19 @@ between methods is written in the file under `methods:` and stands in the result
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from h2tune.comparison.cells import TUNING_SEED, Cell, CompareError, Outcome, experiment_of
+from h2tune.comparison.checks import check_data, check_numbers
 from h2tune.comparison.grid import Report, run_grid
 from h2tune.comparison.result import Comparison, finals
 from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, to_csv
-from h2tune.config import ConfigError, Experiment
+from h2tune.config import ConfigError
 from h2tune.methods.registry import known_methods
 from h2tune.participant.devices import check_device
-from h2tune.participant.prepare import check_known, read_part
-from h2tune.tasks import build_task
+from h2tune.participant.prepare import check_known
 from h2tune.utils.files import write_atomic
 from h2tune.utils.processes import cores
 
@@ -46,11 +45,11 @@ def compare(
     `h2tune.report.comparison_page.write_comparison_page` makes a page of it.
 
     Args:
-        file: a federation's YAML (``{seed}`` in a data source stands for the run's seed), or ``demo``.
+        file: a federation's YAML (``{seed}`` in a source stands for the run's seed), or ``demo``.
         methods: names of methods; settings of their own stand in the file under ``methods:``.
         seeds: runs of each method, with seeds 0, 1, ...
         n_train: amounts of training data to sweep over; by default the file's own.
-        tune: multiples of the file's learning rates; each method takes the best by validation, on a seed of its own.
+        tune: multiples of the file's learning rates; each method takes the best by validation, with `TUNING_SEED`.
         jobs: runs at a time; 0 means as many as there are cores.
         say: told what happens, a line each.
 
@@ -58,7 +57,7 @@ def compare(
         ConfigError, MethodError, CompareError: before anything is trained.
     """
     out = Path(out)
-    _check_numbers(methods, n_train, tune)
+    check_numbers(methods, n_train, tune)
     sizes: list[int | None] = list(dict.fromkeys(n_train)) or [None]
     jobs = jobs or cores()
     for name in methods:
@@ -66,7 +65,7 @@ def compare(
     first = experiment_of(file, Cell(methods[0], 0))
     check_known(first)
     check_device(first.device)
-    _enough_rows(first, n_train)
+    check_data(lambda seed: experiment_of(file, Cell(methods[0], seed)), seeds, n_train, bool(tune))
     trials = [Cell(m, TUNING_SEED, n, r, tuning=True) for n in sizes for m in methods for r in dict.fromkeys(tune)]
     rates = _tuned(file, trials, out, jobs, say) if trials else {}
     cells = [Cell(m, s, n, rates.get(rate_key(m, n), 1.0)) for n in sizes for m in methods for s in range(seeds)]
@@ -87,25 +86,6 @@ def _tuned(
     write_atomic(out / "tuned.json", (json.dumps(rates, indent=1) + "\n").encode())
     say("rates chosen by validation: " + ", ".join(f"{m} x{r:g}" for m, r in rates.items()))
     return rates
-
-
-def _check_numbers(methods: Sequence[str], n_train: Sequence[int], tune: Sequence[float]) -> None:
-    """Raise CompareError where nothing is to be compared, or a number can be none of its kind."""
-    if not methods:
-        raise CompareError("--methods: name one or more, with commas between, or `all`; `h2tune methods` lists them.")
-    if wrong := [size for size in n_train if size < 1]:
-        raise CompareError(f"--n-train {wrong[0]}: an amount of data is 1 row or more.")
-    if strange := [rate for rate in tune if not 0 < rate < math.inf]:
-        raise CompareError(f"--tune {strange[0]:g}: a multiple of a learning rate is a number above 0.")
-
-
-def _enough_rows(experiment: Experiment, sizes: Sequence[int]) -> None:
-    """Raise CompareError for an amount of data that a client does not have: its table would show another amount."""
-    for client in experiment.clients if sizes else ():
-        whole = client.model_copy(update={"n_train": None})
-        rows = len(read_part(whole, build_task(client.task), "train", seed=experiment.seed))
-        if max(sizes) > rows:
-            raise CompareError(f"--n-train {max(sizes)}: {client.name} has {rows} training rows")
 
 
 def compare_names(text: str) -> list[str]:

@@ -1,0 +1,71 @@
+"""What is checked before a comparison runs anything: its numbers, and the data of every seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from h2tune.comparison.cells import TUNING_SEED, CompareError
+from h2tune.config import Experiment
+from h2tune.participant.prepare import read_part
+from h2tune.tasks import build_task
+from h2tune.tasks.sources import source_path
+
+TOLD = 8  # lines
+
+
+def check_numbers(methods: Sequence[str], n_train: Sequence[int], tune: Sequence[float]) -> None:
+    """Raise CompareError where nothing is to be compared, or a number can be none of its kind."""
+    if not methods:
+        raise CompareError("--methods: name one or more, with commas between, or `all`; `h2tune methods` lists them.")
+    if wrong := [size for size in n_train if size < 1]:
+        raise CompareError(f"--n-train {wrong[0]}: an amount of data is 1 row or more.")
+    if strange := [rate for rate in tune if not 0 < rate < math.inf]:
+        raise CompareError(f"--tune {strange[0]:g}: a multiple of a learning rate is a number above 0.")
+
+
+def check_data(of_seed: Callable[[int], Experiment], seeds: int, n_train: Sequence[int], tuned: bool) -> None:
+    """Look for the data of every seed that will be run; files may have the seed in their names.
+
+    Raises:
+        CompareError: a file is not there, or a client has fewer rows than an amount of data that is asked for, with some
+            seed: its table would show another amount.
+    """
+    experiments = {seed: of_seed(seed) for seed in (*range(seeds), *([TUNING_SEED] if tuned else []))}
+    if missing := list(_missing(experiments.items())):
+        more = [f"and {len(missing) - TOLD} more"] if len(missing) > TOLD else []
+        raise CompareError("\n".join(missing[:TOLD] + more))
+    counted: set[tuple[str, str]] = set()
+    for seed, experiment in experiments.items():
+        for client in experiment.clients if n_train else ():
+            if (client.name, client.train) in counted:  # the same file with another seed
+                continue
+            counted.add((client.name, client.train))
+            whole = client.model_copy(update={"n_train": None})
+            rows = len(read_part(whole, build_task(client.task), "train", seed=seed))
+            if max(n_train) > rows:
+                raise CompareError(
+                    f"--n-train {max(n_train)}: {client.name} has {rows} training rows with {_called(seed)}"
+                )
+
+
+def _missing(experiments: Iterable[tuple[int, Experiment]]) -> Iterator[str]:
+    """A line for each file that is not there, with the first seed that asks for it."""
+    asked: set[str] = set()
+    for seed, experiment in experiments:
+        parts = {
+            f"{client.name}: {part}": source
+            for client in experiment.clients
+            for part in ("train", "test", "validation")
+            if (source := getattr(client, part))
+        }
+        for key, source in parts.items():
+            if source in asked or source.startswith(("demo:", "hub:")):
+                continue
+            asked.add(source)
+            if not source_path(source)[0].exists():
+                yield f"{key}: no file or folder {source}, which is asked for with {_called(seed)}"
+
+
+def _called(seed: int) -> str:
+    return f"seed {seed}" + (", with which --tune chooses rates" if seed == TUNING_SEED else "")
