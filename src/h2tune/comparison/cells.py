@@ -32,8 +32,9 @@ class Cell:
     @property
     def folder(self) -> str:
         size = "" if self.n_train is None else f"-n{self.n_train}"
-        part = f"tune/{self.method}{size}/rate-{self.rate:g}" if self.tuning else f"runs/{self.method}{size}"
-        return f"{part}/seed-{self.seed}"
+        # A final run, too: more trials may choose another rate, and runs with the one before are then no longer those.
+        rate = f"rate-{self.rate:g}/" if self.tuning or self.rate != 1 else ""
+        return f"{'tune' if self.tuning else 'runs'}/{self.method}{size}/{rate}seed-{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Methods side by side over seeds and amounts of data: a grid of runs, restartable, then one table.
 
-OUT/runs/METHOD[-nN]/seed-S/     a run directory each; a finished one is never run again
-OUT/frames/                      frames that were practised once and hold for every run
-OUT/tuned.json                   the rates that `tune` chose, by validation of what the table shows
-OUT/compare.json, .csv           the result (see `h2tune.comparison.result`)
+OUT/runs/METHOD[-nN]/[rate-X/]seed-S/   a run directory each; a finished one is never run again
+OUT/tune/METHOD[-nN]/rate-X/seed-S/     the trials of `tune`; a list with more rates adds some
+OUT/frames/                             frames that were practised once and hold for every run
+OUT/tuned.json                          the rates that `tune` chose, by validation of what the table shows
+OUT/compare.json, .csv                  the result (see `h2tune.comparison.result`)
 
 What is held fixed: data, seeds, updates, evaluation, and `rank`, `depth` and `keep` unless the file says otherwise. What differs
 between methods is written in the file under `methods:` and stands in the result.
@@ -71,6 +72,7 @@ def compare(
     cells = [Cell(m, s, n, rates.get(rate_key(m, n), 1.0)) for n in sizes for m in methods for s in range(seeds)]
     outcomes = run_grid(file, cells, out, jobs, say)
     result = summarise(experiment_of(file, cells[0]), outcomes, rates)
+    _keep_rates(rates, out / "tuned.json")
     write_atomic(out / "compare.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     write_atomic(out / "compare.csv", to_csv(result).encode())
     return result
@@ -79,13 +81,20 @@ def compare(
 def _tuned(
     file: str | Path, trials: Sequence[Cell], out: Path, jobs: int, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """The best multiple of the rates for each method, which is also written down."""
+    """The best multiple of the rates for each method."""
     rates = best_rates(run_grid(file, trials, out, jobs, say))
     if not rates:
         raise CompareError("--tune: no trial was finished; each one's reason stands above.")
-    write_atomic(out / "tuned.json", (json.dumps(rates, indent=1) + "\n").encode())
     say("rates chosen by validation: " + ", ".join(f"{m} x{r:g}" for m, r in rates.items()))
     return rates
+
+
+def _keep_rates(rates: dict[str, float], path: Path) -> None:
+    """Write down the rates of the result that is written with them; those of an earlier result go."""
+    if rates:
+        write_atomic(path, (json.dumps(rates, indent=1) + "\n").encode())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def compare_names(text: str) -> list[str]:
