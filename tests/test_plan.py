@@ -317,11 +317,15 @@ def test_a_plan_knows_that_a_method_needs_several_clients() -> None:
 @pytest.mark.parametrize(
     ("method", "unread"),
     [
-        ("fedit", "depth, keep (c1), public"),
-        ("hetlora", "depth, public"),
-        ("h2tune", "public"),
-        ({"name": "lada", "teacher": "c0", "slice": 4}, "depth, keep (c1)"),
-        ({"name": "lada", "teacher": "c0", "slice": 4, "host": {"name": "h2tune", "frames": "anchor"}}, ""),
+        ("fedit", "depth, keep (c1), practice (c2), public"),
+        ("hetlora", "depth, practice (c2), public"),
+        ("h2tune", "practice (c2), public"),
+        ({"name": "h2tune", "frames": "glossary"}, "public"),
+        ({"name": "lada", "teacher": "c0", "slice": 4}, "depth, keep (c1), practice (c2)"),
+        (
+            {"name": "lada", "teacher": "c0", "slice": 4, "host": {"name": "h2tune", "frames": "anchor"}},
+            "practice (c2)",
+        ),
     ],
     ids=str,
 )
@@ -330,8 +334,9 @@ def test_a_plan_names_keys_that_the_method_does_not_read(method: Any, unread: st
     task = {"kind": "generate", "prompt": "{question}\n", "answer": "{answer}", "score": "number"}
     public = {"source": str(tmp_path / "q.jsonl"), "task": task}
     config = small(clients=3, method=method, depth=2, public=public)
-    keep = [c.model_copy(update={"keep": 0.5} if c.name == "c1" else {}) for c in config.clients]
-    warnings = make_plan(config.model_copy(update={"clients": keep})).warnings
+    changes: list[dict[str, Any]] = [{}, {"keep": 0.5}, {"practice": "nowhere.txt"}]
+    clients = [c.model_copy(update=change) for c, change in zip(config.clients, changes, strict=True)]
+    warnings = make_plan(config.model_copy(update={"clients": clients})).warnings
     said = [text for text in warnings if text.startswith("without effect")]
     name = method if isinstance(method, str) else method["name"]
     assert said == ([f"without effect with method {name}: {unread}"] if unread else [])
@@ -343,3 +348,12 @@ def test_the_files_that_a_user_copies_first_share(tmp_path: Path) -> None:
     (tmp_path / "readme.yaml").write_text(readme)
     for path in (tmp_path / "readme.yaml", root / "src" / "h2tune" / "template.yaml"):
         assert not [text for text in make_plan(load_config(path)).warnings if "shares nothing" in text], path
+
+
+def test_a_methods_rate_that_some_clients_do_not_take_is_named() -> None:
+    config = small(clients=3, method="fedit", methods={"local": {"learning_rate": 0.05}, "ffa": {"rank": 2}})
+    assert not [text for text in make_plan(config).warnings if "without effect" in text]
+    clients = [c.model_copy(update={"learning_rate": 0.001} if c.name != "c1" else {}) for c in config.clients]
+    said = [t for t in make_plan(config.model_copy(update={"clients": clients})).warnings if "learning_rate" in t]
+    told = "methods.local.learning_rate is without effect for c0, c2: a learning_rate of the client's own comes first;"
+    assert said == [f"{told} leave one of the two out"]

@@ -15,7 +15,7 @@ from typing import Any
 from h2tune import tasks
 from h2tune.aggregation.private import epsilon, noise_in_words, rounds_within
 from h2tune.aggregation.secure_mean import LEAST
-from h2tune.caveats import about_device, about_revision, about_sharing
+from h2tune.caveats import about_device, about_rates, about_revision, about_sharing, about_use, any_rank
 from h2tune.config import ClientConfig, Experiment, Privacy, PublicQuestions
 from h2tune.core.masks import kept_rank
 from h2tune.core.slots import Layout
@@ -24,7 +24,7 @@ from h2tune.errors import H2TuneError, MethodError
 from h2tune.frames.anchor_text import anchor_batch, words
 from h2tune.frames.registry import kind_of
 from h2tune.frames.sources import load_anchors, load_texts
-from h2tune.methods.base import Method, ModelShape
+from h2tune.methods.base import ModelShape
 from h2tune.methods.core_bytes import summed_share
 from h2tune.methods.leaving import as_lines, what_leaves
 from h2tune.methods.registry import check_other_methods, method_of, resolve_method
@@ -256,21 +256,13 @@ def _check_bases(experiment: Experiment, shapes: Sequence[LoadedModel | None]) -
 
 
 def _check_use(plan: Plan, experiment: Experiment, settings: Settings, shapes: Sequence[LoadedModel | None]) -> None:
-    """Keys that the file's method does not read; `compare` may run another that does, so they are no mistake."""
+    """Whether the method has clients enough, which keys it does not read, and what it can use of public questions."""
     method = resolve_method(experiment.method)[0]
     if len(experiment.clients) < (fewest := method.server.fewest(settings)):
         plan.problems.append(
             f"method {method.name} needs {fewest} clients or more; clients here: {len(experiment.clients)}"
         )
-    unread = []
-    if not settings.inner.has_core:
-        unread += ["depth"] * (experiment.depth is not None)
-        if not _any_rank(method, settings):
-            unread += [f"keep ({c.name})" for c in experiment.clients if c.keep != 1]
-    if experiment.public and not settings.asks_public:
-        unread.append("public")
-    if unread:
-        plan.warnings.append(f"without effect with method {method.name}: {', '.join(unread)}")
+    plan.warnings += [*filter(None, [about_use(experiment)]), *about_rates(experiment)]
     if settings.asks_public and experiment.public and not plan.problems:
         _check_public(plan, experiment.clients, shapes, experiment.public)
 
@@ -324,12 +316,6 @@ def _base_of(shape: LoadedModel) -> str:
     return f"{shape.family} {shape.maps(shape.layout)}"
 
 
-def _any_rank(method: Method, settings: Any) -> bool:
-    """Whether `keep` gives clients of a method without a core different ranks; one that wraps another goes by that."""
-    host = getattr(settings, "host_method", (method,))[0]
-    return getattr(host.client, "any_rank", False)
-
-
 def _kept(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfig, shape: LoadedModel) -> float:
     """A client's share of the core, as far as it can be worked out here: a time is measured by the run."""
     if client.keep != "auto":
@@ -341,7 +327,7 @@ def _kept(plan: Plan, experiment: Experiment, settings: Any, client: ClientConfi
 def _rank(experiment: Experiment, settings: Any, keep: float) -> tuple[int, float]:
     """A client's own rank, and its share of the core."""
     dims = getattr(settings.inner, "mask", "") == "dims" if settings else False
-    cut = dims or (settings and _any_rank(resolve_method(experiment.method)[0], settings))
+    cut = dims or (settings and any_rank(resolve_method(experiment.method)[0], settings))
     return kept_rank(keep, experiment.rank) if cut else experiment.rank, keep
 
 

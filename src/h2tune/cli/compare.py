@@ -86,7 +86,9 @@ def compare(
 
 
 def _silent(text: str) -> None:
-    """With --json nothing but the result is printed."""
+    """With --json nothing but the result is printed, and warnings where they do not mix with it."""
+    if text.startswith("warning: "):
+        typer.echo(text, err=True)
 
 
 def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:

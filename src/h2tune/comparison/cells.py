@@ -47,7 +47,8 @@ class Outcome:
     skipped: bool = False  # the method does not suit the federation; nothing went wrong
 
 
-def _whole(file: str | Path, seed: int) -> Experiment:
+def as_written(file: str | Path, seed: int = 0) -> Experiment:
+    """The file's own experiment, which cells are made from."""
     if str(file) != "demo":
         return load_config(file, seed=seed)
     from h2tune.demo import demo_experiment
@@ -57,13 +58,13 @@ def _whole(file: str | Path, seed: int) -> Experiment:
 
 def method_in(file: str | Path) -> str:
     """The name of the method that a federation's file asks for."""
-    method = _whole(file, 0).method
+    method = as_written(file).method
     return method if isinstance(method, str) else str(method.get("name", "h2tune"))
 
 
 def experiment_of(file: str | Path, cell: Cell) -> Experiment:
     """The experiment of one cell."""
-    base = _whole(file, cell.seed)
+    base = as_written(file, cell.seed)
     check_other_methods(base)
     spec = spec_beside(base, cell.method)
     resolve_method(spec)

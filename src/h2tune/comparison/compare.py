@@ -17,7 +17,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from h2tune.comparison.cells import TUNING_SEED, Cell, CompareError, Outcome, experiment_of
+from h2tune.caveats import about_rates
+from h2tune.comparison.cells import TUNING_SEED, Cell, CompareError, Outcome, as_written, experiment_of
 from h2tune.comparison.checks import check_data, check_numbers
 from h2tune.comparison.grid import Report, run_grid
 from h2tune.comparison.result import Comparison, finals
@@ -66,15 +67,15 @@ def compare(
     first = experiment_of(file, Cell(methods[0], 0))
     check_known(first)
     check_device(first.device)
+    for warning in about_rates(as_written(file), methods):
+        say(f"warning: {warning}")
     check_data(lambda seed: experiment_of(file, Cell(methods[0], seed)), seeds, n_train, bool(tune))
     trials = [Cell(m, TUNING_SEED, n, r, tuning=True) for n in sizes for m in methods for r in dict.fromkeys(tune)]
     rates = _tuned(file, trials, out, jobs, say) if trials else {}
     cells = [Cell(m, s, n, rates.get(rate_key(m, n), 1.0)) for n in sizes for m in methods for s in range(seeds)]
     outcomes = run_grid(file, cells, out, jobs, say)
     result = summarise(experiment_of(file, cells[0]), outcomes, rates)
-    _keep_rates(rates, out / "tuned.json")
-    write_atomic(out / "compare.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    write_atomic(out / "compare.csv", to_csv(result).encode())
+    _write(result, rates, out)
     return result
 
 
@@ -89,12 +90,14 @@ def _tuned(
     return rates
 
 
-def _keep_rates(rates: dict[str, float], path: Path) -> None:
-    """Write down the rates of the result that is written with them; those of an earlier result go."""
+def _write(result: Comparison, rates: dict[str, float], out: Path) -> None:
+    """Write the result with the rates that were chosen for it; those of an earlier result go."""
     if rates:
-        write_atomic(path, (json.dumps(rates, indent=1) + "\n").encode())
+        write_atomic(out / "tuned.json", (json.dumps(rates, indent=1) + "\n").encode())
     else:
-        path.unlink(missing_ok=True)
+        (out / "tuned.json").unlink(missing_ok=True)
+    write_atomic(out / "compare.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(out / "compare.csv", to_csv(result).encode())
 
 
 def compare_names(text: str) -> list[str]:
