@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from federations import small
 from typer.testing import CliRunner
 
 from h2tune.cli.app import app
+from h2tune.comparison.cells import Outcome
 from h2tune.vertical.demo import write_demo
 
 
@@ -113,3 +115,27 @@ def test_answers_are_not_written_over_the_questions(run: Path, tmp_path: Path) -
     (run / "run.json").unlink()
     code, said = call("predict", run, "--file", questions, "--out", questions)
     assert code == 1 and "--out is the file of the questions" in said and questions.read_text() == "id\n1\n"
+
+
+def test_two_kinds_of_federation_at_once(tmp_path: Path) -> None:
+    for words in (["init", tmp_path / "f.yaml"], ["demo", "--out", tmp_path / "demo"]):
+        code, said = call(*words, "--vertical", "--lada")
+        assert code == 1 and "--vertical and --lada are two kinds of federation; choose one" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_comparison_says_whose_rate_a_method_does_not_change(
+    as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("h2tune.comparison.compare.run_grid", lambda file, cells, *rest: [Outcome(c) for c in cells])
+    changes = {"local": {"learning_rate": 0.05}, "ffa": {"learning_rate": 0.05}}
+    config = small(rounds=1, method="fedit", methods=changes)
+    clients = [c.model_copy(update={"learning_rate": 0.001} if c.name == "c0" else {}) for c in config.clients]
+    (tmp_path / "f.yaml").write_text(config.model_copy(update={"clients": clients}).to_yaml())
+    words = ["compare", tmp_path / "f.yaml", "--methods", "local,fedit", "--seeds", "1", "--out", tmp_path / "out"]
+    done = CliRunner().invoke(app, [str(word) for word in [*words, *(["--json"] if as_json else [])]])
+    told = "warning: methods.local.learning_rate is without effect for c0: "
+    assert (done.stderr if as_json else done.stdout).startswith(told) and "ffa" not in done.output
+    if as_json:
+        json.loads(done.stdout)

@@ -57,6 +57,12 @@ def of_no_use(options: Mapping[str, object], where: str = "a vertical federation
         fail(f"{', '.join(given)}: of no use for {where}; leave it out")
 
 
+def one_kind(vertical: bool, lada: bool) -> None:
+    """End where two kinds of federation were asked for."""
+    if vertical and lada:
+        fail("--vertical and --lada are two kinds of federation; choose one")
+
+
 def no_file(folder: Path | None) -> None:
     """End where a folder is to be written and a file stands in its place."""
     if folder is not None and folder.is_file():

@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from h2tune.cli.options import STOPPED, File, Json, Lada, Out, Vertical, fail, no_file, of_no_use, plain_errors
+from h2tune.cli.options import (
+    STOPPED,
+    File,
+    Json,
+    Lada,
+    Out,
+    Vertical,
+    fail,
+    no_file,
+    of_no_use,
+    one_kind,
+    plain_errors,
+)
 from h2tune.cli.output import print_plan, print_run
 from h2tune.utils.processes import process_context
 
@@ -27,6 +39,7 @@ def init(
 
     from h2tune.utils.files import write_atomic
 
+    one_kind(vertical, lada)
     if vertical:
         with plain_errors():
             from h2tune.cli import vertical as parties
@@ -63,14 +76,12 @@ def plan(
             of_no_use({"--time": measure})
             vertical.plan(file, as_json)
             return
-        from h2tune.plan import make_plan
+        from h2tune.plan import Plan, make_plan
 
         experiment, mistakes = load_past_mistakes(file)
-        if experiment is None:
-            fail("\n".join(mistakes))
-        found = make_plan(experiment)
-        if mistakes:  # figures without the keys that are wrong would be another federation's
-            fail("\n".join(mistakes + found.problems))
+        found = make_plan(experiment) if experiment else Plan([], [], [])
+        if experiment is None or mistakes:  # figures without the keys that are wrong would be another federation's
+            _fail_plan(mistakes + found.problems, as_json, measure)
         if not as_json:
             print_plan(found)
         for warning in found.warnings:
@@ -82,6 +93,15 @@ def plan(
             fail("\n".join(found.problems))
         if seconds is not None and not as_json:
             typer.echo(_time_in_words(experiment, seconds))
+
+
+def _fail_plan(problems: list[str], as_json: bool, measure: bool) -> NoReturn:
+    """End with what is wrong in a file, in the shape of a plan for machines."""
+    from h2tune.plan import Plan
+
+    if as_json:
+        typer.echo(json.dumps(Plan([], problems, []).plain() | ({"seconds": None} if measure else {}), indent=1))
+    fail("\n".join(problems))
 
 
 def _seconds_of(experiment: Experiment) -> float:
@@ -175,6 +195,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Three clients, three families, three answer formats: is federation worth it? About three minutes on two cores."""
+    one_kind(vertical, lada)
     with plain_errors("Stopped. The same command begins anew."):
         if vertical:
             from h2tune.cli import vertical as parties

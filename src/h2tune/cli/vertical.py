@@ -86,7 +86,7 @@ def plan(file: Path, as_json: bool = False) -> VerticalPlan:
     except H2TuneError as error:
         if as_json:
             problems = error.problems if isinstance(error, ConfigError) else str(error).splitlines()
-            print(json.dumps({"problems": problems}, indent=1))
+            print(json.dumps(VerticalPlan([], 0, 0, [], problems).plain(), indent=1))
         raise
     if as_json:
         print(json.dumps(found.plain(), indent=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,13 @@ class PartyPlan:
 
 @dataclass(frozen=True)
 class VerticalPlan:
-    """All parties, and what deserves attention."""
+    """All parties, what deserves attention, and what is wrong: then there are no parties."""
 
     parties: list[PartyPlan]
     aligned: int
     classes: int
     warnings: list[str]
+    problems: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         """Plain values."""
