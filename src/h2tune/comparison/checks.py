@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from h2tune.comparison.cells import TUNING_SEED, CompareError
 from h2tune.config import Experiment
-from h2tune.participant.prepare import read_part
+from h2tune.participant.devices import check_device
+from h2tune.participant.prepare import check_known, read_part
 from h2tune.tasks import build_task
 from h2tune.tasks.sources import source_path
 
@@ -25,13 +26,17 @@ def check_numbers(methods: Sequence[str], n_train: Sequence[int], tune: Sequence
 
 
 def check_data(of_seed: Callable[[int], Experiment], seeds: int, n_train: Sequence[int], tuned: bool) -> None:
-    """Look for the data of every seed that will be run; files may have the seed in their names.
+    """Look for the device, and for the data of every seed that will be run; files may have the seed in their names.
 
     Raises:
+        ConfigError: a model or data are not known.
+        ModelError: this machine lacks the device.
         CompareError: a file is not there, or a client has fewer rows than an amount of data that is asked for, with some
             seed: its table would show another amount.
     """
     experiments = {seed: of_seed(seed) for seed in (*range(seeds), *([TUNING_SEED] if tuned else []))}
+    check_known(experiments[0])
+    check_device(experiments[0].device)
     if missing := list(_missing(experiments.items())):
         more = [f"and {len(missing) - TOLD} more"] if len(missing) > TOLD else []
         raise CompareError("\n".join(missing[:TOLD] + more))

@@ -25,8 +25,6 @@ from h2tune.comparison.result import Comparison, finals
 from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, to_csv
 from h2tune.config import ConfigError
 from h2tune.methods.registry import known_methods
-from h2tune.participant.devices import check_device
-from h2tune.participant.prepare import check_known
 from h2tune.utils.files import write_atomic
 from h2tune.utils.processes import cores
 
@@ -64,9 +62,6 @@ def compare(
     jobs = jobs or cores()
     for name in methods:
         experiment_of(file, Cell(name, 0))  # every mistake in names and settings, before anything runs
-    first = experiment_of(file, Cell(methods[0], 0))
-    check_known(first)
-    check_device(first.device)
     for warning in about_rates(as_written(file), methods):
         say(f"warning: {warning}")
     check_data(lambda seed: experiment_of(file, Cell(methods[0], seed)), seeds, n_train, bool(tune))
