@@ -7,7 +7,7 @@ import numpy as np
 from h2tune.vertical.align import DECIMALS, FORMS, as_keys, looser
 from h2tune.vertical.config import VerticalConfig
 from h2tune.vertical.parties import PartyData
-from h2tune.vertical.spelling import normalise
+from h2tune.vertical.spelling import alike, normalise
 from h2tune.vertical.table import CATEGORIES
 
 MANY = 200_000  # rows above which ids are not compared in looser forms
@@ -53,6 +53,11 @@ def about_tables(config: VerticalConfig, data: dict[str, PartyData]) -> list[str
         if name != active.name:
             found += _about_passive(config, active, party)
     found += _about_validation(config, active, data)
+    if twins := alike(sorted(class_names(config, active))):
+        found.append(
+            f"{active.name}: {twins[0]!r} and {twins[1]!r} are two classes, though they differ by case, spaces or forms of a"
+            " character only; if one is meant, write them alike"
+        )
     if active.test and all(label is None for label in active.test.labels):
         found.append(f"{active.name}: no test person has a label in {config.label.column!r}, so nothing is scored")
     return found

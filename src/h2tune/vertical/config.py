@@ -191,7 +191,8 @@ class VerticalNetwork(NetworkConfig):
 
 
 # Why such names are refused: all but the party that has them in clear would take them for one, without a word.
-_ONE = "differ by case, spaces or forms of a character only; parties compare names without these, so rename one"
+ONE = "parties compare names without these, so rename one"
+_ONE = f"differ by case, spaces or forms of a character only; {ONE}"
 
 
 def _wrong_shares(prior: dict[str, float]) -> str:
@@ -235,7 +236,7 @@ class VerticalConfig(_Strict, Agreeing):
             yield Conflict(line, (("label", "party"),))
         if self.label.classes and len(set(self.label.classes)) != len(self.label.classes):
             yield Conflict("label.classes names a class twice", (("label", "classes"),))
-        if twins := alike(self.label.classes or ()):
+        if self.others_name_classes and (twins := alike(self.label.classes or ())):
             yield Conflict(f"label.classes: {twins[0]!r} and {twins[1]!r} {_ONE}", (("label", "classes"),))
         if self.method.unseen == "described" and self.label.vectors is None:
             line = "method.unseen is `described`: label.vectors must name a file of class vectors"
@@ -246,6 +247,12 @@ class VerticalConfig(_Strict, Agreeing):
                 yield Conflict(line, (("parties", i, "labels"),))
             if isinstance(party.prior, dict) and (line := _wrong_shares(party.prior)):
                 yield Conflict(f"{party.name}: {line}", (("parties", i, "prior"),))
+
+    @property
+    def others_name_classes(self) -> bool:
+        """Whether a passive party has labels or class shares, and so compares names of classes with the active party's."""
+        others = (party for party in self.parties if party.name != self.label.party)
+        return any(party.labels is not None or isinstance(party.prior, dict) for party in others)
 
     @property
     def active(self) -> PartyConfig:

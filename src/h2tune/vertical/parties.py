@@ -77,7 +77,8 @@ def load_party(
     if columns.width == 0 and party.encoder.kind == "table":
         raise TableError(f"{party.name}: no column is left to learn from; it has only ids and labels.")
     rows = read_rows_of(config, party, columns, train, salt, label)
-    if twins := alike(sorted({name for name in rows.labels if name is not None})):
+    twins = alike(sorted({name for name in rows.labels if name is not None}))
+    if twins and (party.name != config.label.party or config.others_name_classes):
         raise TableError(
             f"{party.name}: labels in {label!r} differ by case, spaces or forms of a character only:"
             f" {twins[0]!r} and {twins[1]!r}. Parties compare names without these, so both would be one class; rename one, or"

@@ -19,7 +19,7 @@ from h2tune.utils.seeds import derive
 from h2tune.vertical import average, local_round
 from h2tune.vertical.agreed import check_settings
 from h2tune.vertical.align import digests, looser, positions
-from h2tune.vertical.config import VerticalConfig
+from h2tune.vertical.config import ONE, VerticalConfig
 from h2tune.vertical.encoder import adamw, batch_rows, corrupt, make_encoder, pack, unpack
 from h2tune.vertical.exposure import Sizes, check, withhold
 from h2tune.vertical.parties import PartyData
@@ -107,8 +107,15 @@ class Passive:
         return Payload(tensors, meta)
 
     def _align(self, payload: Payload) -> Payload:
-        """Take the positions of the aligned people; names of classes come as hashes."""
+        """Take the positions of the aligned people; names of classes come as hashes.
+
+        Raises:
+            ProtocolError: two classes have one hash, and this party names classes: it would take both for one.
+        """
         t = payload.tensors
+        names = any(self.data.train.labels) or isinstance(self.data.config.prior, dict)
+        if names and len(t["classes"].unique(dim=0)) < len(t["classes"]):
+            raise ProtocolError(f"{self.name}: two classes differ by case, spaces or forms of a character only; {ONE}")
         aligned = torch.full((int(payload.meta["rows"]),), -1)
         aligned[t["places"].long()] = positions(self.data.train.keys, t["keys"].numpy())
         tests = torch.full((int(payload.meta["test_rows"]),), -1)
