@@ -17,6 +17,7 @@ from h2tune.participant.together import TogetherTrainer
 from h2tune.simulation.paging import Memory, PagedClient
 from h2tune.store import RunStore
 from h2tune.transport.inprocess import InProcess
+from h2tune.utils.memory import KEPT, give_back_memory
 
 FEW = 64  # clients that stay in memory in any case
 Simulated = Client | PagedClient
@@ -92,6 +93,7 @@ class Groups(InProcess[Simulated]):
             acts: list[Callable[[], bytes]] = [partial(self.clients[n].handle, requests[n]) for n in names]
             answers = self.trainer.together(acts) if len(acts) > 1 else [acts[0]()]
             yield from zip(names, answers, strict=True)
+            give_back_memory(above=KEPT)  # as in `InProcess`
 
     def groups(self, names: Iterable[str]) -> list[list[str]]:
         """Clients of one base model, as many at a time as train side by side, in groups of about the same size."""

@@ -32,10 +32,34 @@ def keep_freed_memory() -> bool:
     return bool(change(MMAP_THRESHOLD, LARGEST)) and bool(change(TRIM_THRESHOLD, KEPT))
 
 
-def give_back_memory() -> None:
-    """Return all freed memory to the system, as after a run: a notebook that goes on should not hold what training needed."""
-    if trim := _of_malloc("malloc_trim"):
+def give_back_memory(above: int = 0) -> None:
+    """Return all freed memory to the system, as after a run: a notebook that goes on should not hold what training needed.
+
+    Args:
+        above: bytes; less than this is kept. With a C library that does not say how much is free, all is kept.
+    """
+    trim = _of_malloc("malloc_trim")
+    if trim and (not above or freed_memory() > above):
         trim(0)
+
+
+class _Info(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def freed_memory() -> int:
+    """Bytes of the heap that are free, whether the system has them back or not; 0 where that is not known."""
+    if (ask := _of_malloc("mallinfo2")) is None:  # glibc 2.33 and later
+        return 0
+    ask.restype = _Info
+    return int(ask().fordblks)
 
 
 def _of_malloc(name: str) -> Any:
