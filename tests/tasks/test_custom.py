@@ -309,16 +309,27 @@ def test_a_key_that_would_do_nothing_is_refused(spec: dict[str, Any], said: str)
 @pytest.mark.parametrize(("spec", "columns", "said"), [
     (TEXT, {"sentence": "text"}, "columns: the task reads text, label; there is no 'sentence'"),
     ("sst2", {"text": "sentence"}, "columns: task sst2 reads sentence, qestion, label, answer; there is no 'text'"),
-    ("qqp", {"question": "a"}, "reads question1, question2, qestion, is_duplicate, label, answer; there is no 'question'"),
-    ({"kind": "generate"}, {"text": "a"}, "reads messages, conversations, prompt, question, instruction, input, "),
+    ("qqp", {"question": "question1"}, "reads question1, question2, qestion, is_duplicate, label, answer; there is no 'q"),
+    ({"kind": "generate"}, {"text": "input"}, "reads messages, conversations, prompt, question, instruction, input, "),
 ])  # fmt: skip
-def test_a_column_that_no_form_of_the_task_reads_is_refused(spec: Any, columns: dict[str, str], said: str) -> None:
+def test_a_name_that_the_task_does_not_read_takes_no_column_away(
+    spec: Any, columns: dict[str, str], said: str
+) -> None:
     """Such a key took the column away from the name by which the task reads it."""
     mapping = {"preset": spec} if isinstance(spec, str) else spec
     with pytest.raises(TaskError, match=said):
         build_task({**mapping, "columns": columns})
     with pytest.raises(TaskError, match=said):
         with_columns(build_task(spec), columns)
+
+
+@pytest.mark.parametrize("more", [{"idx": "id"}, {"text": "sentence"}, {"idx": "text"}, {"idx": "source"}])
+def test_a_name_that_does_nothing_is_passed_over(more: dict[str, str]) -> None:
+    """Finished runs hold such entries."""
+    task = build_task({"preset": "sst2", "columns": {"sentence": "text", **more}})
+    assert task.read({"text": "fine", "label": 1, "id": 3}).label == 1
+    assert task.ask({"text": "fine"}).prompt == build_task("sst2").ask({"sentence": "fine"}).prompt
+    assert (task.asked_columns, task.answer_columns) == (("text", "qestion"), ("label", "answer"))
 
 
 @pytest.mark.parametrize(("spec", "columns"), [
@@ -339,4 +350,4 @@ def test_columns_of_a_client_name_those_of_its_task() -> None:
     assert (task.asked_columns, task.answer_columns) == (("body",), ("label",))
     assert with_columns(task, {"body": "mail"}).read({"mail": "x", "label": "a"}).prompt == "x"
     with pytest.raises(TaskError, match="the task reads body, label; there is no 'text'"):
-        with_columns(task, {"text": "mail"})
+        with_columns(task, {"text": "label"})

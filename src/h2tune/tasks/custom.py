@@ -82,7 +82,7 @@ def with_columns(task: Task, columns: Mapping[str, str] | None) -> Task:
         return task
     if not isinstance(columns, Mapping) or not all(isinstance(name, str) for pair in columns.items() for name in pair):
         raise TaskError(f"columns should map names that the task knows to names in the file, not {columns!r}")
-    _require_read(task, columns)
+    columns = _read_columns(task, columns)
 
     def require(row: Row) -> None:
         for column in columns.values():
@@ -125,16 +125,21 @@ def _names(task: Task) -> dict[str, str]:
     return {column: column for column in (*read, _TOOLS)} | dict(task.names)
 
 
-def _require_read(task: Task, columns: Mapping[str, str]) -> None:
-    """Refuse a name that the task does not read: giving it a column takes that column away from whatever reads it."""
+def _read_columns(task: Task, columns: Mapping[str, str]) -> Mapping[str, str]:
+    """The entries whose name the task reads. Others do nothing, and finished runs may hold some.
+
+    Raises:
+        TaskError: one of the others gives away a column that the task itself reads.
+    """
     read = tuple(dict.fromkeys(task.asked_columns + task.answer_columns))
-    tools = dict(task.names).get(_TOOLS, _TOOLS)
-    for name in columns:
-        if task.forms and name not in (*read, *task.told_by, tools):
+    known = {*read, *task.told_by, dict(task.names).get(_TOOLS, _TOOLS)}
+    for name, column in columns.items():
+        if task.forms and name not in known and column in read and column not in columns:
             raise TaskError(
                 f"columns: {called(task.name)} reads {', '.join(read)}; there is no {name!r}. Write the task's name first,"
                 " then the file's, and only where they differ"
             )
+    return {name: column for name, column in columns.items() if name in known} if task.forms else columns
 
 
 def _renamed_form(form: Form, columns: Mapping[str, str]) -> Form:
