@@ -28,7 +28,7 @@ def split_options(value: Any) -> tuple[list[str], str]:
     From a list (``A)5``), or a line (``a ) 24 , b ) 120`` or ``(A) 24 (B) 120``).
 
     Raises:
-        RowError: there are no two options, one is empty, or their letters contradict each other.
+        RowError: there are no two options, one is empty, or the letters of a line contradict each other.
     """
     given = value
     if isinstance(value, str):
@@ -38,8 +38,10 @@ def split_options(value: Any) -> tuple[list[str], str]:
     if not isinstance(value, Sequence) or len(value) < 2:
         raise RowError(f"options should be a list of two or more, not {str(given)[:60]!r}")
     texts = [plain_text(option, "an option").strip() for option in value]
+    if len(texts) > len(LETTERS) and re.match(r"\(?K\s*\)", texts[len(LETTERS)], re.IGNORECASE):
+        raise RowError(TOO_MANY)
     letters = written_letters(texts)
-    found = [_BRACKET_TWICE.sub("", text) for text in texts]
+    found = [without_letter(text) for text in texts] if letters else texts
     if "" in found:
         raise RowError(f"option {found.index('') + 1} of {len(found)} is empty")
     return found, letters
@@ -48,24 +50,48 @@ def split_options(value: Any) -> tuple[list[str], str]:
 def written_letters(texts: Sequence[str]) -> str:
     """The letters that options begin with, in their order; an empty text where they begin with none.
 
-    Raises:
-        RowError: two options have one letter, or some have none.
+    Where only some do, the letters count if each is that of its place, as in ``A)5``, ``B)6``, ``neither``, and the others
+    get theirs; else they are part of the texts, as in ``(c) 2020``. One letter may come twice, for `meant` to judge.
     """
     marks = [mark[1].upper() if (mark := _BRACKET.match(text.lstrip())) else "" for text in texts]
     if not any(marks):
         # A point may also follow an initial, as in "B. Franklin": then the letters are not the first of the alphabet.
         points = "".join(mark[1].upper() if (mark := _POINT.match(text.lstrip())) else "" for text in texts)
         return points if sorted(points) == list(LETTERS[: len(texts)]) else ""
-    if "" in marks:
-        if marks.index("") == len(LETTERS):
-            raise RowError(TOO_MANY)
-        bare = texts[marks.index("")].strip()[:40]
-        raise RowError(f"some options begin with a letter and others do not ({bare!r}); write letters for all or none")
-    if twice := [mark for mark in marks if marks.count(mark) > 1]:
+    if all(marks):
+        return "".join(marks)
+    placed = all(mark in ("", letter) for mark, letter in zip(marks, LETTERS, strict=False))
+    bare = [without_letter(text) for text in texts]
+    apart = "" not in bare and len(set(bare)) == len(bare)  # else the letters are all that some options say
+    return LETTERS[: len(texts)] if placed and apart else ""
+
+
+def without_letter(text: str) -> str:
+    """An option without the letter in brackets before it."""
+    return _BRACKET_TWICE.sub("", text.strip())
+
+
+def different(letters: str) -> bool:
+    """Whether no letter is written twice."""
+    return len(set(letters)) == len(letters)
+
+
+def meant(letter: str, letters: str, count: int) -> int | None:
+    """Which of the options a letter means: the one before which it is written, or the one in its place.
+
+    Raises:
+        RowError: a letter is written twice, and that leaves open which is meant.
+    """
+    place = LETTERS[:count].find(letter)
+    if not letters or different(letters):
+        place = (letters or LETTERS[:count]).find(letter)
+    elif letter in letters and (letters.count(letter) > 1 or letters.index(letter) != place):
+        twice = next(mark for mark in letters if letters.count(mark) > 1)
         raise RowError(
-            f"the letter {twice[0]} is written before {marks.count(twice[0])} of the options; give each its own"
+            f"the letter {twice} is written before {letters.count(twice)} of the options, so that the answer {letter} could"
+            " mean several; give each its own"
         )
-    return "".join(marks)
+    return place if place >= 0 else None
 
 
 def _listed(text: str) -> list[str] | None:
@@ -108,14 +134,27 @@ def _in_order(line: str) -> list[int]:
 def _as_written(line: str, starts: Sequence[int]) -> list[int] | None:
     """Where the options of a line begin whose letters are in another order than the alphabet's; None where they are not.
 
-    They are where a letter stands before the A, or where the one that would come next stands elsewhere.
+    Options begin alike, all with ``(A)`` or all with ``A)``: of ``a ) 5 (d) , b ) 6`` the d is part of an option.
     """
     marks = list(_MARK.finditer(line))
-    letters = [(mark[1] or mark[2]).upper() for mark in marks]
-    following = LETTERS[len(starts) : len(starts) + 1]
-    before = bool(marks) and (not starts or marks[0].start() < starts[0])
-    if not before and (not following or following not in letters):
+    if not marks or line[: marks[0].start()].strip():
         return None
-    if len(set(letters)) < len(letters) or line[: marks[0].start()].strip():
-        raise RowError(f"the letters of the options come as {', '.join(letters)}; write the options as a list")
-    return [mark.start() for mark in marks]
+    alike = [mark for mark in marks if bool(mark[1]) == bool(marks[0][1])]
+    if starts and starts[0] <= marks[0].start():
+        # In order from the line's beginning: only a whole alphabet in another order is a better reading.
+        whole = sorted(_letters(alike)) == list(LETTERS[: len(alike)]) and not _gaps(line, alike)
+        return [mark.start() for mark in alike] if whole and len(alike) > len(starts) else None
+    for some in (marks, alike):
+        if different(_letters(some)) and not _gaps(line, some):
+            return [mark.start() for mark in some]
+    raise RowError(f"the letters of the options come as {', '.join(_letters(marks))}; write the options as a list")
+
+
+def _letters(marks: Sequence[re.Match[str]]) -> str:
+    return "".join((mark[1] or mark[2]).upper() for mark in marks)
+
+
+def _gaps(line: str, marks: Sequence[re.Match[str]]) -> bool:
+    """Whether one of the options is empty."""
+    ends = [*(mark.start() for mark in marks[1:]), len(line)]
+    return any(not line[mark.end() : end].strip(" ,\t\n") for mark, end in zip(marks, ends, strict=True))

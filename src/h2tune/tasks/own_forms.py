@@ -14,7 +14,7 @@ from typing import Any
 from h2tune.tasks.cells import cell, optional
 from h2tune.tasks.chats import ask_chat, is_chat, read_turns, solve_chat
 from h2tune.tasks.example import Example, Form, Row, RowError
-from h2tune.tasks.options import LETTERS, split_options, written_letters
+from h2tune.tasks.options import different, meant, split_options, without_letter, written_letters
 from h2tune.tasks.rows import chat_forms, composed, fields, fill, fold, whole_field
 
 Solve = Callable[[str, Example], Example]
@@ -116,7 +116,8 @@ _LETTER = re.compile(
 def pick_option(answer: str, example: Example) -> Example:
     """The option that an answer is: by its text, whatever its case, or by its letter.
 
-    Letters are those that the row writes before its options, whatever their order; where it writes none, the first is A.
+    A text goes before a letter. Letters are those that the row writes before its options, whatever their order; where it
+    writes none, the first is A.
 
     Raises:
         RowError: naming the options.
@@ -124,16 +125,11 @@ def pick_option(answer: str, example: Example) -> Example:
     texts = [option.removeprefix(example.lead) for option in example.options]
     named = _LETTER.search(answer)
     letter = next(group for group in named.groups() if group).upper() if named else ""
-    found, known = _by_text(answer, texts), ""
-    if letter and (found is None or example.letters):
-        known = example.letters or written_letters(texts) or LETTERS[: len(texts)]
-    if found is None and letter and letter in known:
-        found = known.index(letter)
-    elif letter and letter in known and known.index(letter) != found:
-        raise RowError(
-            f"the answer {answer.strip()!r} is the letter of one option and the text of another; write both,"
-            f" as in '{letter}) {texts[known.index(letter)]}'"
-        )
+    if (found := _by_text(answer, texts)) is None and letter:
+        written = written_letters(texts)
+        found = meant(letter, example.letters or (written if different(written) else ""), len(texts))
+    if found is None and not letter:
+        found = _by_text(answer, [without_letter(text) for text in texts])
     if found is None:
         shown = ", ".join(option.strip() for option in example.options)
         raise RowError(f"the answer {answer[-40:].strip()!r} is none of the options ({shown}), nor the letter of one")

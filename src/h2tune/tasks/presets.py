@@ -14,7 +14,7 @@ from h2tune.tasks import scoring
 from h2tune.tasks.cells import optional, trimmed
 from h2tune.tasks.example import Example, Form, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.glue import GLUE, glue_task
-from h2tune.tasks.options import LETTERS, TOO_MANY, split_options
+from h2tune.tasks.options import LETTERS, TOO_MANY, different, meant, split_options
 from h2tune.tasks.rows import asker, chat_forms, reader, spaced
 from h2tune.tasks.sandbox import check_program, run_programs
 
@@ -131,9 +131,11 @@ def _choice_prompt(question: str, options: list[str], written: str = "") -> Exam
     """Options with the letters that the row writes, whatever their order: answers and predictions mean those."""
     if len(options) > len(LETTERS):
         raise RowError(TOO_MANY)
-    letters = written or LETTERS[: len(options)]
+    letters = written if written and different(written) else LETTERS[: len(options)]
     listed = " ".join(f"({letter}) {option}" for letter, option in zip(letters, options, strict=True))
-    return Example(f"Question: {question}\nChoices: {listed}\nAnswer:", "", "", tuple(f" {x}" for x in letters))
+    return Example(
+        f"Question: {question}\nChoices: {listed}\nAnswer:", "", "", tuple(f" {x}" for x in letters), written
+    )
 
 
 def _written_choices(text: str) -> Example:
@@ -149,6 +151,7 @@ def solve_letter(answer: str, example: Example) -> Example:
     letter = scoring.answer_letter(answer, letters)
     if letter is None:
         raise RowError(f"the answer {answer[-40:]!r} names none of the options {', '.join(letters)}")
+    meant(letter, example.letters, len(letters))
     return replace(example, answer=f" {letter}", gold=letter)
 
 
