@@ -125,6 +125,11 @@ def test_answers_in_a_column_that_the_task_does_not_know_are_told(tmp_path: Path
         ("gsm8k", {"question": "1 + 2?", "answer": None}),
         ("gsm8k", {"messages": CHAT}),
         ({**OWN, "prompt": "{question} {value}"}, {"question": "1 +", "value": "2?", "solution": ""}),
+        (
+            {**OWN, "prompt": "{question} Hint: {hint}", "answer": "{hint} so {result}"},
+            {"question": "1 + 2?", "hint": "h"},
+        ),
+        ({"preset": "sst2", "kind": "generate"}, {"sentence": "fine", "label": -1}),  # as in GLUE's test sets
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -132,3 +137,14 @@ def test_a_column_of_the_question_and_an_empty_cell_are_no_answers(
     task: Any, row: dict[str, Any], tmp_path: Path
 ) -> None:
     assert not questions(write(tmp_path / "a.jsonl", [row]), task=task).answered
+
+
+def test_labels_of_minus_one_are_answers_where_some_are_not_or_the_task_knows_them(tmp_path: Path) -> None:
+    rows = [{"sentence": "fine", "label": -1}, {"sentence": "dull", "label": 0}]
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(TaskError, match="row 1: label '-1' is not known"):
+        questions(path, task={"preset": "sst2", "kind": "generate"})
+    own = {"kind": "generate", "prompt": "{sentence}", "answer": "{label}", "labels": {-1: "bad", 0: "good"}}
+    assert questions(path, task=own).answered
+    with pytest.raises(TaskError, match="every row has the label 'bad'"):
+        questions(write(tmp_path / "b.jsonl", rows[:1]), task=own)

@@ -10,7 +10,7 @@ import hashlib
 import random
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from h2tune.config import PublicQuestions
@@ -18,7 +18,7 @@ from h2tune.tasks.cells import is_filled
 from h2tune.tasks.chats import is_chat, read_turns
 from h2tune.tasks.custom import build_task, with_columns
 from h2tune.tasks.dataset import load_examples
-from h2tune.tasks.example import Example, Row, Task, TaskError, called
+from h2tune.tasks.example import Example, Row, RowError, Task, TaskError, called
 from h2tune.tasks.sources import read_rows
 from h2tune.utils.seeds import derive
 
@@ -135,16 +135,34 @@ def _without_answers(config: PublicQuestions, task: Task, error: TaskError) -> l
     # Where the task reads other columns than these, their cells are answers all the same.
     usual = [name for name in _USUAL if name not in named.asked_columns]
     rows = [row for row in read_rows(config.source) if named.accepts(row)]
-    if any(_is_answer(row, name) for row in rows for name in (*named.answer_columns, *usual)):
+    hidden = {name for name in named.answer_columns if _is_hidden(named, rows, name)}
+    alone = {*_own_answers(named), *usual}
+    if any(_is_answer(row, name, alone) for row in rows for name in {*named.answer_columns, *usual} - hidden):
         raise error
     _warn_of_others(named, rows)
     return asked
 
 
-def _is_answer(row: Row, column: str) -> bool:
-    """Whether a cell holds an answer; a chat does where its assistant speaks last."""
+def _own_answers(task: Task) -> frozenset[str]:
+    """Columns of the answer that are none of the question, as a hint is that stands in both; all where there is no other."""
+    return frozenset(task.answer_columns).difference(task.asked_columns) or frozenset(task.answer_columns)
+
+
+def _is_hidden(task: Task, rows: Sequence[Row], column: str) -> bool:
+    """Whether a column of labels holds -1 throughout, as GLUE's test sets do, and the task knows no such label."""
+    if not task.labels or any(str(row.get(column)) not in ("-1", "-1.0") for row in rows):
+        return False
+    try:
+        task.read(rows[0])
+    except RowError:
+        return True
+    return False
+
+
+def _is_answer(row: Row, column: str, alone: Collection[str]) -> bool:
+    """Whether a cell holds an answer: one of a column of answers ``alone`` that is filled, or a chat that its assistant ends."""
     if not is_chat(row.get(column)):
-        return is_filled(row, column)
+        return column in alone and is_filled(row, column)
     return bool(read_turns(row[column], column)[-1]["role"] == "assistant")
 
 
