@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from distill.lada_federation import client, lada, question_file, same, scripted, states, true_path, wrong_path
 from federations import build
 
+from h2tune.distill.reasoner import Reasoner
 from h2tune.errors import ClientError
 from h2tune.protocol.codec import decode
+from h2tune.tasks.custom import build_task
 
 
 def table(server: Any, student: str | None = None) -> list[dict[str, Any]]:
@@ -312,6 +315,32 @@ def test_questions_of_the_own_test_are_never_learnt_from(task: Any, tmp_path: Pa
     row = table(server, "s1")[0]
     assert row["items"] and row["refused"] == {"is one of the own held-out questions": len(row["items"])}
     assert table(server, "s2")[0]["learnt"]
+
+
+STEM, OWN_OPTIONS = "Which is true?", ["A)1+1=2", "B)1+1=3"]
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "held"),
+    [
+        ("aqua", {"question": STEM, "options": "(A) 1+1=3 (B) 1+1=2"}, True),  # in another order
+        ("aqua", {"question": STEM, "options": ["whales are fish", "whales are mammals"]}, False),
+        ("gsm8k", {"question": STEM.upper()}, True),  # without options a question may be any of one stem
+        (
+            {"kind": "generate", "prompt": "{question} {options}", "answer": "{answer}"},
+            {"question": STEM, "options": "A) whales are fish B) whales are mammals"},
+            False,
+        ),
+    ],
+)
+def test_a_question_with_other_options_is_another(task: Any, row: dict[str, Any], held: bool) -> None:
+    own = build_task("aqua").read({"question": STEM, "options": OWN_OPTIONS, "correct": "A"})
+    public = build_task({"preset": task, "kind": "generate"} if isinstance(task, str) else task)
+    data = SimpleNamespace(validation=SimpleNamespace(examples=[own]), test=SimpleNamespace(examples=[]))
+    context: Any = SimpleNamespace(data=data)
+    questions: Any = SimpleNamespace(examples=[public.ask(row)])
+    settings: Any = None
+    assert Reasoner(context, questions, settings).is_held_out(0) is held
 
 
 def test_sampling_is_seeded_and_the_samples_are_counted(tmp_path: Path) -> None:

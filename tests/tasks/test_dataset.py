@@ -240,6 +240,21 @@ def test_what_is_asked_is_known_whatever_the_words_around_it(spec: Any, row: dic
     assert build_task(spec).ask(row).asked == question_key("how many?")
 
 
+def test_options_are_known_whatever_their_letters_and_their_order() -> None:
+    own: dict[str, Any] = {"kind": "choice", "prompt": "{q}", "answer": "{a}", "options": "{o}"}
+    examples = [
+        build_task("aqua").ask({"question": "x", "options": "(A) 24 (B) x"}),
+        build_task(own).ask({"q": "x", "o": ["X", "24"]}),
+        build_task(own | {"options": ["{b}", "{c}"]}).ask({"q": "x", "b": "B) x", "c": "A) 24"}),
+        build_task("demo-choice").ask({"prompt": "x", "options": ["24", "x"]}),
+    ]
+    assert len({example.offered for example in examples}) == 1 and examples[0].offered
+    # The same options for every row are no part of a question; a column of the prompt is, whatever it is called.
+    assert not build_task(own | {"options": ["24", "x"]}).ask({"q": "x"}).offered
+    written = build_task({"kind": "generate", "prompt": "{q} {options}", "answer": "{a}"})
+    assert written.ask({"q": "x", "options": "A) 24"}).asked == question_key("x A) 24")
+
+
 def test_short_questions_that_differ_are_not_taken_for_each_other() -> None:
     texts = ["3 + 4", "3 - 4", "3 + 45", "3 + 4?"]
     assert len({build_task("gsm8k").ask({"question": text}).asked for text in texts}) == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -77,14 +77,20 @@ class Reasoner:
         return Guard((f"{row.prompt} {row.answer}" for row in rows), public)
 
     @cached_property
-    def _held_out(self) -> set[bytes]:
-        data = self.context.data
-        return {key for row in (*data.validation.examples, *data.test.examples) for key in _keys(row)}
+    def _held_out(self) -> dict[bytes, set[bytes]]:
+        """By the keys of questions, the options that they stand with."""
+        data, found = self.context.data, defaultdict[bytes, set[bytes]](set)
+        for row in (*data.validation.examples, *data.test.examples):
+            for key in _keys(row):
+                found[key].add(row.offered)
+        return found
 
     def is_held_out(self, item: int) -> bool:
         """Whether a question is one of the own validation or test rows, however either task words it: nothing is
-        ever trained on them."""
-        return not self._held_out.isdisjoint(_keys(self.questions.examples[item]))
+        ever trained on them. Where both give options, another choice of them makes another question."""
+        question = self.questions.examples[item]
+        options = [self._held_out[key] for key in _keys(question) if key in self._held_out]
+        return any(not question.offered or not known.isdisjoint({b"", question.offered}) for known in options)
 
     # ---- answering a round's questions
 

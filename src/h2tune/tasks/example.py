@@ -45,6 +45,7 @@ class Example:
     form: name of the set of columns that it was read by (`Form.name`).
     asked: a digest of the question's own cells, or a chat's user turns, without the words that a task puts around them
         and without options; empty where it was not read from a row.
+    offered: a digest of the texts of the options that the row itself gives, in any order; empty where it gives none.
     """
 
     prompt: str
@@ -59,6 +60,7 @@ class Example:
     place: str = field(default="", compare=False)
     form: str = field(default="", compare=False)
     asked: bytes = field(default=b"", compare=False)
+    offered: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Form:
     options: for ``choice``, the options or the text that names their column.
     more: columns of the question that ``asks`` does not name: a row may lack them, or a template names them.
     gives: columns of the answer that ``answers`` does not name, in the same way; a chat's own column.
+    offers: columns of the question that hold its options.
     """
 
     asks: tuple[str, ...]
@@ -84,6 +87,7 @@ class Form:
     options: str | tuple[str, ...] = ()
     more: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
+    offers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

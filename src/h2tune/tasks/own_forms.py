@@ -50,10 +50,16 @@ def own_forms(spec: Mapping[str, Any], solve: Solve) -> list[Form]:
 
     shown = options if isinstance(options, str) else tuple(map(str, options or ()))
     listed = [options] if isinstance(options, str) else [str(option) for option in options or ()]
-    more = tuple(column for text in (prompt, *listed) for column in fields(text))
+    offers = tuple(column for text in listed for column in fields(text))
     said = {"choice": "{option}", "classify": "{label}"}.get(spec["kind"], "{label}" if "labels" in spec else answer)
     said, chosen = (said if whole else join + said), said != answer
-    return [Form((), (), ask, answered, prompt, said, chosen, options=shown, more=more, gives=tuple(fields(answer)))]
+    more = (*fields(prompt), *offers)
+    return [
+        Form(
+            (), (), ask, answered, prompt, said, chosen, options=shown, more=more, gives=tuple(fields(answer)),
+            offers=offers,
+        )
+    ]  # fmt: skip
 
 
 def _filled(template: str, row: Row) -> str:

@@ -15,7 +15,7 @@ from h2tune.tasks.cells import optional, trimmed
 from h2tune.tasks.example import Example, Form, Kind, Row, RowError, Task, TaskError
 from h2tune.tasks.glue import GLUE, glue_task
 from h2tune.tasks.options import LETTERS, TOO_MANY, different, meant, split_options
-from h2tune.tasks.rows import asker, chat_forms, reader, spaced
+from h2tune.tasks.rows import asker, chat_forms, options_key, reader, spaced
 from h2tune.tasks.sandbox import check_program, run_programs
 
 # What the `task` and `source` columns of mixed files say about rows of each task.
@@ -134,8 +134,9 @@ def _choice_prompt(question: str, options: list[str], written: str = "") -> Exam
     letters = written if written and different(written) else LETTERS[: len(options)]
     listed = " ".join(f"({letter}) {option}" for letter, option in zip(letters, options, strict=True))
     return Example(
-        f"Question: {question}\nChoices: {listed}\nAnswer:", "", "", tuple(f" {x}" for x in letters), written
-    )
+        f"Question: {question}\nChoices: {listed}\nAnswer:", "", "", tuple(f" {x}" for x in letters), written,
+        offered=options_key(options),
+    )  # fmt: skip
 
 
 def _written_choices(text: str) -> Example:
@@ -168,6 +169,7 @@ def _letter_form(asks: tuple[str, ...], answer: str, ask: Callable[[Row], Exampl
         True,
         note,
         options,
+        offers=tuple(name for name in asks if name == "options"),
     )
 
 
@@ -275,7 +277,7 @@ def _demo(name: str, kind: Kind) -> Task:
     said = " {option}" if kind == "choice" else " {answer}"
     forms = (
         Form(("prompt",), ("answer", "gold"), ask, solve, "{prompt}", said, kind == "choice", options="{options}",
-             more=("options",)),
+             more=("options",), offers=("options",)),
     )  # fmt: skip
     return Task(
         name=name, kind=kind, max_new_tokens=24, description=f"generated word problems, {name.removeprefix('demo-')} format",

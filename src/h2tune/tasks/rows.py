@@ -12,6 +12,7 @@ from functools import partial
 from h2tune.tasks.cells import cell, is_filled, optional
 from h2tune.tasks.chats import COLUMNS, ask_chat, solve_chat
 from h2tune.tasks.example import Ask, Example, Form, Row, RowError
+from h2tune.tasks.options import without_letter
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
@@ -92,19 +93,25 @@ def question_key(text: str) -> bytes:
     return hashlib.blake2b(fold(text).encode(), digest_size=16).digest()
 
 
+def options_key(texts: Sequence[str]) -> bytes:
+    """Options without their letters and their order, in the same way."""
+    return question_key(" | ".join(sorted(fold(without_letter(text)) for text in texts)))
+
+
 def _known(form: Form, row: Row, example: Example) -> Example:
     """The example with how it was read, and what it asks whatever the words around it."""
     if example.messages is not None:
         texts = [str(turn.get("content") or "") for turn in example.messages if turn["role"] == "user"]
     else:
-        listed = (form.options,) if isinstance(form.options, str) else form.options
-        options = {"options", *(name for text in listed for name in fields(text))}
         read = (*form.asks, *form.more)
         ordered = dict.fromkeys(
             [name for name in fields(form.prompt) if name in read] + [*read]
         )  # as the prompt has them
-        texts = [text for name in ordered if name not in options and (text := optional(row, name))]
-    return replace(example, form=form.name, asked=question_key(" ".join(texts)) if texts else b"")
+        texts = [text for name in ordered if name not in form.offers and (text := optional(row, name))]
+    offered = example.offered
+    if form.offers and not offered:
+        offered = options_key([option.removeprefix(example.lead) for option in example.options])
+    return replace(example, form=form.name, asked=question_key(" ".join(texts)) if texts else b"", offered=offered)
 
 
 def _whole(forms: Sequence[Form], row: Row, columns: Callable[[Form], Sequence[str]]) -> list[Form]:
