@@ -70,15 +70,31 @@ def test_rivals_are_chosen_over_the_same_seeds(tmp_path: Path) -> None:
     assert [row["over_best_other"][0] for row in table["methods"]] == pytest.approx([-0.1, 0.1, -0.2])
 
 
-def test_without_a_common_seed_the_method_with_the_fewest_stands_apart() -> None:
+def test_without_a_common_seed_the_most_methods_that_have_one_are_compared() -> None:
     runs = {"local": [both(0.3), both(0.8), None], "fedit": [both(0.4), both(0.9), None], "ffa": [None, None, both(1)]}
     table = compared(runs)["tables"][0]
     assert [row["method"] for row in table["methods"]] == ["local", "fedit"]
     assert table["left_out"] == {} and table["apart"] == ["ffa"]
-    assert missing_of(table) == "Left out, since they share no seed with the others: ffa."
+    assert missing_of(table) == "Left out, with a result for none of the seeds that are compared: ffa."
     alone = compared({"local": [both(0.3), None], "fedit": [None, both(0.9)]})
     assert verdict(alone) == "local shares no seed with another method, so nothing can be compared."
-    assert "share no seed with the others: fedit." in render(alone)
+    assert "none of the seeds that are compared: fedit." in render(alone)
+
+
+@pytest.mark.parametrize(("seeds", "kept", "shared"), [
+    ({"local": [0], "fedit": [1], "h2tune": [1]}, ["fedit", "h2tune"], [1]),  # the reference may be what is left out
+    ({"local": [0, 1, 2], "fedit": [0, 1], "h2tune": [2]}, ["local", "fedit"], [0, 1]),  # two pairs: more seeds
+    ({"local": [2], "fedit": [1, 2], "h2tune": [1]}, ["fedit", "h2tune"], [1]),  # as many: the lowest seed
+])  # fmt: skip
+def test_the_largest_set_with_a_common_seed_is_kept(
+    seeds: dict[str, list[int]], kept: list[str], shared: list[int]
+) -> None:
+    runs = {method: [both(0.5) if seed in own else None for seed in range(3)] for method, own in seeds.items()}
+    table = compared(runs)["tables"][0]
+    assert [row["method"] for row in table["methods"]] == kept
+    assert all(list(row["seeds"]) == [str(seed) for seed in shared] for row in table["methods"])
+    apart = [method for method in seeds if method not in kept]
+    assert table["apart"] == apart and f"compared: {', '.join(apart)}." in missing_of(table)
 
 
 def test_a_client_counts_with_a_seed_for_all_methods_or_for_none() -> None:

@@ -44,7 +44,7 @@ class Table(TypedDict):
     averaging: Interval | None
     missing: dict[str, list[str]]  # seed -> clients without a result with some method, left out of that seed's figures
     left_out: NotRequired[dict[str, list[str]]]  # seed -> methods without a result for it; no figure has this seed
-    apart: NotRequired[list[str]]  # methods that share no seed with the others, so that nothing can be paired
+    apart: NotRequired[list[str]]  # methods without a result for any seed of the figures
 
 
 class Comparison(TypedDict):

@@ -88,14 +88,18 @@ def _table(outcomes: Sequence[Outcome], size: int | None, rates: dict[str, float
 def _shared_seeds(runs: Runs) -> tuple[Runs, dict[str, list[str]], list[str]]:
     """The runs of the seeds that all methods have, for each other seed the methods that lack it, and methods apart.
 
-    Where no seed is common to all, the method with the fewest (of equals the last) stands apart, until one is.
+    Where no seed is common to all, the most methods that have one in common are kept: of sets of one size those with more
+    common seeds, then those with the lowest one. The rest stands apart.
     """
-    kept, apart = dict(runs), list[str]()
-    while not (shared := set.intersection(*(set(found) for found in kept.values())) if kept else set()) and kept:
-        apart.append(min(reversed(kept), key=lambda method: len(kept[method])))
-        del kept[apart[-1]]
+    kept, shared = dict[str, dict[int, Metrics]](), set[int]()
+    for seed in sorted({seed for found in runs.values() for seed in found}):
+        having = {method: found for method, found in runs.items() if seed in found}
+        common = set.intersection(*(set(found) for found in having.values()))
+        if (len(having), len(common)) > (len(kept), len(shared)):
+            kept, shared = having, common
     others = sorted({seed for found in kept.values() for seed in found} - shared)
     left_out = {str(seed): [method for method, found in kept.items() if seed not in found] for seed in others}
+    apart = [method for method in runs if method not in kept]
     return {m: {s: found[s] for s in found if s in shared} for m, found in kept.items()}, left_out, apart
 
 

@@ -89,7 +89,7 @@ def missing_of(table: Table) -> str:
         by_seed = "; ".join(f"seed {seed}: none with {', '.join(names)}" for seed, names in seeds.items())
         told.append(f"Figures leave out seeds that not all methods have a result for ({by_seed}).")
     if apart := table.get("apart"):
-        told.append(f"Left out, since they share no seed with the others: {', '.join(apart)}.")
+        told.append(f"Left out, with a result for none of the seeds that are compared: {', '.join(apart)}.")
     if table["missing"]:
         by_seed = "; ".join(f"seed {seed}: {', '.join(names)}" for seed, names in table["missing"].items())
         told.append(f"Figures leave out clients that have no result with at least one method ({by_seed}).")
