@@ -13,10 +13,14 @@ from h2tune.cli import compare as command
 from h2tune.cli.app import app
 from h2tune.comparison.cells import TUNING_SEED, CompareError
 from h2tune.comparison.compare import compare
+from h2tune.participant.errors import ModelError
 
 FILE = """
 name: tiny
 rounds: 1
+rank: 4
+device: cpu
+training: {steps: 1, batch_size: 2}
 clients:
   - {name: a, model: "zoo:llama", task: demo-fill, train: "train-{seed}.jsonl", test: "demo:fill?split=test&n=8"}
 """
@@ -57,3 +61,30 @@ def test_each_missing_file_is_a_line_up_to_eight(file: Path, tmp_path: Path) -> 
     done = CliRunner().invoke(app, ["compare", str(file), "--seeds", "20", "--out", str(tmp_path / "out")])
     assert done.exit_code == 1 and done.stderr.count("error: a: train: no file") == 8
     assert done.stderr.endswith("error: and 10 more\n")
+
+
+def test_what_is_finished_needs_neither_device_nor_data(file: Path, tmp_path: Path) -> None:
+    """Its table can be made again elsewhere; what is still to be run is looked at as ever."""
+    out, data = tmp_path / "out", tmp_path / "train-0.jsonl"
+    rows = data.read_bytes()
+    (tmp_path / f"train-{TUNING_SEED}.jsonl").write_bytes(rows)
+    made = compare(file, ["local"], 1, out, n_train=[20], tune=[1], jobs=1)
+    configs = list(out.rglob("config.yaml"))
+    for path in (file, *configs):
+        path.write_text(path.read_text().replace("device: cpu", "device: cuda:77"))
+    for path in tmp_path.glob("train-*.jsonl"):
+        path.unlink()
+    assert len(configs) == 2
+    assert compare(file, ["local"], 1, out, n_train=[20], tune=[1], jobs=1)["tables"] == made["tables"]
+    with pytest.raises(ModelError, match="no cuda:77 on this machine"):
+        compare(file, ["local"], 2, out, n_train=[20], tune=[1], jobs=1)
+
+    for path in (file, *configs):
+        path.write_text(path.read_text().replace("device: cuda:77", "device: cpu"))
+    with pytest.raises(
+        CompareError, match=r"^a: train: no file or folder .*train-1.jsonl, which is asked for with seed 1$"
+    ):
+        compare(file, ["local"], 2, out, n_train=[20], tune=[1], jobs=1)
+    data.write_bytes(rows.replace(b"two", b"ten"))
+    with pytest.raises(CompareError, match="holds a run of something else: The data of this run have changed"):
+        compare(file, ["local"], 1, out, n_train=[20], tune=[1], jobs=1)

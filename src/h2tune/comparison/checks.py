@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
-from h2tune.comparison.cells import TUNING_SEED, CompareError
+from h2tune.comparison.cells import TUNING_SEED, Cell, CompareError, experiment_of
 from h2tune.config import Experiment
 from h2tune.participant.devices import check_device
 from h2tune.participant.prepare import check_known, read_part
@@ -25,8 +26,11 @@ def check_numbers(methods: Sequence[str], n_train: Sequence[int], tune: Sequence
         raise CompareError(f"--tune {strange[0]:g}: a multiple of a learning rate is a number above 0.")
 
 
-def check_data(of_seed: Callable[[int], Experiment], seeds: int, n_train: Sequence[int], tuned: bool) -> None:
-    """Look for the device, and for the data of every seed that will be run; files may have the seed in their names.
+def check_data(file: str | Path, cells: Sequence[Cell]) -> None:
+    """Look for the device, and for the data of every seed, that the cells need; files may have the seed in their names.
+
+    Args:
+        cells: those that will be run. What is finished needs neither device nor data.
 
     Raises:
         ConfigError: a model or data are not known.
@@ -34,24 +38,30 @@ def check_data(of_seed: Callable[[int], Experiment], seeds: int, n_train: Sequen
         CompareError: a file is not there, or a client has fewer rows than an amount of data that is asked for, with some
             seed: its table would show another amount.
     """
-    experiments = {seed: of_seed(seed) for seed in (*range(seeds), *([TUNING_SEED] if tuned else []))}
-    check_known(experiments[0])
-    check_device(experiments[0].device)
+    if not cells:
+        return
+    experiments = {cell.seed: experiment_of(file, Cell(cell.method, cell.seed)) for cell in cells}
+    first = experiments[cells[0].seed]
+    check_known(first)
+    check_device(first.device)
     if missing := list(_missing(experiments.items())):
         more = [f"and {len(missing) - TOLD} more"] if len(missing) > TOLD else []
         raise CompareError("\n".join(missing[:TOLD] + more))
+    _check_rows(experiments, max(cell.n_train or 0 for cell in cells))
+
+
+def _check_rows(experiments: Mapping[int, Experiment], most: int) -> None:
+    """Raise CompareError if a client has fewer training rows than ``most`` with some seed."""
     counted: set[tuple[str, str]] = set()
     for seed, experiment in experiments.items():
-        for client in experiment.clients if n_train else ():
+        for client in experiment.clients if most else ():
             if (client.name, client.train) in counted:  # the same file with another seed
                 continue
             counted.add((client.name, client.train))
             whole = client.model_copy(update={"n_train": None})
             rows = len(read_part(whole, build_task(client.task), "train", seed=seed))
-            if max(n_train) > rows:
-                raise CompareError(
-                    f"--n-train {max(n_train)}: {client.name} has {rows} training rows with {_called(seed)}"
-                )
+            if most > rows:
+                raise CompareError(f"--n-train {most}: {client.name} has {rows} training rows with {_called(seed)}")
 
 
 def _missing(experiments: Iterable[tuple[int, Experiment]]) -> Iterator[str]:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from h2tune.caveats import about_rates
 from h2tune.comparison.cells import TUNING_SEED, Cell, CompareError, Outcome, as_written, experiment_of
 from h2tune.comparison.checks import check_data, check_numbers
-from h2tune.comparison.grid import Report, run_grid
+from h2tune.comparison.grid import Report, run_grid, unfinished
 from h2tune.comparison.result import Comparison, finals
 from h2tune.comparison.statistics import TOO_FEW_RIGHT, summarise, to_csv
 from h2tune.config import ConfigError
@@ -64,14 +65,31 @@ def compare(
         experiment_of(file, Cell(name, 0))  # every mistake in names and settings, before anything runs
     for warning in about_rates(as_written(file), methods):
         say(f"warning: {warning}")
-    check_data(lambda seed: experiment_of(file, Cell(methods[0], seed)), seeds, n_train, bool(tune))
     trials = [Cell(m, TUNING_SEED, n, r, tuning=True) for n in sizes for m in methods for r in dict.fromkeys(tune)]
-    rates = _tuned(file, trials, out, jobs, say) if trials else {}
-    cells = [Cell(m, s, n, rates.get(rate_key(m, n), 1.0)) for n in sizes for m in methods for s in range(seeds)]
+    cells = [Cell(m, s, n) for n in sizes for m in methods for s in range(seeds)]
+    rates = _rates(file, cells, trials, out, jobs, say)
+    cells = [_at(cell, rates) for cell in cells]
     outcomes = run_grid(file, cells, out, jobs, say)
     result = summarise(experiment_of(file, cells[0]), outcomes, rates)
     _write(result, rates, out)
     return result
+
+
+def _rates(
+    file: str | Path, cells: Sequence[Cell], trials: Sequence[Cell], out: Path, jobs: int, say: Report
+) -> dict[str, float]:
+    """The rates that trials choose, after a look at what is needed for all that has yet to be run."""
+    if open_trials := unfinished(trials, out):  # which rates they choose, so which runs are finished, is not known yet
+        check_data(file, [*cells, *open_trials])
+    rates = _tuned(file, trials, out, jobs, say) if trials else {}
+    if not open_trials:
+        check_data(file, unfinished([_at(cell, rates) for cell in cells], out))
+    return rates
+
+
+def _at(cell: Cell, rates: dict[str, float]) -> Cell:
+    """The cell with the rate that was chosen for it."""
+    return replace(cell, rate=rates.get(rate_key(cell.method, cell.n_train), 1.0))
 
 
 def _tuned(

@@ -121,26 +121,35 @@ def _practises(file: str | Path, cell: Cell) -> bool:
     return getattr(settings, "frames", "") in ("words", "glossary")
 
 
+def unfinished(cells: Sequence[Cell], out: Path) -> list[Cell]:
+    """Those of the cells that have yet to be run."""
+    return [cell for cell in cells if not _result_of(cell, out).is_file()]
+
+
+def _result_of(cell: Cell, out: Path) -> Path:
+    return out / cell.folder / "metrics.json"
+
+
 def _finished(file: str | Path, cell: Cell, out: Path) -> Outcome | None:
     """The outcome of a run that is there already.
 
     Raises:
         CompareError: if it was made with another config, or by another version of its method.
     """
-    folder = out / cell.folder
+    folder, path = out / cell.folder, _result_of(cell, out)
     store = RunStore(folder)
     if not store.exists:
         return None
     try:
         experiment = experiment_of(file, cell)
         store.open(experiment)
-        check_fingerprint(folder, data_fingerprint(experiment), cure="")
+        # Figures that are there need no data: where these are gone, the table can still be made.
+        check_fingerprint(folder, data_fingerprint(experiment, there=path.is_file()), cure="")
     except StoreError as error:
         what = str(error).split(". Put ")[0]
         raise CompareError(
             f"{folder} holds a run of something else: {what}. Use another --out, or delete it."
         ) from None
-    path = folder / "metrics.json"
     if not path.is_file():
         return None
     with sound(path):

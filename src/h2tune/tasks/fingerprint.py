@@ -15,19 +15,25 @@ FILE = "data.json"
 _CLIENT_KEYS = ("train", "validation", "test", "practice")
 
 
-def data_fingerprint(experiment: Experiment, names: Sequence[str] | None = None) -> dict[str, str]:
+def data_fingerprint(
+    experiment: Experiment, names: Sequence[str] | None = None, there: bool = False
+) -> dict[str, str]:
     """A digest of every data source of an experiment that lies on this machine, by its key in the config.
 
     Args:
         names: of the clients whose data are here; None takes all.
+        there: leaves out sources that are no file or folder here, so that data that are gone are not other data.
     """
     sources = {"anchors": experiment.anchors, "anchor_words": experiment.anchor_words}
     sources["public"] = experiment.public.source if experiment.public else None
     for client in experiment.clients:
         if names is None or client.name in names:
             sources |= {f"{client.name}.{key}": getattr(client, key) for key in _CLIENT_KEYS}
-    digests = {source: source_digest(source) for source in set(sources.values()) if source}  # many may share a file
-    return {key: digests[source] for key, source in sources.items() if source}
+    named = {key: source for key, source in sources.items() if source}
+    if there:
+        named = {key: source for key, source in named.items() if source_path(source)[0].exists()}
+    digests = {source: source_digest(source) for source in set(named.values())}  # many may share a file
+    return {key: digests[source] for key, source in named.items()}
 
 
 def source_digest(source: str) -> str:
