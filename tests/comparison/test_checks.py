@@ -63,6 +63,34 @@ def test_each_missing_file_is_a_line_up_to_eight(file: Path, tmp_path: Path) -> 
     assert done.stderr.endswith("error: and 10 more\n")
 
 
+def test_files_that_any_of_the_methods_reads_are_looked_for(file: Path, tmp_path: Path) -> None:
+    """Public ones, too; what no method reads is not asked for."""
+    for name in ("anchors", "words", "public", "codes", "practice"):
+        (tmp_path / f"{name}-0.txt").touch()
+    more = """anchors: "anchors-{seed}.txt"
+anchor_words: "words-{seed}.txt"
+public: {source: "public-{seed}.txt", task: demo-fill}
+methods: {h2tune: {frames: words, codes: "codes-{seed}.txt"}}
+clients:"""
+    file.write_text(FILE.replace("task:", 'practice: "practice-{seed}.txt", task:').replace("clients:", more))
+
+    def told(methods: list[str]) -> set[str]:
+        with pytest.raises(CompareError) as error:
+            compare(file, methods, 3, tmp_path / "out")
+        lines = str(error.value).splitlines()
+        return {
+            line.partition(": no file")[0] for line in lines if line.endswith("-2.txt, which is asked for with seed 2")
+        }
+
+    (tmp_path / "train-2.jsonl").touch()
+    for name in ("anchors", "words", "public", "codes", "practice"):
+        (tmp_path / f"{name}-1.txt").touch()
+    assert told(["local"]) == {"anchors", "anchor_words"}
+    assert told(["local", "h2tune"]) == {"anchors", "anchor_words", "codes", "a: practice"}
+    assert told(["local", "lada"]) == {"anchors", "anchor_words", "public.source"}
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_finished_needs_neither_device_nor_data(file: Path, tmp_path: Path) -> None:
     """Its table can be made again elsewhere; what is still to be run is looked at as ever."""
     out, data = tmp_path / "out", tmp_path / "train-0.jsonl"

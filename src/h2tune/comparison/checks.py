@@ -8,12 +8,16 @@ from pathlib import Path
 
 from h2tune.comparison.cells import TUNING_SEED, Cell, CompareError, experiment_of
 from h2tune.config import Experiment
+from h2tune.config.reading import SOURCES
+from h2tune.frames import registry as frames
+from h2tune.methods.registry import resolve_method
 from h2tune.participant.devices import check_device
 from h2tune.participant.prepare import check_known, read_part
 from h2tune.tasks import build_task
 from h2tune.tasks.sources import source_path
 
 TOLD = 8  # lines
+NAMES = ("builtin", "demo")  # anchors and codes that are no files
 
 
 def check_numbers(methods: Sequence[str], n_train: Sequence[int], tune: Sequence[float]) -> None:
@@ -40,14 +44,15 @@ def check_data(file: str | Path, cells: Sequence[Cell]) -> None:
     """
     if not cells:
         return
-    experiments = {cell.seed: experiment_of(file, Cell(cell.method, cell.seed)) for cell in cells}
-    first = experiments[cells[0].seed]
-    check_known(first)
-    check_device(first.device)
-    if missing := list(_missing(experiments.items())):
+    # Rates and amounts of data ask for no other files.
+    wanted = dict.fromkeys((cell.method, cell.seed) for cell in cells)
+    experiments = [(seed, experiment_of(file, Cell(method, seed))) for method, seed in wanted]
+    check_known(experiments[0][1])
+    check_device(experiments[0][1].device)
+    if missing := list(_missing(experiments)):
         more = [f"and {len(missing) - TOLD} more"] if len(missing) > TOLD else []
         raise CompareError("\n".join(missing[:TOLD] + more))
-    _check_rows(experiments, max(cell.n_train or 0 for cell in cells))
+    _check_rows(dict(experiments), max(cell.n_train or 0 for cell in cells))
 
 
 def _check_rows(experiments: Mapping[int, Experiment], most: int) -> None:
@@ -68,18 +73,27 @@ def _missing(experiments: Iterable[tuple[int, Experiment]]) -> Iterator[str]:
     """A line for each file that is not there, with the first seed that asks for it."""
     asked: set[str] = set()
     for seed, experiment in experiments:
-        parts = {
-            f"{client.name}: {part}": source
-            for client in experiment.clients
-            for part in ("train", "test", "validation")
-            if (source := getattr(client, part))
-        }
-        for key, source in parts.items():
-            if source in asked or source.startswith(("demo:", "hub:")):
+        for key, source in _sources(experiment).items():
+            if source in asked or source in NAMES or source.startswith(("demo:", "hub:")):
                 continue
             asked.add(source)
             if not source_path(source)[0].exists():
                 yield f"{key}: no file or folder {source}, which is asked for with {_called(seed)}"
+
+
+def _sources(experiment: Experiment) -> dict[str, str]:
+    """What a run of the experiment's method reads, by the key that names it."""
+    _, settings = resolve_method(experiment.method)
+    kind = getattr(settings.inner, "frames", "anchor")
+    found = {"anchors": experiment.anchors, "anchor_words": experiment.anchor_words}
+    if experiment.public and settings.asks_public:
+        found["public.source"] = experiment.public.source
+    if kind == "words":
+        found["codes"] = getattr(settings.inner, "codes", None)
+    practises = kind not in frames.OWN
+    parts = [part for part in SOURCES if practises or part != "practice"]
+    found |= {f"{client.name}: {part}": getattr(client, part) for client in experiment.clients for part in parts}
+    return {key: source for key, source in found.items() if source}
 
 
 def _called(seed: int) -> str:
