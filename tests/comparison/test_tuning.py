@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from h2tune.comparison import compare as module
-from h2tune.comparison.cells import TUNING_SEED, Cell
+from h2tune.comparison.cells import TUNING_SEED, Cell, Outcome
 from h2tune.comparison.compare import compare
 
 FILE = """
@@ -50,6 +50,34 @@ def test_a_rate_beyond_the_best_one_goes_on_with_what_is_finished(
 
     compare(file, ["local"], 1, out, jobs=1)  # of the file's own rates: tuned.json would tell of another result
     assert told() == (1.0, None)
+
+
+def test_a_method_without_any_finished_trial_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs are made with the file's own rates, which nobody chose; one that does not suit is not run at all."""
+    file, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    file.write_text(FILE)
+    final = {"metric": 0.5, "nats": 1.0, "validation": 0.5, "validation_nats": 1.0}
+    rounds = [{"round": 1, "bytes_up": 1, "bytes_down": 1}]
+    client = {"final": final, "rounds": rounds, "setup_bytes": {"up": 1, "down": 1}}
+    metrics = {"seconds": 1.0, "clients": {"a": client}}
+
+    def outcome(cell: Cell) -> Outcome:
+        if cell.method == "fedit":
+            return Outcome(cell, reason="does not suit", skipped=True)
+        if cell.method == "h2tune" and cell.tuning:
+            return Outcome(cell, reason="no memory")
+        return Outcome(cell, metrics)
+
+    monkeypatch.setattr(module, "run_grid", lambda file, cells, *more: [outcome(cell) for cell in cells])
+    lines: list[str] = []
+    out.mkdir()
+    methods = ["local", "fedit", "h2tune"]
+    result = compare(file, methods, 1, out, n_train=[20], tune=[3, 10], jobs=1, say=lines.append)
+    assert lines == [
+        "warning: --tune: no trial of h2tune-n20 has a result; runs have the file's own rates (x1)",
+        "rates chosen by validation: local-n20 x3",
+    ]
+    assert [row["rate"] for row in result["tables"][0]["methods"]] == [3, 1]
 
 
 def test_folders_of_cells() -> None:

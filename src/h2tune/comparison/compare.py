@@ -96,9 +96,14 @@ def _tuned(
     file: str | Path, trials: Sequence[Cell], out: Path, jobs: int, say: Callable[[str], None]
 ) -> dict[str, float]:
     """The best multiple of the rates for each method."""
-    rates = best_rates(run_grid(file, trials, out, jobs, say))
+    outcomes = run_grid(file, trials, out, jobs, say)
+    rates = best_rates(outcomes)
     if not rates:
         raise CompareError("--tune: no trial was finished; each one's reason stands above.")
+    # A method that does not suit the federation has no runs either.
+    tried = dict.fromkeys(rate_key(o.cell.method, o.cell.n_train) for o in outcomes if not o.skipped)
+    if untuned := [key for key in tried if key not in rates]:
+        say(f"warning: --tune: no trial of {', '.join(untuned)} has a result; runs have the file's own rates (x1)")
     say("rates chosen by validation: " + ", ".join(f"{m} x{r:g}" for m, r in rates.items()))
     return rates
 
