@@ -22,16 +22,18 @@ COMMON = (
     "privacy",
 )
 MOST = 8  # keys that are named
+_FILE = "(a file)"
 
 
 def agreed(experiment: Experiment, settings: Any) -> dict[str, Any]:
-    """The values by which every client acts, as the server tells them when clients join; plain values.
+    """The values by which every client acts, as the server tells them when clients join; plain values, without paths.
 
     Args:
         settings: of the method, with its defaults.
     """
     plain = experiment.model_dump(mode="json", include=set(COMMON))
-    return plain | {"method": settings.model_dump(mode="json")}
+    told: dict[str, Any] = _without_paths(plain | {"method": settings.model_dump(mode="json")})
+    return told
 
 
 def check_agreed(ours: dict[str, Any], theirs: object) -> None:
@@ -54,6 +56,15 @@ def changed(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [found for a, b in zip(old, new, strict=True) for found in changed(a, b, path)]
     return [] if old == new or (_is_file(old) and _is_file(new)) else [path]
+
+
+def _without_paths(value: Any) -> Any:
+    """Where a file lies on one machine is nobody else's business."""
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    return _FILE if _is_file(value) else value
 
 
 def _is_file(value: Any) -> bool:

@@ -148,3 +148,9 @@ def test_labels_of_minus_one_are_answers_where_some_are_not_or_the_task_knows_th
     assert questions(path, task=own).answered
     with pytest.raises(TaskError, match="every row has the label 'bad'"):
         questions(write(tmp_path / "b.jsonl", rows[:1]), task=own)
+
+
+@pytest.mark.parametrize("rows", [[], [{"source": "data/CoT/college_math.json"}]])
+def test_a_file_without_a_question_is_a_mistake_of_the_file(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(TaskError):
+        questions(write(tmp_path / "a.jsonl", rows), task={"preset": "sst2", "kind": "generate"})

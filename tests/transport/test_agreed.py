@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from fault_scenario import FaultScenario, quick
 
 from h2tune.agreed import COMMON, agreed, check_agreed
+from h2tune.config import PublicQuestions
 from h2tune.errors import ProtocolError
 from h2tune.methods.registry import resolve_method
 
@@ -44,6 +46,20 @@ def test_settings_of_the_method_are_compared_with_their_defaults() -> None:
     check_agreed(ours, same)
     with pytest.raises(ProtocolError, match=r"method\.accept"):
         check_agreed(ours, agreed(experiment, resolve_method({"name": "h2tune", "accept": "always"})[1]))
+
+
+def test_no_path_of_the_servers_machine_is_told(tmp_path: Path) -> None:
+    codes, questions = (str(tmp_path / name) for name in ("codes.safetensors", "questions.jsonl"))
+    public = {"source": questions, "task": "gsm8k"}
+    experiment = quick().model_copy(update={"public": PublicQuestions(**public)})
+    settings = resolve_method({"name": "h2tune", "frames": "words", "codes": codes})[1]
+    told = agreed(experiment, settings)
+    assert str(tmp_path) not in json.dumps(told) and told["public"]["task"] == "gsm8k"
+    other = agreed(
+        experiment.model_copy(update={"public": PublicQuestions(**public | {"source": "demo:fill"})}), settings
+    )
+    with pytest.raises(ProtocolError, match=r"different settings: public\.source"):
+        check_agreed(other, told)
 
 
 def test_what_only_one_version_knows_and_where_files_lie_is_no_difference() -> None:

@@ -1,10 +1,10 @@
 """The figures of a comparison: means, intervals and paired differences, as plain values and as CSV.
 
 Every difference is paired by seed: the runs of two methods with one seed have the same data. All figures are over the seeds
-that all methods have, so a method does not gain by failing with a hard one, and a seed's are over the clients that have a
-result with all of the methods, so it does not gain by losing its weakest client; the table says what is left out. Intervals are Student's t over seeds, 95 %; with one seed there is none. Where local training answers
-under 5 % of a client's test right, exact match is too coarse, and the quantity is nats per answer token (less is better)
-for the whole federation.
+that all methods have, so a method does not gain by failing with a hard one. A seed's are over the clients that have a result
+with all of the methods, so it does not gain by losing its weakest client. The table says what is left out. Intervals are
+Student's t over seeds, 95 %; with one seed there is none. Where local training answers under 5 % of a client's test right,
+exact match is too coarse, and the quantity is nats per answer token (less is better) for the whole federation.
 """
 
 from __future__ import annotations

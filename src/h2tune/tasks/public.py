@@ -150,7 +150,7 @@ def _own_answers(task: Task) -> frozenset[str]:
 
 def _is_hidden(task: Task, rows: Sequence[Row], column: str) -> bool:
     """Whether a column of labels holds -1 throughout, as GLUE's test sets do, and the task knows no such label."""
-    if not task.labels or any(str(row.get(column)) not in ("-1", "-1.0") for row in rows):
+    if not rows or not task.labels or any(str(row.get(column)) not in ("-1", "-1.0") for row in rows):
         return False
     try:
         task.read(rows[0])

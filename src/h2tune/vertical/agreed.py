@@ -30,6 +30,6 @@ def check_settings(config: VerticalConfig, payload: Payload) -> None:
     for text in payload.texts.get(AGREED, []):
         try:
             theirs = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise ProtocolError("the settings of the active party cannot be read") from None
         check_agreed(json.loads(settings(config)[AGREED][0]), theirs)
